@@ -1,0 +1,192 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Anchors, box coder, IoU and non-maximum suppression.
+
+Boxes are xyxy in pixels. GLIP inherits the inclusive convention of early detectors: a box covers the pixels from
+x1 to x2 *including* both, so it is `x2 - x1 + PIXEL` wide. Every width, area and IoU here follows it.
+
+Letters: A locations, K boxes, L levels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.utils import is_torchvision_available
+
+PIXEL = 1.0
+"""What the inclusive convention adds to a difference of coordinates."""
+
+CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Scale of the four regression targets (Faster R-CNN, arXiv 1506.01497)."""
+
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+"""Largest decoded log ratio of a side to its anchor's; keeps `exp` finite."""
+
+NMS_BLOCK = 512
+
+
+def make_anchors(
+    spatial_shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    scale: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """One square anchor a cell, level after level, row-major, never clipped.
+
+    Args:
+        spatial_shapes: (height, width) of each level, in cells.
+        strides: of each level, in pixels.
+        scale: side of an anchor in strides.
+
+    Returns:
+        [A, 4] float32, xyxy in pixels: centre `k * stride + (stride - 1) / 2`, corners `(side - 1) / 2` away.
+    """
+    anchors = []
+    for (height, width), stride in zip(spatial_shapes, strides):
+        middle, half = (stride - PIXEL) / 2, (scale * stride - PIXEL) / 2
+        x = torch.arange(width, device=device, dtype=torch.float32) * stride + middle
+        y = torch.arange(height, device=device, dtype=torch.float32) * stride + middle
+        centres = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).reshape(-1, 2)
+        anchors.append(torch.cat([centres - half, centres + half], dim=-1))
+    return torch.cat(anchors)
+
+
+def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2] + PIXEL
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Regression targets [..., 4] of boxes against anchors, both [..., 4] xyxy pixels; inverse of `decode_boxes`."""
+    centre, size = _centre_form(boxes)
+    anchor_centre, anchor_size = _centre_form(anchors)
+    weights = boxes.new_tensor(CODER_WEIGHTS)
+    return weights * torch.cat([(centre - anchor_centre) / anchor_size, (size / anchor_size).log()], dim=-1)
+
+
+def decode_boxes(regression: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes [..., 4] xyxy pixels that a regression [..., 4] stands for, relative to anchors [A, 4].
+
+    Log ratios of the sides are capped at `MAX_LOG_SCALE`.
+    """
+    anchor_centre, anchor_size = _centre_form(anchors)
+    deltas = regression / regression.new_tensor(CODER_WEIGHTS)
+    centre = deltas[..., :2] * anchor_size + anchor_centre
+    half = (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_size - PIXEL) / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Area in pixels of boxes [..., 4]; inclusive convention, empty boxes count 0."""
+    return (boxes[..., 2:] - boxes[..., :2] + PIXEL).clamp(min=0).prod(-1)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union [K1, K2] of boxes [K1, 4] and [K2, 4]; inclusive convention."""
+    top_left = torch.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
+    bottom_right = torch.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    intersection = (bottom_right - top_left + PIXEL).clamp(min=0).prod(-1)
+    return intersection / (box_area(boxes1)[:, None] + box_area(boxes2) - intersection)
+
+
+def clip_boxes(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Boxes [..., 4] moved inside the picture: x in [0, width - 1], y in [0, height - 1]."""
+    limit_x, limit_y = width - PIXEL, height - PIXEL
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack(
+        [
+            x1.clamp(min=0).clamp(max=limit_x),
+            y1.clamp(min=0).clamp(max=limit_y),
+            x2.clamp(min=0).clamp(max=limit_x),
+            y2.clamp(min=0).clamp(max=limit_y),
+        ],
+        dim=-1,
+    )
+
+
+def _overlapping_pairs(boxes: Tensor, labels: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """Index pairs (first, second), first < second, of same-label boxes whose IoU exceeds the threshold.
+
+    Expects boxes sorted by label, so that a block of rows meets only the columns of its own labels.
+    """
+    ends = torch.searchsorted(labels, labels, right=True)
+    firsts, seconds = [], []
+    for start in range(0, len(boxes), NMS_BLOCK):
+        stop = min(start + NMS_BLOCK, len(boxes))
+        end = int(ends[stop - 1])
+        rows, columns = slice(start, stop), slice(start, end)
+        hit = box_iou(boxes[rows], boxes[columns]) > iou_threshold
+        hit &= labels[rows, None] == labels[None, columns]
+        first, second = hit.triu(1).nonzero(as_tuple=True)
+        firsts.append(first + start)
+        seconds.append(second + start)
+    return torch.cat(firsts), torch.cat(seconds)
+
+
+def nms_torch(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy class-wise NMS without a compiled operator; see `nms`.
+
+    A box is kept if no kept box of higher score overlaps it. The rule is applied to all boxes at once until nothing
+    changes; round k settles every box whose chain of overlaps is at most k long, so the end is the greedy result.
+    """
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    first, second = _overlapping_pairs(boxes[order], labels[order].contiguous(), iou_threshold)
+    keep = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
+    while True:
+        settled = torch.ones_like(keep)
+        settled[second[keep[first]]] = False
+        if torch.equal(settled, keep):
+            break
+        keep = settled
+    kept = order[keep].sort().values  # equal scores stay in the order given
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def nms_torchvision(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """The same through torchvision's operator; see `nms`.
+
+    Classes are moved apart so that they never overlap, in float64: a float32 offset costs up to 0.01 pixel.
+    """
+    if is_torchvision_available():  # custom code may import under such a condition only
+        from torchvision.ops import nms as torchvision_nms
+
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    # Half-open boxes: torchvision then computes the inclusive areas.
+    shifted = boxes.double() + boxes.new_tensor([0, 0, PIXEL, PIXEL])
+    shifted = shifted - shifted.min()
+    shifted = shifted + (labels * (shifted.max() + PIXEL))[:, None]
+    return torchvision_nms(shifted, scores.double(), iou_threshold)
+
+
+def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression within each label.
+
+    Args:
+        boxes: [K, 4] xyxy pixels (areas are inclusive).
+        scores: [K].
+        labels: [K] int64; boxes of different labels never suppress each other.
+        iou_threshold: a box goes when its IoU with a kept box of higher score is *above* this.
+
+    Returns:
+        indices of the kept boxes, int64, by descending score.
+    """
+    if boxes.is_cuda and is_torchvision_available():
+        return nms_torchvision(boxes, scores, labels, iou_threshold)
+    return nms_torch(boxes, scores, labels, iou_threshold)
+
+
+__all__ = [
+    "box_area",
+    "box_iou",
+    "clip_boxes",
+    "decode_boxes",
+    "encode_boxes",
+    "make_anchors",
+    "nms",
+    "nms_torch",
+    "nms_torchvision",
+]

@@ -1,0 +1,312 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Configuration of GLIP: what the model is made of, and presets for the released checkpoints."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import auto_docstring
+
+
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`GlipModel`] and [`GlipForGrounding`] (Grounded Language-Image Pre-training, arXiv 2112.03857).
+    The defaults are those of GLIP-T: Swin-T, BERT-base, six blocks of deep fusion and dynamic head.
+    """
+)
+@strict
+class GlipConfig(PreTrainedConfig):
+    r"""
+    backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+        Vision backbone; Swin-T with output stages 2, 3, 4 by default. Any backbone that `AutoBackbone` builds is
+        accepted as long as it gives exactly three maps, at strides 8, 16 and 32.
+    text_config (`dict` or `PreTrainedConfig`, *optional*):
+        BERT text encoder (no pooler); BERT-base-uncased by default. The text layers of the head use it too.
+    d_model (`int`, *optional*, defaults to 256):
+        Channels of the pyramid, of the visual tokens and of the head.
+    num_blocks (`int`, *optional*, defaults to 6):
+        Blocks of the head, each [fusion -> text layer ->] DyConv; 8 in GLIP-L.
+    use_fusion (`bool`, *optional*, defaults to `True`):
+        Deep fusion of picture and sentence. `False` is GLIP-A: no fusion, no text layers, and the dot product takes
+        the text encoder's output, masked.
+    fusion_hidden_size (`int`, *optional*, defaults to 2048):
+        Inner width of the two-way attention, shared by its heads.
+    fusion_heads (`int`, *optional*, defaults to 8):
+        Heads of the two-way attention.
+    fusion_dropout (`float`, *optional*, defaults to 0.1):
+        Dropout on both attention matrices, in training only.
+    fusion_init_gamma (`float`, *optional*):
+        Initial value of the layer scales after the fusion; 1 / `num_blocks` when not given.
+    clamp_value (`float`, *optional*, defaults to 50000):
+        Attention scores, feed-forward activations of the text layers and logits are clamped to plus or minus this
+        value, which guards half precision.
+    group_norm_groups (`int`, *optional*, defaults to 16):
+        Groups of the GroupNorm after each deformable convolution.
+    group_norm_eps (`float`, *optional*, defaults to 1e-05):
+        Epsilon of that GroupNorm.
+    dynamic_relu_reduction (`int`, *optional*, defaults to 4):
+        Channel reduction inside Dynamic ReLU.
+    anchor_scale (`int`, *optional*, defaults to 8):
+        Side of a level's square anchor, in strides of that level (8, 16, 32, 64, 128).
+    max_text_length (`int`, *optional*, defaults to 256):
+        Longest caption in tokens, [CLS] and [SEP] included.
+    num_class_channels (`int`, *optional*, defaults to 80):
+        Output channels of the classification layer that original checkpoints carry and never use. It is kept, frozen,
+        so that a converted model converts back bit for bit; 0 leaves it out.
+    dropblock_prob (`float`, *optional*, defaults to 0.3):
+        DropBlock on the merged maps of P3 and P4, in training only.
+    dropblock_size (`int`, *optional*, defaults to 3):
+        Side of a dropped square.
+    prior_probability (`float`, *optional*, defaults to 0.01):
+        Probability of a token match that the initial bias of the dot product stands for.
+    atss_top_k (`int`, *optional*, defaults to 9):
+        Anchors a level that ATSS considers for a box.
+    focal_alpha (`float`, *optional*, defaults to 0.25):
+        Weight of the matching tokens in the focal loss.
+    focal_gamma (`float`, *optional*, defaults to 2.0):
+        Exponent of the focal loss.
+    token_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the token loss in the sum.
+    bbox_loss_weight (`float`, *optional*, defaults to 2.0):
+        Weight of the GIoU loss.
+    centerness_loss_weight (`float`, *optional*, defaults to 1.0):
+        Weight of the centerness loss.
+    mlm_loss_weight (`float`, *optional*, defaults to 0.0):
+        Weight of masked language modelling over the caption; 0 leaves its head out, as in all released models. See
+        `auxiliary_losses_glip` for this and the next two.
+    mlm_probability (`float`, *optional*, defaults to 0.15):
+        Share of the tokens that masked language modelling hides.
+    mask_token_id (`int`, *optional*, defaults to 103):
+        The tokenizer's [MASK].
+    soft_token_loss_weight (`float`, *optional*, defaults to 0.0):
+        Weight of the plain token loss, whose head predicts token positions from the picture alone; 0 leaves it out.
+    contrastive_loss_weight (`float`, *optional*, defaults to 0.0):
+        Weight of the contrastive alignment of locations and tokens; 0 leaves its head out.
+    contrastive_hidden_size (`int`, *optional*, defaults to 64):
+        Width of the space in which they are aligned.
+    prompt_table_length (`int`, *optional*, defaults to 0):
+        Rows of the learned table that prompt tuning adds to the text, row t to token t; 0 for none, 1000 in the
+        original. See `prompt_table_glip`.
+
+    Examples:
+
+    ```python
+    >>> from glip_hf import GlipConfig, GlipForGrounding
+
+    >>> config = GlipConfig.from_preset("glip_tiny_model_o365_goldg")
+    >>> model = GlipForGrounding(config)  # random weights
+    ```"""
+
+    model_type = "glip"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="swin",
+            init_kwargs={"out_indices": [2, 3, 4], "drop_path_rate": 0.2},
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+    }
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "fusion_heads",
+        "num_hidden_layers": "num_blocks",
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    d_model: int = 256
+    num_blocks: int = 6
+    use_fusion: bool = True
+    fusion_hidden_size: int = 2048
+    fusion_heads: int = 8
+    fusion_dropout: float | int = 0.1
+    fusion_init_gamma: float | int | None = None
+    clamp_value: float | int = 50000
+    group_norm_groups: int = 16
+    group_norm_eps: float = 1e-5
+    dynamic_relu_reduction: int = 4
+    anchor_scale: int = 8
+    max_text_length: int = 256
+    num_class_channels: int = 80
+    dropblock_prob: float | int = 0.3
+    dropblock_size: int = 3
+    prior_probability: float = 0.01
+    atss_top_k: int = 9
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    token_loss_weight: float | int = 1.0
+    bbox_loss_weight: float | int = 2.0
+    centerness_loss_weight: float | int = 1.0
+    mlm_loss_weight: float | int = 0.0
+    mlm_probability: float | int = 0.15
+    mask_token_id: int = 103
+    soft_token_loss_weight: float | int = 0.0
+    contrastive_loss_weight: float | int = 0.0
+    contrastive_hidden_size: int = 64
+    prompt_table_length: int = 0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def validate_architecture(self) -> None:
+        """Refuse contradictory values; called by `@strict` at construction.
+
+        Raises:
+            ValueError: naming the field, its value and what to change.
+        """
+        for name in (
+            "d_model",
+            "num_blocks",
+            "fusion_hidden_size",
+            "fusion_heads",
+            "group_norm_groups",
+            "dynamic_relu_reduction",
+            "anchor_scale",
+            "atss_top_k",
+            "contrastive_hidden_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in (
+            "num_class_channels",
+            "dropblock_prob",
+            "fusion_dropout",
+            "mlm_loss_weight",
+            "mlm_probability",
+            "soft_token_loss_weight",
+            "contrastive_loss_weight",
+            "prompt_table_length",
+            "focal_alpha",
+            "focal_gamma",
+            "token_loss_weight",
+            "bbox_loss_weight",
+            "centerness_loss_weight",
+            "initializer_range",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        for name in ("dropblock_prob", "fusion_dropout", "mlm_probability"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be below 1: it is a probability.")
+        for name in ("clamp_value", "group_norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        if self.focal_alpha > 1:
+            raise ValueError(
+                f"focal_alpha={self.focal_alpha} must not exceed 1: the other tokens weigh 1 - focal_alpha."
+            )
+        if not 0 < self.prior_probability < 1:
+            raise ValueError(f"prior_probability={self.prior_probability} must lie strictly between 0 and 1.")
+        for name, divisor in (
+            ("d_model", "group_norm_groups"),
+            ("d_model", "dynamic_relu_reduction"),
+            ("fusion_hidden_size", "fusion_heads"),
+        ):
+            if getattr(self, name) % getattr(self, divisor):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not divisible by "
+                    f"{divisor}={getattr(self, divisor)}: change one of them."
+                )
+        if self.dropblock_size < 1 or self.dropblock_size % 2 == 0:
+            raise ValueError(
+                f"dropblock_size={self.dropblock_size} must be odd and positive: a dropped square "
+                "is centred on its seed."
+            )
+        self._validate_backbone()
+        self._validate_text()
+
+    def _validate_backbone(self) -> None:
+        backbone = self.backbone_config
+        stages = getattr(backbone, "out_features", None)
+        if stages is None:
+            raise ValueError(
+                f"backbone_config of type {getattr(backbone, 'model_type', type(backbone))!r} has no "
+                "out_features: choose a type that AutoBackbone supports."
+            )
+        if len(stages) != 3:
+            raise ValueError(
+                f"backbone_config gives {len(stages)} feature maps ({stages}), GLIP needs exactly three, at "
+                "strides 8, 16 and 32: set its out_indices (Swin: out_indices=[2, 3, 4])."
+            )
+        if backbone.model_type == "swin" and list(stages) != ["stage2", "stage3", "stage4"]:
+            raise ValueError(
+                f"backbone_config.out_features={stages}: with Swin these stages do not have strides 8, 16 "
+                "and 32. Set out_indices=[2, 3, 4]."
+            )
+        if backbone.model_type == "swin" and backbone.use_absolute_embeddings:
+            raise ValueError(
+                "backbone_config.use_absolute_embeddings=True ties the backbone to one picture size: set it to False."
+            )
+        if backbone.model_type == "swin" and backbone.patch_size not in (4, [4, 4], (4, 4)):
+            raise ValueError(
+                f"backbone_config.patch_size={backbone.patch_size}: strides 8, 16 and 32 need patch_size=4."
+            )
+
+    def _validate_text(self) -> None:
+        text = self.text_config
+        if text.model_type != "bert":
+            raise ValueError(f"text_config.model_type={text.model_type!r}: GLIP's text side is BERT; use a BertConfig.")
+        if text.is_decoder or text.add_cross_attention:
+            raise ValueError(
+                "text_config must describe an encoder: set is_decoder=False and add_cross_attention=False."
+            )
+        if not 3 <= self.max_text_length <= text.max_position_embeddings:
+            raise ValueError(
+                f"max_text_length={self.max_text_length} must lie between 3 ([CLS], one token, [SEP]) and "
+                f"text_config.max_position_embeddings={text.max_position_embeddings}."
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "GlipConfig":
+        """Configuration of a released checkpoint, by its file's stem.
+
+        Args:
+            name: a key of `PRESETS`, e.g. `"glip_tiny_model_o365_goldg"`.
+            overrides: fields to change.
+
+        Raises:
+            ValueError: for an unknown name; lists the known ones.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+"""Stride in pixels of P3 to P7: three maps from the backbone, two halved from them."""
+
+_SWIN_T = {
+    "model_type": "swin",
+    "embed_dim": 96,
+    "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "drop_path_rate": 0.2,
+    "out_indices": [2, 3, 4],
+}
+_SWIN_L = {
+    "model_type": "swin",
+    "embed_dim": 192,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [6, 12, 24, 48],
+    "window_size": 12,
+    "drop_path_rate": 0.4,
+    "out_indices": [2, 3, 4],
+}
+_TINY_A: dict[str, Any] = {"backbone_config": _SWIN_T, "use_fusion": False}
+_TINY: dict[str, Any] = {"backbone_config": _SWIN_T}
+_LARGE: dict[str, Any] = {"backbone_config": _SWIN_L, "num_blocks": 8}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "glip_a_tiny_o365": _TINY_A,
+    "glip_tiny_model_o365": _TINY,
+    "glip_tiny_model_o365_goldg": _TINY,
+    "glip_tiny_model_o365_goldg_cc_sbu": _TINY,
+    "glip_tiny_model_o365_goldg_lvisbest": _TINY,
+    "glip_tiny_model_o365_goldg_cc_sbu_lvisbest": _TINY,
+    "glip_large_model": _LARGE,
+    "glip_large_model_lvisbest": _LARGE,
+}
+"""Fields of each released checkpoint; the architecture is the same wherever only the data differ."""
+
+__all__ = ["PRESETS", "PYRAMID_STRIDES", "GlipConfig"]

@@ -1,0 +1,195 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Target assignment and losses of GLIP: pure functions, normalisers passed in.
+
+ATSS (arXiv 1912.02424) gives every location a box or none; the token loss is a sigmoid focal loss (arXiv 1708.02002) on
+the dot products, boxes are trained with GIoU (arXiv 1902.09630), weighted by centerness (FCOS, arXiv 1904.01355).
+
+Letters: B pictures, A locations, K boxes of a picture, P positive locations, T text tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .boxes_glip import box_iou, decode_boxes, encode_boxes
+
+INSIDE = 0.01
+"""Pixels by which an anchor's centre must lie inside a box."""
+
+GIOU_EPS = 1e-7
+
+
+def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: int = 9) -> Tensor:
+    """The box each location is responsible for.
+
+    A box's candidates are the `top_k` nearest anchor centres of every level (all of a smaller level); positive are
+    those whose IoU reaches the mean plus the standard deviation (unbiased) of the candidates' and whose centre lies
+    inside the box. An anchor claimed by several boxes goes to the one of highest IoU.
+
+    Args:
+        anchors: [A, 4] xyxy pixels; level_sizes: anchors of each level.
+        boxes: [K, 4] xyxy pixels, K may be 0.
+
+    Returns:
+        [A] int64, index of the box or -1.
+    """
+    num_anchors = len(anchors)
+    if len(boxes) == 0:
+        return torch.full((num_anchors,), -1, dtype=torch.int64, device=anchors.device)
+    ious = box_iou(anchors, boxes)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    box_centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    distances = (centres[:, None] - box_centres).square().sum(-1).sqrt()
+    candidates, start = [], 0
+    for size in level_sizes:
+        nearest = distances[start : start + size].topk(min(top_k, size), dim=0, largest=False).indices
+        candidates.append(nearest + start)
+        start += size
+    candidates = torch.cat(candidates)  # [candidates, K]
+    candidate_ious = ious.gather(0, candidates)
+    threshold = candidate_ious.mean(0) + candidate_ious.std(0)
+    candidate_centres = centres[candidates]
+    margin = torch.cat([candidate_centres - boxes[:, :2], boxes[:, 2:] - candidate_centres], dim=-1).amin(-1)
+    positive = (candidate_ious >= threshold) & (margin > INSIDE)
+    claimed = torch.full_like(ious, -1).scatter_(0, candidates, candidate_ious.masked_fill(~positive, -1))
+    best, owner = claimed.max(1)
+    return owner.masked_fill(best < 0, -1)
+
+
+def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """[P] in 0..1: how central the anchors' centres lie in their boxes, both [P, 4] xyxy pixels."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    sides = torch.stack([centres - boxes[:, :2], boxes[:, 2:] - centres], dim=-1)  # [P, (x, y), 2]
+    return (sides.amin(-1) / sides.amax(-1)).prod(-1).sqrt()
+
+
+def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - GIoU, [P], of boxes [P, 4] xyxy; exclusive areas, a negative predicted side counts as 0."""
+    top_left, bottom_right = predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])
+    inter = torch.minimum(bottom_right, target[:, 2:]) - torch.maximum(top_left, target[:, :2])
+    inter = inter.clamp(min=0).prod(-1)
+    union = (bottom_right - top_left).prod(-1) + (target[:, 2:] - target[:, :2]).prod(-1) - inter + GIOU_EPS
+    hull = torch.maximum(bottom_right, target[:, 2:]) - torch.minimum(top_left, target[:, :2])
+    hull = hull.prod(-1) + GIOU_EPS
+    return 1 - (inter / union - (hull - union) / hull)
+
+
+def token_focal_loss(logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sum of the focal loss over logits [B, A, T] at real tokens, mask [B, T] bool; targets 0 or 1."""
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probability = logits.sigmoid()
+    wrong = probability * (1 - targets) + (1 - probability) * targets
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    return (balance * wrong.pow(gamma) * cross_entropy * mask[:, None]).sum()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes of `torch.distributed`; itself where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
+
+
+def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
+    """Refuse labels that do not fit the batch.
+
+    Raises:
+        ValueError: naming the picture and what is wrong.
+    """
+    if len(labels) != num_pairs:
+        raise ValueError(f"labels has {len(labels)} entries for {num_pairs} (picture, caption) pairs.")
+    for index, label in enumerate(labels):
+        for key in ("boxes", "positive_map"):
+            if key not in label:
+                raise ValueError(f"labels[{index}] has no {key!r}, only {sorted(label)}.")
+        boxes, positive_map = label["boxes"], label["positive_map"]
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"labels[{index}]['boxes'] has shape {tuple(boxes.shape)}, not [K, 4].")
+        if tuple(positive_map.shape) != (len(boxes), num_tokens):
+            raise ValueError(
+                f"labels[{index}]['positive_map'] has shape {tuple(positive_map.shape)}, not "
+                f"({len(boxes)}, {num_tokens}): one row a box, one column a token of the batch's captions."
+            )
+        if not bool(torch.isfinite(boxes).all()):
+            raise ValueError(f"labels[{index}]['boxes'] holds NaN or infinity.")
+
+
+def grounding_loss(
+    logits: Tensor,
+    bbox_regression: Tensor,
+    centerness_logits: Tensor,
+    anchors: Tensor,
+    level_sizes: list[int],
+    text_mask: Tensor,
+    labels: list[dict[str, Tensor]],
+    config: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss (section 8 of GLIP's specification).
+
+    Args:
+        logits: [B, A, T]; bbox_regression: [B, A, 4]; centerness_logits: [B, A].
+        anchors: [A, 4] xyxy pixels; level_sizes: anchors of each level.
+        text_mask: [B, T], 1 at real tokens.
+        labels: one dict a picture: `boxes` [K, 4] xyxy in pixels of the network's input, `positive_map` [K, T] whose
+            non-zero entries are the tokens of a box. K may be 0; a row may be all zero (a box without a phrase).
+        config: a `GlipConfig`, for the weights.
+
+    Returns:
+        the weighted sum, and its terms `loss_token`, `loss_bbox`, `loss_centerness`. All are finite whatever the
+        labels, and differentiable even without a positive location, so no rank of a distributed run falls behind.
+
+    Raises:
+        ValueError: for labels that do not fit the batch.
+    """
+    check_labels(labels, *logits.shape[::2])
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, centerness_logits = logits.float(), centerness_logits.float()
+        bbox_regression = bbox_regression.float()
+        targets = torch.zeros_like(logits)
+        if logits.shape[-1] == config.max_text_length:
+            # "No object" is the last token of a full caption; in any shorter one that column is padding.
+            targets[..., -1] = 1
+        rows, boxes = [], []
+        for index, label in enumerate(labels):
+            owner = assign_atss(anchors, level_sizes, label["boxes"].float(), config.atss_top_k)
+            positive = (owner >= 0).nonzero().squeeze(1)
+            owner = owner[positive]
+            targets[index, positive] = (label["positive_map"][owner] != 0).to(targets.dtype)
+            rows.append(positive + index * len(anchors))
+            boxes.append(label["boxes"].float()[owner])
+        rows, boxes = torch.cat(rows), torch.cat(boxes)
+
+        num_positive = mean_over_processes(logits.new_tensor(float(len(rows)))).clamp(min=1)
+        loss_token = token_focal_loss(logits, targets, text_mask.bool(), config.focal_alpha, config.focal_gamma)
+        own_anchors = anchors[rows % len(anchors)]
+        # Through the coder and back: its cap on large boxes holds for targets too.
+        boxes = decode_boxes(encode_boxes(boxes, own_anchors), own_anchors)
+        centerness = centerness_targets(boxes, own_anchors)
+        sum_centerness = mean_over_processes(centerness.sum())
+        # Every rank takes part in both reductions above, also one without a box.
+        if len(rows):
+            predicted = decode_boxes(bbox_regression.flatten(0, 1)[rows], own_anchors)
+            loss_bbox = (giou_loss(predicted, boxes) * centerness).sum() / sum_centerness
+            loss_centerness = nn.functional.binary_cross_entropy_with_logits(
+                centerness_logits.flatten()[rows], centerness, reduction="sum"
+            )
+        else:
+            loss_bbox, loss_centerness = 0 * bbox_regression.sum(), 0 * centerness_logits.sum()
+        losses = {
+            "loss_token": config.token_loss_weight * loss_token / num_positive,
+            "loss_bbox": config.bbox_loss_weight * loss_bbox,
+            "loss_centerness": config.centerness_loss_weight * loss_centerness / num_positive,
+        }
+    return sum(losses.values()), losses
+
+
+__all__ = [
+    "assign_atss",
+    "centerness_targets",
+    "giou_loss",
+    "grounding_loss",
+    "token_focal_loss",
+]

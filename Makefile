@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv; a second run starts at once. Choose the interpreter with PYTHON=python3.12.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT := out/demo
+
+.PHONY: demo test slow lint format clean
+
+demo: $(READY)
+	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first and alone: its exact version may lie on disk as a CPU build, a range would fetch a larger one.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache

@@ -1,0 +1,90 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The README.md of a converted model: what it is, where it is from, what was published of it."""
+
+from huggingface_hub import ModelCard
+
+from .. import hub_glip
+from .record import ConversionRecord
+from .variants import FAMILIES
+
+# Zero-shot numbers of arXiv 2112.03857 and its release notes: COCO val2017 AP, LVIS minival APr
+# (two entries: the checkpoint itself / the one picked for LVIS), ODinW-13 mean AP.
+PUBLISHED: dict[str, dict[str, str]] = {
+    "glip_a_tiny_o365": {"COCO AP": "42.9", "ODinW-13 AP": "28.7"},
+    "glip_tiny_model_o365": {"COCO AP": "44.9", "LVIS minival APr": "13.5", "ODinW-13 AP": "33.2"},
+    "glip_tiny_model_o365_goldg": {
+        "COCO AP": "46.7",
+        "LVIS minival APr": "14.3 / 17.7",
+        "ODinW-13 AP": "44.4",
+    },
+    "glip_tiny_model_o365_goldg_cc_sbu": {
+        "COCO AP": "46.6",
+        "LVIS minival APr": "17.6 / 20.1",
+        "ODinW-13 AP": "42.7",
+    },
+    "glip_large_model": {
+        "COCO AP": "51.4",
+        "LVIS minival APr": "29.3 / 30.1",
+        "ODinW-13 AP": "51.2",
+    },
+}
+_COLUMNS = ("COCO AP", "LVIS minival APr", "ODinW-13 AP")
+
+
+def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
+    """The model card of a converted checkpoint, as text with metadata.
+
+    Args:
+        record: provenance.
+        name: title, usually the directory's or repository's name.
+    """
+    source = f"weights `{record.wrapping}`" if record.wrapping else "bare state dict"
+    tools = ", ".join(f"{tool} {version}" for tool, version in record.tools.items())
+    buffers = (
+        f"\n\n{len(record.altered_buffers)} index buffers of this moving average had drifted from "
+        "their true values. The model computes with the true ones; the stored ones are kept for conversion back."
+        if record.altered_buffers
+        else ""
+    )
+    provenance = f"""\
+| | |
+|---|---|
+| source file | `{record.source_name}` ({record.source_bytes:,} bytes) |
+| SHA-256 of the source | `{record.source_sha256}` |
+| taken from it | {source}, {record.dtype} |
+| converted | {record.converted_at} with {tools} |
+| licence | MIT; GLIP is by Microsoft (MIT) |
+
+No number was changed: `convert_hf_to_glip.py` restores every tensor of the source bit for
+bit.{buffers}"""
+    return hub_glip.build_model_card(
+        name,
+        architecture=record.family or "an own size, see config.json",
+        sections=[
+            ("Where the weights come from", provenance),
+            ("Published numbers", _published(record)),
+        ],
+    )
+
+
+def _published(record: ConversionRecord) -> str:
+    names = [name for name in FAMILIES.get(record.family or "", ()) if name in PUBLISHED]
+    if not names:
+        return "None: this is not a size that was released."
+    stem = record.source_name.removesuffix(".pth")
+    stated = (
+        f"The file is named like `{stem}`; a name proves nothing, compare the SHA-256."
+        if stem in names
+        else "Which of them this file is, if any, its weights do not tell."
+    )
+    rows = [
+        f"| {name} | " + " | ".join(PUBLISHED[name].get(column, "-") for column in _COLUMNS) + " |" for name in names
+    ]
+    return (
+        "*Published* zero-shot results of the released checkpoints of this architecture, from the "
+        f"paper and its release notes; they were not measured on this conversion. {stated}\n\n"
+        f"| checkpoint | {' | '.join(_COLUMNS)} |\n|---|{'---|' * len(_COLUMNS)}\n" + "\n".join(rows)
+    )
+
+
+__all__ = ["PUBLISHED", "build_model_card"]

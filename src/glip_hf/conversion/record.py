@@ -1,0 +1,109 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`conversion.json`: what a converted directory remembers, to convert back bit for bit."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .weight_map import standard_order
+
+RECORD_NAME = "conversion.json"
+BUFFERS_NAME = "original_buffers.safetensors"
+"""Index buffers stored with other than their true values (moving averages only)."""
+VERSION = 1
+
+
+class RecordError(ValueError):
+    """The conversion record is damaged or was written by a newer version."""
+
+
+@dataclass(frozen=True)
+class ConversionRecord:
+    """Where a converted model came from.
+
+    Attributes:
+        source_name, source_sha256, source_bytes: the file.
+        wrapping: key of the dict around the weights ("model", "state_dict", "model_ema"), None if
+            bare.
+        prefix: "module." or "".
+        dtype: of most tensors, e.g. "float32"; `dtypes`: original key -> dtype of the others.
+        keys: original keys in the file's order; None if that is the standard order.
+        absent_buffers: index buffers that the standard layout has and the file had not.
+        altered_buffers: index buffers that are kept in `BUFFERS_NAME`.
+        family: released architecture it was recognised as, or None.
+        converted_at: date (UTC), `tools`: versions.
+    """
+
+    source_name: str
+    source_sha256: str
+    source_bytes: int
+    wrapping: str | None
+    prefix: str
+    dtype: str
+    dtypes: dict[str, str] = field(default_factory=dict)
+    keys: list[str] | None = None
+    absent_buffers: list[str] = field(default_factory=list)
+    altered_buffers: list[str] = field(default_factory=list)
+    family: str | None = None
+    converted_at: str = ""
+    tools: dict[str, str] = field(default_factory=dict)
+
+    def save(self, directory: Path) -> None:
+        content = {"version": VERSION, **asdict(self)}
+        (directory / RECORD_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> "ConversionRecord | None":
+        """The record in a directory, None if there is none.
+
+        Raises:
+            RecordError: if it cannot be understood.
+        """
+        path = directory / RECORD_NAME
+        if not path.is_file():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("version")
+            if version != VERSION:
+                raise RecordError(f"{path} has version {version}, this glip_hf knows {VERSION}: update it.")
+            return cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, RecordError):
+                raise
+            raise RecordError(f"{path} is damaged ({error}); delete it to get the standard layout.") from error
+
+
+def describe_layout(tensors: Mapping[str, Tensor], standard: Sequence[str]) -> dict[str, Any]:
+    """The fields dtype, dtypes, keys and absent_buffers of a record.
+
+    Args:
+        tensors: the original state dict without prefix.
+        standard: keys of the standard layout of this architecture (see
+            `variants.expected_tensors`).
+    """
+    names = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
+    usual = {key: name for key, name in names.items() if tensors[key].is_floating_point()}
+    dtype = Counter(usual.values()).most_common(1)[0][0]
+    # Index buffers are int64 and anchors float32 unless said otherwise.
+    dtypes = {key: name for key, name in names.items() if name != _default_dtype(key, dtype)}
+    return {
+        "dtype": dtype,
+        "dtypes": dtypes,
+        "keys": None if list(tensors) == standard_order(tensors) else list(tensors),
+        "absent_buffers": [key for key in standard if key not in tensors],
+    }
+
+
+def _default_dtype(key: str, dtype: str) -> str:
+    if key.endswith(("relative_position_index", "position_ids")):
+        return "int64"
+    return "float32" if ".cell_anchors." in key else dtype
+
+
+__all__ = ["BUFFERS_NAME", "RECORD_NAME", "ConversionRecord", "RecordError", "describe_layout"]

@@ -1,0 +1,132 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""From a model directory back to a checkpoint that the original code loads."""
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..configuration_glip import GlipConfig
+from .convert import ConversionError
+from .record import BUFFERS_NAME, RECORD_NAME, ConversionRecord
+from .weight_map import is_buffer, to_original
+
+WRAPPING_CHOICES = ("recorded", "plain", "model", "model-module")
+
+
+def restore_checkpoint(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    wrapping: str = "recorded",
+    force: bool = False,
+) -> Path:
+    """Writes a converted (or trained) model back as a `.pth` with original keys.
+
+    With the `conversion.json` of its conversion beside the weights, tensors, dtypes, keys, their
+    order, buffers and wrapping are those of the source. Without it (a model saved after training)
+    the standard layout is written. What lay beside the weights in the source (optimizer, scheduler)
+    is not restored.
+
+    Args:
+        source: model directory or Hub id.
+        output: the file to write.
+        wrapping: "recorded", or "plain" (bare state dict), "model" ({"model": ...}), "model-module"
+            (and the prefix of multi-GPU training).
+        force: overwrite `output`.
+
+    Raises:
+        ConversionError: if `output` exists, or `source` is no GLIP model.
+        WeightMapError: with the list of tensors that have no place in the original layout.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise ConversionError(f"{output} is a directory: give the name of the .pth file to write.")
+    if output.exists() and not force:
+        raise ConversionError(f"{output} exists: choose another name, or overwrite it with --force.")
+    tensors, record = restored_tensors(source)
+    key, prefix = {
+        "recorded": (record.wrapping, record.prefix) if record else ("model", ""),
+        "plain": (None, ""),
+        "model": ("model", ""),
+        "model-module": ("model", "module."),
+    }[wrapping]
+    state_dict = {prefix + name: tensor for name, tensor in tensors.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        torch.save(state_dict if key is None else {key: state_dict}, partial)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return output
+
+
+def model_directory(source: str | os.PathLike[str]) -> Path:
+    """The directory of a model: `source` itself, or the download of a Hub id.
+
+    Raises:
+        ConversionError: if it is neither.
+    """
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise ConversionError(f"{source} is a file: give the directory that holds config.json.")
+    try:
+        return Path(snapshot_download(os.fspath(source), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # a bad name, no network, no such repository: all mean the same here
+        raise ConversionError(
+            f"There is no directory {source}, and as a Hub id it cannot be fetched ({type(error).__name__}: "
+            f"{str(error).strip()[:200]})."
+        ) from error
+
+
+def restored_tensors(
+    source: str | os.PathLike[str],
+) -> tuple[dict[str, Tensor], ConversionRecord | None]:
+    """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
+    from ..modeling_glip import GlipForGrounding
+
+    directory = model_directory(source)
+    if not (directory / "config.json").is_file():
+        raise ConversionError(f"{directory} has no config.json: it is no model directory.")
+    config = GlipConfig.from_pretrained(directory)
+    if config.model_type != "glip":
+        raise ConversionError(f"{directory} holds a model of type {config.model_type!r}, not 'glip'.")
+    # Through the model class, which also reads files with the older names of Swin's parameters.
+    model, info = GlipForGrounding.from_pretrained(directory, dtype="auto", output_loading_info=True)
+    gaps = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}
+    if gaps:
+        raise ConversionError(f"{directory} is incomplete or has foreign tensors: {gaps}")
+    restored = to_original(model.state_dict(), config.anchor_scale)
+    record = ConversionRecord.load(directory)
+    return (restored, None) if record is None else (_as_recorded(restored, record, directory), record)
+
+
+def _as_recorded(restored: dict[str, Tensor], record: ConversionRecord, directory: Path) -> dict[str, Tensor]:
+    """Dtypes, buffers and order as the source had them."""
+    if record.altered_buffers:
+        restored |= load_file(directory / BUFFERS_NAME)
+    for key in record.absent_buffers:
+        restored.pop(key, None)
+    usual = getattr(torch, record.dtype)
+    for key, tensor in restored.items():
+        if key in record.dtypes:
+            restored[key] = tensor.to(getattr(torch, record.dtypes[key]))
+        elif not is_buffer(key):
+            restored[key] = tensor.to(usual)
+    keys = record.keys or list(restored)
+    if set(keys) != set(restored):
+        odd = sorted(set(keys) ^ set(restored))
+        raise ConversionError(
+            f"{directory / RECORD_NAME} speaks of other tensors than the weights beside it ({', '.join(odd[:10])}): "
+            "delete it to get the standard layout."
+        )
+    return {key: restored[key] for key in keys}
+
+
+__all__ = ["WRAPPING_CHOICES", "model_directory", "restore_checkpoint", "restored_tensors"]

@@ -1,0 +1,338 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Which GLIP a checkpoint is: told by keys and shapes, and a config where they cannot tell."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..configuration_glip import PRESETS, GlipConfig
+from .weight_map import is_buffer, is_fused, to_original
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "GLIP-A (tiny, no fusion)": ("glip_a_tiny_o365",),
+    "GLIP-T": tuple(name for name in PRESETS if name.startswith("glip_tiny_model")),
+    "GLIP-L": tuple(name for name in PRESETS if name.startswith("glip_large_model")),
+}
+"""Released architectures and their checkpoints; the first is the preset that is used."""
+
+UNKNOWABLE = ("text_config.num_attention_heads", "fusion_heads")
+"""What no shape tells: how a width is shared out among heads."""
+
+
+class VariantError(ValueError):
+    """The architecture cannot be told, or the given config contradicts the tensors."""
+
+
+def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Every field of `GlipConfig` that the shapes of an original checkpoint determine.
+
+    Sub-configs appear as nested dicts. Anchors, being stored values, give `anchor_scale`.
+
+    Raises:
+        VariantError: if a tensor that every GLIP has is missing; names it.
+    """
+
+    def shape(key: str) -> tuple[int, ...]:
+        if key not in tensors:
+            raise VariantError(f"This is no GLIP checkpoint: it has no tensor {key}. {_sample(tensors)}")
+        return tuple(tensors[key].shape)
+
+    def count(template: str) -> int:
+        number = 0
+        while template.format(number) in tensors:
+            number += 1
+        return number
+
+    swin, bert, head = "backbone.body", "language_backbone.body.model", "rpn.head"
+    fused = is_fused(tensors)
+    patches = shape(f"{swin}.patch_embed.proj.weight")
+    block = f"{swin}.layers.{{}}.blocks.{{}}"
+    stages = count(f"{swin}.layers.{{}}.blocks.0.norm1.weight")
+    tables = [shape(f"{block.format(stage, 0)}.attn.relative_position_bias_table") for stage in range(stages)]
+    if not tables:
+        raise VariantError(f"This is no GLIP checkpoint: it has no Swin block. {_sample(tensors)}")
+    words = shape(f"{bert}.embeddings.word_embeddings.weight")
+    mlp = shape(f"{block.format(0, 0)}.mlp.fc1.weight")
+    slots, dyconv = (3, 2) if fused else (1, 0)
+    blocks = 0
+    while f"{head}.dyhead_tower.{slots * blocks + dyconv}.offset.weight" in tensors:
+        blocks += 1
+    channels = shape("backbone.fpn.fpn_inner2.weight")[0]
+    relu = shape(f"{head}.dyhead_tower.{dyconv}.relu.fc.0.weight")
+    logits = f"{head}.cls_logits.weight"
+    prompts = "rpn.tunable_linear.weight"
+    fields: dict[str, Any] = {
+        "backbone_config": {
+            "model_type": "swin",
+            "embed_dim": patches[0],
+            "num_channels": patches[1],
+            "patch_size": patches[2],
+            "depths": [count(f"{swin}.layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(stages)],
+            "num_heads": [table[1] for table in tables],
+            "window_size": (round(tables[0][0] ** 0.5) + 1) // 2,
+            "mlp_ratio": mlp[0] / mlp[1],
+            "qkv_bias": f"{block.format(0, 0)}.attn.qkv.bias" in tensors,
+        },
+        "text_config": {
+            "model_type": "bert",
+            "vocab_size": words[0],
+            "hidden_size": words[1],
+            "num_hidden_layers": count(f"{bert}.encoder.layer.{{}}.output.dense.weight"),
+            "intermediate_size": shape(f"{bert}.encoder.layer.0.intermediate.dense.weight")[0],
+            "max_position_embeddings": shape(f"{bert}.embeddings.position_embeddings.weight")[0],
+            "type_vocab_size": shape(f"{bert}.embeddings.token_type_embeddings.weight")[0],
+        },
+        "d_model": channels,
+        "num_blocks": blocks,
+        "use_fusion": fused,
+        "dynamic_relu_reduction": channels // max(relu[0], 1),
+        "num_class_channels": shape(logits)[0] if logits in tensors else 0,
+        "prompt_table_length": shape(prompts)[0] if prompts in tensors else 0,
+    }
+    if fused:
+        fields["fusion_hidden_size"] = shape(f"{head}.dyhead_tower.0.b_attn.attn.v_proj.weight")[0]
+    anchor = tensors.get("rpn.anchor_generator.cell_anchors.0")
+    if anchor is not None and anchor.device.type != "meta" and anchor.numel() == 4:
+        low, _, high, _ = anchor.flatten().tolist()
+        fields["anchor_scale"] = round((high - low + 1) / 8)
+    return fields
+
+
+def _sample(tensors: Mapping[str, Tensor]) -> str:
+    names = list(tensors)
+    return f"It has {len(names)} tensors, from {names[0]} to {names[-1]}." if names else "It has no tensors."
+
+
+def _differences(fields: Mapping[str, Any], config: GlipConfig) -> list[str]:
+    """Fields of `config` that contradict what the shapes tell, a line for each."""
+    found = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            section = getattr(config, name)
+            pairs = [(f"{name}.{key}", item, getattr(section, key, None)) for key, item in value.items()]
+        else:
+            pairs = [(name, value, getattr(config, name))]
+        for path, told, given in pairs:
+            same = list(told) == list(given) if isinstance(told, list) and given is not None else told == given
+            if not same and not (path.endswith("patch_size") and isinstance(given, list | tuple)):
+                found.append(f"{path}: the tensors say {told}, the config says {given}")
+    return found
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> str | None:
+    """The released architecture (a key of `FAMILIES`) these tensors have, or None."""
+    fields = infer_fields(tensors)
+    for family in FAMILIES:
+        if not _differences(fields, _preset(family, fields)):
+            return family
+    return None
+
+
+def _preset(family: str, fields: Mapping[str, Any]) -> GlipConfig:
+    """The family's config; a file may lack the unused classification layer, or have a prompt table."""
+    own = {name: fields[name] for name in ("num_class_channels", "prompt_table_length")}
+    return GlipConfig.from_preset(FAMILIES[family][0], **own)
+
+
+def build_config(
+    tensors: Mapping[str, Tensor], config: str | os.PathLike[str] | GlipConfig | None = None
+) -> tuple[GlipConfig, str | None]:
+    """The configuration of a checkpoint, and its family (a key of `FAMILIES`, None for other
+    sizes).
+
+    Args:
+        tensors: the original state dict without `module.` prefix. Only shapes are used (and one
+            anchor).
+        config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one (or a
+            directory with a config.json), or a JSON file of architectures as
+            `architecture_to_config` reads them, either one entry, a file of several (the one that
+            fits is taken) or "FILE:NAME".
+
+    Raises:
+        VariantError: if a config is needed and was not given, cannot be read, or contradicts the
+            tensors.
+    """
+    family = recognise(tensors)
+    if config is None:
+        if family is None:
+            told = json.dumps(infer_fields(tensors))
+            raise VariantError(
+                f"This is none of the released sizes, and shapes do not tell {' and '.join(UNKNOWABLE)}: give a "
+                f"config (--config FILE). The shapes tell: {told}"
+            )
+        chosen = _preset(family, infer_fields(tensors))
+    else:
+        chosen = config if isinstance(config, GlipConfig) else load_config(config, tensors)
+        differences = _differences(infer_fields(tensors), chosen)
+        if differences:
+            culprits = "\n  ".join(mismatches(tensors, chosen)[:20])
+            raise VariantError(
+                "The config contradicts the checkpoint.\n  "
+                + "\n  ".join(differences)
+                + (f"\nTensors concerned:\n  {culprits}" if culprits else "")
+            )
+    problems = mismatches(tensors, chosen)
+    if problems:
+        raise VariantError("The checkpoint does not fit its config:\n  " + "\n  ".join(problems[:40]))
+    return chosen, family
+
+
+def expected_tensors(config: GlipConfig) -> dict[str, Tensor]:
+    """The original state dict of a model of this config: meta tensors in standard order."""
+    from ..modeling_glip import GlipForGrounding
+
+    with torch.device("meta"):
+        ours = GlipForGrounding(config).state_dict()
+    return {key: tensor.to("meta") for key, tensor in to_original(ours, config.anchor_scale).items()}
+
+
+def mismatches(tensors: Mapping[str, Tensor], config: GlipConfig) -> list[str]:
+    """What keeps these original tensors from filling a model of this config, a line for each.
+
+    Buffers may be absent; everything else must be there, of the model's shape, and nothing besides.
+    """
+    expected = expected_tensors(config)
+    lines = []
+    for key, tensor in expected.items():
+        if key not in tensors:
+            if not is_buffer(key):
+                lines.append(f"{key} {list(tensor.shape)} is missing")
+        elif tuple(tensor.shape) != tuple(tensors[key].shape):
+            lines.append(f"{key} is {list(tensors[key].shape)}, the config asks for {list(tensor.shape)}")
+    lines += [f"{key} {list(tensors[key].shape)} is unexpected" for key in tensors if key not in expected]
+    return lines
+
+
+def load_config(source: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> GlipConfig:
+    """Reads what `--config` names; see `build_config`."""
+    text = os.fspath(source)
+    path, name = Path(text), None
+    if not path.exists() and ":" in text:
+        head, _, name = text.rpartition(":")
+        path = Path(head)
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VariantError(f"--config {text}: {error}") from error
+    if not isinstance(content, dict):
+        raise VariantError(f"--config {text}: expected a JSON object, found {type(content).__name__}.")
+    if name is not None:
+        if name not in content:
+            raise VariantError(f"--config {text}: {path} has no entry {name!r}, only {', '.join(content)}.")
+        content = content[name]
+    if "vision" in content:
+        return architecture_to_config(content)
+    if content and all(isinstance(entry, dict) and "vision" in entry for entry in content.values()):
+        fields = infer_fields(tensors)
+        fitting = {
+            key: candidate
+            for key, candidate in ((key, architecture_to_config(entry)) for key, entry in content.items())
+            if not _differences(fields, candidate)
+        }
+        distinct = {json.dumps(candidate.to_dict(), sort_keys=True, default=str) for candidate in fitting.values()}
+        if len(distinct) == 1:
+            return next(iter(fitting.values()))
+        problem = f"several that do, {', '.join(fitting)}" if fitting else "none that does"
+        raise VariantError(
+            f"--config {text}: looking for an entry that fits the shapes found {problem}; give FILE:NAME."
+        )
+    if content.get("model_type", "glip") != "glip":
+        raise VariantError(f"--config {text}: model_type is {content['model_type']!r}, not 'glip'.")
+    if "backbone_config" not in content and "d_model" not in content:
+        raise VariantError(f"--config {text}: neither a GlipConfig nor an architecture (no 'vision' section).")
+    return GlipConfig.from_dict(content)
+
+
+def architecture_to_config(entry: Mapping[str, Any]) -> GlipConfig:
+    """A `GlipConfig` from the original's hyper-parameters.
+
+    Args:
+        entry: sections "vision", "fpn", "text", "head" and, with deep fusion, "fusion", with the
+            names that `convert/README.md` lists.
+
+    Raises:
+        VariantError: if a section or a value is missing, or says something this model cannot be.
+    """
+    try:
+        vision, fpn, text, head = (dict(entry[name]) for name in ("vision", "fpn", "text", "head"))
+        fusion = dict(entry.get("fusion") or {})
+        strides, sizes = head["anchor_strides"], head["anchor_sizes"]
+        refused = [
+            what
+            for what, given in (
+                ("vision.type other than swin", vision["type"] != "swin"),
+                ("text.type other than bert", text["type"] != "bert"),
+                ("vision.absolute_pos_embed", vision.get("absolute_pos_embed", False)),
+                ("vision without patch_norm", not vision.get("patch_norm", True)),
+                ("fpn.use_gn", fpn.get("use_gn", False)),
+                ("fpn.use_relu", fpn.get("use_relu", False)),
+                ("text.n_layers_averaged other than 1", text.get("n_layers_averaged", 1) != 1),
+                ("anchor_strides other than 8 to 128", list(strides) != [8, 16, 32, 64, 128]),
+                (
+                    "anchors that are not one multiple of their strides",
+                    len({size / stride for size, stride in zip(sizes, strides, strict=True)}) != 1,
+                ),
+            )
+            if given
+        ]
+        if refused:
+            raise VariantError(f"An architecture this model does not cover: {', '.join(refused)}.")
+        swin_names = (
+            "embed_dim depths num_heads window_size mlp_ratio patch_size qkv_bias drop_path_rate layer_norm_eps"
+        ).split()
+        bert_names = (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+            "type_vocab_size layer_norm_eps hidden_act hidden_dropout_prob attention_probs_dropout_prob"
+        ).split()
+        fields: dict[str, Any] = {
+            "backbone_config": {
+                "model_type": "swin",
+                "out_indices": [2, 3, 4],
+                **{name: vision[name] for name in swin_names if name in vision},
+            },
+            "text_config": {
+                "model_type": "bert",
+                **{name: text[name] for name in bert_names if name in text},
+            },
+            "d_model": head["channels"],
+            "num_blocks": head["num_blocks"],
+            "use_fusion": head["early_fusion"],
+            "group_norm_groups": head["group_norm_groups"],
+            "group_norm_eps": head["group_norm_eps"],
+            "num_class_channels": head["num_classes_of_unused_cls_logits"],
+            "anchor_scale": sizes[0] // strides[0],
+            "max_text_length": text["max_query_len"],
+            "dropblock_prob": fpn["dropblock_prob"],
+            "dropblock_size": fpn["dropblock_size"],
+        }
+        if head["early_fusion"]:
+            fields |= {
+                "fusion_hidden_size": fusion["embed_dim"],
+                "fusion_heads": fusion["num_heads"],
+                "fusion_dropout": fusion["dropout"],
+                "fusion_init_gamma": fusion["init_gamma"],
+                "clamp_value": fusion["clamp"],
+            }
+    except KeyError as error:
+        raise VariantError(f"The architecture says nothing about {error}.") from error
+    return GlipConfig(**fields)
+
+
+__all__ = [
+    "FAMILIES",
+    "VariantError",
+    "architecture_to_config",
+    "build_config",
+    "expected_tensors",
+    "infer_fields",
+    "load_config",
+    "mismatches",
+    "recognise",
+]

@@ -1,0 +1,123 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What a model is, without loading its weights: behind `glip info`, and the checks before `glip
+ground`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from .configuration_glip import GlipConfig
+from .conversion.checkpoint import read_checkpoint
+from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
+from .conversion.weight_map import is_buffer
+from .modeling_glip import GlipForGrounding
+
+OTHER_SIZES = "none of the released sizes"
+
+
+def read_config(source: str) -> GlipConfig:
+    """The configuration of a converted model: a directory or a Hub id.
+
+    Raises:
+        ValueError: in one line, if there is nothing, or something else than a GLIP.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise ValueError(f"{source} is a file; convert it first: glip convert {source} {path.with_suffix('')}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{source}: no config.json in there; glip convert writes one")
+    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+        raise ValueError(f"{source}: no such directory")
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source}: cannot be loaded ({reason})") from error
+    if fields.get("model_type") != GlipConfig.model_type:
+        raise ValueError(f"{source} is a model of type {fields.get('model_type')!r}, not a GLIP")
+    return GlipConfig.from_dict(fields)
+
+
+def describe(source: str) -> dict[str, Any]:
+    """Variant, parameters, sizes and configuration of a model, ready for JSON.
+
+    Args:
+        source: a converted model (directory or Hub id; only its config is read) or an original
+            checkpoint (file).
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    return _describe_checkpoint(source) if Path(source).is_file() else _describe_model(source)
+
+
+def _describe_model(source: str) -> dict[str, Any]:
+    config = read_config(source)
+    with torch.device("meta"):
+        model = GlipForGrounding(config)
+    parts = {**dict(model.model.named_children()), "head": model.head}
+    weights = list(Path(source).glob("*.safetensors"))
+    return {
+        "source": source,
+        "kind": "directory" if Path(source).is_dir() else "hub",
+        **_describe_config(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_by_part": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "bytes": sum(file.stat().st_size for file in weights) or None,
+        "config": config.to_diff_dict(),
+    }
+
+
+def _describe_checkpoint(source: str) -> dict[str, Any]:
+    checkpoint = read_checkpoint(source)
+    tensors = checkpoint.tensors
+    fields = infer_fields(tensors)
+    variant: dict[str, Any] = {"variant": OTHER_SIZES}
+    try:
+        config, _ = build_config(tensors)
+        variant, fields = _describe_config(config), config.to_diff_dict()
+    except VariantError:  # not a released size: what the shapes tell must do
+        pass
+    return {
+        "source": source,
+        "kind": "original checkpoint",
+        **variant,
+        "parameters": sum(tensor.numel() for key, tensor in tensors.items() if not is_buffer(key)),
+        "bytes": Path(source).stat().st_size,
+        "weights_under": checkpoint.wrapping,
+        "key_prefix": checkpoint.prefix,
+        "beside_them": list(checkpoint.beside),
+        "config": fields,
+    }
+
+
+def _describe_config(config: GlipConfig) -> dict[str, Any]:
+    """The released architecture that a configuration has, and in words what it is made of."""
+    family = next(
+        (
+            f"{family}: the architecture of {', '.join(presets)}"
+            for family, presets in FAMILIES.items()
+            if _architecture(GlipConfig.from_preset(presets[0])) == _architecture(config)
+        ),
+        OTHER_SIZES,
+    )
+    return {
+        "variant": family,
+        "backbone": config.backbone_config.model_type,
+        "fusion": "deep fusion of picture and text" if config.use_fusion else "none (GLIP-A)",
+        "blocks": config.num_blocks,
+        "longest_caption": config.max_text_length,
+    }
+
+
+def _architecture(config: GlipConfig) -> list[Any]:
+    """What makes two configurations the same architecture."""
+    compared = (
+        (config.backbone_config, "model_type embed_dim depths num_heads window_size"),
+        (config.text_config, "hidden_size num_hidden_layers num_attention_heads vocab_size"),
+        (config, "d_model num_blocks use_fusion fusion_hidden_size fusion_heads anchor_scale"),
+    )
+    return [getattr(part, name, None) for part, names in compared for name in names.split()]

@@ -1,0 +1,340 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""A pipeline that asks GLIP the way it was trained: all names in one caption, or in as few as fit.
+
+The stock `pipeline("zero-shot-object-detection")` works too. It runs the whole model once a label;
+this one runs the backbone once a photo, the text encoder once a caption, and the head once a
+caption and photo.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import ZeroShotObjectDetectionPipeline
+from transformers.image_utils import load_image
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .modeling_glip import GlipTextFeatures, select
+from .postprocess_glip import merge_detections
+from .processing_glip import GlipProcessor
+from .text_inputs_glip import PROMPT_OPTIONS, NameInput, PhraseInput
+
+_TEXT = ("candidate_labels", "caption", "phrases")
+_PREPROCESS = (*_TEXT, "timeout")
+_FORWARD = (
+    "threshold",
+    "aggregation",
+    "nms_threshold",
+    "max_detections",
+    "score_threshold",
+    *PROMPT_OPTIONS,
+)
+_POSTPROCESS = ("top_k",)
+_RUN = ("batch_size", "num_workers")
+
+
+@dataclass
+class _Vocabulary:
+    """The captions of one list of names (or one sentence), and the text features made so far."""
+
+    names: list[str]
+    inputs: Mapping[str, Tensor]  # what the processor gives, [K, ...] for K captions
+    features: dict[int, GlipTextFeatures] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+class _Results(Iterator):
+    """Results one by one, with a length where the inputs have one (for a progress bar)."""
+
+    def __init__(self, results: Iterable[Any], inputs: Any) -> None:
+        self._results, self._inputs = iter(results), inputs
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+
+class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
+    """Detects what is named, in any number of photos, with a vocabulary of any size.
+
+    ```python
+    >>> from transformers import pipeline
+    >>> from glip_hf import GlipZeroShotObjectDetectionPipeline
+
+    >>> detector = pipeline(
+    ...     "zero-shot-object-detection",
+    ...     model=repo_or_dir,
+    ...     pipeline_class=GlipZeroShotObjectDetectionPipeline,
+    ... )
+    >>> detector("photo.jpg", candidate_labels=["cat", "remote control"], threshold=0.4)
+    [{'score': 0.8, 'label': 'cat', 'box': {'xmin': 34, 'ymin': 24, 'xmax': 63, 'ymax': 71}}, ...]
+    >>> detector(photos, caption="two cats on a pink sofa", batch_size=4)
+    ```
+
+    Args:
+        model: a [`GlipForGrounding`].
+        processor: a [`GlipProcessor`]; or `image_processor` and `tokenizer`.
+        kwargs: `device`, `batch_size`, `num_workers`, and defaults for the options of a call.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_tokenizer = False
+
+    max_kept_captions = 256
+    """Captions whose text features are kept between calls, the least recently used vocabulary
+    out first: at most 200 MB with BERT-base in float32. What a larger vocabulary has beyond that is
+    encoded again for every batch."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("task", "zero-shot-object-detection")
+        super().__init__(**kwargs)
+        if self.processor is None:
+            if self.image_processor is None or self.tokenizer is None:
+                raise ValueError("there is no processor: give a GlipProcessor, or image_processor and tokenizer.")
+            self.processor = GlipProcessor(self.image_processor, self.tokenizer)
+        self._vocabularies: OrderedDict[str, _Vocabulary] = OrderedDict()
+        self._text_state: Any = None
+
+    def __call__(
+        self,
+        image: Any,
+        candidate_labels: str | Sequence[NameInput] | Sequence[Sequence[NameInput]] | None = None,
+        *,
+        caption: str | Sequence[str] | None = None,
+        phrases: Sequence[PhraseInput] | Sequence[Sequence[PhraseInput] | None] | None = None,
+        **options: Any,
+    ) -> Any:
+        """
+        Args:
+            image: a picture as the image processor takes it (path, URL, PIL, array, tensor), a list
+                of pictures, a dataset or a generator of them. In place of a picture a dictionary
+                `{"image": ..., "candidate_labels": ...}`, or with `"caption"` and `"phrases"`.
+            candidate_labels: names, as a list or in a string with commas; or a list of lists, one a
+                picture.
+            caption: in place of names a sentence, or a list with one a picture.
+            phrases: phrases of the caption, exact to the letter; by default its noun phrases. With
+                a list of captions a list for each.
+            options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections`
+                (100), `aggregation` ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a
+                URL); how captions are built: `chunk_size`, `separator`, `prefix`, `suffix`,
+                `negative_names`; how it runs: `batch_size`, `num_workers`.
+
+        Returns:
+            For each picture a list of `{"score", "label", "box": {"xmin", "ymin", "xmax",
+            "ymax"}}`, best first, the box in whole pixels of the photo. For a dataset or a
+            generator they come one by one, as they are iterated over.
+
+        Raises:
+            TypeError: for an unknown option.
+            ValueError: for a picture with neither names nor a caption, or both; for lists that
+                differ in length.
+        """
+        unknown = set(options) - {*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN}
+        if unknown:
+            raise TypeError(
+                f"unknown options {sorted(unknown)}: known are "
+                f"{', '.join((*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN))}."
+            )
+        text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
+        if isinstance(image, list | tuple):
+            if not image:
+                return []
+            image, text = _spread(list(image), text)
+        text = {name: value for name, value in text.items() if value is not None}
+        # Past the stock pipeline's own call, which knows no captions and no arrays.
+        return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        return tuple(
+            {name: kwargs[name] for name in names if name in kwargs} for names in (_PREPROCESS, _FORWARD, _POSTPROCESS)
+        )
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Results in the order of the pictures. Overridden because a batch is padded together."""
+        kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
+        loader = DataLoader(
+            kind(inputs, self.preprocess, preprocess_params),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=self._collate,
+        )
+        results = (
+            self.postprocess(detections, **postprocess_params)
+            for batch in loader
+            for detections in self.forward(batch, **forward_params)
+        )
+        return _Results(results, inputs)
+
+    def preprocess(
+        self,
+        inputs: Any,
+        candidate_labels: str | Sequence[NameInput] | None = None,
+        caption: str | None = None,
+        phrases: Sequence[PhraseInput] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """One picture, loaded, and what is asked of it."""
+        image = inputs
+        if isinstance(inputs, Mapping):
+            if "image" not in inputs:
+                raise ValueError(f"an input has the entries {sorted(inputs)}: 'image' is missing.")
+            image = inputs["image"]
+            if any(inputs.get(name) is not None for name in _TEXT):
+                candidate_labels, caption, phrases = (inputs.get(name) for name in _TEXT)
+        if isinstance(candidate_labels, str):
+            names = (name.strip() for name in candidate_labels.split(","))
+            candidate_labels = [name for name in names if name]
+        if (candidate_labels is None) == (caption is None):
+            raise ValueError("give each picture either candidate_labels or a caption.")
+        if caption is None and phrases is not None:
+            raise ValueError("phrases belong to a caption: give it, or leave them out.")
+        is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
+        if is_url and timeout is not None:
+            image = load_image(image, timeout=timeout)
+        text = caption if candidate_labels is None else list(candidate_labels)
+        return {
+            "image": self.image_processor.fetch_images(image),
+            "text": text,
+            "phrases": None if phrases is None else list(phrases),
+        }
+
+    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
+        texts = [(item["text"], item["phrases"]) for item in items]
+        return {"pixels": dict(pixels), "texts": texts}
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        threshold: float = 0.1,
+        aggregation: str = "mean",
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+        score_threshold: float = 0.05,
+        **prompt_options: Any,
+    ) -> list[dict[str, Any]]:
+        """Detections of every picture of a batch, as the processor gives them.
+
+        Boxes are found here and not in `postprocess`, caption by caption: the logits of a long
+        vocabulary would not fit in memory, and this way they never leave the device.
+        """
+        pixels, texts = model_inputs["pixels"], model_inputs["texts"]
+        image_features = self.model.get_image_features(
+            pixels["pixel_values"].to(self.dtype), pixels["pixel_mask"], return_dict=True
+        )
+        groups: dict[str, list[int]] = {}  # pictures that share a vocabulary
+        for picture, text in enumerate(texts):
+            key = json.dumps([*text, prompt_options], sort_keys=True)
+            groups.setdefault(key, []).append(picture)
+        results: list[Any] = [None] * len(texts)
+        for key, pictures in groups.items():
+            vocabulary = self._vocabulary(key, *texts[pictures[0]], prompt_options)
+            rows = None if len(groups) == 1 else torch.tensor(pictures, device=self.device)
+            features = select(image_features, rows)
+            sizes = pixels["original_sizes"] if rows is None else pixels["original_sizes"][rows]
+            parts: list[list[dict[str, Any]]] = [[] for _ in pictures]
+            for text_inputs in self._captions(vocabulary):
+                outputs = self.model(image_features=features, original_sizes=sizes, **text_inputs)
+                found = self.processor.post_process_grounded_object_detection(
+                    outputs,
+                    text_labels=vocabulary.names,
+                    threshold=threshold,
+                    aggregation=aggregation,
+                    nms_threshold=nms_threshold,
+                    max_detections=max_detections,
+                    score_threshold=score_threshold,
+                )
+                for part, detections in zip(parts, found):
+                    del detections["text_labels"]
+                    part.append(detections)
+            for picture, part in zip(pictures, parts):
+                merged = merge_detections(part, max_detections)
+                names = [vocabulary.names[label] for label in merged["labels"].tolist()]
+                results[picture] = {**merged, "text_labels": names}
+        return results
+
+    def _vocabulary(self, key: str, text: Any, phrases: Any, prompt_options: dict[str, Any]) -> _Vocabulary:
+        """The captions of a text, with the features that an earlier call left."""
+        # New weights, another device or dtype: what was kept is void.
+        state = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.model.text_model.parameters()
+        ]
+        if state != self._text_state:
+            self._vocabularies.clear()
+            self._text_state = state
+        vocabulary = self._vocabularies.pop(key, None)
+        if vocabulary is None:
+            phrases = {} if phrases is None else {"phrases": phrases}
+            inputs = self.processor(text=text, return_tensors="pt", **phrases, **prompt_options)
+            vocabulary = _Vocabulary(inputs.text_labels[0], dict(inputs.to(self.device)))
+        self._vocabularies[key] = vocabulary
+        while len(self._vocabularies) > 1 and self._kept() > self.max_kept_captions:
+            self._vocabularies.popitem(last=False)
+        return vocabulary
+
+    def _kept(self) -> int:
+        return sum(len(vocabulary) for vocabulary in self._vocabularies.values())
+
+    def _captions(self, vocabulary: _Vocabulary) -> Iterator[dict[str, Any]]:
+        """Each caption as arguments of the model, without padding."""
+        for index in range(len(vocabulary)):
+            row = {name: value[index : index + 1] for name, value in vocabulary.inputs.items()}
+            real = row["attention_mask"][0].bool()
+            features = vocabulary.features.get(index)
+            if features is None:
+                features = self.model.get_text_features(input_ids=row["input_ids"][:, real], return_dict=True)
+                if index < self.max_kept_captions:
+                    vocabulary.features[index] = features
+            yield {
+                "text_features": features,
+                "positive_map": row["positive_map"][..., real],
+                "label_ids": row["label_ids"],
+            }
+
+    def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
+        """Detections of one picture in the stock pipeline's form."""
+        rows = zip(*(model_outputs[name] for name in ("scores", "text_labels", "boxes")))
+        results = [
+            {"score": score.item(), "label": name, "box": self._get_bounding_box(box)} for score, name, box in rows
+        ]
+        return results[:top_k] if top_k else results
+
+
+def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Pictures with the text that is given for each, as dictionaries; the text that is for all."""
+    lists = list | tuple
+    labels = text["candidate_labels"]
+    each = ["caption", "phrases"] if isinstance(text["caption"], lists) else []
+    if isinstance(labels, lists) and any(isinstance(entry, lists) for entry in labels):
+        each.append("candidate_labels")
+    each = [name for name in each if text[name] is not None]
+    if not each:
+        return images, text
+    for name in each:
+        if len(text[name]) != len(images):
+            raise ValueError(f"{name} has {len(text[name])} entries for {len(images)} pictures: give one each.")
+    if any(isinstance(image, Mapping) for image in images):
+        raise ValueError(f"the pictures are dictionaries: put {' and '.join(each)} into them.")
+    texts = ({**text, **{name: text[name][place] for name in each}} for place in range(len(images)))
+    return [{"image": image, **its} for image, its in zip(images, texts)], {}
+
+
+__all__ = ["GlipZeroShotObjectDetectionPipeline"]

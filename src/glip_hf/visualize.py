@@ -1,0 +1,294 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Draw detections on a photo: boxes, names and scores, legible at any size, with PIL alone.
+
+    annotated = draw_detections(photo, result)   # result: one dict of post-processing
+    annotated.save("annotated.png")
+
+Letters: K detections. Boxes are xyxy in pixels of the photo as it is seen, that is after its EXIF
+orientation.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .image_reading_glip import read_pixels
+
+# Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by
+# at least 17 CIELAB units to normal, red-blind and green-blind eyes (Machado 2009, severity 1);
+# neighbours in the list by at least 50.
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0),  # orange
+    (0, 114, 178),  # blue
+    (0, 158, 115),  # green
+    (51, 34, 136),  # indigo
+    (221, 221, 221),  # pale grey
+    (136, 34, 85),  # wine
+    (240, 228, 66),  # yellow
+    (86, 180, 233),  # sky blue
+    (213, 94, 0),  # vermilion
+    (204, 121, 167),  # purple
+)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+# Tried in this order for a character that PIL's own font lacks; a font that is not installed is
+# passed over.
+FALLBACK_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+)
+SMALLEST_FONT = 8  # pixels; below that letters cannot be told apart, and a name is left out
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Rect = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are exclusive
+
+
+def label_color(label: int | str) -> tuple[int, int, int]:
+    """Colour (RGB, 0..255) of a label: a function of the label alone, so the same in every picture.
+
+    Integer labels walk through `PALETTE`, so the first ten classes differ; a name (for detections
+    without integer labels) is hashed.
+    """
+    index = zlib.crc32(label.encode("utf-8")) if isinstance(label, str) else int(label)
+    return PALETTE[index % len(PALETTE)]
+
+
+def text_color(background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has the higher WCAG 2 contrast ratio to `background` (RGB)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in background)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return BLACK if (luminance + 0.05) ** 2 > 0.05 * 1.05 else WHITE
+
+
+def draw_detections(
+    image: Image.Image | np.ndarray | torch.Tensor,
+    detections: Mapping[str, Any],
+    *,
+    show_scores: bool = True,
+    line_width: int | None = None,
+    font_size: int | None = None,
+) -> Image.Image:
+    """Draw every detection on a copy of a photo.
+
+    Args:
+        image: what the processor takes: a PIL image of any mode, turned upright by its EXIF
+            orientation, or an array
+            or tensor [H, W], [H, W, 3] or [3, H, W].
+        detections: `boxes` [K, 4] xyxy in pixels of the upright photo, and any of `scores` [K],
+            `labels` [K] int,
+            `text_labels` [K] str; tensors, arrays or lists. Other keys are ignored.
+        show_scores: write the score behind the name.
+        line_width: of the boxes, in pixels; by default it grows with the picture.
+        font_size: of the names, in pixels; by default it grows with the picture.
+
+    Returns:
+        A new RGB image of the upright photo's size. Boxes of low scores are drawn first, so that
+        high ones stay on top; a name is shortened where the picture is narrower than it and left
+        out where not even one letter fits.
+
+    Raises:
+        ValueError: lengths that differ, or a box that is not finite or has its corners swapped.
+    """
+    canvas = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # what the model sees, upright
+    boxes, scores, labels, names = _unpack(detections)
+    width, height = canvas.size
+    short = min(width, height)
+    if line_width is None:
+        line_width = max(1, round(short / 200))
+    if font_size is None:
+        font_size = max(11, round(short / 36))
+
+    draw = ImageDraw.Draw(canvas)
+    keys = [label if label is not None else name for label, name in zip(labels, names)]
+    colors = [label_color("" if key is None else key) for key in keys]
+    order = sorted(range(len(boxes)), key=lambda k: -1.0 if scores[k] is None else -scores[k])
+    for k in reversed(order):
+        _draw_box(draw, boxes[k], colors[k], line_width, canvas.size)
+
+    taken: list[Rect] = []
+    for k in order:
+        score = f"{scores[k]:.2f}" if show_scores and scores[k] is not None else ""
+        name = _printable_name(names[k], labels[k])
+        fitted = _fit_label(name, score, font_size, canvas.size)
+        if fitted is None:
+            continue
+        text, font, pad, size = fitted
+        rect = _place(size, boxes[k], taken, canvas.size)
+        taken.append(rect)
+        draw.rectangle((rect[0], rect[1], rect[2] - 1, rect[3] - 1), fill=colors[k])
+        draw.text((rect[0] + pad, rect[1] + pad), text, fill=text_color(colors[k]), font=font)
+    return canvas
+
+
+def _unpack(
+    detections: Mapping[str, Any],
+) -> tuple[list[list[float]], list[float | None], list[int | None], list[str | None]]:
+    """Plain Python lists of equal length from tensors, arrays or lists, checked."""
+
+    def plain(key: str) -> list | None:
+        value = detections.get(key)
+        return value.tolist() if hasattr(value, "tolist") else None if value is None else list(value)
+
+    boxes = plain("boxes")
+    if boxes is None:
+        raise ValueError(
+            f"detections has no 'boxes' (keys: {sorted(detections)}); pass one dict of the "
+            "processor's post-processing, not the list of them."
+        )
+    columns: list[list] = []
+    for key in ("scores", "labels", "text_labels"):
+        column = plain(key)
+        if column is not None and len(column) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes but {len(column)} {key}: they must pair up.")
+        columns.append([None] * len(boxes) if column is None else column)
+    for k, box in enumerate(boxes):
+        box = [float(v) for v in box]
+        if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
+            raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")
+        boxes[k] = box
+    scores, labels, names = columns
+    return boxes, scores, labels, names
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw,
+    box: Sequence[float],
+    color: tuple[int, int, int],
+    width: int,
+    size: tuple[int, int],
+) -> None:
+    """Outline, clipped to the picture, inside a hairline of the opposite brightness that sets it
+    off any ground.
+    """
+    left, top, right, bottom = _clip(box, size)
+    halo = round(width / 3)
+    if halo:
+        outer = (left - halo, top - halo, right + halo, bottom + halo)
+        draw.rectangle(outer, outline=text_color(color), width=width + 2 * halo)
+    draw.rectangle((left, top, right, bottom), outline=color, width=width)
+
+
+def _clip(box: Sequence[float], size: tuple[int, int]) -> Rect:
+    """Whole pixels, inside the picture."""
+    limits = (size[0] - 1, size[1] - 1) * 2
+    return tuple(min(max(round(v), 0), limit) for v, limit in zip(box, limits))
+
+
+@lru_cache(maxsize=64)
+def _fonts(size: int) -> tuple[Font, ...]:
+    """PIL's built-in font and whichever fall-backs this machine has, at `size` pixels."""
+    fonts: list[Font] = [ImageFont.load_default(size=size)]
+    for name in FALLBACK_FONTS:
+        try:
+            fonts.append(ImageFont.truetype(name, size))
+        except OSError:  # not installed
+            continue
+    return tuple(fonts)
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(font_index: int, char: str) -> bool:
+    """Whether a font draws `char` as something else than its "missing character" box."""
+    font = _fonts(24)[font_index]
+    if char.isspace():
+        return True
+    mask, missing = font.getmask(char), font.getmask("\uffff")
+    return mask.size != missing.size or bytes(mask) != bytes(missing)
+
+
+def _font_for(text: str, size: int) -> Font:
+    """The first font that has every character of `text`, else the one that has most of them."""
+    fonts = _fonts(size)
+    known = [sum(_has_glyph(i, c) for c in text) for i in range(len(fonts))]
+    return fonts[known.index(max(known))]
+
+
+def _printable_name(name: str | None, label: int | None) -> str:
+    """One line that the fonts at hand can draw.
+
+    Characters that none of them has become "?"; a name of nothing else is replaced by "#" and its
+    integer label.
+    """
+    number = "" if label is None else f"#{int(label)}"
+    if name is None:
+        return number
+    text = " ".join(name.split())
+    index = _fonts(24).index(_font_for(text, 24))
+    shown = "".join(c if _has_glyph(index, c) else "?" for c in text)
+    return shown if shown.strip("? ") else number or shown
+
+
+def _fit_label(
+    name: str, score: str, font_size: int, picture: tuple[int, int]
+) -> tuple[str, Font, int, tuple[int, int]] | None:
+    """Text, font, margin and outer size of a label that fits into the picture.
+
+    First the letters shrink (to two thirds at most), then the name loses its end; None if not even
+    the score fits.
+    """
+    smallest = min(font_size, max(SMALLEST_FONT, font_size * 2 // 3))
+    for size in (font_size, (font_size + smallest) // 2, smallest, SMALLEST_FONT):
+        font = _font_for(name, size)
+        pad = max(1, size // 6)
+        ascent, descent = font.getmetrics()
+        height = ascent + descent + 2 * pad
+        room = picture[0] - 2 * pad
+        text = f"{name} {score}".strip()
+        fits = height <= picture[1]
+        if fits and (size <= smallest or font.getlength(text) <= room):
+            break
+    if not fits:
+        return None
+    if font.getlength(text) > room:
+        tail = f"... {score}".strip()
+        keep = len(name)
+        while keep and font.getlength(name[:keep].rstrip() + tail) > room:
+            keep -= 1
+        text = name[:keep].rstrip() + tail if keep else score
+    if not text or font.getlength(text) > room:
+        return None
+    return text, font, pad, (int(np.ceil(font.getlength(text))) + 2 * pad, height)
+
+
+def _place(size: tuple[int, int], box: Sequence[float], taken: list[Rect], picture: tuple[int, int]) -> Rect:
+    """Where a label goes: the first place around the box, inside the picture, that no other label
+    holds.
+
+    If all are held, the one with the least area in common with the labels already there.
+    """
+    width, height = size
+    left, top, right, bottom = _clip(box, picture)
+    corners = [
+        (left, top - height),  # above, flush left: the usual place
+        (left, top),  # inside
+        (right - width + 1, top - height),
+        (right - width + 1, top),
+        (left, bottom + 1),  # below
+        (left, bottom - height + 1),
+        (right - width + 1, bottom + 1),
+        (right - width + 1, bottom - height + 1),
+    ]
+    best, least = None, float("inf")
+    for x, y in corners:
+        inside_x = min(max(x, 0), picture[0] - width)
+        inside_y = min(max(y, 0), picture[1] - height)
+        rect = (inside_x, inside_y, inside_x + width, inside_y + height)
+        cost = sum(_common_area(rect, other) for other in taken)
+        if inside_y != y:
+            cost += 0.5  # of two free places, rather one that need not be pushed back into the picture
+        if cost < least:
+            best, least = rect, cost
+        if least == 0:
+            break
+    return best
+
+
+def _common_area(a: Rect, b: Rect) -> int:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

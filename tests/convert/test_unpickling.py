@@ -1,0 +1,150 @@
+"""Poisoned pickles: each would create a file if anything in it ran; each is refused by name."""
+
+import builtins
+import functools
+import importlib
+import io
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoints import Calls, pickled, with_pickle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glip_hf.conversion.checkpoint import CheckpointError, read_checkpoint
+from glip_hf.conversion.unpickling import Inert, RestrictedUnpickler, UnsafePickleError
+
+
+def attacks(marker: str) -> dict[str, tuple[object, str]]:
+    """name -> (an object whose pickle would create `marker`, the global that must be named)."""
+    command = f"touch {marker}"
+    code = f"open({marker!r}, 'w').close()"
+    opener = Calls(getattr, Calls(importlib.import_module, "os"), "system")
+    return {
+        "system": (Calls(os.system, command), "(posix|os|nt).system"),
+        "eval": (Calls(builtins.eval, code), "builtins.eval"),
+        "exec": (Calls(builtins.exec, code), "builtins.exec"),
+        "open": (Calls(builtins.open, marker, "w"), "(io|_io|builtins).open"),
+        "popen": (Calls(subprocess.Popen, ["touch", marker]), "subprocess.Popen"),
+        "runpy": (Calls(runpy.run_path, marker), "runpy"),
+        "nested": (Calls(functools.partial, opener, command), "functools.partial|builtins.getattr"),
+        "getattr": (Calls(getattr, torch.nn.Linear, "__init__"), "builtins.getattr"),
+        "hub": (Calls(torch.hub.load, "x/y", "z"), "torch.hub"),
+        "load": (Calls(torch.load, marker, None), "torch.serialization.load"),
+        "storage": (Calls(torch.storage._load_from_bytes, b"x"), "_load_from_bytes"),
+        "unknown": (Calls(pytest.importorskip, "x"), "importorskip"),
+    }
+
+
+@pytest.mark.parametrize("where", ["root", "model", "value", "beside"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", attacks("x"))
+def test_code_is_refused_and_nothing_runs(tmp_path, name, zipped, where):
+    marker = tmp_path / "executed"
+    poison, named = attacks(str(marker))[name]
+    weights = {"a": torch.ones(1)}
+    content = {
+        "root": poison,
+        "model": {"model": poison},
+        "value": {"model": {**weights, "b": poison}},
+        "beside": {"model": weights, "hook": [poison]},
+    }[where]
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=named) as error:
+        read_checkpoint(path)
+    assert "refused" in str(error.value) and "nothing was executed" in str(error.value)
+    assert not marker.exists()
+
+
+def test_the_poison_is_real(tmp_path):
+    """The same pickle does create the file where it is loaded without care."""
+    marker = tmp_path / "executed"
+    pickle.loads(pickled(Calls(os.system, f"touch {marker}")))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cos\nsystem\n(S'touch {marker}'\ntR.",
+        b"(S'touch {marker}'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'touch {marker}'\no.",
+        b"(ios\nabort\n.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c{length}touch {marker}\x85R.",
+        b"\x80\x02csubprocess\nPopen\n]S'touch'\naS'{marker}'\na\x85\x81.",
+        b'c__builtin__\neval\n(S\'open("{marker}","w")\'\ntR.',
+        b"csomewhere\nUnknown\n(S'x'\ntR.",
+        b"(isomewhere\nUnknown\n.",
+        b"(csomewhere\nUnknown\no.",
+    ],
+)
+def test_hand_written_opcodes(tmp_path, data):
+    marker = tmp_path / "executed"
+    text = str(marker).encode()
+    data = data.replace(b"{length}", bytes([len(b"touch " + text)])).replace(b"{marker}", text)
+    with pytest.raises(CheckpointError, match="refused"):
+        read_checkpoint(with_pickle(tmp_path / "x.pth", data))
+    assert not marker.exists()
+
+
+def load(data: bytes):
+    return RestrictedUnpickler(io.BytesIO(data)).load()
+
+
+def test_modules_are_never_imported():
+    assert "antigravity" not in sys.modules
+    value = load(b"\x80\x02cantigravity\nThing\n)\x81.")
+    assert isinstance(value, Inert) and "antigravity" not in sys.modules
+    assert (type(value).__module__, type(value).__qualname__) == ("antigravity", "Thing")
+
+
+def test_codecs_are_limited():
+    assert load(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x06\x00\x00\x00latin1\x86R.") == b"x"
+    with pytest.raises(UnsafePickleError, match="rot13"):
+        load(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xX\x05\x00\x00\x00rot13\x86R.")
+
+
+def test_dotted_names_reach_nothing():
+    # STACK_GLOBAL may carry a path: "torch", "hub.load"
+    with pytest.raises(UnsafePickleError, match=r"torch\.hub\.load"):
+        load(b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93)R.")
+
+
+def test_inert_objects_keep_contents_and_cannot_be_set():
+    data = b"\x80\x02cm\nThing\n)\x81q\x00(K\x01K\x02u}X\x01\x00\x00\x00aK\x03sb."
+    value = load(data)
+    assert value.items == {1: 2} and value.state == {"a": 3}
+    # BUILD with slot state asks for setattr: on a stand-in class, and on one of our functions
+    slots = b"N}X\x04\x00\x00\x00evilK\x01s\x86b."
+    for target in (b"cm\nThing\n", b"ccollections\nOrderedDict\n"):
+        with pytest.raises((UnsafePickleError, TypeError)):
+            load(b"\x80\x02" + target + slots)
+
+
+def test_allocations_are_bounded(tmp_path):
+    with pytest.raises(pickle.UnpicklingError, match="bytearray"):
+        load(b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
+    # a stride of 0 would blow one number up to terabytes
+    tensor = torch.zeros(1).expand(2, 1 << 39)
+    from checkpoints import foreign_class, forget_module
+
+    node = foreign_class("yacs.config", "CfgNode")()
+    torch.save({"model": {"a": tensor}, "cfg": node}, tmp_path / "x.pth")
+    forget_module("yacs")
+    with pytest.raises(CheckpointError, match="exceeds its storage"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_random_bytes_never_do_more_than_fail(data):
+    try:
+        load(b"\x80\x02" + data)
+    except Exception as error:
+        assert not isinstance(error, (SystemExit, KeyboardInterrupt))

@@ -1,0 +1,290 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The command line: photos and names told apart, every output, every error in one line."""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from glip_hf.cli import _build_parser, _read_words, _save_targets, main
+from glip_hf.conversion.weight_map import to_original
+from glip_hf.demo import ASSETS, DEMO_PHOTO, build_demo_model, demo_model
+
+ANYTHING = ["--threshold", "0", "--max-detections", "3"]  # untrained weights are sure of nothing
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(build_demo_model(tmp_path_factory.mktemp("cli") / "model"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """The demonstration model in the original's format, beside its config."""
+    path = tmp_path_factory.mktemp("checkpoint") / "original.pth"
+    small = demo_model()
+    torch.save({"model": to_original(small.state_dict(), small.config.anchor_scale), "iteration": 7}, path)
+    small.config.save_pretrained(path.parent / "sizes")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for name in ("photo.jpg", "more/photo.jpg", "more/b.png"):
+        Image.open(DEMO_PHOTO).resize((160, 120)).save(tmp_path / name)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "dog").write_text("a file that happens to be called dog")
+    return tmp_path
+
+
+def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
+    return _read_words(_build_parser().parse_args(["ground", *arguments, "--model", "m"]))
+
+
+@pytest.mark.parametrize(
+    "arguments, photo, names, caption",
+    [
+        (["photo.jpg", "cat"], ["photo.jpg"], ["cat"], None),
+        (["photo.jpg", "cat", "remote control"], ["photo.jpg"], ["cat", "remote control"], None),
+        (["photo.jpg", "remote control"], ["photo.jpg"], ["remote control"], None),
+        (["photo.jpg", "two cats on a pink sofa"], ["photo.jpg"], None, "two cats on a pink sofa"),
+        (["photo.jpg", "a red ball", "cat"], ["photo.jpg"], ["a red ball", "cat"], None),
+        (["photo.jpg", "--names", "a red ball"], ["photo.jpg"], ["a red ball"], None),
+        (["photo.jpg", "--caption", "sofa"], ["photo.jpg"], None, "sofa"),
+        (
+            ["photo.jpg", "cat", "dog"],
+            ["photo.jpg"],
+            ["cat", "dog"],
+            None,
+        ),  # both exist, neither is a photo
+        (["more/*.jpg", "cat"], ["more/photo.jpg"], ["cat"], None),
+        (["more", "cat"], ["more/b.png", "more/photo.jpg"], ["cat"], None),
+        (["photo.jpg", "more/b.png", "what?"], ["photo.jpg", "more/b.png"], ["what?"], None),
+        (
+            ["photo.jpg", "https://host/x.jpg", "cat"],
+            ["photo.jpg", "https://host/x.jpg"],
+            ["cat"],
+            None,
+        ),
+        (
+            ["photo.jpg", "more/*", "--names", "cat"],
+            ["photo.jpg", "more/b.png", "more/photo.jpg"],
+            ["cat"],
+            None,
+        ),
+    ],
+)
+def test_photos_names_and_sentences_are_told_apart(photos, arguments, photo, names, caption) -> None:
+    assert words(*arguments) == (photo, names, caption)
+
+
+def test_annotated_pictures_get_names_of_their_own() -> None:
+    assert _save_targets(None, ["a.jpg"]) == [None]
+    assert _save_targets("out/x.png", ["a.jpg"]) == [Path("out/x.png")]
+    several = _save_targets("out/", ["d/a.jpg", "e/a.jpg", "https://host/b.jpg?size=2"])
+    assert several == [Path("out/a.png"), Path("out/a-2.png"), Path("out/b.png")]
+
+
+def test_ground_prints_and_saves(photos, model, capsys) -> None:
+    assert main(["ground", "photo.jpg", "cat", "--model", model, "--save", "new/x.png", *ANYTHING]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("photo.jpg (160x120)\n") and "  cat\n" in printed and "new/x.png" in printed
+    with Image.open("new/x.png") as picture:
+        assert picture.size == (160, 120)
+        assert picture.convert("RGB").tobytes() != Image.open("photo.jpg").tobytes()
+
+
+def test_ground_json_of_several_photos(photos, model, capsys) -> None:
+    arguments = [
+        "ground",
+        "photo.jpg",
+        "more/*",
+        "--names",
+        "cat",
+        "sofa",
+        "--save",
+        "found",
+        "--json",
+    ]
+    assert main([*arguments, "--model", model, *ANYTHING]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["model"] == model and document["names"] == ["cat", "sofa"]
+    assert [record["photo"] for record in document["photos"]] == [
+        "photo.jpg",
+        "more/b.png",
+        "more/photo.jpg",
+    ]
+    assert [record["saved"] for record in document["photos"]] == [
+        "found/photo.png",
+        "found/b.png",
+        "found/photo-2.png",
+    ]
+    for record in document["photos"]:
+        assert (record["width"], record["height"]) == (160, 120)
+        assert len(record["detections"]) >= 3
+        for found in record["detections"]:
+            assert found["text_label"] == ["cat", "sofa"][found["label"]]
+            x1, y1, x2, y2 = found["box"]
+            assert 0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 120 and 0 <= found["score"] <= 1
+
+
+def test_ground_a_sentence_and_given_phrases(photos, model, capsys) -> None:
+    sentence = "two cats on a pink sofa"
+    assert main(["ground", "photo.jpg", sentence, "--model", model, "--json", *ANYTHING]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["caption"] == sentence
+    phrases = ["--caption", sentence, "--phrases", "pink sofa"]
+    assert main(["ground", "photo.jpg", *phrases, "--model", model, "--json", *ANYTHING]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["photos"]
+    assert {found["text_label"] for found in record["detections"]} == {"pink sofa"}
+
+
+def test_chunks_keep_the_numbers_of_the_names(photos, model, capsys) -> None:
+    names = ["cat", "sofa", "lamp", "plant", "window"]
+    options = ["--chunk-size", "2", "--threshold", "0", "--max-detections", "300", "--json"]
+    assert main(["ground", "photo.jpg", "--names", *names, "--model", model, *options]) == 0
+    (record,) = json.loads(capsys.readouterr().out)["photos"]
+    assert {found["label"] for found in record["detections"]} == set(range(5))
+    assert all(found["text_label"] == names[found["label"]] for found in record["detections"])
+
+
+def test_options_may_stand_between_photos_and_names(photos, model, capsys) -> None:
+    assert main(["ground", "--model", model, "photo.jpg", "cat", *ANYTHING]) == 0
+    assert main(["ground", "photo.jpg", "--model", model, "cat", *ANYTHING]) == 0
+    first, second = capsys.readouterr().out.split("photo.jpg")[1:]
+    assert first == second
+
+
+def test_a_broken_photo_does_not_stop_the_others(photos, model, capsys) -> None:
+    whole = DEMO_PHOTO.read_bytes()
+    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "page.png").write_text("<html>404</html>")
+    arguments = [
+        "ground",
+        "half.jpg",
+        "page.png",
+        "photo.jpg",
+        "cat",
+        "--model",
+        model,
+        "--json",
+        *ANYTHING,
+    ]
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    half, page, fine = json.loads(output.out)["photos"]
+    assert "half.jpg" in half["error"] and "page.png" in page["error"] and "error" not in fine
+    assert len(output.err.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["ground", "photo.jpg"], 2, "nothing to look for"),
+        (["ground", "photo.jpg", "other.jpg", "cat"], 2, "other.jpg: no such photo"),
+        (["ground", "photo.jpg", "cat", "--phrases", "cat"], 2, "--caption"),
+        (["ground", "photo.jpg", "  "], 2, "empty name"),
+        (["ground", "photo.jpg", "more", "cat", "--save", "x.png"], 2, "2 photos need a directory"),
+        (["ground", "photo.jpg", "cat", "--save", "x.docx"], 2, "no picture format"),
+        (["ground", "photo.jpg", "cat", "--frobnicate"], 2, "--frobnicate"),
+        (["ground", "none.jpg", "cat"], 1, "none.jpg: no such file"),
+        (["ground", "none/*.jpg", "cat"], 1, "no file matches"),
+        (["ground", "cat", "cat"], 1, "no pictures in this directory"),
+        (["ground", "photo.jpg", "cat", "--device", "cuda:77"], 1, "--device cuda:77"),
+        (["ground", "photo.jpg", "--caption", "a cat", "--phrases", "dog"], 1, "dog"),
+    ],
+)
+def test_errors_are_one_line(photos, model, capsys, arguments, code, message) -> None:
+    if "more" in arguments:  # a directory counts as a photo only in the first place or with --names
+        arguments = ["ground", "more", "--names", *arguments[3:]]
+    assert main([*arguments, "--model", model]) == code
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--threshold", "1.5"], ["--nms", "x"], ["--max-detections", "0"], ["--aggregation", "sum"]],
+)
+def test_values_out_of_range_are_wrong_usage(photos, model, capsys, option) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ground", "photo.jpg", "cat", "--model", model, *option])
+    assert stop.value.code == 2 and option[0] in capsys.readouterr().err
+
+
+def test_wrong_models_are_named(photos, checkpoint, capsys) -> None:
+    (photos / "empty").mkdir()
+    (photos / "bert").mkdir()
+    (photos / "bert/config.json").write_text('{"model_type": "bert"}')
+    for source, message in (
+        ("./nowhere", "no such directory"),
+        ("empty", "no config.json"),
+        ("bert", "'bert', not a GLIP"),
+        (str(checkpoint), "glip convert"),
+    ):
+        assert main(["ground", "photo.jpg", "cat", "--model", source]) == 1
+        error = capsys.readouterr().err
+        assert source in error and message in error and len(error.strip().splitlines()) == 1
+
+
+def test_info_of_a_directory(model, capsys) -> None:
+    assert main(["info", model, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    small = demo_model()
+    assert facts["parameters"] == sum(p.numel() for p in small.parameters())
+    assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
+    assert facts["variant"] == "none of the released sizes"
+    assert facts["config"]["d_model"] == small.config.d_model
+    assert main(["info", model]) == 0
+    assert f"{facts['parameters']:,}" in capsys.readouterr().out
+
+
+def test_info_names_the_released_architecture(tmp_path, capsys) -> None:
+    from glip_hf import GlipConfig
+
+    for preset, variant in (("glip_a_tiny_o365", "GLIP-A"), ("glip_large_model", "GLIP-L")):
+        GlipConfig.from_preset(preset).save_pretrained(tmp_path / preset)
+        assert main(["info", str(tmp_path / preset), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["variant"].startswith(variant) and preset in facts["variant"]
+
+
+def test_info_of_a_checkpoint(checkpoint, tmp_path, capsys) -> None:
+    assert main(["info", str(checkpoint), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == sum(p.numel() for p in demo_model().parameters())
+    assert facts["weights_under"] == "model" and facts["beside_them"] == ["iteration"]
+    (tmp_path / "page.pth").write_text("<!doctype html><title>404</title>")
+    assert main(["info", str(tmp_path / "page.pth")]) == 1
+    assert "web page" in capsys.readouterr().err
+
+
+def test_convert_makes_a_model_that_grounds(checkpoint, photos, capsys) -> None:
+    options = [
+        "--config",
+        str(checkpoint.parent / "sizes"),
+        "--tokenizer",
+        str(ASSETS / "vocab.txt"),
+    ]
+    assert main(["convert", str(checkpoint), "converted", *options]) == 0
+    assert main(["ground", "photo.jpg", "cat", "--model", "converted", *ANYTHING]) == 0
+    assert main(["convert", str(checkpoint), "converted", *options]) == 1, "an existing conversion is not overwritten"
+
+
+def test_it_is_installed_as_a_command() -> None:
+    """The package's entry point is this `main`; `python -m` works wherever the package can be
+    imported.
+    """
+    for entry in importlib.metadata.entry_points(group="console_scripts", name="glip"):
+        assert entry.value == "glip_hf.cli:main"
+        assert shutil.which("glip", path=str(Path(sys.executable).parent))
+    done = subprocess.run([sys.executable, "-m", "glip_hf.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in ("ground", "convert", "info"))

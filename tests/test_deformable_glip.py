@@ -1,0 +1,151 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Modulated deformable convolution against a scalar loop, and the memory quirk the released weights depend on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from glip_hf.deformable_glip import TAPS, deform_conv2d, view_offsets_as
+
+
+def scalar_loop(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """One number at a time, as the definition reads."""
+    batch, channels, height, width = x.shape
+    out = torch.zeros(batch, len(weight), *offset.shape[-2:], dtype=x.dtype)
+    for b in range(batch):
+        for i in range(offset.shape[2]):
+            for j in range(offset.shape[3]):
+                column = torch.zeros(channels, 3, 3, dtype=x.dtype)
+                for tap in range(TAPS):
+                    y = i * stride - 1 + tap // 3 + offset[b, 2 * tap, i, j].item()
+                    z = j * stride - 1 + tap % 3 + offset[b, 2 * tap + 1, i, j].item()
+                    if not (-1 < y < height and -1 < z < width):
+                        continue
+                    top, left = math.floor(y), math.floor(z)
+                    for row in (top, top + 1):
+                        for col in (left, left + 1):
+                            if 0 <= row < height and 0 <= col < width:
+                                share = (1 - abs(y - row)) * (1 - abs(z - col)) * mask[b, tap, i, j]
+                                column[:, tap // 3, tap % 3] += share * x[b, :, row, col]
+                out[b, :, i, j] = (weight * column).sum((1, 2, 3)) + bias
+    return out
+
+
+def case(height: int, width: int, stride: int, spread: float, batch: int = 2, dtype=torch.float64):
+    rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
+    return (
+        torch.randn(batch, 3, height, width, dtype=dtype),
+        torch.randn(batch, 2 * TAPS, rows, columns, dtype=dtype) * spread,
+        torch.rand(batch, TAPS, rows, columns, dtype=dtype),
+        torch.randn(4, 3, 3, 3, dtype=dtype),
+        torch.randn(4, dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (5, 4), (4, 5)])
+@pytest.mark.parametrize("spread", [0.0, 0.7, 4.0], ids=["none", "near", "far"])
+def test_equals_the_scalar_loop(size, stride, spread) -> None:
+    args = case(*size, stride, spread)
+    torch.testing.assert_close(deform_conv2d(*args, stride), scalar_loop(*args, stride), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_without_offsets_it_is_a_convolution(stride) -> None:
+    x, offset, mask, weight, bias = case(6, 5, stride, 0.0)
+    plain = torch.nn.functional.conv2d(x, weight, bias, stride, padding=1)
+    torch.testing.assert_close(deform_conv2d(x, offset, torch.ones_like(mask), weight, bias, stride), plain)
+
+
+def test_borders_by_hand() -> None:
+    # One cell of value 1; the centre tap moves down: half way off, it counts half, one cell off nothing.
+    x, weight, bias = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 3, 3), torch.zeros(1)
+    weight[..., 1, 1] = 1
+    for move, expected in [(0, 1), (0.5, 0.5), (-0.5, 0.5), (1, 0), (-1, 0), (1e9, 0), (-3.4e38, 0)]:
+        offset = torch.zeros(1, 18, 1, 1)
+        offset[0, 8] = move
+        assert deform_conv2d(x, offset, torch.ones(1, 9, 1, 1), weight, bias).item() == expected
+
+
+def test_a_broken_offset_does_not_hide() -> None:
+    x, offset, mask, weight, bias = case(4, 4, 1, 0.5)
+    offset[0, 3, 1, 2] = math.nan
+    out = deform_conv2d(x, offset, mask, weight, bias)
+    assert bool(out[0, :, 1, 2].isnan().all()) and bool(out[1].isfinite().all())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients(stride) -> None:
+    args = [value.requires_grad_() for value in case(3, 4, stride, 0.6, batch=1)]
+    assert torch.autograd.gradcheck(lambda *a: deform_conv2d(*a, stride), args, eps=1e-6, atol=1e-6)
+
+
+def test_the_memory_quirk_reads_the_first_values() -> None:
+    offset = torch.arange(2 * 18 * 4 * 6).view(2, 18, 4, 6)
+    mask = torch.arange(2 * 9 * 4 * 6).view(2, 9, 4, 6)
+    small_offset, small_mask = view_offsets_as(offset, mask, 2, 3)
+    assert small_offset.shape == (2, 18, 2, 3) and small_mask.shape == (2, 9, 2, 3)
+    for b in range(2):
+        assert small_offset[b].flatten().tolist() == list(range(b * 432, b * 432 + 108))
+        assert small_mask[b].flatten().tolist() == list(range(b * 216, b * 216 + 54))
+    # Channel 1 of the coarse map is what follows channel 0 in memory: row 1 of channel 0 of the fine one.
+    assert small_offset[0, 1, 0].tolist() == [6, 7, 8]
+
+
+def test_equal_sizes_are_left_alone() -> None:
+    offset, mask = torch.rand(1, 18, 3, 3), torch.rand(1, 9, 3, 3)
+    same_offset, same_mask = view_offsets_as(offset, mask, 3, 3)
+    assert same_offset is offset and same_mask is mask
+
+
+def test_the_quirk_ignores_the_memory_layout_of_its_input() -> None:
+    offset = torch.rand(2, 18, 4, 6)
+    mask = torch.rand(2, 9, 4, 6)
+    plain = view_offsets_as(offset, mask, 2, 3)
+    other = view_offsets_as(
+        offset.contiguous(memory_format=torch.channels_last), mask.contiguous(memory_format=torch.channels_last), 2, 3
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, other))
+
+
+def test_the_quirk_backward() -> None:
+    x, _, _, weight, bias = case(2, 3, 1, 0.0, batch=2)
+    offset = (torch.randn(2, 18, 4, 6, dtype=torch.float64) * 0.5).requires_grad_()
+    mask = torch.rand(2, 9, 4, 6, dtype=torch.float64).requires_grad_()
+
+    def convolve(offset: Tensor, mask: Tensor) -> Tensor:
+        return deform_conv2d(x, *view_offsets_as(offset, mask, 2, 3), weight, bias)
+
+    assert torch.autograd.gradcheck(convolve, (offset, mask))
+    convolve(offset, mask).square().sum().backward()
+    for grad, used in ((offset.grad, 18 * 6), (mask.grad, 9 * 6)):
+        flat = grad.flatten(1)
+        assert bool((flat[:, :used] != 0).any()) and not bool((flat[:, used:] != 0).any())
+
+
+def test_wrong_sizes_are_refused() -> None:
+    x, offset, mask, weight, bias = case(4, 4, 1, 0.0)
+    with pytest.raises(ValueError, match="view_offsets_as"):
+        deform_conv2d(x, offset, mask, weight, bias, stride=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_exact_coordinates(dtype) -> None:
+    # Beyond 2048 (256 in bfloat16) half precision has no odd numbers: positions must not be computed in it.
+    x = torch.randn(1, 2, 1, 300)
+    offset, mask = torch.full((1, 18, 1, 300), 0.25), torch.ones(1, 9, 1, 300)
+    weight, bias = torch.randn(2, 2, 3, 3), torch.randn(2)
+    exact = deform_conv2d(x, offset, mask, weight, bias)
+    half = deform_conv2d(*(value.to(dtype) for value in (x, offset, mask, weight, bias)))
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), exact, atol=0.1, rtol=0.05)
+
+
+def test_autocast_stays_in_float32() -> None:
+    args = case(6, 5, 1, 0.8, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = deform_conv2d(*args)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, deform_conv2d(*args))

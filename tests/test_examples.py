@@ -1,0 +1,124 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Every script of examples/ and convert/ runs, as its header says, on the demonstration model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from convert.recorded_case import write_case
+from training.coco_pictures import write_rectangles
+
+from glip_hf.conversion.weight_map import to_original
+from glip_hf.demo import ASSETS, DEMO_NOTICE, build_demo_model, demo_model
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("examples", "convert")
+QUICK = ["run.evaluate_every=0", "run.trackers=[]", "data.workers=0", "run.checkpoint_every=2"]
+COCO = ["--train", "photos/annotations.json", "--images", "photos"]
+
+# script -> command lines to run one after the other in a directory that holds `model/` (the demonstration model),
+# `original.pth` (the same in the original's format), `sizes/` (its config), `photos/` with COCO annotations.json, and
+# `pairs.parquet` of pictures and captions, and `case.json`, recorded from the model itself.
+RUNS: dict[str, list[list[str]]] = {
+    "examples/ground_photo.py": [
+        ["--save", "untrained.png"],
+        [
+            "--model",
+            "model",
+            "--text",
+            "two cats on a pink sofa",
+            "--threshold",
+            "0",
+            "--save",
+            "sentence.png",
+        ],
+    ],
+    "convert/convert_glip_to_hf.py": [
+        [
+            "original.pth",
+            "converted",
+            "--config",
+            "sizes",
+            "--tokenizer",
+            str(ASSETS / "vocab.txt"),
+        ],
+    ],
+    "convert/convert_hf_to_glip.py": [["model", "back.pth"]],
+    "convert/verify.py": [["model", "case.json"]],
+    "examples/pretrain.py": [
+        ["--output-dir", "pretrained", "--max-steps", "2", "--set", *QUICK, "data.batch_size=2", "model.preset=demo"],
+        ["--output-dir", "pretrained", "--max-steps", "3", "--resume", "latest", "--set", *QUICK, "data.batch_size=2",
+         "model.preset=demo"],
+    ],
+    "examples/finetune.py": [
+        ["--model", "model", *COCO, "--mode", "prompt", "--output-dir", "tuned", "--max-steps", "2"],
+    ],
+    "examples/evaluate.py": [
+        ["coco", "--model", "model", "--annotations", "photos/annotations.json", "--images", "photos", "--output",
+         "evaluated", "--limit", "2"],
+    ],
+    "examples/label_captions.py": [
+        ["--teacher", "model", "--input", "pairs.parquet", "--output", "labelled", "--threshold", "0.1"],
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("examples")
+    model = demo_model()
+    build_demo_model(path / "model")
+    torch.save({"model": to_original(model.state_dict(), model.config.anchor_scale)}, path / "original.pth")
+    model.config.save_pretrained(path / "sizes")
+    (path / "photos").mkdir()
+    write_rectangles(path / "photos")
+    photo = (ASSETS / "photo.jpg").read_bytes()
+    table = {"image": [{"bytes": photo, "path": "photo.jpg"}] * 2, "caption": ["two cats on a pink sofa", "a lamp"]}
+    parquet.write_table(pyarrow.table(table), path / "pairs.parquet")
+    write_case(path / "case", model)
+    return path
+
+
+def run(directory: Path, script: str, arguments: list[str]) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def scripts() -> list[str]:
+    found = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+    return [path.relative_to(ROOT).as_posix() for path in found]
+
+
+def test_every_script_is_run() -> None:
+    assert set(RUNS) == set(scripts())
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_script_runs(directory: Path, script: str) -> None:
+    for arguments in RUNS[script]:
+        done = run(directory, script, arguments)
+        assert done.returncode == 0, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
+        if script == "examples/ground_photo.py":
+            assert (DEMO_NOTICE in done.stdout) == ("--model" not in arguments), "random weights are announced"
+        for option, value in zip(arguments, arguments[1:]):
+            if option == "--save":
+                assert (directory / value).is_file()
+
+
+@pytest.mark.parametrize("script", [s for s in scripts() if s.startswith("examples/")])
+def test_example_opens_with_cost_command_and_result_and_is_short(script: str) -> None:
+    lines = (ROOT / script).read_text(encoding="utf-8").splitlines()
+    head = "\n".join(lines[:20])
+    assert len(lines) < 150
+    assert "Cost:" in head and script in head and ("Result:" in head or "Expected" in head)

@@ -1,0 +1,171 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The absorbed two-way attention, written out, through SDPA and streamed, against the textbook form."""
+
+import pytest
+import torch
+from tiny import lively, tiny_config
+from torch import Tensor
+
+import glip_hf.fusion_glip as fusion
+from glip_hf.fusion_glip import GlipFusionLayer, attend_eager, attend_sdpa, attend_streamed
+
+PATHS = ["eager", "sdpa", "streamed"]
+LENGTHS = (7, 4)
+"""Real tokens of the two captions."""
+
+
+def make_layer(path: str = "eager", **overrides) -> GlipFusionLayer:
+    config = tiny_config(**overrides)
+    config._attn_implementation = "eager" if path == "eager" else "sdpa"
+    return lively(GlipFusionLayer(config)).double().eval()
+
+
+def make_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    vision = torch.randn(2, 37, 16, generator=generator, dtype=torch.float64)
+    text = torch.randn(2, 7, 24, generator=generator, dtype=torch.float64)
+    return vision, text, torch.arange(7) < torch.tensor(LENGTHS)[:, None]
+
+
+def textbook(layer: GlipFusionLayer, vision: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The equations of the paper, every projection made, head after head."""
+    vision, text = layer.norm_vision(vision), layer.norm_text(text)
+    heads, width = layer.num_heads, layer.head_size
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, width)).transpose(1, 2)
+
+    def project(linear: torch.nn.Linear, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, linear.weight, linear.bias)
+
+    query, key = split(project(layer.query_vision, vision)), split(layer.key_text(text))
+    scores = query @ key.transpose(2, 3) * width**-0.5
+    to_text = scores.masked_fill(~mask[:, None, None], -9e15).softmax(-1)
+    to_picture = scores.transpose(2, 3).softmax(-1)
+    dv = (to_text @ split(layer.value_text(text))).transpose(1, 2).flatten(2)
+    dl = (to_picture @ split(project(layer.value_vision, vision))).transpose(1, 2).flatten(2)
+    return (
+        vision + layer.gamma_vision * project(layer.out_vision, dv),
+        text + layer.gamma_text * layer.out_text(dl),
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("block", [8, 37, 1024], ids=["many blocks", "one block", "wide block"])
+def test_equals_the_textbook(path, block, monkeypatch) -> None:
+    monkeypatch.setattr(fusion, "STREAM_BLOCK", block)
+    layer, inputs = make_layer(path), make_inputs()
+    expected = textbook(layer, *inputs)
+    with torch.set_grad_enabled(path != "streamed"):
+        new_vision, new_text, *attentions = layer(*inputs)
+    assert attentions == [None, None]
+    torch.testing.assert_close(new_vision, expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(new_text, expected[1], rtol=1e-10, atol=1e-10)
+
+
+def test_every_path_is_taken(monkeypatch) -> None:
+    taken = []
+    for name in ("attend_eager", "attend_sdpa", "attend_streamed"):
+        original = getattr(fusion, name)
+        monkeypatch.setattr(
+            fusion, name, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
+        )
+    for path in PATHS:
+        with torch.set_grad_enabled(path != "streamed"):
+            make_layer(path)(*make_inputs())
+    assert taken == ["attend_eager", "attend_sdpa", "attend_streamed"]
+
+
+@pytest.mark.parametrize("path", ["eager", "sdpa"])
+def test_gradients_equal_the_textbook(path) -> None:
+    layer, (vision, text, mask) = make_layer(path), make_inputs()
+    weights = [torch.randn_like(vision), torch.randn_like(text)]
+
+    def gradients(forward) -> list[Tensor]:
+        v, t = vision.clone().requires_grad_(), text.clone().requires_grad_()
+        new = forward(v, t, mask)[:2]
+        loss = sum((a * b).sum() for a, b in zip(new, weights))
+        return list(torch.autograd.grad(loss, [v, t, *layer.parameters()]))
+
+    found, expected = gradients(layer), gradients(lambda *args: textbook(layer, *args))
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_attentions_are_distributions() -> None:
+    layer, inputs = make_layer("sdpa"), make_inputs()
+    *states, picture, sentence = layer(*inputs, output_attentions=True)
+    assert picture.shape == (2, 4, 37, 7) and sentence.shape == (2, 4, 7, 37)
+    torch.testing.assert_close(picture.sum(-1), torch.ones(2, 4, 37, dtype=torch.float64))
+    torch.testing.assert_close(sentence.sum(-1), torch.ones(2, 4, 7, dtype=torch.float64))
+    assert bool((picture[1, ..., LENGTHS[1] :] == 0).all())
+    for state, expected in zip(states, layer(*inputs)[:2]):
+        torch.testing.assert_close(state, expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_padding_of_the_caption_changes_nothing(path) -> None:
+    layer, (vision, text, mask) = make_layer(path), make_inputs()
+    with torch.set_grad_enabled(path != "streamed"):
+        padded = layer(vision, text, mask)
+        alone = layer(vision[1:], text[1:, : LENGTHS[1]], mask[1:, : LENGTHS[1]])
+    torch.testing.assert_close(padded[0][1:], alone[0])
+    torch.testing.assert_close(padded[1][1:, : LENGTHS[1]], alone[1])
+
+
+def test_dropout_leaves_the_bias_of_the_values_right() -> None:
+    """Rows of dropped weights do not sum to 1: what the value bias adds is their sum."""
+    layer, (vision, text, mask) = make_layer(fusion_dropout=0.4).train(), make_inputs()
+    normed_vision, normed_text = layer.norm_vision(vision), layer.norm_text(text)
+    keys, key_bias, values, _ = layer._absorb(normed_text)
+    torch.manual_seed(3)
+    _, gathered, row_sums, _, sentence = attend_eager(normed_vision, keys, key_bias, values, mask, 50000.0, 0.4)
+    assert not torch.allclose(row_sums, torch.ones_like(row_sums), atol=0.05)
+
+    torch.manual_seed(3)
+    new_text = layer(vision, text, mask)[1]
+    # The dropped weights themselves, from an identity in place of the visual tokens' channels.
+    torch.manual_seed(3)
+    torch.nn.functional.dropout(torch.empty(2, 4, 37, 7, dtype=torch.float64), 0.4)
+    dropped = torch.nn.functional.dropout(sentence, 0.4)
+    torch.testing.assert_close(dropped.sum(-1), row_sums)
+    value = torch.nn.functional.linear(normed_vision, *layer.value_vision()).unflatten(-1, (4, -1)).transpose(1, 2)
+    heads = (dropped @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(new_text, normed_text + layer.gamma_text * layer.out_text(heads))
+
+
+def test_dropout_is_right_on_average() -> None:
+    layer, inputs = make_layer(fusion_dropout=0.2), make_inputs()
+    still = layer(*inputs)[:2]
+    layer.train()
+    with torch.no_grad():
+        noisy = [layer(*inputs)[:2] for _ in range(400)]
+    for index in range(2):
+        mean = torch.stack([new[index] for new in noisy]).mean(0)
+        spread = torch.stack([new[index] for new in noisy]).std(0).mean()
+        assert (mean - still[index]).abs().mean() < 0.1 * spread + 1e-6
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_huge_scores_stay_finite(path) -> None:
+    layer, (vision, text, mask) = make_layer(path).float(), make_inputs()
+    layer.query_vision.weight.data *= 1e4
+    with torch.set_grad_enabled(path != "streamed"):
+        new = layer(vision.float(), text.float(), mask)[:2]
+    assert all(bool(state.isfinite().all()) for state in new)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_paths_agree(dtype) -> None:
+    vision, text, mask = make_inputs()
+    keys, bias, values, _ = make_layer()._absorb(text)
+    args = [value.to(dtype) for value in (vision, keys, bias, values)]
+    exact = attend_sdpa(vision, keys, bias, values, mask)
+    for found in (
+        attend_sdpa(*args, mask),
+        attend_streamed(*args, mask),
+        attend_eager(*args, mask, 50000.0)[:2],
+    ):
+        for a, b in zip(found, exact):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a.double(), b, atol=0.06, rtol=0.06)

@@ -1,0 +1,107 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Reading pictures: file modes, channel order, value ranges (whole inputs: with the processors)."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from glip_hf.image_reading_glip import fetch_pictures, flatten_pictures, load_picture, read_pixels
+
+
+def make_photo(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def as_array(image) -> np.ndarray:
+    return read_pixels(image).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["P", "P with alpha bytes", "RGBA", "CMYK", "YCbCr", "tRNS"])
+def test_file_modes_are_read_as_pil_converts_them(mode, tmp_path):
+    picture = Image.fromarray(make_photo())
+    path = tmp_path / "photo.png"
+    if mode.startswith("P"):
+        alpha = {"transparency": bytes(range(0, 256, 4))} if "alpha" in mode else {}
+        picture.quantize(64).save(path, **alpha)
+        expected = picture.quantize(64).convert("RGB")
+    elif mode == "tRNS":
+        picture.save(path, transparency=tuple(make_photo()[3, 4].tolist()))
+        expected = picture
+    elif mode == "RGBA":
+        picture.putalpha(Image.fromarray(make_photo(5)[..., 0]))
+        picture.save(path)
+        expected = make_photo()  # the colours below, whatever the alpha
+    else:
+        path = tmp_path / "photo.tif"
+        picture.convert(mode).save(path)
+        expected = Image.open(path).convert("RGB")
+    np.testing.assert_array_equal(as_array(load_picture(path)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_files_are_scaled_not_clipped(suffix, tmp_path):
+    ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / f"ramp{suffix}")
+    read = as_array(load_picture(tmp_path / f"ramp{suffix}"))
+    np.testing.assert_array_equal(read, np.stack([np.round(ramp / 257)] * 3, axis=-1))
+
+
+def test_channels_are_kept_without_conversion():
+    photo = make_photo()
+    for image in [photo, photo[..., :1], np.dstack([photo, photo[..., 0]])]:
+        channels = image.shape[-1]
+        kept = read_pixels(image, do_convert_rgb=False)
+        assert kept.shape == (channels, 48, 64)
+    assert read_pixels(Image.fromarray(photo).convert("1"), None, False).shape == (1, 48, 64)
+    assert read_pixels(Image.fromarray(photo).convert("CMYK"), None, False).shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "numpy_size", "torch_size"),
+    [  # three channels win over one or four, else numpy is channels last and torch channels first
+        ((1, 9, 3), (1, 9), (1, 9)),
+        ((3, 9, 1), (9, 1), (9, 1)),
+        ((1, 1, 3), (1, 1), (1, 1)),
+        ((3, 1, 1), (1, 1), (1, 1)),
+        ((3, 9, 3), (3, 9), (9, 3)),
+        ((1, 9, 4), (1, 9), (9, 4)),
+        ((1, 9), (1, 9), (1, 9)),
+    ],
+)
+def test_ambiguous_shapes(shape, numpy_size, torch_size):
+    zeros = torch.zeros(shape, dtype=torch.uint8)
+    assert read_pixels(zeros.numpy()).shape == (3, *numpy_size)
+    assert read_pixels(zeros).shape == (3, *torch_size)
+
+
+def test_given_format_decides():
+    zeros = np.zeros((1, 9, 3), np.uint8)
+    assert read_pixels(zeros, "channels_first").shape == (3, 9, 3)
+    assert read_pixels(zeros, "channels_last").shape == (3, 1, 9)
+    with pytest.raises(ValueError, match="9 channels by input_data_format='channels_first'"):
+        read_pixels(np.zeros((9, 9, 3), np.uint8), "channels_first")
+
+
+@given(values=st.lists(st.integers(0, 255), min_size=1, max_size=40))
+def test_every_type_holds_the_same_values(values):
+    expected = torch.tensor([values], dtype=torch.uint8).expand(3, 1, -1)
+    row = np.array([values])
+    forms = [row.astype(kind) for kind in ("u1", "i2", "i4", "u4", "i8", "u8", ">i4")]
+    forms += [(row * 257).astype(kind) for kind in ("u2", ">u2")]
+    forms += [(row / 255).astype(kind) for kind in ("f4", "f8", ">f8")]
+    if row.max() > 1:  # as 0..255; up to 1 it would be read as 0..1
+        forms += [row.astype(kind) for kind in ("f2", "f4", "f8")]
+    for form in forms:
+        assert torch.equal(read_pixels(form), expected), form.dtype
+
+
+def test_nesting():
+    photo = make_photo()
+    nested = fetch_pictures([photo, [photo, []], (photo,)])
+    assert [type(entry) for entry in nested] == [np.ndarray, list, list]
+    assert len(flatten_pictures(nested)) == 3
+    assert len(flatten_pictures([np.stack([photo] * 2), torch.zeros(3, 3, 5, 5)])) == 5

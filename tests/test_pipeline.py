@@ -1,0 +1,362 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The stock pipeline on GLIP, and GLIP's own: the same numbers as model and processor by hand."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import pipeline
+
+from glip_hf import GlipZeroShotObjectDetectionPipeline
+from glip_hf.demo import DEMO_PHOTO, demo_model, demo_processor, load_demo_photo
+
+NAMES = ["cat", "remote control", "sofa"]
+CAPTION = "two cats on a pink sofa"
+SIZE = {"shortest_edge": 96, "longest_edge": 160}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return demo_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    made = demo_processor()
+    made.image_processor.size = SIZE
+    return made
+
+
+@pytest.fixture(scope="module")
+def stock(model, processor, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("pipeline")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return pipeline("zero-shot-object-detection", model=str(directory), device="cpu")
+
+
+@pytest.fixture
+def detector(model, processor):
+    return GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
+
+
+@pytest.fixture
+def calls(model, monkeypatch) -> Counter:
+    """How many pictures and captions were encoded, and how often the head ran."""
+    counts: Counter = Counter()
+
+    def counting(name: str):
+        original = getattr(model.model, name)
+
+        def wrapper(*args, **kwargs):
+            first = args[0] if args else next(iter(kwargs.values()))
+            counts[name] += len(first) if isinstance(first, torch.Tensor) else 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(model.model, name, wrapper)
+
+    for name in ("get_image_features", "get_text_features", "forward"):
+        counting(name)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return load_demo_photo()
+
+
+@pytest.fixture(scope="module")
+def photos(photo):
+    """Landscape, portrait and small: padded differently when they share a batch."""
+    return [photo, photo.rotate(90, expand=True), photo.crop((100, 100, 300, 260))]
+
+
+def by_hand(model, processor, images, text, threshold=0.1, options=None, **prompt):
+    """Model and processor without pipeline, in the pipeline's form."""
+    inputs = processor(images=images, text=text, return_tensors="pt", **prompt)
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    results = processor.post_process_grounded_object_detection(outputs, inputs, threshold=threshold, **(options or {}))
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    return [
+        [
+            {"score": score.item(), "label": name, "box": dict(zip(keys, box.int().tolist()))}
+            for score, name, box in zip(r["scores"], r["text_labels"], r["boxes"])
+        ]
+        for r in results
+    ]
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    """Equal labels in order, scores to 1e-5 and boxes to a pixel (they are cut to whole ones)."""
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected):
+        assert one["label"] == other["label"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert all(abs(one["box"][side] - other["box"][side]) <= 1 for side in other["box"])
+
+
+# -- the stock pipeline ------------------------------------------------------------------------------
+
+
+def test_stock_asks_for_each_label_alone(stock, model, processor, photo) -> None:
+    found = stock(photo, candidate_labels=NAMES, threshold=0.2)
+    for name in NAMES:
+        alone = by_hand(model, processor, photo, name, 0.2, phrases=[name])[0]
+        assert_same([f for f in found if f["label"] == name], alone)
+    scores = [f["score"] for f in found]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 0.2
+    assert stock(photo, candidate_labels=NAMES, threshold=0.2, top_k=3) == found[:3]
+    assert stock(photo, candidate_labels="cat,remote control,sofa", threshold=0.2) == found
+    assert stock(photo, candidate_labels=NAMES, threshold=0.999) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_stock_takes_lists_and_batches(stock, photo, batch_size) -> None:
+    other = photo.transpose(0)
+    images = [photo, other, photo]
+    found = stock(images, candidate_labels=NAMES, batch_size=batch_size)
+    for results, image in zip(found, images):
+        assert_same(results, stock(image, candidate_labels=NAMES))
+    asked = [{"image": photo, "candidate_labels": ["cat"]}, {"image": other, "candidate_labels": NAMES}]
+    found = stock(asked, batch_size=batch_size)
+    assert_same(found[0], stock(photo, candidate_labels=["cat"]))
+    assert_same(found[1], stock(other, candidate_labels=NAMES))
+
+
+# -- GLIP's own ------------------------------------------------------------------------------------
+
+
+def test_all_names_in_one_caption(detector, model, processor, photo) -> None:
+    found = detector(photo, candidate_labels=NAMES)
+    assert_same(found, by_hand(model, processor, photo, NAMES)[0])
+    assert detector(photo, candidate_labels="cat, remote control ,sofa") == found
+    assert detector(str(DEMO_PHOTO), candidate_labels=NAMES) == found
+    assert detector(DEMO_PHOTO, candidate_labels=tuple(NAMES)) == found
+    assert detector(np.asarray(photo), candidate_labels=NAMES) == found
+    assert detector({"image": photo, "candidate_labels": NAMES}) == found
+    assert set(found[0]) == {"score", "label", "box"}
+
+
+def test_through_the_pipeline_function(stock, photo, detector) -> None:
+    made = pipeline(
+        "zero-shot-object-detection",
+        model=stock.model.name_or_path,
+        pipeline_class=GlipZeroShotObjectDetectionPipeline,
+        device="cpu",
+        threshold=0.3,
+    )
+    assert type(made) is GlipZeroShotObjectDetectionPipeline
+    found = detector(photo, candidate_labels=NAMES, threshold=0.3)
+    assert_same(made(photo, candidate_labels=NAMES), found)
+
+
+def test_made_of_tokenizer_and_image_processor(model, processor, photo, detector) -> None:
+    made = GlipZeroShotObjectDetectionPipeline(
+        model=model,
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        device="cpu",
+    )
+    found = made(photo, candidate_labels=NAMES)
+    assert found == detector(photo, candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="no processor"):
+        GlipZeroShotObjectDetectionPipeline(model=model, device="cpu")
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, None])
+def test_chunks_are_merged_as_the_processor_does(detector, model, processor, photo, chunk_size) -> None:
+    names = [*NAMES, "dog", "table"]
+    options = {"max_detections": 7}
+    expected = by_hand(model, processor, photo, names, options=options, chunk_size=chunk_size)[0]
+    found = detector(photo, candidate_labels=names, chunk_size=chunk_size, **options)
+    assert_same(found, expected)
+    assert len(found) == 7
+
+
+def test_options_reach_the_post_processing(detector, model, processor, photo) -> None:
+    options = {
+        "aggregation": "max",
+        "nms_threshold": 0.2,
+        "max_detections": 11,
+        "score_threshold": 0.01,
+    }
+    prompt = {"prefix": "a ", "separator": " . ", "negative_names": ["dog"]}
+    expected = by_hand(model, processor, photo, NAMES, 0.05, options, **prompt)[0]
+    found = detector(photo, candidate_labels=NAMES, threshold=0.05, **options, **prompt)
+    assert_same(found, expected)
+    assert found != detector(photo, candidate_labels=NAMES)
+    top = detector(photo, candidate_labels=NAMES, threshold=0.05, top_k=2, **options, **prompt)
+    assert top == found[:2]
+
+
+def test_vocabulary_of_any_size(detector, model, processor, photo, calls) -> None:
+    names = [f"{colour} {thing}" for colour in ("red", "blue", "black") for thing in NAMES * 25]
+    expected = by_hand(model, processor, photo, names)[0]
+    calls.clear()
+    assert_same(detector(photo, candidate_labels=names), expected)
+    assert calls["get_image_features"] == 1
+    assert calls["get_text_features"] == calls["forward"] > 1
+
+
+def test_captions_and_phrases(detector, model, processor, photo) -> None:
+    found = detector(photo, caption=CAPTION)
+    assert_same(found, by_hand(model, processor, photo, CAPTION)[0])
+    assert {f["label"] for f in found} <= {"two cats", "a pink sofa"}
+    phrases = ["cats", ("sofa", 0)]
+    found = detector(photo, caption=CAPTION, phrases=phrases)
+    assert_same(found, by_hand(model, processor, photo, CAPTION, phrases=phrases)[0])
+    assert detector([photo], caption=CAPTION, phrases=phrases) == [found]
+    its = {"image": photo, "caption": CAPTION, "phrases": phrases}
+    assert detector([its]) == [found]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_batches_of_pictures_of_any_size(detector, model, processor, photos, batch_size) -> None:
+    found = detector(photos, candidate_labels=NAMES, batch_size=batch_size)
+    expected = []
+    for start in range(0, len(photos), batch_size):
+        expected += by_hand(model, processor, photos[start : start + batch_size], NAMES)
+    assert len(found) == len(photos)
+    for one, other in zip(found, expected):
+        assert_same(one, other)
+
+
+def test_each_picture_its_own_text(detector, photos) -> None:
+    texts = [["cat"], ["sofa", "remote control"], ["cat"]]
+    found = detector(photos, candidate_labels=texts)
+    for one, photo, names in zip(found, photos, texts):
+        assert_same(one, detector(photo, candidate_labels=names))
+    together = detector([photos[0]] * 3, candidate_labels=texts, batch_size=3)
+    assert_same(together[0], found[0])
+    assert_same(together[1], detector(photos[0], candidate_labels=texts[1]))
+    captions = [CAPTION, "a remote control", CAPTION]
+    phrases = [["two cats"], None, ["pink sofa"]]
+    found = detector(photos, caption=captions, phrases=phrases)
+    for one, photo, caption, its in zip(found, photos, captions, phrases):
+        assert_same(one, detector(photo, caption=caption, phrases=its))
+
+
+def test_pictures_and_captions_are_encoded_once(detector, model, photos, calls) -> None:
+    detector(photos, candidate_labels=NAMES, chunk_size=1, batch_size=2)
+    assert calls["get_image_features"] == 3
+    assert calls["get_text_features"] == 3  # one a name
+    assert calls["forward"] == 6  # two batches, three captions
+    calls.clear()
+    detector(photos[0], candidate_labels=NAMES, chunk_size=1)
+    assert (calls["get_image_features"], calls["get_text_features"]) == (1, 0)
+    detector(photos[0], candidate_labels=NAMES)  # another prompt of the same names
+    assert calls["get_text_features"] == 1
+
+
+def test_text_features_kept_are_bounded(detector, photo, calls) -> None:
+    detector.max_kept_captions = 2
+    ask = {name: {"candidate_labels": [name]} for name in NAMES}
+    for name in NAMES:
+        detector(photo, **ask[name])
+    calls.clear()
+    detector(photo, **ask[NAMES[1]])
+    detector(photo, **ask[NAMES[2]])
+    assert calls["get_text_features"] == 0
+    detector(photo, **ask[NAMES[0]])
+    assert calls["get_text_features"] == 1
+    calls.clear()
+    many = {"candidate_labels": [*NAMES, "dog"], "chunk_size": 1}
+    first = detector(photo, **many)
+    assert len(detector._vocabularies) == 1
+    assert detector(photo, **many) == first
+    assert calls["get_text_features"] == 4 + 2  # the two beyond the limit once more
+
+
+def test_new_weights_void_what_was_kept(processor, photo) -> None:
+    model = demo_model()
+    detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
+    before = detector(photo, candidate_labels=NAMES)
+    with torch.no_grad():
+        model.model.text_model.encoder.layer[0].output.dense.weight.mul_(3)
+    after = detector(photo, candidate_labels=NAMES)
+    assert before != after
+    assert_same(after, by_hand(model, processor, photo, NAMES)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_honoured(processor, photo, dtype) -> None:
+    model = demo_model().to(dtype)
+    detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
+    assert detector.dtype is dtype
+    found = detector(photo, candidate_labels=NAMES, threshold=0.2)
+    expected = by_hand(demo_model(), processor, photo, NAMES, 0.2)[0]
+    assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_device_is_honoured(processor, photo) -> None:
+    detector = GlipZeroShotObjectDetectionPipeline(model=demo_model(), processor=processor, device="cuda")
+    found = detector([photo, photo], candidate_labels=NAMES, chunk_size=2, batch_size=2)[1]
+    assert detector.model.device.type == "cuda"
+    expected = by_hand(demo_model(), processor, photo, NAMES, chunk_size=2)[0]
+    assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
+
+
+class Photos(Dataset):
+    def __init__(self, photos):
+        self.photos = photos
+
+    def __len__(self):
+        return len(self.photos)
+
+    def __getitem__(self, index):
+        return self.photos[index]
+
+
+def test_datasets_and_generators_come_one_by_one(detector, photos) -> None:
+    expected = detector(photos, candidate_labels=NAMES)
+    results = detector(Photos(photos), candidate_labels=NAMES)
+    assert len(results) == 3 and next(results) == expected[0]
+    assert list(results) == expected[1:]
+    served = []
+
+    def stream():
+        for photo in photos:
+            served.append(photo)
+            yield photo
+
+    results = detector(stream(), candidate_labels=NAMES)
+    assert next(results) == expected[0] and len(served) < 3
+    assert list(results) == expected[1:]
+    dictionaries = ({"image": photo, "candidate_labels": ["cat"]} for photo in photos)
+    found = list(detector(dictionaries, batch_size=2))
+    assert [{f["label"] for f in one} for one in found] == [{"cat"}] * 3
+
+
+def test_nothing_to_do(detector, photo) -> None:
+    assert detector([], candidate_labels=NAMES) == []
+    assert detector(photo, candidate_labels=NAMES, threshold=0.999) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "either candidate_labels or a caption"),
+        ({"candidate_labels": ["cat"], "caption": "a cat"}, ValueError, "either"),
+        ({"candidate_labels": ["cat"], "phrases": ["cat"]}, ValueError, "belong to a caption"),
+        ({"candidate_labels": []}, ValueError, "empty"),
+        ({"candidate_labels": " , "}, ValueError, "empty"),
+        ({"candidate_labels": ["cat"], "treshold": 0.2}, TypeError, "treshold"),
+        ({"candidate_labels": [["cat"], ["dog"]]}, ValueError, "2 entries for 1 pictures"),
+        ({"caption": "a cat", "phrases": ["dog"]}, ValueError, "not in the caption"),
+        ({"candidate_labels": ["cat"], "aggregation": "sum"}, ValueError, "sum"),
+    ],
+)
+def test_wrong_use_says_so(detector, photo, arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        detector([photo], **arguments)
+
+
+def test_wrong_pictures_say_so(detector) -> None:
+    with pytest.raises(FileNotFoundError):
+        detector("nowhere.jpg", candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="'image' is missing"):
+        detector({"picture": 1, "candidate_labels": NAMES})

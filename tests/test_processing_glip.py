@@ -1,0 +1,493 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""GlipProcessor: every form text may take, chunks, targets, and the way back to names."""
+
+import copy
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import BertTokenizer
+from transformers.utils import ModelOutput
+
+import glip_hf.processing_glip as processing
+from glip_hf.image_processing_pil_glip import GlipImageProcessorPil
+from glip_hf.processing_glip import GlipProcessor
+
+VOCAB = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
+TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "positive_map", "label_ids"}
+IMAGE_KEYS = {"pixel_values", "pixel_mask", "original_sizes"}
+PICTURE = Image.new("RGB", (60, 40), (90, 120, 30))
+
+
+def make_processor(vocab=VOCAB, **options):
+    images = GlipImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
+    return GlipProcessor(images, BertTokenizer(str(vocab)), **options)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="module")
+def bert_processor(request):
+    shared = request.getfixturevalue("shared")
+    return make_processor(shared / "data" / "tokenizer" / "vocab.txt")
+
+
+def words(processor, inputs, caption=0):
+    """For each row of a caption: its label and the words its tokens spell."""
+    ids, rows = inputs["input_ids"][caption], inputs["positive_map"][caption]
+    labels = inputs["label_ids"][caption].tolist()
+    return [(n, processor.tokenizer.decode(ids[row])) for n, row in zip(labels, rows) if n >= 0]
+
+
+# -- the forms of text -------------------------------------------------------------------------
+
+
+def test_names_for_one_picture(processor):
+    inputs = processor(images=PICTURE, text=["cat", "remote_control"], return_tensors="pt")
+    assert set(inputs) == TEXT_KEYS | IMAGE_KEYS
+    assert processor.decode(inputs["input_ids"][0]) == "[CLS] cat. remote control [SEP]"
+    assert inputs["positive_map"].dtype == torch.bool
+    assert inputs["positive_map"].int().tolist() == [[[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0]]]
+    assert inputs["label_ids"].tolist() == [[0, 1]]
+    assert inputs["original_sizes"].tolist() == [[40, 60]]
+    assert inputs.text_labels == [["cat", "remote_control"]]
+
+
+def test_names_for_each_picture_are_padded_to_the_longest(processor):
+    text = [["cat"], ["dog", "hot dog"]]
+    inputs = processor(images=[PICTURE, PICTURE], text=text, return_tensors="pt")
+    assert inputs["input_ids"].shape == (2, 6)
+    assert inputs["attention_mask"].sum(-1).tolist() == [3, 6]
+    assert inputs["label_ids"].tolist() == [[0, -1], [0, 1]]
+    assert not inputs["positive_map"][0, 1].any()
+    assert words(processor, inputs, 1) == [(0, "dog"), (1, "hot dog")]
+    assert inputs.text_labels == text and "image_indices" not in inputs
+
+
+def test_one_list_of_names_serves_every_picture(processor):
+    inputs = processor(images=[PICTURE] * 3, text=("cat", "dog"), return_tensors="np")
+    assert inputs["input_ids"].shape == (3, 5) and len(inputs.text_labels) == 3
+
+
+def test_caption_with_phrases(processor):
+    caption = "a red car next to a cart and a blue car"
+    phrases = ["red car", ("car", 2), "a red car next"]
+    inputs = processor(images=PICTURE, text=caption, phrases=phrases, return_tensors="pt")
+    assert words(processor, inputs) == [(0, "red car"), (1, "car"), (2, "a red car next")]
+    assert inputs["positive_map"][0, 1].nonzero().flatten().tolist() == [11]
+    assert inputs.text_labels == [["red car", "car", "a red car next"]]
+
+
+def test_caption_with_spans(processor):
+    spans = [[2, 5], [[0, 5], (10, 13)], np.array([10, 13])]
+    inputs = processor(text="a cat and dogs", spans=spans, return_tensors="pt")
+    assert words(processor, inputs) == [(0, "cat"), (1, "a cat dogs"), (2, "dogs")]
+    assert inputs.text_labels == [["cat", "a cat dog", "dog"]]
+
+
+def test_free_text_finds_its_noun_phrases(processor):
+    inputs = processor(text="two cats sitting on a pink sofa", return_tensors="pt")
+    assert words(processor, inputs) == [(0, "two cats"), (1, "a pink sofa")]
+    inputs = processor(text=" running ", return_tensors="pt")  # no noun in it: all of it
+    assert inputs.text_labels == [["running"]] and inputs["positive_map"].sum() > 0
+
+
+def test_captions_for_several_pictures(processor):
+    text = ["a cat and a dog", "a bird"]
+    inputs = processor(text=text, phrases=[["dog"], None], return_tensors="pt")
+    assert inputs.text_labels == [["dog"], ["a bird"]]
+    inputs = processor(text=text, spans=[[[2, 5]], [[2, 6], [0, 1]]], return_tensors="pt")
+    assert inputs.text_labels == [["cat"], ["bird", "a"]]
+    inputs = processor(text=["a bird on a tree", ["cat", "dog"]], return_tensors="pt")
+    assert inputs.text_labels == [["a bird", "a tree"], ["cat", "dog"]]
+
+
+def test_images_alone_and_text_alone(processor):
+    inputs = processor(images=[PICTURE], return_tensors="pt")
+    assert set(inputs) == IMAGE_KEYS and inputs.text_labels is None
+    assert set(processor(text=["cat"], return_tensors="pt")) == TEXT_KEYS
+    assert set(processor(text=["cat"])) == TEXT_KEYS
+    assert set(processor.model_input_names) == TEXT_KEYS | IMAGE_KEYS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "Nothing to process"),
+        ({"text": ""}, ValueError, "text is empty"),
+        ({"text": " \n"}, ValueError, "give a caption with words"),
+        ({"text": []}, ValueError, "text is empty"),
+        ({"text": [["cat"], []]}, ValueError, r"text\[1\] is an empty list"),
+        ({"text": ["cat", 3]}, TypeError, r"text\[1\] is 3, a int"),
+        ({"text": ["cat", None]}, TypeError, r"text\[1\] is None"),
+        ({"text": [["cat", b"dog"]]}, TypeError, "name 1 is b'dog', a bytes"),
+        ({"text": {"name": "cat"}}, TypeError, "text is a dict"),
+        ({"text": 7}, TypeError, "text is a int"),
+        ({"text": [""]}, ValueError, "None of the names '' for picture 0 has a token"),
+        ({"text": [["cat"], ["\0", " "]]}, ValueError, "for picture 1 has a token"),
+        ({"text": "a cat", "phrases": ["dog"]}, ValueError, "'dog' is not in the caption 'a cat'"),
+        ({"text": "a cat a", "phrases": ["a"]}, ValueError, "occurs 3 times.*0: character 0.*'a c"),
+        ({"text": "a cat", "phrases": "cat"}, TypeError, "give a list"),
+        ({"text": "a cat", "phrases": []}, ValueError, "phrases of text is empty"),
+        ({"text": "a cat", "phrases": [5]}, TypeError, "5 is not a phrase"),
+        ({"text": "a cat", "phrases": [("cat", "0")]}, TypeError, "is not a phrase"),
+        ({"text": "a cat", "spans": [[2, 6]]}, ValueError, r"\[2, 6\) does not lie in the caption"),
+        ({"text": "a cat", "spans": [[3, 3]]}, ValueError, "does not lie"),
+        ({"text": "a cat", "spans": [2, 5]}, ValueError, "2 is not a span"),
+        ({"text": "a", "spans": [[0, 1]], "phrases": ["a"]}, ValueError, "give one of them"),
+        ({"text": [["cat"]], "phrases": [["cat"]]}, TypeError, "give a caption"),
+        ({"text": ["a", "b"], "phrases": [["a"]]}, ValueError, "for 2 texts"),
+        ({"images": PICTURE, "phrases": ["cat"]}, ValueError, "belong to a caption"),
+        ({"images": PICTURE, "text": [["cat"], ["dog"]]}, ValueError, "2 texts for 1 pictures"),
+        ({"images": [PICTURE] * 2, "text": [["cat"]]}, ValueError, "1 texts for 2 pictures"),
+        ({"text": ["cat"], "annotations": []}, ValueError, "give images as well"),
+        ({"text": ["cat"], "chunk_size": 0}, ValueError, "chunk_size=0"),
+        ({"text": ["dog " * 300]}, ValueError, "the name 'dog dog .* has 300 tokens"),
+        ({"text": ["cat", "dog"], "prefix": ["a "]}, ValueError, "prefix has 1 entries for 2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(processor, arguments, error, message):
+    with pytest.raises(error, match=message):
+        processor(**arguments, return_tensors="pt")
+
+
+@pytest.mark.parametrize("text", [["🐶", "cat"], ["cat\0", "do\0g"], ["!", "..."], ["日本"]])
+def test_odd_characters_have_tokens_or_none_but_never_a_neighbours(processor, text):
+    inputs = processor(text=text, return_tensors="pt")
+    for row, name in zip(inputs["positive_map"][0], text, strict=True):
+        alone = processor.tokenizer(name, add_special_tokens=False)["input_ids"]
+        assert inputs["input_ids"][0][row].tolist() == alone
+
+
+# -- warnings ----------------------------------------------------------------------------------
+
+
+def test_a_name_without_tokens_is_told_and_scores_zero(processor):
+    with pytest.warns(UserWarning, match=r"no token stands for '\(only\)'"):
+        inputs = processor(text=["cat", "(only)"], return_tensors="pt")
+    assert inputs["positive_map"].sum(-1).tolist() == [[1, 0]]
+    assert inputs["label_ids"].tolist() == [[0, 1]]
+
+
+def test_phrases_beyond_the_caption_are_told(processor):
+    caption = "cat " * 253 + "hot dog and a bird"
+    phrases = ["hot dog", "bird", ("cat", 0)]
+    with pytest.warns(UserWarning) as told:
+        inputs = processor(text=caption, phrases=phrases, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 256)
+    assert inputs["positive_map"].sum(-1).tolist() == [[1, 0, 1]]
+    assert not inputs["positive_map"][..., [0, -1]].any()
+    messages = " / ".join(str(entry.message) for entry in told)
+    assert "'bird' lie beyond the end" in messages and "first part of 'hot dog'" in messages
+
+
+# -- prompt options ----------------------------------------------------------------------------
+
+
+def test_prompt_options_are_saved_and_overridden(tmp_path):
+    options = {"separator": " . ", "prefix": "a ", "chunk_size": 2}
+    first = make_processor(prompt_options=options)
+    first.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["prompt_options"] == processing.PROMPT_OPTIONS | options
+    again = GlipProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == first.to_dict()
+    changed = GlipProcessor.from_pretrained(tmp_path, prompt_options={"separator": ", "})
+    assert changed.prompt_options["separator"] == ", "
+    for each in (first, again):
+        inputs = each(text=["cat", "dog", "bird"], return_tensors="pt")
+        assert inputs["image_indices"].tolist() == [0, 0]
+        assert each.decode(inputs["input_ids"][0], skip_special_tokens=True) == "a cat. a dog"
+        call = {"separator": ". ", "prefix": None, "chunk_size": None, "negative_names": ["sky"]}
+        inputs = each(text=["cat", "dog", "bird"], return_tensors="pt", **call)
+        assert words(each, inputs) == [(0, "cat"), (1, "dog"), (2, "bird")]
+        assert each.decode(inputs["input_ids"][0]) == "[CLS] cat. dog. bird. sky [SEP]"
+    with pytest.raises(ValueError, match="unknown entries .'seperator'"):
+        make_processor(prompt_options={"seperator": " "})
+
+
+def test_caption_prompts_as_odinw_writes_them(processor):
+    names = [
+        {"prefix": " ", "name": "fish", "suffix": ""},
+        {"name": "penguin", "suffix": " , which is black and white"},
+    ]
+    inputs = processor(text=names, return_tensors="pt")
+    assert words(processor, inputs) == [(0, "fish"), (1, "penguin")]
+    assert inputs["attention_mask"].sum() == 2 + 1 + 1 + 1 + 6
+    assert inputs.text_labels == [["fish", "penguin"]]
+
+
+def test_tokenizer_options(processor):
+    padded = processor(text=["cat"], padding="max_length", max_length=20, return_tensors="pt")
+    assert padded["positive_map"].shape == (1, 1, 20)
+    ragged = processor(text=[["cat"], ["hot dog"]], padding=False)
+    assert [row.shape[-1] for row in ragged["positive_map"]] == [3, 4]
+    short = processor(text=["cat"] * 20, max_length=12, return_tensors="pt")
+    assert short["input_ids"].shape == (4, 11) and short["image_indices"].tolist() == [0] * 4
+
+
+def test_left_padding_moves_the_maps():
+    left = make_processor()
+    left.tokenizer.padding_side = "left"
+    inputs = left(text=[["cat"], ["hot dog"]], return_tensors="pt")
+    assert [words(left, inputs, n) for n in (0, 1)] == [[(0, "cat")], [(0, "hot dog")]]
+
+
+# -- long vocabularies -------------------------------------------------------------------------
+
+
+def test_a_long_vocabulary_is_split_with_labels_that_still_count(processor):
+    names = [f"{i % 10} cat" for i in range(5000)]
+    names[1234] = "hot dog"
+    inputs = processor(images=[PICTURE], text=names, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] <= 256
+    assert inputs["image_indices"].tolist() == [0] * len(inputs["input_ids"])
+    labels = inputs["label_ids"]
+    assert labels[labels >= 0].tolist() == list(range(5000))
+    n, row = (labels == 1234).nonzero()[0].tolist()
+    assert words(processor, inputs, n)[row] == (1234, "hot dog")
+    assert inputs.text_labels == [names]
+
+
+def test_pictures_with_different_numbers_of_captions(processor):
+    text = [["cat"], ["cat", "dog", "bird"], ["horse"]]
+    inputs = processor(images=[PICTURE] * 3, text=text, chunk_size=2, return_tensors="pt")
+    assert inputs["image_indices"].tolist() == [0, 1, 1, 2]
+    assert inputs["label_ids"].tolist() == [[0, -1], [0, 1], [2, -1], [0, -1]]
+
+
+def test_duplicate_names_keep_labels_of_their_own(processor):
+    inputs = processor(text=["cat", "dog", "cat"], return_tensors="pt")
+    assert words(processor, inputs) == [(0, "cat"), (1, "dog"), (2, "cat")]
+    assert inputs["positive_map"].sum(1).max() == 1
+
+
+NAMES = st.lists(st.text(max_size=20), min_size=1, max_size=8).filter(
+    lambda names: any(c.isascii() and c.isalnum() for name in names for c in name.split("(")[0])
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(NAMES, min_size=1, max_size=4), st.sampled_from([None, 1, 3]))
+def test_batched_equals_single_and_maps_cover_real_tokens_only(batch, chunk_size):
+    processor = make_processor()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = processor(text=batch, chunk_size=chunk_size, return_tensors="pt")
+        alone = [processor(text=[n], chunk_size=chunk_size, return_tensors="pt") for n in batch]
+    n = 0
+    for picture, single in enumerate(alone):
+        for caption in range(len(single["input_ids"])):
+            if "image_indices" in together:
+                assert together["image_indices"][n] == picture
+            classes, tokens = single["positive_map"].shape[1:]
+            for key in ("input_ids", "attention_mask"):
+                assert together[key][n, :tokens].equal(single[key][caption])
+                assert not together[key][n, tokens:].any()
+            assert together["positive_map"][n, :classes, :tokens].equal(single["positive_map"][caption])
+            assert together["label_ids"][n, :classes].equal(single["label_ids"][caption])
+            covered = together["positive_map"][n].any(0)
+            assert not covered[together["attention_mask"][n] == 0].any()
+            special = [processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id]
+            last = int(together["attention_mask"][n].sum()) - 1
+            assert together["input_ids"][n, [0, last]].tolist() == special
+            assert not covered[[0, last]].any()
+            n += 1
+    assert n == len(together["input_ids"])
+
+
+# -- the names travel along --------------------------------------------------------------------
+
+
+def test_names_are_an_attribute_not_an_entry(processor):
+    inputs = processor(images=PICTURE, text=["cat"], return_tensors="pt")
+    assert "text_labels" not in inputs and "text_labels" not in dict(**inputs)
+    for same in (inputs.to("cpu"), inputs.to(torch.float16), copy.deepcopy(inputs), inputs.copy()):
+        assert same.text_labels == [["cat"]]
+    assert pickle.loads(pickle.dumps(inputs)).text_labels == [["cat"]]
+    assert inputs["pixel_values"].dtype == torch.float16
+    assert inputs["positive_map"].dtype == torch.bool
+
+
+# -- targets -----------------------------------------------------------------------------------
+
+
+def record(*boxes):
+    return {"image_id": 7, "annotations": list(boxes)}
+
+
+def test_coco_targets_by_place_and_by_id(processor):
+    boxes = [
+        {"bbox": [0, 0, 10, 10], "category_id": 1},
+        {"bbox": [0, 0, 9, 9], "category_id": 0, "iscrowd": 1},
+        {"bbox": [200, 0, 10, 10], "category_id": 0},
+        {"bbox": [10, 10, 31, 21], "category_id": 0},
+    ]
+    names = ["cat", "hot dog"]
+    inputs = processor(PICTURE, names, annotations=record(*boxes), return_tensors="pt")
+    (target,) = inputs["labels"]
+    assert target["class_labels"].tolist() == [1, 0]
+    assert target["positive_map"].dtype == torch.float32
+    assert target["positive_map"].tolist() == [[0, 0, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0]]
+    torch.testing.assert_close(target["boxes"][1], torch.tensor([10.0, 10, 40, 30]) * 0.8)
+    assert target["image_id"].tolist() == [7]
+    for box in boxes:
+        box["category_id"] = {0: 17, 1: 5}[box["category_id"]]
+    again = processor(PICTURE, names, annotations=record(*boxes), category_ids=[17, 5], return_tensors="pt")
+    assert again["labels"][0]["positive_map"].equal(target["positive_map"])
+    with pytest.raises(ValueError, match="category_id 5 is no place in its 2 names.*category_ids"):
+        processor(PICTURE, names, annotations=record(*boxes))
+    with pytest.raises(ValueError, match="category_id 5 is not in category_ids"):
+        processor(PICTURE, names, annotations=record(*boxes), category_ids=[17, 18])
+    with pytest.raises(ValueError, match="category_ids has 1 entries for the 2 names"):
+        processor(PICTURE, names, annotations=record(*boxes), category_ids=[17])
+
+
+def test_grounding_targets(processor):
+    boxes = [
+        {"bbox": [0, 0, 10, 10], "tokens_positive": [[0, 5], [17, 22]], "category_id": 1},
+        {"bbox": [5, 5, 10, 10], "tokens_positive": []},
+    ]
+    inputs = processor(
+        [PICTURE, PICTURE],
+        ["a cat next to a small dog", ["bird"]],
+        annotations=[record(*boxes), record()],
+        return_tensors="pt",
+    )
+    first, second = inputs["labels"]
+    assert first["positive_map"].nonzero().tolist() == [[0, 1], [0, 2], [0, 6]]
+    assert second["positive_map"].shape == (0, inputs["input_ids"].shape[1])
+    assert second["boxes"].shape == (0, 4)
+    moved = inputs.to("cpu", torch.float64)["labels"][0]
+    assert moved["positive_map"].dtype == torch.float64
+    assert moved["class_labels"].dtype == torch.int64
+
+
+def test_targets_need_all_names_in_one_caption(processor):
+    boxes = record({"bbox": [0, 0, 10, 10], "category_id": 1})
+    with pytest.raises(ValueError, match="3 names of picture 0 fill 3 captions"):
+        processor(PICTURE, ["cat", "dog", "bird"], annotations=boxes, chunk_size=1)
+    nameless = record({"bbox": [0, 0, 10, 10]})
+    with pytest.raises(ValueError, match="neither 'category_id' nor 'tokens_positive'"):
+        processor(PICTURE, ["cat"], annotations=nameless)
+    with pytest.raises(ValueError, match="COCO detection format"):
+        processor(PICTURE, ["cat"], annotations={"boxes": []})
+
+
+# -- outputs to names --------------------------------------------------------------------------
+
+
+def outputs_of(inputs, found):
+    """Model output with one confident location a (caption, row) of `found`, on boxes apart."""
+    captions, classes, tokens = inputs["positive_map"].shape
+    logits = torch.full((captions, 4, tokens), -20.0)
+    for location, (caption, row) in enumerate(found):
+        logits[caption, location, inputs["positive_map"][caption, row]] = 3.0 - location
+    boxes = torch.tensor([[0.0, 0, 0.2, 0.2], [0.3, 0, 0.5, 0.2], [0.6, 0, 0.8, 0.2], [0, 0.5, 1, 1]])
+    sizes = inputs["original_sizes"]
+    indices = inputs.get("image_indices")
+    return ModelOutput(
+        logits=logits,
+        centerness_logits=torch.full((captions, 4), 8.0),
+        pred_boxes=boxes.expand(captions, 4, 4),
+        spatial_shapes=torch.tensor([[[2, 2]]]).expand(captions, 1, 2),
+        image_sizes=sizes[indices if indices is not None else slice(None)],
+        original_sizes=sizes[indices if indices is not None else slice(None)],
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        positive_map=inputs["positive_map"],
+        label_ids=inputs["label_ids"],
+        image_indices=indices,
+    )
+
+
+def test_post_processing_names_its_boxes(processor):
+    names = ["cat", "Hot Dog", "dog"]
+    inputs = processor(PICTURE, names, return_tensors="pt")
+    outputs = outputs_of(inputs, [(0, 1), (0, 0)])
+    post = processor.post_process_grounded_object_detection
+    (result,) = post(outputs, inputs, threshold=0.3)
+    assert result["labels"].tolist() == [1, 0] and result["text_labels"] == ["Hot Dog", "cat"]
+    torch.testing.assert_close(result["boxes"][0], torch.tensor([0.0, 0, 12, 8]))
+    assert post(outputs)[0]["text_labels"] == ["hot dog", "cat"]  # decoded
+    assert post(outputs, inputs["input_ids"])[0]["text_labels"] == ["hot dog", "cat"]
+    assert post(outputs, text_labels=["a", "b", "c"])[0]["text_labels"] == ["b", "a"]
+    assert post(outputs, text_labels=[["a", "b", "c"]])[0]["text_labels"] == ["b", "a"]
+    (scaled,) = post(outputs, inputs, target_sizes=[(80, 120)])
+    torch.testing.assert_close(scaled["boxes"], result["boxes"] * 2)
+    assert post(outputs, inputs, threshold=0.99999)[0]["text_labels"] == []
+    assert len(post(outputs, inputs, max_detections=1)[0]["scores"]) == 1
+    with pytest.raises(ValueError, match="label 1, but text_labels has 1 names"):
+        post(outputs, text_labels=["a"])
+    with pytest.raises(ValueError, match="2 lists of names for 1 pictures"):
+        post(outputs, text_labels=[["a"], ["b"]])
+
+
+def test_post_processing_merges_the_chunks_of_a_picture(processor):
+    text = [["cat", "dog", "bird"], ["horse"]]
+    inputs = processor([PICTURE] * 2, text, chunk_size=1, return_tensors="pt")
+    outputs = outputs_of(inputs, [(2, 0), (0, 0), (3, 0)])
+    for source in (inputs, None):
+        first, second = processor.post_process_grounded_object_detection(outputs, source)
+        assert (first["labels"].tolist(), first["text_labels"]) == ([2, 0], ["bird", "cat"])
+        assert (second["labels"].tolist(), second["text_labels"]) == ([0], ["horse"])
+
+
+# -- the reference's own results ---------------------------------------------------------------
+
+
+def test_reference_captions_and_spans(shared, bert_processor):
+    cases = json.loads((shared / "parity" / "preprocessing" / "cases.json").read_text())
+    for case in cases["class_list_to_caption"]:
+        inputs = bert_processor(text=case["classes"], return_tensors="pt")
+        assert inputs["input_ids"][0].tolist() == case["input_ids"]
+        rows = [row.nonzero().flatten().tolist() for row in inputs["positive_map"][0]]
+        assert {str(n): row for n, row in enumerate(rows, start=1)} == case["label_to_token"]
+    for case in cases["char_spans_to_token_map"]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inputs = bert_processor(text=case["caption"], spans=case["char_spans"])
+        assert [np.flatnonzero(row).tolist() for row in inputs["positive_map"][0]] == (case["token_indices"])
+
+
+@pytest.mark.parametrize("file", ["lvis_v1_chunk40.json", "objects365_v2_chunk80.json"])
+def test_reference_chunks(shared, bert_processor, file):
+    case = json.loads((shared / "data" / "captions" / file).read_text())
+    inputs = bert_processor(text=case["class_names"], chunk_size=case["chunk_size"])
+    assert len(inputs["input_ids"]) == case["num_queries"]
+    for n, query in enumerate(case["queries"]):
+        labels = {
+            str(case["class_ids"][label]): np.flatnonzero(row).tolist()
+            for label, row in zip(inputs["label_ids"][n], inputs["positive_map"][n], strict=True)
+            if label >= 0
+        }
+        assert labels == query["label_to_token"]
+
+
+def test_reference_grounding_targets(shared, bert_processor):
+    """MDETR-style records on real photos: maps of boxes equal those the original trains with."""
+    folder = shared / "data" / "real" / "grounding_mini"
+    expected = json.loads((folder / "expected_targets.json").read_text())
+    for kind in ("flickr", "mixed"):
+        content = json.loads((folder / expected[kind]["source"]).read_text())
+        for image, target in zip(content["images"], expected[kind]["items"], strict=True):
+            things = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            size = (int(image["width"]), int(image["height"]))
+            inputs = bert_processor(
+                Image.new("RGB", size),
+                image["caption"],
+                annotations={"image_id": image["id"], "annotations": things},
+                return_tensors="pt",
+            )
+            found = inputs["labels"][0]["positive_map"].nonzero().tolist()
+            assert found == sorted([row, column] for row, column, _ in target["positive_map"])

@@ -1,0 +1,133 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Annotations turned into Arrow once, then memory-mapped by every process that reads them.
+
+A conversion is known by the content of its files and the options that shape it. The first process that asks
+converts (the others, of the same node or of others on a shared disk, wait at a lock) and puts the finished
+folder in place with one rename, so an interrupted conversion leaves nothing that looks finished.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._extras import require
+
+FORMAT_VERSION = 1
+"""Raise it when the stored columns or the meaning of one change."""
+
+_SAMPLE_BYTES = 1 << 20
+ROWS_A_BATCH = 1000
+
+
+def default_cache_dir() -> Path:
+    """`$GLIP_DATA_CACHE`, or `glip_hf` in the cache of `datasets`."""
+    given = os.environ.get("GLIP_DATA_CACHE")
+    return Path(given) if given else Path(require("datasets").config.HF_DATASETS_CACHE) / "glip_hf"
+
+
+def fingerprint(files: Sequence[str | Path], options: Mapping[str, Any]) -> str:
+    """24 hexadecimal digits that change with the files or the options.
+
+    Of a file count its size, its time of change (ns), and one mebibyte each from its beginning, middle and
+    end: a gigabyte need not be read to find that nothing changed.
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, options], sort_keys=True, default=str).encode())
+    for path in files:
+        status = os.stat(path)
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+        with open(path, "rb") as file:
+            for start in sorted({0, status.st_size // 2, max(status.st_size - _SAMPLE_BYTES, 0)}):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:24]
+
+
+class TableWriter:
+    """Takes tables of records, one after the other, into one Arrow file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._writer, self._schema, self.rows = folder, None, None, 0
+
+    def write(self, table: Any) -> None:
+        if self._writer is None:
+            datasets, arrow_writer = require("datasets"), require("datasets.arrow_writer")
+            self._schema = table.schema
+            self._writer = arrow_writer.ArrowWriter(
+                path=str(self.folder / "records.arrow"),
+                features=datasets.Features.from_arrow_schema(table.schema),
+            )
+        elif table.schema != self._schema:
+            raise ValueError("Some image ids are whole numbers and some are text: make them all of one kind.")
+        self.rows += len(table)
+        self._writer.write_table(table, ROWS_A_BATCH)
+
+    def write_rows(self, rows: np.ndarray) -> None:
+        """Which record each sample of the set is (a line list): [samples] int64."""
+        np.save(self.folder / "rows.npy", rows)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.finalize()
+
+
+def convert_once(
+    name: str,
+    files: Sequence[str | Path],
+    options: Mapping[str, Any],
+    build: Callable[[TableWriter], dict[str, Any]],
+    cache_dir: str | Path | None = None,
+) -> tuple[Any, dict[str, Any], np.ndarray | None]:
+    """The converted annotations, from the cache or made now.
+
+    Args:
+        name: begins the folder's name, for people who look into the cache.
+        files: everything the conversion reads.
+        options: everything else that shapes it.
+        build: writes the tables and returns what is to be stored beside them (JSON).
+        cache_dir: default `default_cache_dir()`.
+
+    Returns:
+        A memory-mapped `datasets.Dataset`, what `build` returned, and the line list if there is one (memory-mapped).
+    """
+    datasets, filelock = require("datasets"), require("filelock")
+    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
+    folder = cache_dir / f"{safe}-{fingerprint(files, options)}"
+    if not (folder / "info.json").is_file():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (folder / "info.json").is_file():
+                _build(folder, build)
+    # JSON has only text for keys; ours are whole numbers.
+    info = json.loads((folder / "info.json").read_text(), object_pairs_hook=_integer_keys)
+    rows = folder / "rows.npy"
+    table = datasets.Dataset.from_file(str(folder / "records.arrow"))
+    return table, info, np.load(rows, mmap_mode="r") if rows.is_file() else None
+
+
+def _build(folder: Path, build: Callable[[TableWriter], dict[str, Any]]) -> None:
+    work = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        writer = TableWriter(work)
+        info = build(writer)
+        writer.close()
+        if not writer.rows:
+            raise ValueError(
+                f"{info['file']}: no usable picture is left; removed: {info.get('dropped') or 'none'}. "
+                "`glip check-data` names what is wrong. (Pictures without boxes stay with drop_empty=False.)"
+            )
+        (work / "info.json").write_text(json.dumps(info))
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _integer_keys(items: list[tuple[str, Any]]) -> dict:
+    return {int(key) if key.lstrip("-").isdigit() else key: value for key, value in items}

@@ -1,0 +1,68 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`glip check-data`: everything that is wrong with training data, before training starts."""
+
+import argparse
+import json
+
+from .check import check_data
+from .sources import READERS
+
+DESCRIPTION = """\
+Report every kind of damage in annotations and pictures, with file and id.
+
+  glip check-data instances.json --images photos
+  glip check-data flickr.json --format mdetr --images flickr30k_images --tokenizer bert-base-uncased
+  glip check-data --recipe examples/configs/glip_swin_t_o365_goldg.yaml --data-root DATASET
+
+Exit code 0 without errors (warnings do not count), 1 with."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The whole command line, but for `prog` and the position under a parent command."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML")
+    add("--format", choices=sorted(set(READERS) - {"hub"}), default="coco", help="of FILE (%(default)s)")
+    add("--images", metavar="DIR", help="folder of the pictures")
+    add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
+    add("--data-root", metavar="DIR", help="where relative paths begin")
+    add("--pictures", choices=("decode", "header", "none"), default="decode", help="how far to read (%(default)s)")
+    add("--tokenizer", metavar="DIR|HUB", help="also find captions and phrases that are cut off")
+    add("--json", action="store_true", help="the whole report as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check; the report goes to stdout.
+
+    Raises:
+        ValueError, OSError: for arguments that name nothing to check.
+    """
+    tokenizer = None
+    if arguments.tokenizer:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    report = check_data(_specs(arguments), arguments.data_root, images=arguments.pictures, tokenizer=tokenizer)
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    return 0 if report.ok else 1
+
+
+def _specs(arguments: argparse.Namespace) -> list[dict]:
+    if (arguments.annotations is None) == (arguments.recipe is None):
+        raise ValueError("name a file of annotations, or a --recipe.")
+    if arguments.recipe is not None:
+        from ..training.recipe import load_recipe
+
+        sources = load_recipe(arguments.recipe).data.sources
+        if not sources:
+            raise ValueError(f"{arguments.recipe} has no data.sources: generated scenes need no check.")
+        return sources
+    names = {"tsv": "yaml_file", "odinw": "task"}
+    spec = {"format": arguments.format, names.get(arguments.format, "annotations"): arguments.annotations}
+    if arguments.images is not None:
+        spec["images"] = arguments.images
+    return [spec]
+
+
+__all__ = ["add_arguments", "run"]

@@ -1,0 +1,315 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Sources mixed into one data set, and its records made into training samples.
+
+A sample depends on (seed, epoch, index in the mixture) and nothing else: not on the process, the worker or what was
+read before. So any number of workers and processes gives the same samples, and a resumed run goes on with those that
+an uninterrupted one would have seen.
+
+Letters: K boxes of a picture, T tokens of its caption.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+from transformers.utils import logging
+
+from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map
+from .records import Record
+from .samplers import Key, aspect_groups
+from .sampling import DetectionCaptions, NegativeSampling
+from .sources import Source
+from .transforms import ImageTransform, clip_and_drop, flip_boxes, resize_boxes
+
+logger = logging.get_logger(__name__)
+
+_MIXING, _CAPTION, _IMAGE = 1, 2, 3  # streams of random numbers that do not disturb each other
+
+
+class Mixture:
+    """Sources, one after the other, each repeated.
+
+    Args:
+        sources: what to mix.
+        copies: how often a source is seen in an epoch, one number a source (default 1). A whole number repeats it; of
+            a fraction, 0.25 say, an epoch has that share, drawn anew from (seed, epoch).
+        seed: of the run.
+    """
+
+    def __init__(self, sources: Sequence[Source], copies: Sequence[float] | None = None, seed: int = 0) -> None:
+        self.sources, self.seed = list(sources), seed
+        self.copies = list(copies) if copies is not None else [1] * len(self.sources)
+        if not self.sources or len(self.copies) != len(self.sources) or min(self.copies) <= 0:
+            raise ValueError(
+                f"A mixture needs sources and a positive number of copies for each, got {len(self.sources)} sources "
+                f"and copies={self.copies}."
+            )
+        self.lengths = [round(len(s) * c) for s, c in zip(self.sources, self.copies, strict=True)]
+        self.first = np.cumsum([0, *self.lengths])
+        self._subsets: dict[tuple[int, int], np.ndarray] = {}
+
+    @classmethod
+    def from_weights(cls, sources: Sequence[Source], weights: Sequence[float], length: int, seed: int = 0) -> "Mixture":
+        """A mixture of about `length` samples an epoch, of which each source has the share that its weight says."""
+        total = sum(weights)
+        copies = [w / total * length / len(s) for s, w in zip(sources, weights, strict=True)]
+        return cls(sources, copies, seed)
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def locate(self, epoch: int, index: int) -> tuple[int, int]:
+        """Which source, and which of its samples, an index means in an epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"The mixture has {len(self)} samples, {index} was asked for.")
+        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        index -= int(self.first[number])
+        size = len(self.sources[number])
+        whole = self.lengths[number] // size * size
+        if index < whole:
+            return number, index % size
+        return number, int(self._subset(epoch, number)[index - whole])
+
+    def _subset(self, epoch: int, number: int) -> np.ndarray:
+        """Samples of a source that have a part in the broken copy of this epoch."""
+        if (epoch, number) not in self._subsets:
+            self._subsets = {key: s for key, s in self._subsets.items() if key[0] >= epoch - 1}
+            size = len(self.sources[number])
+            rng = np.random.default_rng([self.seed, epoch, number, _MIXING])
+            self._subsets[epoch, number] = rng.permutation(size)[: self.lengths[number] % size]
+        return self._subsets[epoch, number]
+
+    def groups(self, epoch: int = 0) -> np.ndarray:
+        """Aspect group of every index: [samples] int8, for `GroupedBatchSampler`."""
+        if not hasattr(self, "_source_groups"):
+            self._source_groups = [aspect_groups(source.sizes()) for source in self.sources]
+        parts = []
+        for number, groups in enumerate(self._source_groups):
+            whole, rest = divmod(self.lengths[number], len(groups))
+            parts += [groups] * whole
+            if rest:
+                parts.append(groups[self._subset(epoch, number)])
+        return np.concatenate(parts)
+
+
+class TooManyBrokenImages(RuntimeError):
+    """More pictures than allowed could not be read."""
+
+
+@dataclass
+class SampleMaker:
+    """Turns a record into a sample; shared by stored and streamed data sets.
+
+    Attributes:
+        tokenizer: a fast tokenizer of Transformers.
+        image_processor: a GLIP image processor (`GlipImageProcessorPil`).
+        transform: scale and flip.
+        sampling: captions of detection sets.
+        max_text_length: tokens a caption may have; it is cut there.
+        greenlight: add `greenlight_map` [T], the tokens that masked language modelling may hide: the names of the
+            boxes of a detection picture, all of a given caption.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    transform: ImageTransform = field(default_factory=ImageTransform)
+    sampling: NegativeSampling = field(default_factory=NegativeSampling)
+    max_text_length: int = MAX_TEXT_LENGTH
+    greenlight: bool = False
+
+    def __post_init__(self) -> None:
+        self._captions: dict[str, DetectionCaptions] = {}
+
+    def prepare(self, source: Any) -> None:
+        """Make what captions of a source need, and fail now if they cannot be made.
+
+        Raises:
+            ValueError: see `DetectionCaptions`, and for two detection sets of one name.
+        """
+        if source.captions == "given":
+            return
+        if source.name in self._captions and self._captions[source.name].names != source.names:
+            raise ValueError(f"Two data sets with unlike classes are called {source.name!r}: rename one.")
+        self._captions[source.name] = DetectionCaptions(
+            source.names, self.tokenizer, source.captions, self.sampling, source.prompts
+        )
+
+    def make(self, record: Record, seed: Sequence[int]) -> dict[str, Any]:
+        """The sample of a record: `pixel_values` [3, H, W], `original_size` (height, width), `input_ids` (T of
+        them), `boxes` [K, 4] float32 in pixels of `pixel_values`, `positive_map` [K, T] bool.
+
+        Args:
+            seed: numbers that decide everything random.
+
+        Raises:
+            FileNotFoundError, ValueError: if the picture cannot be read; the message names it.
+        """
+        image = record.image.load()
+        pixels, size, flipped = self.transform(image, self.image_processor, np.random.default_rng([*seed, _IMAGE]))
+        boxes, keep = clip_and_drop(record.boxes, *size)
+        prompt, rows = self._prompt(record, keep, np.random.default_rng([*seed, _CAPTION]))
+        text = self.tokenizer(
+            prompt.caption, truncation=True, max_length=self.max_text_length, padding=False, verbose=False
+        )
+        input_ids, encoding = text["input_ids"], text.encodings[0]
+        tokens = prompt.row_tokens(encoding)
+        kept = np.flatnonzero(rows >= 0)
+        positive_map = np.zeros((len(kept), len(input_ids)), dtype=bool)
+        for line, box in enumerate(kept):
+            positive_map[line, tokens[rows[box]]] = True
+        new_size = tuple(pixels.shape[1:])
+        boxes = resize_boxes(boxes[kept], size, new_size)
+        sample = {
+            "pixel_values": pixels,
+            "original_size": size,
+            "input_ids": input_ids,
+            "boxes": flip_boxes(boxes, new_size[1]) if flipped else boxes,
+            "positive_map": positive_map,
+        }
+        if self.greenlight:
+            whole = [(0, len(prompt.caption))]
+            named = [span for row in sorted(set(rows[kept].tolist())) for span in prompt.spans[row]]
+            spans = whole if record.caption is not None else named
+            sample["greenlight_map"] = greenlight_map(encoding, spans, len(input_ids))
+        return sample
+
+    def _prompt(self, record: Record, keep: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, np.ndarray]:
+        """A caption, and for each box its row of the prompt, -1 for boxes that are left out."""
+        if record.caption is not None:
+            prompt = Prompt(record.caption, record.spans, list(range(len(record.spans))))
+            return prompt, np.where(keep, np.arange(len(keep)), -1)
+        prompt = self._captions[record.source](record.labels[keep], rng)
+        row_of = {label: row for row, label in enumerate(prompt.label_ids)}
+        rows = [row_of.get(int(label), -1) for label in record.labels]
+        return prompt, np.where(keep, np.array(rows, dtype=np.int64), -1)
+
+
+class GroundingDataset(Dataset):
+    """Training samples of a mixture, by index or, better, by key `(epoch, index)`.
+
+    A sample is what `SampleMaker.make` gives, and `info`: `source`, `image_id`, `image` (path), `epoch`, `index`
+    and `replaced`, the paths of pictures that could not be read before this one was taken.
+
+    Args:
+        mixture: a `Mixture`, a source or several.
+        maker: how samples are made.
+        seed: of the run.
+        on_error: what to do about a picture that is missing or broken: "raise" fails at once, "replace" says so in a
+            warning and takes the next sample of the mixture.
+        max_replaced: how many pictures may be replaced, over all workers of this process.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture | Source | Sequence[Source],
+        maker: SampleMaker,
+        *,
+        seed: int = 0,
+        on_error: Literal["raise", "replace"] = "replace",
+        max_replaced: int = 100,
+    ) -> None:
+        if on_error not in ("raise", "replace"):
+            raise ValueError(f"on_error={on_error!r} must be 'raise' or 'replace'.")
+        if isinstance(mixture, Source):
+            mixture = [mixture]
+        self.mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture, seed=seed)
+        self.maker, self.seed, self.on_error, self.max_replaced = maker, seed, on_error, max_replaced
+        for source in self.mixture.sources:
+            maker.prepare(source)
+        self._epoch = 0
+        # A slot for every worker, in memory that they share with this process.
+        self._replaced = torch.zeros(1024, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that plain indices mean (of this process; workers that live on do not see it: use keys)."""
+        self._epoch = epoch
+
+    @property
+    def num_replaced(self) -> int:
+        """Pictures replaced so far."""
+        return int(self._replaced.sum())
+
+    def groups(self, epoch: int = 0) -> np.ndarray:
+        """See `Mixture.groups`."""
+        return self.mixture.groups(epoch)
+
+    def record(self, key: int | Key) -> Record:
+        """The record behind a key."""
+        epoch, index = self._key(key)
+        number, row = self.mixture.locate(epoch, index)
+        return self.mixture.sources[number][row]
+
+    def _key(self, key: int | Key) -> Key:
+        return (int(key[0]), int(key[1])) if isinstance(key, tuple | list) else (self._epoch, int(key))
+
+    def __getitem__(self, key: int | Key) -> dict[str, Any]:
+        epoch, index = self._key(key)
+        failed: list[str] = []
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            source, row = self.mixture.locate(epoch, place)
+            try:
+                record = self.mixture.sources[source][row]
+                sample = self.maker.make(record, (self.seed, epoch, place))
+            except (OSError, ValueError) as error:
+                self._note(f"{self.mixture.sources[source].name}, sample {row}: {error}", error, failed)
+                continue
+            info = {
+                "source": record.source,
+                "image_id": record.image_id,
+                "image": str(record.image),
+                "epoch": epoch,
+                "index": place,
+                "replaced": failed,
+            }
+            return sample | {"info": info}
+        raise TooManyBrokenImages("No picture of the whole mixture could be read.")
+
+    def _note(self, what: str, error: Exception, failed: list[str]) -> None:
+        """Report an unreadable picture, and stop if that is wanted or there have been too many."""
+        if self.on_error == "raise":
+            raise type(error)(what) from error
+        failed.append(what)
+        worker = get_worker_info()
+        self._replaced[0 if worker is None else worker.id % 1023 + 1] += 1
+        logger.warning(f"Replaced by the next sample: {what}")
+        if self.num_replaced > self.max_replaced:
+            raise TooManyBrokenImages(
+                f"{self.num_replaced} pictures could not be read, more than max_replaced={self.max_replaced}. The "
+                f"last: {what}. `glip check-data` lists them all."
+            ) from error
+
+
+def build_mixture(
+    specs: Sequence[str | Mapping[str, Any]],
+    data_root: Any = None,
+    cache_dir: Any = None,
+    seed: int = 0,
+    length: int | None = None,
+) -> Mixture:
+    """A mixture from a recipe's list: each entry is what `build_source` takes, and `copies` or `weight`.
+
+    Args:
+        length: samples an epoch, needed where entries have a `weight`; then all must have one.
+
+    Raises:
+        ValueError: for weights without `length` or not everywhere, and as `build_source`.
+    """
+    from .sources import build_source
+
+    entries = [{"name": spec} if isinstance(spec, str) else dict(spec) for spec in specs]
+    weights = [entry.pop("weight", None) for entry in entries]
+    copies = [entry.pop("copies", 1) for entry in entries]
+    weighted = any(weight is not None for weight in weights)
+    if weighted and (None in weights or length is None):
+        raise ValueError(f"Give every data set a weight, and the length of an epoch; got {weights}, {length}.")
+    sources = [build_source(entry, data_root, cache_dir) for entry in entries]
+    if weighted:
+        return Mixture.from_weights(sources, weights, length, seed)
+    return Mixture(sources, copies, seed)

@@ -1,0 +1,114 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""A JSON document read element by element, so that a file of many gigabytes never is one Python object.
+
+`json.load` of a COCO-style file with a million pictures takes several gigabytes; here one element of its
+arrays is alive at a time. The elements themselves are decoded by the standard library.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+CHUNK_CHARACTERS = 1 << 22
+_BLANK = " \t\r\n"
+
+
+class UnreadableJson(ValueError):
+    """The file is no JSON object, or ends in the middle of one. The message names file and position."""
+
+
+def stream_json(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The members of the JSON object in a file; of a member that is an array, every element by itself.
+
+    `{"info": {...}, "images": [a, b]}` gives `("info", {...}), ("images", a), ("images", b)`. An empty array
+    gives nothing. NaN and Infinity are accepted, as by `json.load`.
+
+    Raises:
+        UnreadableJson: where it cannot be read; everything before that has been given out.
+    """
+    with open(path, encoding="utf-8-sig") as file:
+        reader = _Reader(file, str(path))
+        reader.expect("{")
+        if reader.peek() == "}":
+            return
+        while True:
+            key = reader.value()
+            reader.expect(":")
+            if reader.peek() == "[":
+                reader.expect("[")
+                if reader.peek() == "]":
+                    reader.expect("]")
+                else:
+                    while True:
+                        yield key, reader.value()
+                        if reader.expect(",]") == "]":
+                            break
+            else:
+                yield key, reader.value()
+            if reader.expect(",}") == "}":
+                return
+
+
+class _Reader:
+    """A window on the file, moved forward as values are taken from it."""
+
+    def __init__(self, file: TextIO, path: str) -> None:
+        self.file, self.path = file, path
+        self.text, self.at, self.before, self.ended = "", 0, 0, False
+        self.decode = json.JSONDecoder().raw_decode
+
+    def fail(self, what: str) -> UnreadableJson:
+        return UnreadableJson(f"{self.path}: unreadable JSON at character {self.before + self.at}: {what}")
+
+    def more(self, size: int = CHUNK_CHARACTERS) -> bool:
+        """Read on; False at the end of the file."""
+        try:
+            chunk = self.file.read(size)
+        except UnicodeDecodeError as error:
+            raise self.fail(f"not UTF-8 ({error})") from None
+        if not chunk:
+            self.ended = True
+            return False
+        self.text, self.before, self.at = self.text[self.at :] + chunk, self.before + self.at, 0
+        return True
+
+    def peek(self) -> str:
+        """The next character that is not blank."""
+        while True:
+            text, at = self.text, self.at
+            while at < len(text) and text[at] in _BLANK:
+                at += 1
+            self.at = at
+            if at < len(text):
+                return text[at]
+            if not self.more():
+                raise self.fail("the file ends here")
+
+    def expect(self, characters: str) -> str:
+        found = self.peek()
+        if found not in characters:
+            raise self.fail(f"{' or '.join(characters)} expected, found {found!r}")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        self.peek()
+        size = CHUNK_CHARACTERS
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+                # A number that touches the end of the window may go on behind it.
+                if end < len(self.text) or self.ended:
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                # Far from the end of the window nothing that is still to come can mend it.
+                if self.ended or self._is_hopeless(error):
+                    raise self.fail(error.msg) from None
+            # Each time as much again: an element larger than the window costs a constant factor only.
+            self.more(max(size, len(self.text) - self.at))
+
+    def _is_hopeless(self, error: json.JSONDecodeError) -> bool:
+        unterminated = error.msg.startswith("Unterminated string")
+        return not unterminated and error.pos < len(self.text) - 16

@@ -1,0 +1,186 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The one record type: a picture, its boxes, and the words for them.
+
+Every reader in `sources/` produces the Arrow columns of `arrow_schema`; a row of them, with what the source
+knows, is a `Record`. Letters: K boxes of a picture.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..image_reading_glip import load_picture
+from ..prompts_glip import Span
+from ._extras import require
+
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where a picture is: a file, a row of a TSV file, or encoded bytes at hand.
+
+    Attributes:
+        path: the file (a URL works too); for `data` a description to show in messages.
+        offset, length: bytes of the TSV row in the file, -1 for a picture file.
+        data: the encoded picture, where it lies inside a data set.
+    """
+
+    path: str
+    offset: int = -1
+    length: int = -1
+    data: bytes | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.path if self.offset < 0 else f"{self.path} (row at byte {self.offset})"
+
+    def exists(self) -> bool:
+        """Whether there is something to open. A URL counts as existing."""
+        return self.data is not None or self.path.startswith(("http://", "https://")) or os.path.isfile(self.path)
+
+    def encoded(self) -> bytes:
+        """The encoded picture (JPEG, PNG, ...) of a TSV row or of bytes at hand.
+
+        Raises:
+            FileNotFoundError: if the TSV file is not there.
+            ValueError: if its row does not end in base64.
+        """
+        if self.data is not None:
+            return self.data
+        # pread leaves no file position behind that forked workers would share.
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            row = os.pread(handle, self.length, self.offset)
+        finally:
+            os.close(handle)
+        try:
+            return base64.b64decode(row.rstrip(b"\r\n").rsplit(b"\t", 1)[-1], validate=True)
+        except ValueError as error:
+            raise ValueError(f"{self}: the last column is not base64 ({error}).") from None
+
+    def open(self) -> Image.Image:
+        """The picture with its header read and its pixels not yet decoded.
+
+        Raises:
+            FileNotFoundError, ValueError: if there is none, or no picture; the message names it.
+        """
+        is_file = self.data is None and self.offset < 0
+        if is_file and self.path.startswith(("http://", "https://")):
+            return load_picture(self.path)
+        if is_file and not os.path.isfile(self.path):
+            raise FileNotFoundError(f"There is no picture file {self.path!r}.")
+        try:
+            return Image.open(self.path if is_file else io.BytesIO(self.encoded()))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # decoders raise almost anything on damaged files
+            raise ValueError(f"Cannot read the picture {self}: {error}") from error
+
+    def load(self) -> Image.Image:
+        """The picture, fully decoded.
+
+        Raises:
+            FileNotFoundError, ValueError: as `open`, and for truncated or damaged pixels.
+        """
+        image = self.open()
+        try:
+            image.load()
+        except Exception as error:
+            raise ValueError(f"Cannot read the picture {self}: {error}") from error
+        return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture after EXIF rotation; no pixel is decoded for it."""
+    # Not `image.getexif()`: for PNG that decodes the whole file.
+    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5  # 5..8 lie on their side
+    return image.size[::-1] if turned else image.size
+
+
+@dataclass
+class Record:
+    """One picture of one source.
+
+    Attributes:
+        source: name of the data set.
+        image_id: as in the annotations.
+        image: where the pixels are.
+        width, height: pixels of the upright picture, as annotated.
+        boxes: [K, 4] float32 xyxy pixels with both corners inside the box (COCO's x, y, w, h is here
+            x, y, x + w - 1, y + h - 1). As annotated: not clipped.
+        labels: [K] int64, keys of `names`; 1 for all boxes of a grounding set.
+        areas: [K] float32 square pixels as annotated (w * h where the annotation has none).
+        names: class id (1..N) -> name of a detection set; empty for grounding sets.
+        caption: the sentence of a grounding set; None for detection sets, whose captions are made of names.
+        spans: for each box the `[begin, end)` characters of the caption that name it.
+        eval_spans: for each phrase of the caption its spans (`tokens_positive_eval`).
+        extra: what else the format says: `sentence_id`, `original_id`, `neg_category_ids`, ...
+    """
+
+    source: str
+    image_id: int | str
+    image: ImageRef
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    caption: str | None = None
+    spans: list[list[Span]] = field(default_factory=list)
+    eval_spans: list[list[Span]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def arrow_schema(integer_ids: bool = True) -> Any:
+    """`pyarrow.Schema` of stored records; boxes are flat (4K floats), a box's spans are flat pairs."""
+    pa = require("pyarrow")
+    spans = pa.list_(pa.list_(pa.int32()))
+    return pa.schema(
+        {
+            "image_id": pa.int64() if integer_ids else pa.string(),
+            "path": pa.string(),
+            "offset": pa.int64(),
+            "length": pa.int64(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "boxes": pa.list_(pa.float32()),
+            "labels": pa.list_(pa.int32()),
+            "areas": pa.list_(pa.float32()),
+            "caption": pa.string(),
+            "spans": spans,
+            "eval_spans": spans,
+            "extra": pa.string(),
+        }
+    )
+
+
+def record_from_row(row: Mapping[str, Any], source: str, names: Mapping[int, str], data: bytes | None = None) -> Record:
+    """A stored row, as `pyarrow.Table.to_pylist` gives it, as a `Record`."""
+    return Record(
+        source=source,
+        image_id=row["image_id"],
+        image=ImageRef(row["path"], row["offset"], row["length"], data),
+        width=row["width"],
+        height=row["height"],
+        boxes=np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
+        labels=np.array(row["labels"], dtype=np.int64),
+        areas=np.array(row["areas"], dtype=np.float32),
+        names=names,
+        caption=row["caption"],
+        spans=[pairs(flat) for flat in row["spans"]],
+        eval_spans=[pairs(flat) for flat in row["eval_spans"]],
+        extra=json.loads(row["extra"]) if row["extra"] else {},
+    )
+
+
+def pairs(flat: list[int]) -> list[Span]:
+    """`[b0, e0, b1, e1, ...]` as `[(b0, e0), (b1, e1), ...]`."""
+    return list(zip(flat[::2], flat[1::2], strict=True))

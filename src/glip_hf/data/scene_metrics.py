@@ -1,0 +1,250 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""How well a model grounds generated scenes: average precision of lists, recall of phrases.
+
+    metrics = evaluate_scenes(model, processor, num_scenes=100)      # quick, for a learning curve
+    metrics["ap50"], metrics["recall1"], metrics["unseen_ap50"], metrics["relation_recall1"]
+
+Detections come from the one post-processing path. Boxes are xyxy pixels, inclusive (`boxes_glip`).
+Letters: D detections and K true boxes of one query, a (picture, name) pair.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..boxes_glip import box_iou
+from ..postprocess_glip import post_process_grounding
+from .scenes import HELD_OUT, NOVEL_KINDS, SceneConfig, SceneDataset, SceneSample
+
+IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
+EVALUATED = ("detection", "sentences", "unseen", "relations")
+SEED = 20_260
+
+
+@dataclass
+class Query:
+    """What was found and what is there for one name of one picture.
+
+    Attributes:
+        name: the category.
+        scores: [D] float, descending.
+        ious: [D, K] float, of detections with true boxes.
+    """
+
+    name: str
+    scores: np.ndarray
+    ious: np.ndarray
+
+
+def _hits(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """[D] bool: which detections, best first, find a true box that no better one took."""
+    hits = np.zeros(len(ious), dtype=bool)
+    free = np.ones(ious.shape[1], dtype=bool)
+    for row, overlaps in enumerate(ious):
+        overlaps = np.where(free, overlaps, -1)
+        if len(overlaps) and overlaps.max() >= threshold:
+            # of equals the last, as pycocotools does
+            free[len(overlaps) - 1 - overlaps[::-1].argmax()] = False
+            hits[row] = True
+    return hits
+
+
+def _average_precision(queries: Sequence[Query], threshold: float) -> float | None:
+    """101-point average precision of one category; None if there is no true box of it."""
+    num_true = sum(query.ious.shape[1] for query in queries)
+    if num_true == 0:
+        return None
+    scores = np.concatenate([query.scores for query in queries])
+    hits = np.concatenate([_hits(query.ious, threshold) for query in queries])
+    hits = hits[np.argsort(-scores, kind="stable")]
+    found = hits.cumsum()
+    precision = found / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    places = np.searchsorted(found / num_true, np.linspace(0, 1, 101), side="left")
+    return float(np.append(precision, 0)[np.minimum(places, len(precision))].mean())
+
+
+def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IOU_THRESHOLDS) -> float:
+    """Mean over IoU thresholds and categories that have a true box, as COCO defines it.
+
+    Equal to `pycocotools` (area "all", 100 detections a picture and category), which a test checks.
+
+    Raises:
+        ValueError: if no query has a true box.
+    """
+    categories: dict[str, list[Query]] = {}
+    for query in queries:
+        categories.setdefault(query.name, []).append(query)
+    values = [
+        value
+        for category in categories.values()
+        for threshold in thresholds
+        if (value := _average_precision(category, threshold)) is not None
+    ]
+    if not values:
+        raise ValueError("There is no true box to find: evaluate more scenes.")
+    return float(np.mean(values))
+
+
+@torch.inference_mode()
+def ground(
+    model: Any,
+    processor: Any,
+    samples: Sequence[SceneSample],
+    score_threshold: float = 0.05,
+    max_detections: int = 100,
+) -> list[dict[str, torch.Tensor]]:
+    """Detections of one batch of scenes, all lists or all sentences, labels being rows of the
+    caption.
+
+    Returns:
+        one dict a scene, as `post_process_grounding`, on the CPU.
+    """
+    pictures = [sample.pil for sample in samples]
+    if samples[0].names is not None:
+        text: dict[str, Any] = {"text": [sample.names for sample in samples]}
+    else:
+        text = {
+            "text": [sample.caption for sample in samples],
+            "spans": [sample.prompt.spans for sample in samples],
+        }
+    size = {"shortest_edge": samples[0].image.shape[0]}  # a scene is shown as large as it is, as in training
+    inputs = processor(images=pictures, **text, size=size, return_tensors="pt").to(model.device)
+    found = post_process_grounding(model(**inputs), score_threshold=score_threshold, max_detections=max_detections)
+    return [{key: value.cpu() for key, value in picture.items()} for picture in found]
+
+
+def _batches(dataset: SceneDataset, size: int) -> Iterable[list[SceneSample]]:
+    for start in range(0, len(dataset), size):
+        yield [dataset[k] for k in range(start, min(start + size, len(dataset)))]
+
+
+def list_queries(model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16) -> list[Query]:
+    """Every listed name of every scene as a query."""
+    queries = []
+    for samples in _batches(dataset, batch_size):
+        for sample, found in zip(samples, ground(model, processor, samples)):
+            boxes = torch.from_numpy(sample.boxes)
+            labels = torch.from_numpy(sample.labels)
+            ious = box_iou(found["boxes"], boxes)
+            for row, name in enumerate(sample.rows):
+                of_row = found["labels"] == row
+                queries.append(
+                    Query(
+                        name,
+                        found["scores"][of_row].numpy(),
+                        ious[of_row][:, labels == row].numpy(),
+                    )
+                )
+    return queries
+
+
+def phrase_hits(
+    model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16
+) -> list[tuple[SceneSample, int, bool]]:
+    """Every phrase of every sentence: the scene, the row, and whether its best box is right.
+
+    Right is an IoU of at least 0.5 with any of the phrase's boxes.
+    """
+    hits = []
+    for samples in _batches(dataset, batch_size):
+        # Every phrase must have a best box, however unsure: hence the low threshold.
+        results = ground(model, processor, samples, score_threshold=1e-4, max_detections=10_000)
+        for sample, found in zip(samples, results):
+            boxes = torch.from_numpy(sample.boxes)
+            for row in range(len(sample.rows)):
+                best = found["boxes"][found["labels"] == row][:1]
+                ious = box_iou(best, boxes[torch.from_numpy(sample.labels) == row])
+                hits.append((sample, row, bool((ious >= 0.5).any())))
+    return hits
+
+
+def _summary(queries: list[Query], prefix: str = "") -> dict[str, float]:
+    pooled = [Query("", query.scores, query.ious) for query in queries]
+    return {
+        f"{prefix}ap50": average_precision(queries, [0.5]),
+        f"{prefix}ap": average_precision(queries),
+        f"{prefix}ap50_pooled": average_precision(pooled, [0.5]),
+        f"{prefix}ap_pooled": average_precision(pooled),
+    }
+
+
+def _is_held_out(name: str) -> bool:
+    return tuple(name.split(" ")) in HELD_OUT
+
+
+def _is_novel(name: str) -> bool:
+    return name.split(" ")[-1] in NOVEL_KINDS
+
+
+def evaluate_scenes(
+    model: Any,
+    processor: Any,
+    num_scenes: int = 500,
+    seed: int = SEED,
+    config: SceneConfig | None = None,
+    batch_size: int = 16,
+    splits: Sequence[str] = EVALUATED,
+) -> dict[str, float]:
+    """Metrics on fresh scenes, none of which any training stream can contain (`scenes.SPLITS`).
+
+    Args:
+        model: a `GlipForGrounding`; put into evaluation mode for the while.
+        processor: its `GlipProcessor`.
+        num_scenes: of each split; 100 will do for a learning curve.
+        seed: of the evaluation scenes.
+        splits: any of detection, sentences, unseen, relations, novel.
+
+    Returns:
+        detection: `ap50`, `ap`: COCO's mean over names, each name judged where it was listed;
+        `ap50_pooled`, `ap_pooled`: all (picture, name) pairs as one category, which also counts
+        detections of names that are nowhere, and is stable for few scenes.
+        sentences: `recall1`, the share of phrases whose best box has an IoU of 0.5.
+        unseen: `unseen_...` as detection, over names of `HELD_OUT` pairs alone.
+        relations: `relation_recall1`, over phrases that only a relation tells apart; 0.5 is chance.
+        novel: `novel_...` as detection, over names of `NOVEL_KINDS` alone.
+    """
+    config = config or SceneConfig()
+    unknown = set(splits) - {*EVALUATED, "novel"}
+    if unknown:
+        raise ValueError(f"splits {sorted(unknown)} are unknown: choose from {EVALUATED} and novel.")
+    was_training = model.training
+    model.eval()
+    metrics: dict[str, float] = {}
+    kept: dict[str, tuple[str, Callable[[str], bool]]] = {
+        "detection": ("", lambda name: True),
+        "unseen": ("unseen_", _is_held_out),
+        "novel": ("novel_", _is_novel),
+    }
+    try:
+        for split in splits:
+            dataset = SceneDataset(split, num_scenes, seed, config)
+            if split in kept:
+                prefix, keep = kept[split]
+                queries = list_queries(model, processor, dataset, batch_size)
+                metrics |= _summary([query for query in queries if keep(query.name)], prefix)
+                continue
+            hits = phrase_hits(model, processor, dataset, batch_size)
+            if split == "sentences":
+                metrics["recall1"] = float(np.mean([hit for *_, hit in hits]))
+            else:
+                decided = [hit for sample, row, hit in hits if row == sample.by_relation]
+                metrics["relation_recall1"] = float(np.mean(decided))
+    finally:
+        model.train(was_training)
+    return metrics
+
+
+__all__ = [
+    "EVALUATED",
+    "IOU_THRESHOLDS",
+    "Query",
+    "average_precision",
+    "evaluate_scenes",
+    "ground",
+    "list_queries",
+    "phrase_hits",
+]

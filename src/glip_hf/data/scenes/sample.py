@@ -1,0 +1,248 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""A scene as training and evaluation see it: picture, boxes, caption; and sheets to look at."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ...prompts_glip import Prompt, Span
+from .config import SPLITS, Dice, SceneConfig
+from .layout import Plan, choose_things, compose, compose_riddle
+from .painting import Thing
+from .wording import Wording, list_names, tell, tell_riddle
+
+if TYPE_CHECKING:
+    from ..records import Record
+
+FAMILIES = ("list", "sentence", "riddle")
+_FAMILY_OF_SPLIT = {
+    "detection": "list",
+    "sentences": "sentence",
+    "unseen": "list",
+    "relations": "riddle",
+    "novel_train": "list",
+    "novel": "list",
+}
+
+
+@dataclass
+class SceneSample:
+    """One picture and what is said of it.
+
+    Letters: S side of the picture, K boxes, C rows of the caption.
+
+    Attributes:
+        image: [S, S, 3] uint8, RGB.
+        boxes: [K, 4] float32 xyxy pixels of what is visible; inclusive: x2 is the last column that
+            shows the thing.
+        labels: [K] int64, the row of each box. A thing that several rows name has a box for each.
+        prompt: caption and character spans of the C rows (`prompts_glip.Prompt`).
+        by_relation: the row that nothing but a relation tells apart from a twin; None elsewhere.
+        split, seed, index: what the sample is made from.
+        things: all named things of the picture, listed or not.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    prompt: Prompt
+    by_relation: int | None
+    split: str
+    seed: int
+    index: int
+    things: list[Thing]
+
+    @property
+    def caption(self) -> str:
+        return self.prompt.caption
+
+    @property
+    def rows(self) -> list[str]:
+        """The words of each row: class names, or phrases."""
+        return [" ".join(self.caption[begin:end] for begin, end in row) for row in self.prompt.spans]
+
+    @property
+    def names(self) -> list[str] | None:
+        """The class names if the caption is a list of names; None for a sentence."""
+        return self.rows if self.prompt.exact else None
+
+    @property
+    def box_spans(self) -> list[list[Span]]:
+        """The spans that name each box; length K."""
+        return [self.prompt.spans[label] for label in self.labels]
+
+    @property
+    def pil(self) -> Image.Image:
+        return Image.fromarray(self.image)
+
+    def record(self) -> "Record":
+        """The scene as any other picture with a caption; a list of names is a caption, too."""
+        from ..records import ImageRef, Record
+
+        encoded = io.BytesIO()
+        self.pil.save(encoded, "BMP")  # costs next to nothing, both ways
+        height, width = self.image.shape[:2]
+        where = f"{self.split} scene {self.index} of seed {self.seed}"
+        return Record(
+            source="scenes",
+            image_id=self.index,
+            image=ImageRef(where, data=encoded.getvalue()),
+            width=width,
+            height=height,
+            boxes=self.boxes,
+            labels=np.ones(len(self.boxes), dtype=np.int64),
+            areas=(self.boxes[:, 2:] - self.boxes[:, :2] + 1).prod(-1),
+            caption=self.caption,
+            spans=self.box_spans,
+            eval_spans=self.prompt.spans,
+        )
+
+    def annotation(self) -> dict:
+        """What `GlipProcessor(..., annotations=)` takes: a COCO record, rows as categories."""
+        return {
+            "image_id": self.index,
+            "annotations": [
+                {
+                    "bbox": [float(v) for v in (x1, y1, x2 - x1 + 1, y2 - y1 + 1)],
+                    "category_id": int(label),
+                }
+                for (x1, y1, x2, y2), label in zip(self.boxes.tolist(), self.labels)
+            ],
+        }
+
+
+def make_scene(split: str, seed: int, index: int, config: SceneConfig | None = None) -> SceneSample:
+    """Scene `index` of a stream; a function of the arguments alone.
+
+    Args:
+        split: a key of `config.SPLITS`; no two share a scene.
+        seed, index: 0 .. 2^32 - 1.
+
+    Raises:
+        ValueError: for an unknown split, or numbers out of range.
+    """
+    config = config or SceneConfig()
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}.")
+    if not (0 <= seed < 2**32 and 0 <= index < 2**32):
+        raise ValueError(f"seed {seed} and index {index} must lie in 0 .. 2^32 - 1.")
+    dice = Dice(SPLITS[split], seed, index)
+    family = _FAMILY_OF_SPLIT.get(split) or dice.weighted(FAMILIES, config.families)
+    image, things, wording = _make(family, split, config, dice)
+    boxes = [(thing.box, row) for row, named in enumerate(wording.things) for thing in named]
+    return SceneSample(
+        image=image,
+        boxes=np.array([box for box, _ in boxes], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([row for _, row in boxes], dtype=np.int64),
+        prompt=wording.prompt,
+        by_relation=wording.by_relation,
+        split=split,
+        seed=seed,
+        index=index,
+        things=things,
+    )
+
+
+def _make(family: str, split: str, config: SceneConfig, dice: Dice) -> tuple[np.ndarray, list[Thing], Wording]:
+    while True:
+        if family == "riddle":
+            image, things, riddle = compose_riddle(split, config, dice)
+            wording = tell_riddle(things, riddle, config, dice)
+        else:
+            chosen = choose_things(split, config, dice, dice.whole(*config.things))
+            image, things = compose([Plan(thing) for thing in chosen], config, dice)
+            if family == "list":
+                wording = list_names(things, split, config, dice)
+            else:
+                wording = tell(things, config, dice)
+        if wording is not None:  # else words could not tell the things of this scene apart
+            return image, things, wording
+
+
+class SceneDataset(Sequence):
+    """Scenes `start` .. `start + length - 1` of a stream, made when asked for: a map-style dataset.
+
+    Whatever the number of workers and the order, index i is the same scene.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        length: int,
+        seed: int = 0,
+        config: SceneConfig | None = None,
+        start: int = 0,
+    ) -> None:
+        self.split, self.length, self.seed, self.start = split, length, seed, start
+        self.config = config or SceneConfig()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> SceneSample:
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        return make_scene(self.split, self.seed, self.start + index, self.config)
+
+    def __iter__(self) -> Iterator[SceneSample]:
+        return (self[index] for index in range(self.length))
+
+
+def contact_sheet(
+    samples: Sequence[SceneSample],
+    columns: int = 4,
+    scale: int = 2,
+    detections: Sequence[dict] | None = None,
+) -> Image.Image:
+    """Scenes side by side with boxes, names and captions.
+
+    Args:
+        scale: how much each picture is enlarged.
+        detections: what to draw in place of the true boxes: a dict a scene with `boxes`, `labels`
+            and perhaps `scores`, in pixels of the scene (labels are rows of the caption).
+    """
+    from ...visualize import draw_detections
+
+    font = ImageFont.load_default(size=11)
+    cells = []
+    for k, sample in enumerate(samples):
+        drawn = detections[k] if detections else {"boxes": sample.boxes, "labels": sample.labels}
+        boxes = np.asarray(drawn["boxes"], dtype=np.float32).reshape(-1, 4)
+        boxes = (boxes + np.array([0, 0, 1, 1], np.float32)) * scale - [0, 0, 1, 1]
+        labels = [int(label) for label in drawn["labels"]]
+        side = sample.image.shape[0] * scale
+        picture = sample.pil.resize((side, side), Image.Resampling.NEAREST)
+        shown = {"boxes": boxes, "labels": labels, "text_labels": [sample.rows[j] for j in labels]}
+        if "scores" in drawn:
+            shown["scores"] = drawn["scores"]
+        picture = draw_detections(picture, shown, line_width=1, font_size=10)
+        cell = Image.new("RGB", (side, side + 44), "white")
+        cell.paste(picture, (0, 0))
+        draw = ImageDraw.Draw(cell)
+        for line, text in enumerate(_wrapped(sample.caption, font, side - 4)[:3]):
+            draw.text((2, side + 2 + 13 * line), text, fill="black", font=font)
+        cells.append(cell)
+    w, h = cells[0].size
+    lines = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (w + 4), lines * (h + 4)), "gray")
+    for k, cell in enumerate(cells):
+        sheet.paste(cell, ((k % columns) * (w + 4), (k // columns) * (h + 4)))
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+__all__ = ["SceneDataset", "SceneSample", "contact_sheet", "make_scene"]

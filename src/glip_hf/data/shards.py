@@ -1,0 +1,314 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Shards of captioned pictures, here or on the Hub: read pair by pair, written whole or not at all.
+
+A shard is a Parquet file or a WebDataset tar. Paths may be local or anything `fsspec` knows; `hf://` comes with
+`huggingface_hub`.
+
+* Parquet: a column of pictures, `image`, `jpg`, `png` or `webp`, holds bytes, or `{"bytes", "path"}` as `datasets`
+  stores them; captions are in `caption`, `text` or `txt`, ids in `image_id`, `key` or `__key__` (default: the row).
+* tar: members `KEY.jpg`, `.jpeg`, `.png` or `.webp` are pictures; captions are in `KEY.txt`, `KEY.caption.txt`, or
+  under `caption` or `text` in `KEY.json`.
+
+Written shards add `objects`: a column, or members `KEY.objects.json`.
+"""
+
+import glob
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ._extras import require
+
+FORMATS = {".parquet": "parquet", ".tar": "tar"}
+IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = ("image", *IMAGES)
+CAPTION_COLUMNS = ("caption", "text", "txt")
+ID_COLUMNS = ("image_id", "key", "__key__")
+ROWS_A_READ = 64
+
+
+class UnreadableShard(ValueError):
+    """A shard that is damaged as a whole; the message names it."""
+
+
+@dataclass
+class Pair:
+    """A picture and what is said of it.
+
+    Attributes:
+        key: unique in its shard.
+        image: the encoded picture; None where it is missing. caption: None where it is missing.
+    """
+
+    key: str
+    image: bytes | None = field(repr=False)
+    caption: str | None
+
+
+@dataclass
+class GroundedPair:
+    """A pair with boxes.
+
+    Attributes:
+        width, height: pixels of the upright picture.
+        objects: of each `bbox` [x, y, width, height] pixels, `tokens_positive` [[begin, end], ...] characters of the
+            caption, and `score`.
+    """
+
+    pair: Pair
+    width: int
+    height: int
+    objects: list[dict[str, Any]]
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The `fsspec` file system of a path, and the path in it."""
+    return require("fsspec.core").url_to_fs(path)
+
+
+def shard_format(path: str) -> str:
+    """`parquet` or `tar`, by the path's ending.
+
+    Raises:
+        ValueError: for another ending.
+    """
+    for ending, name in FORMATS.items():
+        if path.endswith(ending):
+            return name
+    raise ValueError(f"{path} is no shard: it must end in {' or '.join(FORMATS)}.")
+
+
+def list_shards(patterns: Sequence[str]) -> list[str]:
+    """The shards that paths and glob patterns name, in order of their names, each once.
+
+    Raises:
+        FileNotFoundError: for a pattern that names nothing.
+        ValueError: for files that are no shards, or two of one name, whose results would get the same name.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        if "://" in pattern:
+            fs, path = file_system(pattern)
+            scheme = pattern.partition("://")[0]
+            matches = [
+                f"{scheme}://{match.removeprefix('/')}" if scheme != "file" else match for match in fs.glob(path)
+            ]
+        else:
+            matches = glob.glob(pattern, recursive=True)
+        if not matches:
+            raise FileNotFoundError(f"no shard matches {pattern!r}.")
+        found.update(matches)
+    shards = sorted(found)
+    names: dict[str, str] = {}
+    for shard in shards:
+        shard_format(shard)
+        if (stem := shard_name(shard)) in names:
+            raise ValueError(f"{names[stem]} and {shard} have the same name: give them different ones.")
+        names[stem] = shard
+    return shards
+
+
+def shard_name(path: str) -> str:
+    """The shard's file name without its ending."""
+    return PurePosixPath(path.replace("\\", "/")).stem
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_pairs(path: str, caption_column: str | None = None) -> Iterator[Pair]:
+    """The pairs of a shard in their order.
+
+    Args:
+        caption_column: column (Parquet) or key of the JSON member (tar) that holds the caption, if not a usual one.
+
+    Raises:
+        UnreadableShard: for a shard that is damaged as a whole.
+        ValueError: for one without a column of pictures or captions.
+    """
+    fs, inner = file_system(path)
+    with fs.open(inner, "rb") as file:
+        yield from (_read_parquet if shard_format(path) == "parquet" else _read_tar)(file, path, caption_column)
+
+
+def _column(names: Sequence[str], candidates: Sequence[str], what: str, path: str) -> str:
+    for candidate in candidates:
+        if candidate in names:
+            return candidate
+    raise ValueError(f"{path} has no {what}: one of {', '.join(candidates)} is needed, there are {', '.join(names)}.")
+
+
+def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[Pair]:
+    parquet = require("pyarrow.parquet")
+    try:
+        table = parquet.ParquetFile(file)
+    except Exception as error:  # pyarrow has errors of its own for every kind of damage
+        raise UnreadableShard(f"{path} cannot be read as Parquet: {error}") from error
+    names = table.schema_arrow.names
+    image = _column(names, IMAGE_COLUMNS, "column of pictures", path)
+    caption = _column(names, (caption_column,) if caption_column else CAPTION_COLUMNS, "column of captions", path)
+    key = next((name for name in ID_COLUMNS if name in names), None)
+    number = 0
+    for batch in table.iter_batches(ROWS_A_READ, columns=[name for name in (image, caption, key) if name]):
+        for row in batch.to_pylist():
+            value = row[image]
+            value = value.get("bytes") if isinstance(value, Mapping) else value
+            yield Pair(str(row[key]) if key else f"{number:08d}", value, row[caption])
+            number += 1
+
+
+def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair]:
+    current, parts = None, {}
+    try:
+        with tarfile.open(fileobj=file, mode="r|*") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current:
+                    if current is not None:
+                        yield _pair(current, parts, caption_column)
+                    current, parts = key, {}
+                parts[ending.lower()] = tar.extractfile(member).read()
+    except tarfile.TarError as error:
+        raise UnreadableShard(f"{path} cannot be read as a tar file: {error}") from error
+    if current is not None:
+        yield _pair(current, parts, caption_column)
+
+
+def _pair(key: str, parts: Mapping[str, bytes], caption_column: str | None) -> Pair:
+    image = next((parts[ending] for ending in IMAGES if ending in parts), None)
+    caption = None
+    text = next((parts[ending] for ending in ("txt", "caption.txt") if ending in parts), None)
+    if text is not None and not caption_column:
+        caption = text.decode("utf-8", errors="replace").strip()
+    elif "json" in parts:
+        try:
+            values = json.loads(parts["json"])
+        except ValueError:
+            values = {}
+        names = (caption_column,) if caption_column else CAPTION_COLUMNS
+        if isinstance(values, Mapping):
+            caption = next((values[name] for name in names if isinstance(values.get(name), str)), None)
+    return Pair(key, image, caption)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Put a file in place whole: a reader sees the old one, none, or all of the new one."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "content"
+        local.write_bytes(content)
+        put_file(local, path)
+
+
+def put_file(local: Path, path: str) -> None:
+    """Put a local file in place whole; the local one may be gone afterwards."""
+    fs, inner = file_system(path)
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)):
+        target = Path(inner)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the target's own folder first: a rename is atomic within a disk only.
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            shutil.copyfile(local, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    else:
+        # An upload is one commit on the Hub and one object in a bucket: whole or absent.
+        fs.put_file(str(local), inner)
+
+
+def write_grounded(path: str, pairs: Sequence[GroundedPair]) -> None:
+    """Write a shard that `sources.read_hub` reads (see `reader_spec`), in the format its ending names."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "shard"
+        (_write_parquet if shard_format(path) == "parquet" else _write_tar)(local, pairs)
+        put_file(local, path)
+
+
+def _write_parquet(local: Path, pairs: Sequence[GroundedPair]) -> None:
+    datasets, pa = require("datasets"), require("pyarrow")
+    value = datasets.Value
+    things = {
+        "bbox": datasets.List(value("float32")),
+        "tokens_positive": datasets.List(datasets.List(value("int32"))),
+        "score": value("float32"),
+    }
+    features = datasets.Features(
+        {
+            "image_id": value("string"),
+            "image": datasets.Image(),
+            "width": value("int32"),
+            "height": value("int32"),
+            "caption": value("string"),
+            "objects": datasets.List(things),
+        }
+    )
+    rows = [
+        {
+            "image_id": grounded.pair.key,
+            "image": {"bytes": grounded.pair.image, "path": None},
+            "width": grounded.width,
+            "height": grounded.height,
+            "caption": grounded.pair.caption,
+            "objects": grounded.objects,
+        }
+        for grounded in pairs
+    ]
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    # Small groups of rows: who reads one picture need not fetch a whole shard.
+    require("pyarrow.parquet").write_table(table, local, row_group_size=ROWS_A_READ)
+
+
+def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
+    with tarfile.open(local, "w") as tar:
+        for grounded in pairs:
+            pair = grounded.pair
+            objects = json.dumps(grounded.objects, ensure_ascii=False)
+            # All pictures under one ending, which makes one column; decoders look at the content.
+            for ending, content in (
+                ("jpg", pair.image),
+                ("caption.txt", pair.caption.encode()),
+                ("objects.json", objects.encode()),
+            ):
+                info = tarfile.TarInfo(f"{pair.key}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def reader_spec(folder: str, format: str) -> dict[str, Any]:
+    """What `sources.build_source`, and so a recipe's `data.sources`, takes to read the written shards of a folder."""
+    spec = {"format": "hub", "name": shard_name(folder.rstrip("/")) or "labelled"}
+    if format == "parquet":
+        return {**spec, "dataset": "parquet", "data_files": f"{folder}/*.parquet"}
+    columns = {"image": "jpg", "caption": "caption.txt", "objects": "objects.json", "image_id": "__key__"}
+    return {**spec, "dataset": "webdataset", "data_files": f"{folder}/*.tar", "columns": columns}
+
+
+__all__ = [
+    "GroundedPair",
+    "Pair",
+    "UnreadableShard",
+    "file_system",
+    "list_shards",
+    "put_file",
+    "read_pairs",
+    "reader_spec",
+    "shard_format",
+    "shard_name",
+    "write_bytes",
+    "write_grounded",
+]

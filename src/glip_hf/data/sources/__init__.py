@@ -1,0 +1,155 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""One reader a format. `build_source` picks it from a plain dictionary, as a recipe's YAML gives it."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .base import Source, find_path
+from .coco import read_coco
+from .hub import HubColumns, HubStream, read_hub
+from .lvis import read_lvis
+from .mdetr import read_mdetr
+from .odinw import read_odinw
+from .tsv import read_tsv
+
+READERS = {
+    "coco": read_coco,
+    "lvis": read_lvis,
+    "mdetr": read_mdetr,
+    "odinw": read_odinw,
+    "tsv": read_tsv,
+    "hub": read_hub,
+}
+
+_FLICKR = "mdetr_annotations/final_flickr_separateGT_{}.json"
+_MIXED_FOLDERS = {"vg": "gqa/images", "coco": "coco/train2014"}
+
+CATALOGUE: dict[str, dict[str, Any]] = {
+    "coco_2017_train": {
+        "format": "coco",
+        "annotations": "coco/annotations/instances_train2017.json",
+        "images": "coco/train2017",
+    },
+    "coco_2017_val": {
+        "format": "coco",
+        "annotations": "coco/annotations/instances_val2017.json",
+        "images": "coco/val2017",
+        "drop_empty": False,
+    },
+    "lvis_v1_minival": {
+        "format": "lvis",
+        "annotations": "coco/annotations/lvis_v1_minival_inserted_image_name.json",
+        "images": "coco",
+        "drop_empty": False,
+    },
+    "lvis_v1_val": {
+        "format": "lvis",
+        "annotations": "coco/annotations/lvis_od_val.json",
+        "images": "coco",
+        "drop_empty": False,
+    },
+    "lvis_v1_train": {
+        "format": "lvis",
+        "annotations": "coco/annotations/lvis_od_train.json",
+        "images": "coco",
+    },
+    "object365_dt_train": {
+        "format": "tsv",
+        "yaml_file": "Objects365/objects365_train_vgoiv6.cas2000.yaml",
+    },
+    "mixed_train": {
+        "format": "mdetr",
+        "annotations": "mdetr_annotations/final_mixed_train.json",
+        "images": _MIXED_FOLDERS,
+    },
+    "mixed_train_no_coco": {
+        "format": "mdetr",
+        "annotations": "mdetr_annotations/final_mixed_train_no_coco.json",
+        "images": _MIXED_FOLDERS,
+    },
+} | {
+    f"flickr30k_{split}": {
+        "format": "mdetr",
+        "annotations": _FLICKR.format(split),
+        "images": f"flickr30k/flickr30k_images/{split}",
+    }
+    for split in ("train", "val", "test")
+}
+"""Data sets of the released models by their original names, at their original places under the data root."""
+
+
+def build_source(
+    spec: str | Mapping[str, Any],
+    data_root: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> Source:
+    """A source from a name of `CATALOGUE`, or from a reader's arguments and its name as `format`.
+
+    `{"format": "coco", "annotations": "a.json", "images": "photos"}`; with `{"name": "coco_2017_train", ...}` and no
+    format the other entries change those of the catalogue. `shots` (and `shuffle_seed`) make it a few-shot set.
+
+    Raises:
+        ValueError: for a name, format or argument that does not exist, with the nearest that does.
+    """
+    given, resolved = spec, resolve_spec(spec)
+    reader = READERS[resolved.pop("format")]
+    few_shot = {}
+    if reader is not read_odinw and resolved.get("shots") is not None:
+        few_shot = {key: resolved.pop(key) for key in ("shots", "shuffle_seed") if key in resolved}
+    known = [name for name in inspect.signature(reader).parameters if name != "load_options"]
+    for key in resolved:
+        if key not in known and reader is not read_hub:
+            raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")
+    if reader is read_tsv and "yaml_file" in resolved:
+        resolved["yaml_file"] = find_path(resolved["yaml_file"], data_root)
+    elif "data_root" in known:
+        resolved.setdefault("data_root", data_root)
+    source = reader(**({"cache_dir": cache_dir} | resolved))
+    return source.few_shot(**few_shot) if few_shot else source
+
+
+def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The reader's arguments and `format` that a data set's name or dictionary stands for.
+
+    Raises:
+        ValueError: for a name or format that does not exist.
+    """
+    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "format" not in spec:
+        name = spec.get("name")
+        if name not in CATALOGUE:
+            raise ValueError(
+                f"There is no data set {name!r}{_nearest(str(name), list(CATALOGUE))}. Give 'format' "
+                f"({', '.join(READERS)}) and what its reader needs."
+            )
+        spec = CATALOGUE[name] | spec
+    if spec["format"] not in READERS:
+        nearest = _nearest(str(spec["format"]), list(READERS))
+        raise ValueError(f"There is no format {spec['format']!r}{nearest}; there are {', '.join(READERS)}.")
+    return spec
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+__all__ = [
+    "CATALOGUE",
+    "READERS",
+    "HubColumns",
+    "HubStream",
+    "Source",
+    "build_source",
+    "find_path",
+    "read_coco",
+    "read_hub",
+    "read_lvis",
+    "read_mdetr",
+    "read_odinw",
+    "read_tsv",
+    "resolve_spec",
+]

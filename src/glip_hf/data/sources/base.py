@@ -1,0 +1,199 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What all readers give: a `Source`, a sequence of `Record`s over a memory-mapped table."""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers.utils import logging
+
+from ...prompts_glip import Name
+from ..cache import TableWriter
+from ..columns import Columns
+from ..records import Record, record_from_row
+
+logger = logging.get_logger(__name__)
+
+Captions = Literal["given", "all", "sampled"]
+"""Where a source's captions come from: its annotations, all its names, or names sampled per picture."""
+
+DATA_ROOTS = (".", "$DATASET", "DATASET", "OUTPUT", "data", "MODEL")
+"""Where a relative path is looked for when no data root is given, in this order (the original's)."""
+
+
+class Source:
+    """A data set: `len`, `source[i]` -> `Record`, iteration.
+
+    Attributes:
+        name: of the data set; stands in records and messages.
+        names: class id (1..N, in order of the original ids) -> name; empty for grounding sets. A
+            `__background__` never is among them.
+        category_ids: class id -> id in the annotations, for evaluators.
+        captions: how captions come about, see `Captions`.
+        prompts: class id -> `Name` with prefix and suffix, where the set has caption prompts.
+        dropped: kind of damage -> number of annotations or pictures that the reader left out.
+        table: the memory-mapped `datasets.Dataset`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Any,
+        info: Mapping[str, Any],
+        rows: np.ndarray | None = None,
+        captions: Captions = "given",
+        prompts: Mapping[int, Name] | None = None,
+        encoded: Callable[[int], bytes] | None = None,
+    ) -> None:
+        self.name, self.table, self.info, self.captions = name, table, info, captions
+        self.names: dict[int, str] = dict(info.get("names") or {})
+        self.category_ids: dict[int, int] = dict(info.get("category_ids") or {})
+        self.dropped: dict[str, int] = dict(info.get("dropped") or {})
+        self.prompts = dict(prompts) if prompts else None
+        self._rows, self._encoded = rows, encoded
+        self._one_row = table.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.table) if self._rows is None else len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name!r}, {len(self)} pictures, {len(self.names)} classes)"
+
+    def row(self, index: int) -> int:
+        """Row of the table behind a sample; lists of rows may repeat or leave out some."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples, {index} was asked for.")
+        return index if self._rows is None else int(self._rows[index])
+
+    def __getitem__(self, index: int) -> Record:
+        row = self.row(index)
+        values = self._one_row[row].to_pylist()[0]
+        data = self._encoded(values["offset"]) if self._encoded else None
+        if data is not None:
+            values["offset"] = -1
+        return record_from_row(values, self.name, self.names, data)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def _column(self, name: str) -> np.ndarray:
+        values = self.table.data.column(name).to_numpy()
+        return values if self._rows is None else values[self._rows]
+
+    def sizes(self) -> np.ndarray:
+        """[samples, 2] int32: (height, width) of every sample, as annotated."""
+        return np.stack([self._column("height"), self._column("width")], axis=1)
+
+    def image_ids(self) -> np.ndarray:
+        """[samples] int64 or object (text): the id of every sample's picture."""
+        return self._column("image_id")
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Source":
+        """The same source with these samples only, in this order; repetition is allowed."""
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = indices if self._rows is None else np.asarray(self._rows)[indices]
+        return Source(self.name, self.table, self.info, rows, self.captions, self.prompts, self._encoded)
+
+    def few_shot(self, shots: int, shuffle_seed: int | None = None) -> "Source":
+        """At least `shots` pictures of every class, chosen by the original's rule.
+
+        Pictures are visited in order (ascending id; shuffled by Python's `random.Random(shuffle_seed)` where a
+        seed other than 0 is given). One is taken if any of its classes still lacks pictures, and then counts for
+        all of its classes.
+        """
+        return self.select(few_shot_indices(self._label_sets(), shots, shuffle_seed))
+
+    def _label_sets(self) -> list[set[int]]:
+        column = self.table.data.column("labels")
+        per_row = [set(chunk) for part in column.chunks for chunk in part.to_pylist()]
+        return [per_row[self.row(index)] for index in range(len(self))]
+
+
+def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: int | None = None) -> list[int]:
+    """Which pictures a few-shot set takes, see `Source.few_shot`."""
+    if shots < 1:
+        raise ValueError(f"shots={shots} must be at least 1.")
+    order = list(range(len(label_sets)))
+    if shuffle_seed:
+        random.Random(shuffle_seed).shuffle(order)
+    quota: dict[int, int] = {}
+    chosen = []
+    for index in order:
+        if any(quota.setdefault(label, shots) > 0 for label in label_sets[index]):
+            chosen.append(index)
+            for label in label_sets[index]:
+                quota[label] = quota.get(label, shots) - 1
+    return chosen
+
+
+def find_path(path: str | Path, data_root: str | Path | None = None, must_exist: bool = True) -> Path:
+    """An absolute path; a relative one lies under `data_root`, or under the first of `DATA_ROOTS` that has it.
+
+    Raises:
+        FileNotFoundError: if it is nowhere; the message lists where it was looked for.
+    """
+    path = Path(path).expanduser()
+    if path.is_absolute():
+        tried = [path]
+    elif data_root is not None:
+        tried = [Path(data_root).expanduser() / path]
+    else:
+        roots = [os.path.expandvars(root) for root in DATA_ROOTS]
+        tried = [Path(root) / path for root in roots if not root.startswith("$")]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate.absolute()
+    if must_exist:
+        listed = ", ".join(str(candidate) for candidate in tried)
+        raise FileNotFoundError(
+            f"There is no {str(path)!r}; looked for {listed}. Give data_root, the folder that the data sets "
+            "lie in, or set the environment variable DATASET."
+        )
+    return tried[0].absolute()
+
+
+def store(
+    columns: Columns,
+    writer: TableWriter,
+    dropped: dict[str, int],
+    categories: Sequence[int] | None,
+    labels: Mapping[int, int] | None,
+    drop_empty: bool,
+    strict: bool,
+    by_id: bool = True,
+) -> None:
+    """Write the sound part of `columns` and count the rest in `dropped`.
+
+    With `by_id` and `drop_empty` off row i of what is written is the i-th picture of `columns`.
+
+    Raises:
+        ValueError: if `strict` and anything is damaged, naming the first damage.
+    """
+    columns.finish()
+    crowd = np.frombuffer(columns.crowd, dtype=np.int8) != 0
+    keep = ~crowd
+    for problem in columns.problems:
+        if problem.kind == "unknown_image":
+            continue  # counted below, with the annotation it belongs to
+        if strict:
+            raise ValueError(f"{problem}. Repair it, or read with strict=False to leave it out.")
+        dropped[problem.kind] = dropped.get(problem.kind, 0) + 1
+    for kind, mask in columns.annotation_damage(categories).items():
+        mask = mask & ~crowd
+        if strict and mask.any():
+            problem = columns.describe(kind, int(mask.argmax()))
+            raise ValueError(f"{problem}. Repair it, or read with strict=False to leave it out.")
+        if mask.any():
+            dropped[kind] = dropped.get(kind, 0) + int(mask.sum())
+        keep &= ~mask
+    if len(columns):
+        writer.write(columns.to_table(keep, labels, drop_empty, by_id))
+
+
+def warn_dropped(name: str, dropped: Mapping[str, int]) -> None:
+    if dropped:
+        listed = ", ".join(f"{kind}: {count}" for kind, count in sorted(dropped.items()))
+        logger.warning(f"{name}: damaged annotations were left out ({listed}). `glip check-data` names each of them.")

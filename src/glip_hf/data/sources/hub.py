@@ -1,0 +1,336 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Any `datasets` data set with a picture, boxes and either classes or a caption: from the Hub or local, stored or
+streamed."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from PIL import Image
+
+from ...prompts_glip import find_phrase
+from .._extras import require
+from ..cache import TableWriter, convert_once
+from ..columns import Columns, Problem
+from ..records import Record, record_from_row, upright_size
+from .base import Captions, Source, store, warn_dropped
+
+BoxFormat = Literal["xywh", "xyxy", "xyxy_relative"]
+
+
+@dataclass(frozen=True)
+class HubColumns:
+    """Where a data set keeps what.
+
+    Attributes:
+        image, objects, caption, image_id, width, height: columns. Only the first two must exist; a missing size is
+            read from the picture's header, a missing id is the row's number.
+        box, category, area, crowd, spans, phrase: keys of `objects`, a list of dictionaries or a dictionary of lists.
+            In a set with captions an object has `spans` (`[[begin, end], ...]`) or a `phrase`, which is looked up
+            in the caption and must occur there once.
+        box_format: "xywh" as COCO, "xyxy" (pixels, the second corner outside), or the same relative to the size.
+    """
+
+    image: str = "image"
+    objects: str = "objects"
+    caption: str = "caption"
+    image_id: str = "image_id"
+    width: str = "width"
+    height: str = "height"
+    box: str = "bbox"
+    category: str = "category"
+    area: str = "area"
+    crowd: str = "iscrowd"
+    spans: str = "tokens_positive"
+    phrase: str = "phrase"
+    box_format: BoxFormat = "xywh"
+
+
+class HubImages:
+    """Encoded pictures of a stored data set by row number."""
+
+    def __init__(self, dataset: Any, column: str) -> None:
+        self.column = column
+        image = require("datasets").Image(decode=False)
+        self.dataset = dataset.select_columns([column]).cast_column(column, image)
+
+    def __call__(self, row: int) -> bytes:
+        return _image_bytes(self.dataset[row][self.column])
+
+
+def _image_bytes(value: Mapping[str, Any]) -> bytes:
+    if value["bytes"] is not None:
+        return value["bytes"]
+    with open(value["path"], "rb") as file:
+        return file.read()
+
+
+def read_hub(
+    dataset: Any,
+    name: str | None = None,
+    *,
+    split: str = "train",
+    columns: HubColumns | Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
+    drop_empty: bool = True,
+    captions: Captions | None = None,
+    strict: bool = False,
+    cache_dir: str | Any = None,
+    **load_options: Any,
+) -> Source:
+    """A data set of `datasets`, stored on this machine. (To stream one, see `HubStream`.)
+
+    Args:
+        dataset: a `datasets.Dataset`, or what `datasets.load_dataset` takes (a Hub id, a folder, "parquet" with
+            `data_files=`).
+        name: of the data set.
+        split, load_options: go to `load_dataset`.
+        columns: where the data set keeps what, if not where `HubColumns` says.
+        names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else all the texts that occur.
+        drop_empty, strict, cache_dir: as for `read_coco`.
+        captions: default "given" where there is a caption column, else "all".
+
+    Class 0 of the data set has the number 1 here; `category_ids` leads back.
+    """
+    name, dataset = name or (dataset if isinstance(dataset, str) else "dataset"), _load(dataset, split, load_options)
+    columns = _columns(columns)
+    plan = _Plan.of(dataset, columns, names)
+
+    def build(writer: TableWriter) -> dict[str, Any]:
+        collected, _, _, labels, used = _collect(dataset, name, plan)
+        dropped: dict[str, int] = {}
+        store(collected, writer, dropped, labels, labels, drop_empty, strict, by_id=False)
+        numbered = dict(enumerate(used, start=1))
+        return {
+            "file": name,
+            "names": numbered,
+            "category_ids": {label: label - 1 for label in numbered},
+            "dropped": dropped,
+        }
+
+    options = {
+        "reader": "hub",
+        "data": dataset._fingerprint,
+        "columns": columns.__dict__,
+        "names": plan.names,
+        "drop_empty": drop_empty,
+        "strict": strict,
+    }
+    table, info, rows = convert_once(name, [], options, build, cache_dir)
+    images = HubImages(dataset, columns.image)
+    source = Source(name, table, info, rows, captions or ("given" if plan.grounded else "all"), encoded=images)
+    warn_dropped(name, source.dropped)
+    return source
+
+
+def collect(
+    dataset: Any,
+    name: str | None = None,
+    *,
+    split: str = "train",
+    columns: HubColumns | Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
+    **load_options: Any,
+) -> tuple[Columns, Any, str, dict[int, int] | None]:
+    """All annotations as `read_hub` finds them, for examination; arguments as there.
+
+    Returns:
+        the columns, the data set, its column of pictures, and the known categories (None in a grounding set).
+    """
+    name, dataset = name or (dataset if isinstance(dataset, str) else "dataset"), _load(dataset, split, load_options)
+    return _collect(dataset, name, _Plan.of(dataset, _columns(columns), names))[:4]
+
+
+def _load(dataset: Any, split: str, load_options: Mapping[str, Any]) -> Any:
+    return (
+        require("datasets").load_dataset(dataset, split=split, **load_options) if isinstance(dataset, str) else dataset
+    )
+
+
+def _collect(dataset: Any, name: str, plan: "_Plan") -> tuple[Columns, Any, str, dict[int, int] | None, Sequence[str]]:
+    """As `collect`, and the names of the classes."""
+    c = plan.columns
+    collected = Columns(name, grounded=plan.grounded)
+    if not plan.grounded and plan.names is None:
+        objects = dataset.select_columns([c.objects])
+        texts = {thing.get(c.category) for row in objects for thing in _objects(row[c.objects])}
+        plan = replace(plan, names=sorted(text for text in texts if isinstance(text, str)))
+    for number, row in enumerate(plan.rows(dataset)):
+        plan.add(collected, row, number)
+    names = () if plan.grounded else plan.names
+    labels = None if plan.grounded else {i: i for i in range(1, len(names) + 1)}
+    return collected, dataset, c.image, labels, names
+
+
+class HubStream:
+    """A data set of `datasets` that is read as it comes: iterating gives `Record`s, one pass.
+
+    Args:
+        dataset: a `datasets.IterableDataset`, or what `load_dataset(..., streaming=True)` takes.
+        names: of the classes 0, 1, ...; needed unless the data set has a `ClassLabel` feature or captions.
+        captions: "given", "all" or "sampled"; default as for `read_hub`.
+        name, split, columns, load_options: as for `read_hub`.
+
+    A picture without usable boxes is skipped with `drop_empty`. What is damaged is left out and counted in `dropped`
+    (by the process that reads it).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str | None = None,
+        *,
+        split: str = "train",
+        columns: HubColumns | Mapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
+        drop_empty: bool = True,
+        captions: Captions | None = None,
+        **load_options: Any,
+    ) -> None:
+        self.name = name or (dataset if isinstance(dataset, str) else "dataset")
+        dataset = _load(dataset, split, load_options | {"streaming": True})
+        self.plan = _Plan.of(dataset, _columns(columns), names)
+        if not self.plan.grounded and self.plan.names is None:
+            raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
+        image = require("datasets").Image(decode=False)
+        self.dataset = dataset.cast_column(self.plan.columns.image, image)
+        self.captions: Captions = captions or ("given" if self.plan.grounded else "all")
+        self.names = {} if self.plan.grounded else dict(enumerate(self.plan.names, start=1))
+        self.prompts = None
+        self.drop_empty = drop_empty
+        self.dropped: dict[str, int] = {}
+
+    def records(self, dataset: Any) -> Iterator[Record]:
+        """Records of the rows of `dataset`: this data set, shuffled or a shard of it."""
+        for number, row in enumerate(dataset):
+            record = self.record(row, number)
+            if record is not None:
+                yield record
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.records(self.dataset)
+
+    def record(self, row: Mapping[str, Any], number: int) -> Record | None:
+        """One row as a record; None where nothing usable is in it."""
+        collected = Columns(self.name, grounded=self.plan.grounded)
+        self.plan.add(collected, row, number)
+        labels = None if self.plan.grounded else {i: i for i in self.names}
+        sink = _OneTable()
+        store(collected, sink, self.dropped, labels, labels, self.drop_empty, strict=False)
+        if sink.table is None or not len(sink.table):
+            return None
+        values = sink.table.to_pylist()[0] | {"offset": -1, "length": -1}
+        image = _image_bytes(row[self.plan.columns.image])
+        return record_from_row(values, self.name, self.names, image)
+
+
+class _OneTable:
+    """Stands for a `TableWriter` where the table is not stored."""
+
+    table = None
+
+    def write(self, table: Any) -> None:
+        self.table = table
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How rows of one data set become columns of ours."""
+
+    columns: HubColumns
+    present: frozenset[str]
+    names: Sequence[str] | None
+    grounded: bool
+
+    @classmethod
+    def of(cls, dataset: Any, columns: HubColumns, names: Sequence[str] | None) -> "_Plan":
+        present = frozenset(dataset.column_names or ())
+        for needed in (columns.image, columns.objects):
+            if needed not in present:
+                raise ValueError(
+                    f"The data set has no column {needed!r} but {', '.join(sorted(present)) or 'none known'}: say "
+                    "with columns= which hold the picture and the objects."
+                )
+        if names is None and dataset.features is not None:
+            feature = dataset.features[columns.objects]
+            feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
+            category = feature.get(columns.category) if isinstance(feature, Mapping) else None
+            category = getattr(category, "feature", category)
+            names = getattr(category, "names", None)
+        return cls(columns, present, names, columns.caption in present)
+
+    def rows(self, dataset: Any) -> Iterator[Mapping[str, Any]]:
+        """Rows without what is not needed; pictures only where their size is not known otherwise."""
+        c = self.columns
+        wanted = [c.objects, c.caption, c.image_id, c.width, c.height]
+        if not {c.width, c.height} <= self.present:
+            wanted.append(c.image)
+            dataset = dataset.cast_column(c.image, require("datasets").Image(decode=False))
+        return iter(dataset.select_columns([name for name in wanted if name in self.present]))
+
+    def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
+        c = self.columns
+        image_id = row.get(c.image_id, number)
+        where = f"row {number}"
+        try:
+            width, height = row.get(c.width), row.get(c.height)
+            if width is None or height is None:
+                with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
+                    width, height = upright_size(image)
+        except Exception as error:  # decoders raise almost anything on damaged files
+            collected.problems.append(Problem("broken_image", collected.file, where, str(error)))
+            return
+        caption = row.get(c.caption) or "" if self.grounded else None
+        path = f"{collected.file}[{number}]"
+        if not collected.add_image(image_id, path, width, height, caption, offset=number):
+            return
+        for place, thing in enumerate(_objects(row[c.objects])):
+            try:
+                box = _as_xywh(thing[c.box], c.box_format, width, height)
+                category = 1 if self.grounded else self._number(thing[c.category])
+                spans = self._spans(thing, caption) if self.grounded else ()
+            except (KeyError, ValueError, TypeError) as error:
+                at = f"{where}, object {place}"
+                kind = "unknown_category" if isinstance(error, _UnknownName) else "malformed"
+                collected.problems.append(Problem(kind, collected.file, at, str(error)))
+                continue
+            collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
+
+    def _number(self, category: int | str) -> int:
+        if isinstance(category, str):
+            if category not in self.names:
+                raise _UnknownName(f"{category!r}")
+            return list(self.names).index(category) + 1
+        return category + 1
+
+    def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
+        if thing.get(self.columns.spans) is not None:
+            return [(begin, end) for begin, end in thing[self.columns.spans]]
+        return [find_phrase(caption, thing[self.columns.phrase])]
+
+
+class _UnknownName(ValueError):
+    pass
+
+
+def _columns(columns: HubColumns | Mapping[str, str] | None) -> HubColumns:
+    return columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """Objects as a list of dictionaries, from either form that `datasets` stores them in."""
+    if isinstance(value, Mapping):
+        return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return list(value or ())
+
+
+def _as_xywh(box: Sequence[float], box_format: BoxFormat, width: int, height: int) -> list[float]:
+    x, y, right, bottom = box
+    if box_format == "xywh":
+        return [x, y, right, bottom]
+    if box_format == "xyxy_relative":
+        x, right, y, bottom = x * width, right * width, y * height, bottom * height
+    elif box_format != "xyxy":
+        raise ValueError(f"box_format={box_format!r} must be 'xywh', 'xyxy' or 'xyxy_relative'.")
+    return [x, y, right - x, bottom - y]

@@ -1,0 +1,305 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""TSV sets (Objects365 and others): pictures in base64 and labels in JSON, a row each, tab separated.
+
+Files of the set correspond row by row. A *composite* set names several files for each part; its rows are
+numbered through, and a line list of two columns says (file, row in it). A picture's id is its row's key if that
+is a whole number and there is one label file, else the row's number.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._extras import require
+from ..cache import TableWriter, convert_once
+from ..columns import Columns, Problem
+from ..records import ImageRef
+from .base import Captions, Source, store, warn_dropped
+
+CHUNK_ROWS = 20_000
+
+
+class TsvFiles:
+    """One part of a set: a TSV file or several, addressed by a row number through all of them."""
+
+    def __init__(self, paths: list[Path], make_index: bool) -> None:
+        self.paths = paths
+        self.offsets = [line_index(path, make_index) for path in paths]
+        self.first = np.cumsum([0, *(len(offsets) for offsets in self.offsets)])
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def place(self, row: int) -> tuple[str, int, int]:
+        """File, byte offset and length of a row.
+
+        Raises:
+            IndexError: if there are not so many rows.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} in {self.paths[0]}")
+        part = int(np.searchsorted(self.first, row, side="right")) - 1
+        offsets, row = self.offsets[part], row - int(self.first[part])
+        path = self.paths[part]
+        end = int(offsets[row + 1]) if row + 1 < len(offsets) else path.stat().st_size
+        return str(path), int(offsets[row]), end - int(offsets[row])
+
+    def rows(self) -> Iterator[tuple[int, str, int, bytes]]:
+        """All rows in order: number through all files, file, line in it, and the bytes."""
+        number = 0
+        for path in self.paths:
+            with open(path, "rb") as file:
+                for line, content in enumerate(file):
+                    yield number, str(path), line, content.rstrip(b"\r\n")
+                    number += 1
+
+
+def line_index(path: Path, make: bool = True) -> np.ndarray:
+    """Byte offset of every row, from the `.lineidx` beside the file: [rows] int64.
+
+    Where there is none and `make` allows, it is worked out by reading the file once (and not written: the data
+    may be read-only).
+
+    Raises:
+        FileNotFoundError: if there is none and it may not be worked out.
+    """
+    index = path.with_suffix(".lineidx")
+    if index.is_file():
+        return np.array(index.read_text().split(), dtype=np.int64)
+    if not make:
+        raise FileNotFoundError(f"{path} needs its index {index.name} beside it (a byte offset per row).")
+    with open(path, "rb") as file:
+        ends = np.cumsum([0, *(len(line) for line in file)], dtype=np.int64)
+    return ends[:-1]
+
+
+def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
+    """A set's YAML with its paths found: `img`, `label`, `hw` lists of files, `linelist`, `labelmap`, `imageid2idx`
+    single ones (None where absent), `composite` a bool.
+
+    Raises:
+        ValueError: if a needed part is missing; FileNotFoundError: for files that are not there.
+    """
+    path = Path(path)
+    with open(path, encoding="utf-8") as file:
+        content = require("yaml").safe_load(file)
+    if not isinstance(content, Mapping) or not {"img", "label"} <= set(content):
+        raise ValueError(f"{path}: a TSV set's YAML names at least 'img' and 'label'.")
+
+    def find(value: Any) -> Path:
+        candidates = [Path(str(value)), path.parent / str(value)]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate.absolute()
+        raise FileNotFoundError(f"{path}: there is no {str(value)!r}, here or beside the YAML.")
+
+    composite = bool(content.get("composite", False))
+    found: dict[str, Any] = {"composite": composite}
+    for key in ("img", "label", "hw"):
+        value = content.get(key)
+        if value is None:
+            found[key] = None
+            continue
+        if composite and not isinstance(value, list) and Path(str(value)).suffix != ".tsv":
+            value = find(value).read_text().split()  # a text file that lists the parts
+        found[key] = [find(part) for part in (value if isinstance(value, list) else [value])]
+    for key in ("linelist", "imageid2idx"):
+        found[key] = find(content[key]) if content.get(key) else None
+    labelmap = content.get("labelmap") or content.get("jsondict")
+    if not labelmap:
+        raise ValueError(f"{path}: 'labelmap' (or 'jsondict') is missing: the class names are needed.")
+    found["labelmap"] = find(labelmap)
+    return found
+
+
+def load_labelmap(path: Path) -> dict[str, int]:
+    """Class name -> index. JSON `{name: index}` or `{"label_to_idx": ...}`, else a name per line from 1 on."""
+    if "json" not in path.name:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content = content.get("label_to_idx", content)
+    return {name: int(index) for name, index in content.items() if name != "__background__"}
+
+
+def read_tsv(
+    yaml_file: str | Path,
+    name: str | None = None,
+    *,
+    drop_empty: bool = False,
+    captions: Captions = "sampled",
+    strict: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Source:
+    """A detection set in TSV files.
+
+    Args:
+        yaml_file: names the files (`load_tsv_yaml`).
+        drop_empty, captions, strict, cache_dir, name: as for `read_coco`; here pictures without boxes stay.
+
+    With `imageid2idx` the original reports height = width for every picture, which breaks aspect-ratio batches;
+    here sizes are those of the `hw` row with the picture's key, or else of the picture itself.
+    """
+    yaml_file = Path(yaml_file).absolute()
+    parts = load_tsv_yaml(yaml_file)
+    name = name or yaml_file.stem
+    files = [p for key in ("label", "hw") for p in parts[key] or []]
+    files += [parts[key] for key in ("labelmap", "linelist", "imageid2idx") if parts[key]]
+    for path in parts["img"]:
+        files.append(path.with_suffix(".lineidx"))
+        line_index(path, make=False)
+    options = {"reader": "tsv", "drop_empty": drop_empty, "strict": strict, "composite": parts["composite"]}
+
+    def build(writer: TableWriter) -> dict[str, Any]:
+        labels = load_labelmap(parts["labelmap"])
+        dropped: dict[str, int] = {}
+        stored = []  # row numbers of the label file, in the order of the table
+        for columns, numbers in parse_tsv(parts, labels):
+            store(columns, writer, dropped, None, {i: i for i in labels.values()}, False, strict, by_id=False)
+            stored += numbers
+        if parts["linelist"]:
+            writer.write_rows(_line_list(parts, np.array(stored, dtype=np.int64)))
+        names: dict[int, str] = {}
+        for text, index in labels.items():
+            names.setdefault(index, text)
+        ids = {index: index for index in names}
+        return {"file": str(yaml_file), "names": names, "category_ids": ids, "dropped": dropped}
+
+    table, info, rows = convert_once(name, files, options, build, cache_dir)
+    source = Source(name, table, info, rows, captions)
+    warn_dropped(name, source.dropped)
+    if drop_empty:
+        source = source.select([i for i, labels in enumerate(source._label_sets()) if labels])
+    return source
+
+
+def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
+    """Rows of the table for each line of the line list; lines whose row was damaged are left out.
+
+    Args:
+        stored: the row of the label files behind each row of the table.
+    """
+    label_files = TsvFiles(parts["label"], make_index=True)
+    place = np.full(len(label_files), -1, dtype=np.int64)
+    place[stored] = np.arange(len(stored))
+    wanted = read_line_list(parts["linelist"], label_files.first)
+    wrong = wanted[(wanted < 0) | (wanted >= len(place))]
+    if len(wrong):
+        raise ValueError(f"{parts['linelist']}: row {wrong[0]} was asked for, there are {len(place)}.")
+    rows = place[wanted]
+    return rows[rows >= 0]
+
+
+def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
+    """Row numbers through all files. One column: these numbers; two columns: file, row in it.
+
+    Args:
+        first: number of the first row of every file.
+    """
+    columns = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = np.array(columns, dtype=np.int64)
+    except ValueError:
+        raise ValueError(f"{path}: a line list has one or two whole numbers a line.") from None
+    if lines.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    return lines[:, 0] if lines.shape[1] == 1 else first[lines[:, 0]] + lines[:, 1]
+
+
+def parse_tsv(
+    parts: Mapping[str, Any], labels: Mapping[str, int], chunk_rows: int = CHUNK_ROWS
+) -> Iterator[tuple[Columns, list[int]]]:
+    """The set in pieces of `chunk_rows` pictures, and the numbers of the rows in each.
+
+    Damaged rows are noted as problems of the piece and left out.
+    """
+    label_files, image_files = TsvFiles(parts["label"], True), TsvFiles(parts["img"], False)
+    sizes = _Sizes(parts["hw"], image_files)
+    image_rows = json.loads(parts["imageid2idx"].read_text()) if parts["imageid2idx"] else None
+    seen: set[int] = set()
+    columns, numbers = Columns(str(parts["label"][0]), xywh=False), []
+    for number, file, line, content in label_files.rows():
+        columns.file = file
+        where = f"line {line + 1}"
+        try:
+            key, text = content.decode().split("\t", 1)
+            entry = json.loads(text)
+            objects = entry.get("objects", ()) if isinstance(entry, Mapping) else entry
+            if not isinstance(objects, list | tuple):
+                raise ValueError(f"objects {objects!r:.60}")
+            image_row = number
+            if image_rows is not None:
+                image_row = int(image_rows[str(entry["img_id"])])
+            path, offset, length = image_files.place(image_row)
+            height, width = sizes.find(number, image_row, key)
+        except KeyError as error:
+            columns.problems.append(Problem("unknown_image", file, where, f"no {error} in imageid2idx"))
+            continue
+        except IndexError as error:
+            columns.problems.append(Problem("unknown_image", file, where, str(error)))
+            continue
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            columns.problems.append(Problem("unreadable", file, where, str(error)))
+            continue
+        # Several files may use the same keys.
+        has_id = len(label_files.paths) == 1 and key.lstrip("-").isdigit()
+        image_id = int(key) if has_id else number
+        if image_id in seen:
+            columns.problems.append(Problem("duplicate_image", file, where, f"key {key}"))
+            continue
+        if not columns.add_image(image_id, path, width, height, offset=offset, length=length):
+            continue
+        seen.add(image_id)
+        numbers.append(number)
+        for place, thing in enumerate(objects):
+            at = f"{where}, object {place}"
+            if not isinstance(thing, Mapping):
+                columns.problems.append(Problem("malformed", file, at, f"{thing!r:.60}"))
+            elif thing.get("class") not in labels:
+                columns.problems.append(Problem("unknown_category", file, at, f"{thing.get('class')!r}"))
+            else:
+                columns.add_annotation(None, image_id, labels[thing["class"]], thing.get("rect"))
+        if len(numbers) >= chunk_rows:
+            yield columns, numbers
+            columns, numbers = Columns(file, xywh=False), []
+    if len(numbers) or columns.problems:
+        yield columns, numbers
+
+
+class _Sizes:
+    """Height and width of pictures: from the hw file where its row is about that picture, else from the picture."""
+
+    def __init__(self, paths: list[Path] | None, images: TsvFiles) -> None:
+        self.images = images
+        self.rows = [content for *_, content in TsvFiles(paths, True).rows()] if paths else []
+
+    def find(self, label_row: int, image_row: int, key: str) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        # Rows correspond by number; with imageid2idx that can mean the label's or the picture's row.
+        rows = dict.fromkeys((image_row, label_row))
+        for row in rows:
+            if row < len(self.rows):
+                name, _, text = self.rows[row].decode().partition("\t")
+                if len(rows) == 1 or name == self._image_key(image_row):
+                    return parse_size(text)
+        image = ImageRef(*self.images.place(image_row)).open()
+        return image.height, image.width
+
+    def _image_key(self, row: int) -> str:
+        path, offset, _ = self.images.place(row)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(4096).split(b"\t", 1)[0].decode()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from `[{"height": h, "width": w}]`, the dictionary alone, or `h w`."""
+    if text.lstrip()[:1] in ("[", "{"):
+        entry = json.loads(text)
+        entry = entry[0] if isinstance(entry, list) else entry
+        return int(entry["height"]), int(entry["width"])
+    height, width = text.split()
+    return int(height), int(width)

@@ -1,0 +1,153 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Training batches from a data set that is streamed and never stored whole.
+
+There is no index to draw from, so a sample's random numbers come from (seed, epoch, checksum of the picture): again
+the same for every number of processes and workers. Which samples share a batch does depend on these numbers.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers.utils import logging
+
+from ._extras import require
+from .collate import GroundingCollator
+from .dataset import SampleMaker, TooManyBrokenImages
+from .records import Record
+from .sources.hub import HubStream
+
+logger = logging.get_logger(__name__)
+
+
+class StreamingBatches(IterableDataset):
+    """Endless batches of a stream; `loader()` reads them with workers.
+
+    Every process reads its own part of the stream, every worker its own shards of that. A batch holds pictures of one
+    aspect group (higher than wide or not). At the end of an epoch the stream begins anew, in another order.
+
+    Args:
+        stream: what to read.
+        maker: how samples are made.
+        collator: how they become a batch; its `info` says what `GroundingDataset`'s does, without `index`.
+        batch_size: samples a batch and process.
+        seed: of the run.
+        rank, world_size: this process, and how many there are.
+        shuffle_buffer: records to shuffle among (the order of shards is shuffled too); 0 keeps the order.
+        on_error: "raise" fails at a picture that cannot be read, "replace" puts the next one of its batch in its place.
+        max_replaced: how many may be replaced in one worker.
+        skip_batches: batches of this process that an earlier run used up: they are passed over without decoding a
+            picture, which is exact with the same number of workers.
+    """
+
+    def __init__(
+        self,
+        stream: HubStream,
+        maker: SampleMaker,
+        collator: GroundingCollator,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_buffer: int = 1000,
+        on_error: Literal["raise", "replace"] = "replace",
+        max_replaced: int = 100,
+        skip_batches: int = 0,
+    ) -> None:
+        self.stream, self.maker, self.collator, self.batch_size = stream, maker, collator, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.shuffle_buffer, self.on_error, self.max_replaced = shuffle_buffer, on_error, max_replaced
+        self.skip_batches = skip_batches
+        self.num_replaced = 0
+        maker.prepare(stream)
+
+    def loader(self, num_workers: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
+        """The batches, read by so many workers; `options` go to `DataLoader`.
+
+        Raises:
+            ValueError: if this process has fewer shards than workers.
+        """
+        self._check_workers(self._shard(0), num_workers)
+        loader = DataLoader(self, batch_size=None, num_workers=num_workers, **options)
+        return (batch for batch in loader if batch is not None)
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # Loaders take batches from their workers in turn, so every worker knows which of them were its own. They
+        # begin with worker 0: where that one's turn was over already, None stands in for what it gave before.
+        skip = len(range(number, self.skip_batches, workers))
+        if number < self.skip_batches % workers:
+            yield None
+        for epoch, records in self._batches():
+            if skip:
+                skip -= 1
+                continue
+            yield self._collate(epoch, records)
+
+    def _batches(self) -> Iterator[tuple[int, list[Record]]]:
+        waiting: dict[bool, list[Record]] = {False: [], True: []}
+        epoch = 0
+        while True:
+            count = 0
+            for record in self.stream.records(self._shard(epoch)):
+                count += 1
+                group = waiting[record.height >= record.width]
+                group.append(record)
+                if len(group) == self.batch_size:
+                    yield epoch, list(group)
+                    group.clear()
+            if not count:
+                raise ValueError(
+                    f"{self.stream.name}: nothing usable came from the stream for process {self.rank} of "
+                    f"{self.world_size}: use fewer processes or workers than it has shards, or check its columns."
+                )
+            epoch += 1
+
+    def _shard(self, epoch: int) -> Any:
+        """What this process reads in an epoch. (`datasets` gives each worker its share of it.)"""
+        dataset = self.stream.dataset
+        if self.shuffle_buffer:
+            dataset = dataset.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+        dataset = require("datasets.distributed").split_dataset_by_node(dataset, self.rank, self.world_size)
+        worker = get_worker_info()
+        self._check_workers(dataset, worker.num_workers if worker else 0)
+        dataset.set_epoch(epoch)
+        return dataset
+
+    def _check_workers(self, dataset: Any, num_workers: int) -> None:
+        if num_workers > dataset.num_shards:
+            raise ValueError(
+                f"{self.stream.name} has {dataset.num_shards} shards for this process, not enough for {num_workers} "
+                "workers: use num_workers no larger than that."
+            )
+
+    def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any]:
+        samples: list[dict[str, Any] | None] = []
+        failed: list[str] = []
+        for record in records:
+            try:
+                checksum = zlib.crc32(record.image.encoded())
+                sample = self.maker.make(record, (self.seed, epoch, checksum))
+            except (OSError, ValueError) as error:
+                failed.append(f"{self.stream.name}, image {record.image_id!r}: {error}")
+                if self.on_error == "raise":
+                    raise type(error)(failed[-1]) from error
+                logger.warning(f"Replaced by another sample: {failed[-1]}")
+                samples.append(None)
+                continue
+            info = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}
+            samples.append(sample | {"info": info | {"epoch": epoch, "replaced": []}})
+        self.num_replaced += len(failed)
+        good = [sample for sample in samples if sample is not None]
+        if self.num_replaced > self.max_replaced or not good:
+            raise TooManyBrokenImages(
+                f"{self.num_replaced} pictures of {self.stream.name} could not be read, {len(failed)} of them in this "
+                f"batch (max_replaced={self.max_replaced}). The last: {failed[-1]}"
+            )
+        if failed:
+            good[0]["info"]["replaced"] = failed
+        following = iter(good * len(samples))
+        return self.collator([sample or next(following) for sample in samples])

@@ -1,0 +1,101 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Resizing and flipping of a picture together with its boxes.
+
+Boxes are xyxy pixels with both corners inside. Letters: K boxes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..image_geometry_glip import clip_boxes
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """From a photo to the network's input, by the image processor, at a random scale.
+
+    Attributes:
+        sizes: shortest sides to choose from, pixels.
+        longest: longest side allowed, pixels.
+        flip: probability of a horizontal flip. The caption stays as it is, "left" and "right" too, as in the
+            original.
+    """
+
+    sizes: tuple[int, ...] = (480, 560, 640, 720, 800)
+    longest: int = 1333
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(self.sizes))
+        if not self.sizes or min(self.sizes) < 1 or not 0 <= self.flip <= 1:
+            raise ValueError(f"{self}: sizes are pixels, flip is a probability.")
+
+    @classmethod
+    def evaluation(cls, size: int = 800, longest: int = 1333) -> "ImageTransform":
+        """One size, no flip."""
+        return cls((size,), longest, 0.0)
+
+    def __call__(self, image: Any, processor: Any, rng: np.random.Generator) -> tuple[Tensor, tuple[int, int], bool]:
+        """A photo as `pixel_values` [3, H, W] float32 without padding.
+
+        Args:
+            image: anything `processor` takes as a picture.
+            processor: a GLIP image processor.
+
+        Returns:
+            the pixels, (height, width) of the upright photo, and whether it was flipped.
+        """
+        size = self.sizes[int(rng.integers(len(self.sizes)))]
+        flipped = bool(rng.random() < self.flip)
+        made = processor(
+            images=image,
+            size={"shortest_edge": size, "longest_edge": self.longest},
+            do_pad=False,
+            return_tensors="pt",
+        )
+        pixels = made["pixel_values"][0]
+        height, width = made["original_sizes"][0].tolist()
+        return (pixels.flip(-1) if flipped else pixels), (height, width), flipped
+
+
+def clip_and_drop(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [K, 4] moved into the picture, and which still have an extent [K] bool."""
+    clipped = clip_boxes(boxes, height, width)
+    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+
+
+def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Boxes [K, 4] float32 after a resize from `old` to `new`, both (height, width)."""
+    scale_y, scale_x = (after / before for after, before in zip(new, old, strict=True))
+    return boxes * np.array([scale_x, scale_y] * 2, dtype=np.float32)
+
+
+def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Boxes [K, 4] after a horizontal flip of a picture `width` pixels wide: x becomes width - x - 1."""
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = np.float32(width) - boxes[:, [2, 0]] - np.float32(1)
+    return flipped
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """[K] square pixels, both corners counted."""
+    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+
+
+def stack_padded(pictures: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Pictures [3, h, w] as one batch with zeros at the right and bottom.
+
+    Returns:
+        `pixel_values` [B, 3, H, W] float32 and `pixel_mask` [B, H, W] int64, 1 on the picture.
+    """
+    pixels = torch.zeros(len(pictures), 3, *size)
+    mask = torch.zeros(len(pictures), *size, dtype=torch.int64)
+    for index, picture in enumerate(pictures):
+        height, width = picture.shape[1:]
+        pixels[index, :, :height, :width] = picture
+        mask[index, :height, :width] = 1
+    return pixels, mask

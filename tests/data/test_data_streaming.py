@@ -1,0 +1,125 @@
+"""Streamed batches: every picture once an epoch, whoever reads it; broken ones replaced; resumed exactly."""
+
+import itertools
+
+import pytest
+
+from glip_hf import GlipImageProcessorPil
+from glip_hf.data import (
+    GroundingCollator,
+    HubStream,
+    ImageTransform,
+    SampleMaker,
+    StreamingBatches,
+    TooManyBrokenImages,
+)
+from tests.data.original_formats import encoded_picture
+
+datasets = pytest.importorskip("datasets")
+
+
+def stream(count=12, shards=4, broken=()):
+    def rows(numbers):
+        for i in numbers:
+            data = encoded_picture(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
+            yield {
+                "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i, "height": 30,
+                "caption": "a cat and two dogs", "objects": [{"bbox": [1.0, 2, 20, 20], "phrase": "two dogs"}],
+            }  # fmt: skip
+
+    numbers = [list(range(shard, count, shards)) for shard in range(shards)]
+
+    def generate(numbers):
+        for part in numbers:
+            yield from rows(part)
+
+    phrase = {"bbox": datasets.List(datasets.Value("float32")), "phrase": datasets.Value("string")}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(), "image_id": datasets.Value("int64"), "width": datasets.Value("int64"),
+            "height": datasets.Value("int64"), "caption": datasets.Value("string"), "objects": datasets.List(phrase),
+        }
+    )  # fmt: skip
+    made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"numbers": numbers}, features=features)
+    return HubStream(made, "streamed")
+
+
+@pytest.fixture
+def batches(tokenizer):
+    maker = SampleMaker(tokenizer, GlipImageProcessorPil(), ImageTransform((32, 48), 80))
+
+    def make(source, batch_size=2, **options):
+        return StreamingBatches(source, maker, GroundingCollator(with_info=True), batch_size, **options)
+
+    return make
+
+
+def ids(made, count):
+    return [[info["image_id"] for info in batch["info"]] for batch in itertools.islice(iter(made), count)]
+
+
+def test_every_picture_once_an_epoch_in_new_orders(batches):
+    got = ids(batches(stream(), shuffle_buffer=4), 12)
+    assert sorted(itertools.chain(*got[:6])) == sorted(itertools.chain(*got[6:])) == list(range(12))
+    assert got[:6] != got[6:] and got == ids(batches(stream(), shuffle_buffer=4), 12)
+
+
+def test_processes_share_the_stream(batches):
+    parts = [ids(batches(stream(), rank=rank, world_size=2), 3) for rank in range(2)]
+    assert sorted(itertools.chain(*parts[0], *parts[1])) == list(range(12))
+
+
+def test_a_sample_is_the_same_for_one_process_and_two(batches):
+    def samples(made, count):
+        return {
+            info["image_id"]: (tuple(label["boxes"].flatten().tolist()))
+            for batch in itertools.islice(iter(made), count)
+            for info, label in zip(batch["info"], batch["labels"], strict=True)
+        }
+
+    one = samples(batches(stream()), 6)
+    two = samples(batches(stream(), rank=0, world_size=2), 3) | samples(batches(stream(), rank=1, world_size=2), 3)
+    assert one == two and len(one) == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_equals_uninterrupted(batches, workers):
+    def read(skip, count):
+        made = batches(stream(), shuffle_buffer=4, skip_batches=skip)
+        batches_read = itertools.islice(made.loader(workers), count)
+        return [[info["image_id"] for info in batch["info"]] for batch in batches_read]
+
+    whole = read(0, 10)
+    assert read(3, 7) == whole[3:] and read(8, 2) == whole[8:]
+
+
+def test_broken_pictures(batches):
+    made = batches(stream(broken={1, 4}), batch_size=4, shuffle_buffer=0)
+    seen = [info for batch in itertools.islice(iter(made), 3) for info in batch["info"]]
+    assert len(seen) == 12 and made.num_replaced == 2 and not {1, 4} & {info["image_id"] for info in seen}
+    assert sum("streamed" in text for info in seen for text in info["replaced"]) >= 2
+    with pytest.raises(ValueError, match="streamed, image"):
+        ids(batches(stream(broken={1}), on_error="raise"), 6)
+    with pytest.raises(TooManyBrokenImages, match="max_replaced=1"):
+        ids(batches(stream(broken={1, 4}), batch_size=4, max_replaced=1), 3)
+
+
+def test_too_many_workers_for_the_shards(batches):
+    with pytest.raises(ValueError, match="has 1 shards for this process, not enough for 2 workers"):
+        batches(stream(shards=1)).loader(2)
+
+
+def test_names_are_needed_for_streamed_classes():
+    rows = {
+        "image": [{"bytes": encoded_picture(4, 4), "path": None}],
+        "objects": [[{"bbox": [0.0, 0, 3, 3], "category": 0}]],
+    }
+    made = datasets.Dataset.from_dict(rows).to_iterable_dataset()
+    with pytest.raises(ValueError, match="needs names="):
+        HubStream(made, "x")
+    assert HubStream(made, "x", names=["cat"]).names == {1: "cat"}
+
+
+def test_a_stream_of_nothing(batches):
+    with pytest.raises(ValueError, match="nothing usable came from the stream for process 0 of 1"):
+        ids(batches(stream(count=0, shards=1)), 1)

@@ -1,0 +1,93 @@
+"""Resizing and flipping of pictures and boxes, against the original's numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_hf import GlipImageProcessorPil
+from glip_hf.data.transforms import (
+    ImageTransform,
+    box_areas,
+    clip_and_drop,
+    flip_boxes,
+    resize_boxes,
+    stack_padded,
+)
+
+
+def test_no_boxes():
+    none = np.zeros((0, 4), dtype=np.float32)
+    assert flip_boxes(none, 10).shape == resize_boxes(none, (1, 1), (2, 2)).shape == (0, 4)
+    clipped, keep = clip_and_drop(none, 5, 5)
+    assert clipped.shape == (0, 4) and keep.shape == (0,)
+
+
+def test_boxes_by_hand():
+    boxes = np.float32([[0, 0, 9, 9], [5, 2, 7, 8]])  # in a picture 20 wide, 10 high
+    np.testing.assert_array_equal(flip_boxes(boxes, 20), [[10, 0, 19, 9], [12, 2, 14, 8]])
+    np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 20), 20), boxes)
+    np.testing.assert_array_equal(resize_boxes(boxes, (10, 20), (20, 60)), [[0, 0, 27, 18], [15, 4, 21, 16]])
+    np.testing.assert_array_equal(box_areas(boxes), [100, 21])
+    outside = np.float32([[-5, -5, 3, 4], [18, 2, 30, 40], [25, 3, 30, 5], [4, 4, 4, 8]])
+    clipped, keep = clip_and_drop(outside, 10, 20)
+    np.testing.assert_array_equal(keep, [True, True, False, False])
+    np.testing.assert_array_equal(clipped[keep], [[0, 0, 3, 4], [18, 2, 19, 9]])
+
+
+def test_boxes_of_the_original(shared):
+    for case in json.loads((shared / "data" / "transforms" / "boxlist_ops.json").read_text()):
+        (width, height), boxes = case["size_wh"], np.float32(case["boxes"])
+        new_width, new_height = case["resize_to_wh"]
+        np.testing.assert_allclose(flip_boxes(boxes, width), case["flipped"], rtol=1e-5, atol=1e-4)
+        resized = resize_boxes(boxes, (height, width), (new_height, new_width))
+        np.testing.assert_allclose(resized, case["resized"], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(box_areas(boxes), case["area_xyxy"], rtol=1e-4)
+        clipped, keep = clip_and_drop(boxes - np.float32(20), height, width)
+        expected = case["clipped_after_shift_minus20"]
+        np.testing.assert_allclose(clipped[keep], expected, rtol=1e-5, atol=1e-4)
+
+
+def photo(width, height):
+    ramp = np.add.outer(np.arange(height) * 2, np.arange(width) * 3) % 256
+    return Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1).astype(np.uint8))
+
+
+def test_sizes_of_the_original_at_every_scale(shared):
+    processor = GlipImageProcessorPil()
+    rows = json.loads((shared / "data" / "transforms" / "resize_sizes.json").read_text())["rows"]
+    for width, height, short, longest, new_width, new_height in rows[::9]:
+        transform = ImageTransform((short,), longest, flip=0)
+        pixels, size, flipped = transform(photo(width, height), processor, np.random.default_rng(0))
+        assert tuple(pixels.shape) == (3, new_height, new_width) and size == (height, width) and not flipped
+
+
+def test_flip_is_of_the_resized_picture_and_scales_are_all_used():
+    processor, picture = GlipImageProcessorPil(), photo(60, 40)
+    plain, _, _ = ImageTransform((48,), 100, flip=0)(picture, processor, np.random.default_rng(0))
+    turned, _, flipped = ImageTransform((48,), 100, flip=1)(picture, processor, np.random.default_rng(0))
+    assert flipped and torch.equal(turned, plain.flip(-1))
+    expected = processor(images=picture, size={"shortest_edge": 48, "longest_edge": 100}, return_tensors="pt")
+    assert torch.equal(plain, expected["pixel_values"][0][:, : plain.shape[1], : plain.shape[2]])
+
+    transform, seen = ImageTransform((32, 48, 64), 200), []
+    for seed in range(60):
+        pixels, _, flipped = transform(picture, processor, np.random.default_rng(seed))
+        seen.append((pixels.shape[1], flipped))
+    assert set(seen) == {(side, flip) for side in (32, 48, 64) for flip in (False, True)}
+
+
+def test_stack_padded():
+    pixels, mask = stack_padded([torch.ones(3, 2, 5), torch.ones(3, 4, 1)], (4, 6))
+    assert pixels.shape == (2, 3, 4, 6) and pixels.sum() == 3 * (10 + 4) and mask.dtype == torch.int64
+    assert mask.sum((1, 2)).tolist() == [10, 4] and torch.equal(pixels[:, 0] != 0, mask == 1)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="sizes are pixels"):
+        ImageTransform(())
+    with pytest.raises(ValueError, match="probability"):
+        ImageTransform(flip=2)
+    assert ImageTransform.evaluation() == ImageTransform([800], 1333, 0.0)

@@ -1,0 +1,25 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Evaluate GLIP like the papers: COCO, LVIS, Flickr30k Entities, ODinW. The same as `glip evaluate`.
+
+Cost: GLIP-T takes one pass of Swin a picture and one pass of the head a caption: 5,000 head passes for COCO,
+155,000 for LVIS minival (31 captions a picture). Needs: pip install 'glip_hf[eval]' (and accelerate for several
+processes).
+
+    accelerate launch --num_processes 4 examples/evaluate.py lvis --model user/glip-tiny-goldg \
+        --annotations lvis_v1_minival_inserted_image_name.json --images coco --chunk-size 40 --max-detections 300
+    accelerate launch examples/evaluate.py coco --model user/glip-tiny-goldg \
+        --annotations instances_val2017.json --images coco/val2017 --score-agg mean
+    python examples/evaluate.py flickr --model user/glip-tiny-goldg --protocol any \
+        --annotations final_flickr_separateGT_test.json --images flickr30k_images
+    python examples/evaluate.py odinw --model user/glip-tiny-goldg --config configs/odinw_13 --data-root DATASET
+
+Expected with the released weights (published, zero-shot): COCO AP 46.7 (GLIP-T C), LVIS minival APr 17.7 (C) and
+20.1 (T), ODinW-13 mean AP 44.4 (C). docs/evaluation.md tells what the output folder holds.
+"""
+
+import sys
+
+from glip_hf.evaluation.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

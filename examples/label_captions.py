@@ -1,0 +1,71 @@
+"""Label pictures with captions by a teacher: records that pre-training reads (GLIP's self-training).
+
+Cost:    one forward of the teacher a pair. Every process owns whole shards, so the same command serves a laptop and a
+         cluster: accelerate knows the processes and machines.
+Command: accelerate launch examples/label_captions.py --teacher DIR_OR_ID --input 'pairs/*.parquet' --output labelled
+             [--threshold 0.5] [--batch-size 8] [--format parquet|tar] [--caption-column NAME]
+         Shards are Parquet files or WebDataset tars, local or on the Hub: --input 'hf://datasets/user/name/*.parquet'.
+Result:  a shard of pictures, captions and boxes beside the counts of each; the last line is the entry for
+         `data.sources` of a recipe. A second run goes on where the first stopped.
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from glip_hf import GlipForGrounding, GlipProcessor
+from glip_hf.data.shards import list_shards, reader_spec, shard_format
+from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--teacher", required=True, help="a GLIP: directory or Hub id")
+    parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
+    parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box that is kept")
+    parser.add_argument("--nms-threshold", type=float, default=0.6)
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures a forward")
+    parser.add_argument("--format", choices=("parquet", "tar"), help="of the output; default as the input")
+    parser.add_argument("--caption-column", help="where the captions are, if not in caption or text")
+    parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), default="float32")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    state = PartialState()
+    try:
+        shards = list_shards(arguments.input)
+        options = LabelOptions(arguments.threshold, arguments.nms_threshold, batch_size=arguments.batch_size)
+        model = GlipForGrounding.from_pretrained(arguments.teacher, dtype=getattr(torch, arguments.precision)).to(
+            state.device
+        )
+        labeller = CaptionLabeller(model, GlipProcessor.from_pretrained(arguments.teacher), options)
+        counts = label_shards(
+            labeller,
+            shards,
+            arguments.output.rstrip("/"),
+            arguments.format,
+            state.process_index,
+            state.num_processes,
+            arguments.caption_column,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        print(f"label_captions: {error}", file=sys.stderr)
+        return 2
+    everyone = sum(gather_object([counts]), start=type(counts)())
+    state.print(", ".join(f"{name} {count:,}" for name, count in sorted(everyone.items())))
+    written = arguments.format or shard_format(shards[0])
+    state.print(json.dumps(reader_spec(arguments.output.rstrip("/"), written)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Pre-training, fine-tuning and prompt tuning on Accelerate; needs the extra `train`."""

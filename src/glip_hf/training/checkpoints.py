@@ -1,0 +1,77 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Checkpoints of a run: whole or absent, a few of them, found again."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+NAME = re.compile(r"step_(\d{8})")
+UNFINISHED = ".unfinished"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after update number `step` lies."""
+    return folder / f"step_{step:08d}"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+
+
+def resolve_checkpoint(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that `resume` names: `latest` (None if there is none yet) or a directory.
+
+    Raises:
+        FileNotFoundError: for a directory that does not exist.
+    """
+    if resume == "latest":
+        found = find_checkpoints(folder)
+        return found[-1] if found else None
+    if not resume:
+        return None
+    path = Path(resume)
+    if not path.is_dir():
+        raise FileNotFoundError(f"run.resume={resume}: no such checkpoint; 'latest' takes the newest of {folder}.")
+    return path
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    keep: int,
+    save: Callable[[Path], None],
+    is_main: bool,
+    wait: Callable[[], None],
+) -> Path:
+    """Write a checkpoint that a kill at any moment leaves either whole or unseen, then drop the oldest.
+
+    Args:
+        save: writes this process's share into a directory; called by every process.
+        is_main: whether this process moves and deletes directories.
+        wait: barrier over all processes.
+    """
+    target = checkpoint_path(folder, step)
+    unfinished = target.with_name(target.name + UNFINISHED)
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        for rest in folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(rest)
+        unfinished.mkdir()
+    wait()
+    save(unfinished)
+    wait()
+    if is_main:
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        for old in find_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    wait()
+    return target
+
+
+__all__ = ["checkpoint_path", "find_checkpoints", "resolve_checkpoint", "write_checkpoint"]

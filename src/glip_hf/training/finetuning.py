@@ -1,0 +1,331 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Fine-tuning on a COCO file and nothing else: its data, its validation, and a run that ends with its best weights.
+
+The defaults are those of the original's commands for ODinW: 4 pictures a step, all names in one caption, in order of
+their ids; a plateau schedule (patience 3) and early stopping (8) on validation AP; no averaged weights; weight decay
+0.05, for prompts a learning rate of 0.05 and a weight decay of 0.25; with `full` Swin's patch embedding and first stage
+are frozen.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.dataset import GroundingDataset, SampleMaker
+from ..data.sampling import NegativeSampling
+from ..data.sources import Source, read_coco
+from ..data.transforms import ImageTransform
+from ..evaluation.coco import CocoEvaluator
+from ..evaluation.distributed import world
+from ..evaluation.driver import Detector, Options
+from ..evaluation.tasks import Picture, detection_task
+from ..hub_glip import CARD_NAME
+from ..modeling_glip import GlipForGrounding
+from ..processing_glip import GlipProcessor
+from .loop import Run
+from .recipe import Recipe, RecipeError, load_recipe
+from .source_batches import SourceBatches
+from .tuning import trained_names
+
+VALIDATION_SHARE = 0.2
+"""Share of the training pictures held out where no validation file is given."""
+
+SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
+"""Training sizes relative to the processor's: 480 to 800 pixels for the released models."""
+
+FEW_SHOT_EPOCHS, EPOCHS = 200, 24
+EVALUATE_EVERY = 25
+"""Fewest steps between evaluations: the original's one an epoch is too often for an epoch of three steps."""
+
+_DEFAULTS: dict[str, Any] = {
+    "data.batch_size": 4,
+    "data.workers": 0,
+    "optimizer.weight_decay": 0.05,
+    "schedule.name": "plateau",
+    "schedule.warmup_steps": 0,
+    "tuning.early_stopping": 8,
+    "run.ema_decay": 0.0,
+    "run.output_dir": "out/finetune",
+    "run.checkpoint_every": 0,
+}
+_BY_MODE: dict[str, dict[str, Any]] = {
+    "full": {"model.frozen_stages": 1},
+    "head": {},
+    "linear": {},
+    "prompt": {"optimizer.lr": 0.05, "optimizer.weight_decay": 0.25},
+    "lora": {"optimizer.lr": 1e-3, "optimizer.text_lr": 1e-3, "optimizer.weight_decay": 0.0},
+}
+
+
+@dataclass
+class TuningData:
+    """What is learned from and what it is judged by.
+
+    Attributes:
+        train, validation: pictures of the two.
+        annotations, images: the COCO file and the folder of the validation pictures.
+        note: one sentence for the user on how the two came about.
+    """
+
+    train: Source
+    validation: Source
+    annotations: Path
+    images: Path
+    note: str
+
+
+def load_tuning_data(
+    train: str | Path,
+    images: str | Path,
+    validation: str | Path | None = None,
+    validation_images: str | Path | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+) -> TuningData:
+    """Training and validation pictures of a custom COCO data set; pictures without boxes stay, as negatives.
+
+    Args:
+        train: the COCO file; images: the folder of its pictures.
+        validation, validation_images: another COCO file (and its folder, default the same). Without one, some of the
+            pictures that are not trained on are held out, or with no such, a share of the training pictures.
+        shots: pictures a class to train on (`Source.few_shot`); None for all.
+        seed: of the order in which few-shot pictures are chosen, and of the split.
+
+    Raises:
+        RecipeError: for a set of a single picture without a validation file.
+        FileNotFoundError, ValueError: as `read_coco`.
+    """
+    source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir)
+    chosen = source.few_shot(shots, seed or None) if shots else source
+    taken = f"{len(chosen)} of {len(source)} pictures ({shots} a class)" if shots else f"{len(chosen)} pictures"
+    if validation is not None:
+        folder = Path(validation_images or images)
+        held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir)
+        note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
+        return TuningData(chosen, held_out, Path(validation), folder, note)
+    if len(source) < 2:
+        raise RecipeError(f"{train} has {len(source)} picture: give a validation file, there is nothing to hold out.")
+    ids = [str(image_id) for image_id in source.image_ids()]
+    used = {str(image_id) for image_id in chosen.image_ids()}
+    rest = [index for index, image_id in enumerate(ids) if image_id not in used]
+    count = max(round(VALIDATION_SHARE * len(source)), 1)
+    order = np.random.default_rng(seed)
+    if rest:
+        held_out = source.select(sorted(order.permutation(rest)[:count]))
+        note = f"training on {taken}, validating on {len(held_out)} of the others: no validation file was given"
+    else:
+        mixed = order.permutation(len(chosen))
+        count = min(max(round(VALIDATION_SHARE * len(chosen)), 1), len(chosen) - 1)
+        held_out, chosen = chosen.select(sorted(mixed[:count])), chosen.select(sorted(mixed[count:]))
+        note = (
+            f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
+            f"{len(chosen)} are trained on"
+        )
+    return TuningData(chosen, held_out, Path(train), Path(images), note)
+
+
+def tuning_recipe(
+    model: str,
+    mode: str,
+    data: TuningData,
+    processor: GlipProcessor,
+    shots: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """The recipe of a fine-tuning run: the defaults of the mode, then the overrides.
+
+    Args:
+        overrides: `section.key=value`, see `load_recipe`.
+
+    Raises:
+        RecipeError: for an unknown mode or key, or contradictory values.
+    """
+    if mode not in _BY_MODE:
+        raise RecipeError(f"mode {mode!r} is unknown: choose one of {', '.join(_BY_MODE)}.")
+    size = dict(processor.image_processor.size)
+    shortest = size.get("shortest_edge") or min(size.values())
+    source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
+    values = {
+        **_DEFAULTS,
+        **_BY_MODE[mode],
+        "model.start_from": model,
+        "tuning.mode": mode,
+        "data.short_sides": [round(scale * shortest) for scale in SCALES],
+        "data.long_side": size.get("longest_edge") or max(size.values()),
+        "data.sources": [source | ({"shots": shots} if shots else {})],
+        "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    # Something for the recipe's own check; the number follows from the batch size, which an override may set.
+    recipe = load_recipe(None, [*given, "run.evaluate_every=1", *overrides])
+    if not any(override.startswith("run.evaluate_every=") for override in overrides):
+        recipe.run.evaluate_every = max(len(data.train) // recipe.data.batch_size, EVALUATE_EVERY)
+    return recipe
+
+
+def tuning_batches(
+    source: Source, processor: GlipProcessor, recipe: Recipe, model: GlipForGrounding, accelerator: Accelerator
+) -> SourceBatches:
+    """Training batches of one source; groups that are too small for a batch repeat their pictures.
+
+    Raises:
+        RecipeError: if prompts are to be tuned, and the names do not fit one caption.
+    """
+    data = recipe.data
+    maker = SampleMaker(
+        processor.tokenizer,
+        processor.image_processor,
+        ImageTransform(tuple(data.short_sides), data.long_side, data.flip),
+        NegativeSampling(data.negatives),
+        model.config.max_text_length,
+        greenlight=bool(model.config.mlm_loss_weight),
+    )
+    try:
+        maker.prepare(source)
+    except ValueError as error:
+        if recipe.tuning.mode == "prompt":
+            raise RecipeError(f"a prompt table belongs to one caption of all names: {error}") from error
+        source.captions = "sampled"
+    dataset = GroundingDataset(
+        source,
+        maker,
+        seed=recipe.run.seed,
+        on_error={"skip": "replace", "fail": "raise"}[data.on_broken],
+        max_replaced=data.max_broken,
+    )
+    pad_token_id = processor.tokenizer.pad_token_id
+    batches = SourceBatches(dataset, recipe, pad_token_id, accelerator.process_index, accelerator.num_processes)
+    # Every picture counts where there are few: none is dropped for want of others of its aspect.
+    batches.sampler.incomplete = "wrap"
+    return batches
+
+
+class Validation:
+    """COCO's figures on the validation pictures, through the one post-processing path.
+
+    Args:
+        data: whose validation pictures; they are shared out to the processes.
+        batch_size: pictures a pass of the backbone.
+
+    Raises:
+        MissingPictures: if one is not there.
+    """
+
+    def __init__(self, data: TuningData, processor: GlipProcessor, batch_size: int = 4) -> None:
+        self.data, self.processor, self.batch_size = data, processor, batch_size
+        # The training file's names in their order: a prompt table knows no other caption.
+        source = data.train
+        categories = [{"id": source.category_ids[k], "name": source.names[k]} for k in sorted(source.names)]
+        self.task = detection_task("validation", data.annotations, data.images, categories=categories)
+        wanted = {str(image_id) for image_id in data.validation.image_ids()}
+        self.task.pictures = [p for p in self.task.pictures if str(p.image_id) in wanted]
+        self.task.check_pictures()
+
+    def __call__(self, model: GlipForGrounding) -> dict[str, float]:
+        """`AP`, `AP50`, ... of the model, the same on every process."""
+        rank, size = world()
+        detector = Detector(model, self.processor, Options(batch_size=self.batch_size, workers=1))
+        own: list[Picture] = self.task.pictures[rank::size]
+        evaluator = CocoEvaluator(self.data.annotations, [picture.image_id for picture in self.task.pictures])
+        evaluator.update(detector.predict(self.task, own))
+        evaluator.gather()
+        return evaluator.summarize()
+
+
+class BestWeights:
+    """What was trained, as it was when it did best; part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step, self.weights = 0, {}
+
+    def take(self, step: int, named_tensors: Any) -> None:
+        self.step = step
+        self.weights = {name: value.detach().clone() for name, value in named_tensors}
+
+    @torch.no_grad()
+    def put(self, named_tensors: Any) -> None:
+        for name, value in named_tensors:
+            value.copy_(self.weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.weights = state["step"], state["weights"]
+
+
+class TuningRun(Run):
+    """A run that ends with the weights of its best evaluation, and saves of a prompt-tuned model the table alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.best = BestWeights()
+        self.accelerator.register_for_checkpointing(self.best)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return list(self._trained())
+
+    def _evaluate(self) -> bool:
+        before = self.progress.best
+        stop = super()._evaluate()
+        if self.progress.best > before:
+            with self.averaged():
+                self.best.take(self.progress.step, self._tensors())
+        return stop
+
+    def _finish(self) -> Path:
+        history = self.progress.history
+        if self.evaluate is not None:
+            if not history or history[-1]["step"] != self.progress.step:
+                self._evaluate()
+            self.best.put(self._tensors())
+            if self.average is not None:
+                self.best.put(self.average.average.items())
+            self.accelerator.print(f"best: step {self.best.step}, AP {self.progress.best:.4f}")
+        return super()._finish()
+
+    def _save_model(self, model: GlipForGrounding, directory: Path, averaged: bool) -> None:
+        if self.recipe.tuning.mode != "prompt":
+            super()._save_model(model, directory, averaged)
+            return
+        model.save_prompt_table(directory)
+        (directory / CARD_NAME).write_text(self._table_card(model, directory), encoding="utf-8")
+        repository = self.recipe.run.push_to_hub
+        if repository and (averaged or self.average is None):
+            model.push_prompt_table(repository)
+
+    def _table_card(self, model: GlipForGrounding, directory: Path) -> str:
+        base = self.recipe.model.start_from
+        measured = ", ".join(
+            f"{name} {value:.3f}"
+            for name, value in (self.progress.history or [{}])[-1].items()
+            if name in ("AP", "AP50")
+        )
+        count = sum(dict(model.named_parameters())[name].numel() for name in trained_names(model))
+        return (
+            f"---\nbase_model: {base}\ntags: [glip, prompt-tuning]\n---\n\n# Prompt table for {base}\n\n"
+            f"{count:,} numbers, added to the text of the base model and trained for {self.progress.step} steps; "
+            f"the model itself is unchanged. Validation: {measured or 'none'}.\n\n```python\n"
+            f'model = GlipForGrounding.from_pretrained("{base}")\n'
+            f'model.load_prompt_table("{self.recipe.run.push_to_hub or directory}")\n```\n\n'
+            "It belongs to a caption of the names it was trained with, in their order.\n"
+        )
+
+
+__all__ = [
+    "BestWeights",
+    "TuningData",
+    "TuningRun",
+    "Validation",
+    "load_tuning_data",
+    "tuning_batches",
+    "tuning_recipe",
+]

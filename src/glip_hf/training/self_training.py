@@ -1,0 +1,273 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Self-training: a teacher finds the noun phrases of captions in their pictures, and a student trains on its boxes.
+
+GLIP's third idea (arXiv 2112.03857, section 3.3); its code was never released. A pair of picture and caption becomes a
+grounding record: the caption's noun phrases, found offline, are looked for in one forward; boxes above a threshold stay
+after NMS; boxes that are nearly the same become one, which all their phrases name, as in MDETR's data.
+"""
+
+import io
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..boxes_glip import box_iou
+from ..data.shards import (
+    FORMATS,
+    GroundedPair,
+    Pair,
+    UnreadableShard,
+    file_system,
+    read_pairs,
+    shard_format,
+    shard_name,
+    write_bytes,
+    write_grounded,
+)
+from ..modeling_glip import GlipForGrounding
+from ..noun_phrases_glip import noun_phrases
+from ..postprocess_glip import post_process_grounding
+from ..processing_glip import GlipProcessor
+from ..prompts_glip import Span
+
+logger = logging.get_logger(__name__)
+
+OUTCOMES = ("labelled", "no_box", "no_phrase", "no_caption", "broken_image")
+"""What can become of a pair; every count of a shard is one of these, or `boxes`."""
+
+STATS_ENDING = ".stats.json"
+REPORTED = 5
+"""Broken pictures of a shard that are named in a warning; all are counted."""
+
+
+@dataclass
+class LabelOptions:
+    """How a teacher labels.
+
+    Attributes:
+        threshold: lowest score of a box that is kept.
+        nms_threshold: IoU above which of two boxes of one phrase the better stays.
+        merge_threshold: IoU from which boxes of several phrases become one.
+        max_detections: boxes a picture, before they are merged.
+        batch_size: pictures a forward.
+    """
+
+    threshold: float = 0.5
+    nms_threshold: float = 0.6
+    merge_threshold: float = 0.95
+    max_detections: int = 100
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "nms_threshold", "merge_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        if self.batch_size < 1 or self.max_detections < 1:
+            raise ValueError(f"{self}: batch_size and max_detections must be at least 1.")
+
+
+def merge_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[tuple[int, list[int]]]:
+    """Boxes that are nearly the same, joined: the row of each group's best, and all labels of the group.
+
+    Args:
+        boxes: [K, 4] xyxy; scores: [K], descending; labels: [K].
+    """
+    ious = box_iou(boxes, boxes)
+    groups: list[tuple[int, list[int]]] = []
+    for row, label in enumerate(labels.tolist()):
+        for best, members in groups:
+            if ious[row, best] >= threshold:
+                if label not in members:
+                    members.append(label)
+                break
+        else:
+            groups.append((row, [label]))
+    return groups
+
+
+class CaptionLabeller:
+    """A teacher that grounds pairs.
+
+    Args:
+        model, processor: the teacher.
+        options: see `LabelOptions`.
+        phrases: finds the spans of a caption to look for; default `noun_phrases`.
+    """
+
+    def __init__(
+        self,
+        model: GlipForGrounding,
+        processor: GlipProcessor,
+        options: LabelOptions | None = None,
+        phrases: Callable[[str], Sequence[Span]] = noun_phrases,
+    ) -> None:
+        self.model, self.processor, self.phrases = model.eval(), processor, phrases
+        self.options = options or LabelOptions()
+
+    def label(self, pairs: Iterable[Pair]) -> Iterator[tuple[str, GroundedPair | None, str]]:
+        """What becomes of every pair, in their order: one of `OUTCOMES`, the record if it is `labelled`, a remark."""
+        waiting: list[tuple[Pair, Image.Image | None, Sequence[Span], str, str]] = []
+        ready = 0
+        for pair in pairs:
+            waiting.append((pair, *self._prepare(pair)))
+            ready += waiting[-1][1] is not None
+            if ready == self.options.batch_size:
+                yield from self._label_batch(waiting)
+                waiting, ready = [], 0
+        yield from self._label_batch(waiting)
+
+    def _prepare(self, pair: Pair) -> tuple[Image.Image | None, Sequence[Span], str, str]:
+        """Picture and spans, or what is wrong."""
+        if not pair.caption or not pair.caption.strip():
+            return None, (), "no_caption", ""
+        spans = list(self.phrases(pair.caption))
+        if not spans:
+            return None, (), "no_phrase", ""
+        try:
+            with Image.open(io.BytesIO(pair.image or b"")) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except Exception as error:  # decoders raise almost anything on damaged pictures
+            return None, (), "broken_image", f"{pair.key}: {error}"
+        return upright, spans, "", ""
+
+    def _label_batch(self, batch: list[Any]) -> Iterator[tuple[str, GroundedPair | None, str]]:
+        good = [(pair, image, spans) for pair, image, spans, _, _ in batch if image is not None]
+        found = iter(self._detect(good) if good else ())
+        for pair, image, spans, outcome, remark in batch:
+            if image is None:
+                yield outcome, None, remark
+                continue
+            objects = self._objects(next(found), spans)
+            if objects:
+                yield "labelled", GroundedPair(pair, image.width, image.height, objects), ""
+            else:
+                yield "no_box", None, ""
+
+    @torch.inference_mode()
+    def _detect(self, good: list[tuple[Pair, Image.Image, Sequence[Span]]]) -> list[dict[str, Tensor]]:
+        with warnings.catch_warnings():
+            # A phrase behind the 256th token scores 0, which is all that is to be done about it here.
+            warnings.filterwarnings("ignore", message="the caption has more than")
+            inputs = self.processor(
+                images=[image for _, image, _ in good],
+                text=[pair.caption for pair, _, _ in good],
+                spans=[list(spans) for *_, spans in good],
+                return_tensors="pt",
+            ).to(self.model.device, self.model.dtype)
+        return post_process_grounding(
+            self.model(**inputs),
+            threshold=self.options.threshold,
+            nms_threshold=self.options.nms_threshold,
+            max_detections=self.options.max_detections,
+        )
+
+    def _objects(self, found: dict[str, Tensor], spans: Sequence[Span]) -> list[dict[str, Any]]:
+        found = {name: value.cpu() for name, value in found.items()}
+        objects = []
+        for row, labels in merge_boxes(found["boxes"], found["scores"], found["labels"], self.options.merge_threshold):
+            x1, y1, x2, y2 = found["boxes"][row].tolist()
+            objects.append(
+                {
+                    # Both corners lie inside the box.
+                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1 + 1, y2 - y1 + 1)],
+                    "tokens_positive": [list(spans[label]) for label in sorted(labels)],
+                    "score": round(found["scores"][row].item(), 6),
+                }
+            )
+        return objects
+
+
+def label_shard(
+    labeller: CaptionLabeller, shard: str, output: str, caption_column: str | None = None, progress: Any = None
+) -> Counter:
+    """Label one shard into the file `output`; nothing is written where no pair of it gets a box.
+
+    Returns:
+        how many pairs came to each of `OUTCOMES`, and `boxes`.
+    """
+    counts: Counter = Counter()
+    kept: list[GroundedPair] = []
+    remarks: list[str] = []
+    prefix = shard_name(shard)
+    for outcome, grounded, remark in labeller.label(read_pairs(shard, caption_column)):
+        counts[outcome] += 1
+        if grounded is not None:
+            counts["boxes"] += len(grounded.objects)
+            # Unique over all shards; a slash would be a folder in a tar file.
+            grounded.pair.key = f"{prefix}-{grounded.pair.key}".replace("/", "-")
+            kept.append(grounded)
+        if remark:
+            remarks.append(remark)
+        if progress is not None:
+            progress.update()
+    if remarks:
+        more = f" and {len(remarks) - REPORTED} more" if len(remarks) > REPORTED else ""
+        logger.warning(f"{shard}: {len(remarks)} broken pictures: {'; '.join(remarks[:REPORTED])}{more}")
+    if kept:
+        write_grounded(output, kept)
+    return counts
+
+
+def label_shards(
+    labeller: CaptionLabeller,
+    shards: Sequence[str],
+    output: str,
+    format: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    caption_column: str | None = None,
+) -> Counter:
+    """Label this process's share of the shards: shard i is that of process i modulo `world_size`.
+
+    For every shard a file of labelled pairs and one of counts, `NAME.stats.json`, appear in the folder `output`, each
+    whole, the counts last: a shard with counts is finished, and a later run passes it over.
+
+    Args:
+        shards: see `data.shards.list_shards`.
+        output: a folder, local or `hf://`.
+        format: `parquet` or `tar`; default that of each shard.
+
+    Returns:
+        the counts of this process's shards, those of earlier runs included, and as `broken_shard` the number of those
+        that could not be read (a warning names each).
+
+    Raises:
+        ValueError: for an unknown format, or a shard without pictures or captions.
+    """
+    if format is not None and format not in FORMATS.values():
+        raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(FORMATS.values())}.")
+    endings = {name: ending for ending, name in FORMATS.items()}
+    fs, folder = file_system(output)
+    total: Counter = Counter()
+    own = list(shards)[rank::world_size]
+    with tqdm(unit="pair", desc="label", position=rank, disable=not own) as progress:
+        for number, shard in enumerate(own, start=1):
+            progress.set_postfix_str(f"shard {number} of {len(own)}: {shard_name(shard)}")
+            name = shard_name(shard)
+            stats = f"{folder}/{name}{STATS_ENDING}"
+            if fs.exists(stats):
+                total.update(json.loads(fs.cat_file(stats)))
+                continue
+            target = f"{output}/{name}{endings[format or shard_format(shard)]}"
+            try:
+                counts = label_shard(labeller, shard, target, caption_column, progress)
+            except UnreadableShard as error:
+                # Without counts it is not finished, and a later run tries again.
+                logger.warning(str(error))
+                total["broken_shard"] += 1
+                continue
+            write_bytes(f"{output}/{name}{STATS_ENDING}", json.dumps(counts, indent=1).encode())
+            total.update(counts)
+    return total
+
+
+__all__ = ["OUTCOMES", "CaptionLabeller", "LabelOptions", "label_shard", "label_shards", "merge_boxes"]

@@ -1,0 +1,141 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Where a run's model comes from: nothing, another GLIP, or ImageNet Swin and BERT weights."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, BertModel, BertTokenizer, SwinModel
+
+from ..configuration_glip import PRESETS, GlipConfig
+from ..conversion.checkpoint import read_checkpoint
+from ..conversion.weight_map import match_original
+from ..demo import demo_config, demo_processor, scenes_config
+from ..image_processing_pil_glip import GlipImageProcessorPil
+from ..modeling_glip import GlipForGrounding
+from ..processing_glip import GlipProcessor
+from ..swin_glip import GlipSwinBackbone
+from .recipe import ModelRecipe, RecipeError
+
+logger = logging.getLogger(__name__)
+
+UNUSED_SWIN = ("head.", "norm.", "layernorm.", "pooler.")
+"""What a classifier has after its last stage; also masks that the original stores as buffers."""
+
+
+def _original_swin(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of an original ImageNet Swin `.pth` under the names of `GlipSwinBackbone`."""
+    tensors, unknown = {}, []
+    for key, value in read_checkpoint(path).tensors.items():
+        if key.startswith(UNUSED_SWIN) or key.endswith("attn_mask"):
+            continue
+        match = match_original(f"backbone.body.{key}", fused=True)
+        if match is None:
+            unknown.append(key)
+            continue
+        names = [name.removeprefix("model.backbone.") for name in match.ours]
+        tensors.update(zip(names, value.chunk(len(names)) if names else ()))
+    if unknown:
+        raise RecipeError(f"{path} is no Swin checkpoint: unknown keys {', '.join(unknown[:8])}.")
+    return tensors
+
+
+def load_backbone_weights(backbone: nn.Module, source: str) -> None:
+    """Fill a Swin backbone with ImageNet weights; its output norms, which classifiers lack, keep their values.
+
+    Args:
+        source: an original Swin `.pth`, or a directory or Hub id of a Transformers Swin.
+
+    Raises:
+        RecipeError: if tensors are missing or of another shape.
+    """
+    if not isinstance(backbone, GlipSwinBackbone):
+        raise RecipeError(
+            f"model.backbone_weights={source} is for Swin; a {type(backbone).__name__} takes its weights from "
+            "model.start_from."
+        )
+    if Path(source).is_file():
+        tensors = _original_swin(Path(source))
+    else:
+        state = SwinModel.from_pretrained(source, add_pooling_layer=False).state_dict()
+        tensors = {f"swin.{key}": value for key, value in state.items() if not key.startswith(UNUSED_SWIN)}
+    wanted = {
+        name: value for name, value in backbone.state_dict().items() if not name.startswith("hidden_states_norms")
+    }
+    wrong = [name for name, value in wanted.items() if name not in tensors or tensors[name].shape != value.shape]
+    if wrong:
+        raise RecipeError(
+            f"model.backbone_weights={source} does not fit the configured Swin: {', '.join(wrong[:8])} "
+            f"({len(wrong)} tensors) are missing or have another shape. Check embed_dim, depths and window_size."
+        )
+    backbone.load_state_dict({name: tensors[name] for name in wanted}, strict=False)
+
+
+def load_text_weights(text_model: nn.Module, source: str) -> None:
+    """Fill the text encoder with BERT weights from a directory or Hub id.
+
+    Raises:
+        RecipeError: if tensors are missing or of another shape.
+    """
+    state = BertModel.from_pretrained(source, add_pooling_layer=False).state_dict()
+    try:
+        text_model.load_state_dict(state)
+    except RuntimeError as error:
+        raise RecipeError(f"model.text_weights={source} does not fit text_config: {error}") from error
+
+
+def freeze_stages(model: GlipForGrounding, frozen_stages: int) -> None:
+    """Freeze Swin's patch embedding (0 and above) and its first `frozen_stages` stages; -1 nothing."""
+    if frozen_stages < 0:
+        return
+    swin = model.model.backbone.swin
+    swin["embeddings"].requires_grad_(False)
+    for stage in swin["encoder"]["layers"][:frozen_stages]:
+        stage.requires_grad_(False)
+
+
+def _tokenizer(source: str) -> BertTokenizer:
+    if Path(source).is_file():
+        return BertTokenizer(vocab=source, do_lower_case=True)
+    return AutoTokenizer.from_pretrained(source)
+
+
+def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
+    """Model and processor that a run begins with.
+
+    Raises:
+        RecipeError: for contradictory or missing entries.
+    """
+    if recipe.start_from:
+        model = GlipForGrounding.from_pretrained(recipe.start_from, **recipe.config)
+        processor = GlipProcessor.from_pretrained(recipe.start_from)
+    elif recipe.preset in ("demo", "scenes"):
+        config = demo_config() if recipe.preset == "demo" else scenes_config()
+        model = GlipForGrounding(GlipConfig(**{**config.to_dict(), **recipe.config}))
+        processor = demo_processor(320 if recipe.preset == "demo" else 160)
+    elif recipe.preset in PRESETS:
+        tokenizer = recipe.tokenizer or recipe.text_weights
+        if tokenizer is None:
+            raise RecipeError(
+                f"model.preset={recipe.preset} needs model.tokenizer (a directory, Hub id or vocab.txt) or "
+                "model.text_weights, e.g. bert-base-uncased."
+            )
+        model = GlipForGrounding(GlipConfig.from_preset(recipe.preset, **recipe.config))
+        processor = GlipProcessor(GlipImageProcessorPil(), _tokenizer(tokenizer))
+    else:
+        raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, demo, {', '.join(PRESETS)}.")
+    if recipe.backbone_weights:
+        load_backbone_weights(model.model.backbone, recipe.backbone_weights)
+    if recipe.text_weights:
+        load_text_weights(model.model.text_model, recipe.text_weights)
+    vocabulary = model.config.text_config.vocab_size
+    if len(processor.tokenizer) > vocabulary:
+        raise RecipeError(
+            f"the tokenizer has {len(processor.tokenizer)} entries, text_config.vocab_size only {vocabulary}."
+        )
+    freeze_stages(model, recipe.frozen_stages)
+    return model, processor
+
+
+__all__ = ["freeze_stages", "load_backbone_weights", "load_text_weights", "start_model"]

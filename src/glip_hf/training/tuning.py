@@ -1,0 +1,90 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What of a model is trained: everything, its heads, a table of prompts, or adapters.
+
+    tune(model, "prompt")        # before the optimiser is built: it takes what requires a gradient
+
+| mode | trained | frozen |
+| --- | --- | --- |
+| `full` | all (but what `model.frozen_stages` or construction froze) | |
+| `head` | tower and heads | backbone, pyramid, text encoder |
+| `linear` | `LINEAR`: box, centerness, the dot product's projection, scale, biases | the rest, level scales too |
+| `prompt` | the prompt table (`prompt_table_glip`) | the model |
+| `lora` | low-rank adapters of the attentions' queries and values, through `peft` | the model |
+
+The set of `linear` is that of the original's linear probe. Frozen parts run in evaluation mode: no dropout, drop path
+or DropBlock there (`GlipPreTrainedModel.train` sees to it). In the original this holds for the backbone, the pyramid
+and the text encoder; its linear probe leaves the dropouts of the frozen tower on, which we do not.
+"""
+
+from typing import Any
+
+from .._extras import require
+from ..modeling_glip import GlipForGrounding
+from .recipe import RecipeError
+
+LINEAR = (
+    "head.bbox_pred.",
+    "head.centerness.",
+    "head.text_projection.",
+    "head.log_scale",
+    "head.bias_lang",
+    "head.bias0",
+)
+"""Prefixes of what the linear probe trains."""
+
+HEAD = ("model.tower.", "head.", "auxiliary.")
+PROMPT = ("model.prompt_table",)
+
+LORA_TARGETS = r"model\.(backbone|text_model|tower)\..*\.(q_proj|v_proj|query|value)"
+"""Attentions of Swin, BERT and the tower's text layers. The fusion's projections are absorbed into products of
+matrices (`fusion_glip`), where adapters of a linear layer have no effect."""
+
+MODES = ("full", "head", "linear", "prompt", "lora")
+
+
+def _train_only(model: GlipForGrounding, prefixes: tuple[str, ...]) -> None:
+    """Freeze all other parameters; what is frozen already stays so."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith(prefixes))
+
+
+def tune(
+    model: GlipForGrounding, mode: str = "full", *, prompt_length: int | None = None, **lora_options: Any
+) -> list[str]:
+    """Freeze what the mode does not train, and add what it needs.
+
+    Args:
+        mode: see the module's table.
+        prompt_length: rows of a new prompt table; default `max_text_length`. A model that has a table goes on with it.
+        lora_options: fields of `peft.LoraConfig`, such as `r` (default 8), `lora_alpha` (16), `target_modules`.
+
+    Returns:
+        the names of the trained parameters.
+
+    Raises:
+        RecipeError: for an unknown mode, or options of another one.
+        ImportError: if `lora` is asked for and `peft` is not installed.
+    """
+    if mode not in MODES:
+        raise RecipeError(f"tuning.mode={mode!r} is unknown: choose one of {', '.join(MODES)}.")
+    if lora_options and mode != "lora":
+        raise RecipeError(f"tuning.mode={mode} takes no {', '.join(lora_options)}; that is for lora.")
+    if mode == "lora":
+        options = {"r": 8, "lora_alpha": 16, "target_modules": LORA_TARGETS, **lora_options}
+        model.add_adapter(require("peft", "lora").LoraConfig(**options))
+    elif mode == "prompt":
+        if model.base_model.prompt_table is None:
+            model.add_prompt_table(prompt_length)
+        _train_only(model, PROMPT)
+    elif mode != "full":
+        _train_only(model, LINEAR if mode == "linear" else HEAD)
+    model.train(model.training)
+    return trained_names(model)
+
+
+def trained_names(model: GlipForGrounding) -> list[str]:
+    """Names of the parameters that require a gradient."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+__all__ = ["HEAD", "LINEAR", "LORA_TARGETS", "MODES", "trained_names", "tune"]

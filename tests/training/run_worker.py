@@ -1,0 +1,116 @@
+"""A tiny training run for tests that need real processes: `python run_worker.py OUTPUT [KEY=VALUE ...]`.
+
+Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
+two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
+POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step.
+"""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+
+from glip_hf.demo import demo_config
+from glip_hf.modeling_glip import GlipForGrounding
+from glip_hf.training.batches import LoaderBatches
+from glip_hf.training.loop import Run
+from glip_hf.training.recipe import load_recipe
+
+GROUP = 4
+NUM_TOKENS = 7
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Sample number to a picture, a function of the number alone."""
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, number: int) -> dict:
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randn(3, 64, 64, generator=generator)
+        step = number // GROUP
+        if step == int(os.environ.get("KILL_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == int(os.environ.get("POISON_AT", -1)):
+            pixels[0, 0, 0] = torch.nan
+        if "SLOW" in os.environ:
+            time.sleep(0.2)
+        boxes = torch.rand(1, 4, generator=generator) * 20 + torch.tensor([2.0, 2.0, 40.0, 40.0])
+        rows = torch.zeros(1, NUM_TOKENS)
+        rows[0, 1 + number % 4] = 1
+        if number % GROUP >= GROUP // 2:
+            boxes, rows = boxes[:0], rows[:0]
+        ids = torch.randint(5, 60, (NUM_TOKENS,), generator=generator)
+        return {
+            "pixels": pixels,
+            "ids": ids,
+            "labels": {"boxes": boxes, "positive_map": rows},
+            "name": f"picture-{number}",
+        }
+
+
+def collate(samples: list[dict]) -> dict:
+    return {
+        "pixel_values": torch.stack([sample["pixels"] for sample in samples]),
+        "input_ids": torch.stack([sample["ids"] for sample in samples]),
+        "labels": [sample["labels"] for sample in samples],
+        "sample_ids": [sample["name"] for sample in samples],
+    }
+
+
+def consecutive(number: int) -> range:
+    return range(number * GROUP, (number + 1) * GROUP)
+
+
+class NoProcessor:
+    """Stands in for the processor that a run saves beside its model."""
+
+    def save_pretrained(self, directory: Path) -> None: ...
+
+
+def main() -> None:
+    output, *overrides = sys.argv[1:]
+    recipe = load_recipe(
+        None,
+        [
+            f"run.output_dir={output}",
+            f"data.batch_size={GROUP}",
+            "schedule.max_steps=6",
+            "schedule.warmup_steps=0",
+            "optimizer.lr=1e-3",
+            "run.checkpoint_every=2",
+            "run.log_every=1",
+            "run.trackers=[]",
+            *overrides,
+        ],
+    )
+    set_seed(recipe.run.seed)
+    config = demo_config()
+    if "NO_DROPOUT" in os.environ:
+        config.fusion_dropout = config.dropblock_prob = config.backbone_config.drop_path_rate = 0.0
+        config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    model = GlipForGrounding(config)
+    run = Run(
+        recipe,
+        model,
+        NoProcessor(),
+        lambda accelerator: LoaderBatches(
+            Pictures(), partial(consecutive), 1000, collate, accelerator.process_index, accelerator.num_processes
+        ),
+    )
+    run.train()
+    if run.accelerator.is_main_process:
+        torch.save(
+            {"model": run.unwrapped.state_dict(), "average": run.average and run.average.average},
+            Path(output) / f"end_{run.progress.step}.pt",
+        )
+
+
+if __name__ == "__main__":
+    main()

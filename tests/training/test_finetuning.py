@@ -1,0 +1,184 @@
+"""A custom COCO file and nothing else is enough; the best weights are what a run ends with."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from coco_pictures import write_rectangles
+from safetensors.torch import load_file
+
+from glip_hf import GlipForGrounding
+from glip_hf.demo import build_demo_model, demo_model, demo_processor
+from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
+from glip_hf.training.recipe import RecipeError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
+FAST = ["data.short_sides=[96]", "data.batch_size=2", "run.trackers=[]", "run.log_every=1"]
+
+
+@pytest.fixture()
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    return write_rectangles(tmp_path)
+
+
+def small_model(directory: Path) -> Path:
+    path = build_demo_model(directory)
+    file = path / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["size"] = {"shortest_edge": 96, "longest_edge": 160}
+    file.write_text(json.dumps(config))
+    return path
+
+
+def finetune(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    spec = importlib.util.spec_from_file_location("finetune_example", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *arguments])
+    return module.main()
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def test_few_shots_and_what_is_held_out(coco: Path) -> None:
+    data = load_tuning_data(coco, coco.parent, shots=1, seed=3)
+    assert len(data.train) == 2  # one a class
+    used = set(data.train.image_ids().tolist())
+    assert not used & set(data.validation.image_ids().tolist())
+    assert "2 of 7 pictures (1 a class)" in data.note and "no validation file was given" in data.note
+    again = load_tuning_data(coco, coco.parent, shots=1, seed=3)
+    assert again.train.image_ids().tolist() == data.train.image_ids().tolist()
+
+
+def test_all_pictures_are_split(coco: Path) -> None:
+    data = load_tuning_data(coco, coco.parent)
+    ids = sorted([*data.train.image_ids(), *data.validation.image_ids()])
+    assert ids == list(range(7)) and len(data.validation) == 1
+    assert "1 of 7 pictures are held out" in data.note
+
+
+def test_a_validation_file_is_taken_as_it_is(coco: Path) -> None:
+    data = load_tuning_data(coco, coco.parent, validation=coco)
+    assert len(data.train) == len(data.validation) == 7
+
+
+def test_nothing_to_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RecipeError, match="has 1 picture: give a validation file"):
+        load_tuning_data(write_rectangles(tmp_path, count=1, empty=0), tmp_path)
+
+
+def test_recipe_defaults_by_mode(coco: Path) -> None:
+    data = load_tuning_data(coco, coco.parent, shots=1)
+    recipe = tuning_recipe("base", "prompt", data, demo_processor(), shots=1)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.05, 0.25)
+    assert (recipe.schedule.name, recipe.schedule.patience, recipe.tuning.early_stopping) == ("plateau", 3, 8)
+    assert (recipe.schedule.epochs, recipe.run.evaluate_every, recipe.run.ema_decay) == (200, 25, 0)
+    assert recipe.data.short_sides == [192, 224, 256, 288, 320] and recipe.data.long_side == 533
+    recipe = tuning_recipe("base", "full", data, demo_processor(), overrides=["optimizer.lr=1e-3", *FAST])
+    assert recipe.optimizer.lr == 1e-3 and recipe.data.short_sides == [96] and recipe.model.frozen_stages == 1
+    with pytest.raises(RecipeError, match="unknown key optimizer.learning"):
+        tuning_recipe("base", "full", data, demo_processor(), overrides=["optimizer.learning=1"])
+
+
+# -- validation ------------------------------------------------------------------------------------
+
+
+def test_validation_is_coco_ap(coco: Path) -> None:
+    data = load_tuning_data(coco, coco.parent, validation=coco)
+    figures = Validation(data, demo_processor())(demo_model())
+    assert 0 <= figures["AP"] <= figures["AP50"] <= 1
+    (coco.parent / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match="3.png"):
+        Validation(data, demo_processor())
+
+
+def test_best_weights_come_back() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    best = BestWeights()
+    best.take(7, [("w", parameter)])
+    other = BestWeights()
+    other.load_state_dict(best.state_dict())
+    with torch.no_grad():
+        parameter.zero_()
+    other.put([("w", parameter)])
+    assert parameter.tolist() == [1, 1] and other.step == 7
+
+
+# -- the example -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["full", "linear", "prompt"])
+def test_example(mode: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    options = ["--train", str(coco), "--images", str(coco.parent), "--mode", mode, "--shots", "1"]
+    options += ["--max-steps", "2", "--output-dir", str(out), "--set", *FAST]
+    assert finetune(monkeypatch, "--model", str(model), *options) == 0
+    assert "no validation file was given" in capsys.readouterr().out
+    files = {path.name for path in (out / "final").iterdir()}
+    base = GlipForGrounding.from_pretrained(model)
+    if mode == "prompt":
+        assert files == {"prompt_table.json", "prompt_table.safetensors", "README.md"}
+        assert str(model) in (out / "final" / "README.md").read_text()
+        assert sum(f.stat().st_size for f in (out / "final").iterdir()) < 100_000
+        base.load_prompt_table(out / "final")
+        return
+    tuned = GlipForGrounding.from_pretrained(out / "final")
+    changed = {n for n, v in tuned.state_dict().items() if not torch.equal(v, base.state_dict()[n])}
+    assert changed and (mode == "full" or all(name.startswith("head.") for name in changed))
+    assert not any("embeddings.patch" in name for name in changed)  # frozen as in the original
+
+
+def test_example_names_what_is_wrong(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    model = small_model(tmp_path / "model")
+    options = ["--model", str(model), "--train", str(coco), "--images", str(coco.parent)]
+    assert finetune(monkeypatch, *options, "--set", "optimizer.learning=1") == 2
+    assert "finetune: unknown key optimizer.learning" in capsys.readouterr().err
+    assert finetune(monkeypatch, *options[:-1], str(tmp_path / "elsewhere")) == 2
+    assert "pictures are missing" in capsys.readouterr().err
+
+
+def test_a_resumed_run_ends_the_same(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    options = ["--model", str(model), "--train", str(coco), "--images", str(coco.parent), "--validation", str(coco)]
+    options += ["--mode", "prompt", "--max-steps", "6", "--output-dir", str(out)]
+    settings = ["--set", *FAST, "run.evaluate_every=2", "run.checkpoint_every=3"]
+    assert finetune(monkeypatch, *options, *settings) == 0
+    whole = load_file(out / "final" / "prompt_table.safetensors")["prompt_table"]
+    assert whole.any()
+    shutil.rmtree(out / "final")
+    shutil.rmtree(out / "checkpoints" / "step_00000006")
+    assert finetune(monkeypatch, *options, "--resume", "latest", *settings) == 0
+    assert torch.equal(load_file(out / "final" / "prompt_table.safetensors")["prompt_table"], whole)
+
+
+def test_the_best_weights_are_what_is_saved(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.5, 0.3, 0.2, 0.5])
+    monkeypatch.setattr(Validation, "__call__", lambda self, model: {"AP": next(scores)})
+    taken = {}
+    monkeypatch.setattr(BestWeights, "take", spy(BestWeights.take, taken))
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    options = ["--model", str(model), "--train", str(coco), "--images", str(coco.parent), "--mode", "linear"]
+    options += ["--max-steps", "9", "--output-dir", str(out)]
+    early = ["run.evaluate_every=1", "tuning.early_stopping=2"]
+    assert finetune(monkeypatch, *options, "--set", *FAST, *early) == 0
+    assert list(taken) == [1, 2]  # steps 3 and 4 were no better, and the run stopped
+    saved = load_file(out / "final" / "model.safetensors")
+    assert torch.equal(saved["head.bias0"], taken[2]["head.bias0"])
+    assert not torch.equal(saved["head.bias0"], taken[1]["head.bias0"])
+    history = json.loads((out / "history.json").read_text())
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4, 4] and history[-1]["AP"] == 0.5
+
+
+def spy(take, taken: dict):
+    def noted(self: BestWeights, step: int, named_tensors) -> None:
+        take(self, step, named_tensors)
+        taken[step] = {name: value.clone() for name, value in self.weights.items()}
+
+    return noted

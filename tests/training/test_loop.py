@@ -1,0 +1,163 @@
+"""Runs in real processes: killed, stopped, poisoned, doubled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from glip_hf import GlipForGrounding
+from glip_hf.training.batches import ShardSampler, per_process
+from glip_hf.training.checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
+from glip_hf.training.recipe import RecipeError
+
+WORKER = Path(__file__).with_name("run_worker.py")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+
+
+def start(output: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:
+    command = [sys.executable]
+    if processes > 1:
+        command = [*LAUNCH, "--num_processes", str(processes)]
+    return subprocess.Popen(
+        [*command, str(WORKER), str(output), *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    text, _ = process.communicate(timeout=300)
+    return text
+
+
+def run(output: Path, *overrides: str, processes: int = 1, **environment: str) -> dict[str, dict[str, torch.Tensor]]:
+    process = start(output, *overrides, processes=processes, **environment)
+    text = finish(process)
+    assert process.returncode == 0, text
+    (end,) = output.glob("end_*.pt")
+    return torch.load(end)
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    for part in ("model", "average"):
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), (part, name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    return output, run(output)
+
+
+def test_finished_run(uninterrupted: tuple[Path, dict]) -> None:
+    output, _ = uninterrupted
+    assert [path.name for path in find_checkpoints(output / "checkpoints")] == [
+        f"step_0000000{step}" for step in (2, 4, 6)
+    ]
+    card = (output / "final-ema" / "README.md").read_text()
+    assert "6 optimiser steps of 4 pictures" in card and "averaged weights" in card
+    model, info = GlipForGrounding.from_pretrained(output / "final", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.d_model == 32
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted: tuple[Path, dict], tmp_path: Path, step: int) -> None:
+    killed = start(tmp_path, KILL_AT=str(step))
+    finish(killed)
+    assert killed.returncode == -signal.SIGKILL
+    assert find_checkpoints(tmp_path / "checkpoints")
+    assert_equal(run(tmp_path, "run.resume=latest"), uninterrupted[1])
+
+
+def test_sigterm_saves_and_exits_cleanly(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    process = start(tmp_path, "schedule.max_steps=6", "run.checkpoint_every=0", SLOW="1")
+    time.sleep(8)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "recipe.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    text = finish(process)
+    assert process.returncode == 0, text
+    if "asked to stop" in text:  # else it had already finished
+        assert len(find_checkpoints(tmp_path / "checkpoints")) == 1
+        for end in tmp_path.glob("end_*.pt"):
+            end.unlink()
+        assert_equal(run(tmp_path, "run.resume=latest"), uninterrupted[1])
+
+
+def test_nonfinite_loss_stops_with_the_batch(tmp_path: Path) -> None:
+    process = start(tmp_path, POISON_AT="1")
+    text = finish(process)
+    assert process.returncode != 0
+    assert "not finite at step 1" in text and "picture-4" in text
+    (saved,) = tmp_path.glob("nonfinite_*.pt")
+    batch = torch.load(saved)["batch"]
+    assert batch["sample_ids"][0] == "picture-4" and batch["pixel_values"].isnan().any()
+
+
+def test_nonfinite_loss_may_be_skipped(tmp_path: Path) -> None:
+    end = run(tmp_path, "run.on_nonfinite=zero", POISON_AT="1")
+    assert all(value.isfinite().all() for value in end["model"].values())
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Losses are normalised over all processes; here one of two never sees a box."""
+    options = ["schedule.max_steps=3", "run.ema_decay=0.9"]
+    one = run(tmp_path / "one", *options, NO_DROPOUT="1")
+    two = run(tmp_path / "two", *options, processes=2, NO_DROPOUT="1")
+    for name, value in one["model"].items():
+        # Adam's first steps are sign-like: rounding of a near-zero gradient moves a weight by up to the learning rate.
+        close = (value - two["model"][name]).abs() <= 1e-5
+        assert close.float().mean() > 0.995, name
+
+
+def test_accumulation_divides_the_batch(tmp_path: Path) -> None:
+    end = run(tmp_path, "schedule.max_steps=2", "run.gradient_accumulation=2", "data.batch_size=8")
+    assert all(value.isfinite().all() for value in end["model"].values())
+
+
+def test_shards_are_the_parts_of_a_batch() -> None:
+    def order(number: int) -> range:
+        return range(number * 6, number * 6 + 6)
+
+    whole = iter(ShardSampler(order, 0, 1, 5))
+    shards = [iter(ShardSampler(order, rank, 3, 5)) for rank in range(3)]
+    for _ in range(3):
+        assert next(whole) == [sample for shard in shards for sample in next(shard)]
+
+
+def test_batch_size_must_divide() -> None:
+    assert per_process(64, 2, 4) == 8
+    with pytest.raises(RecipeError, match="not divisible by 3 processes"):
+        per_process(64, 1, 3)
+
+
+def test_checkpoints_are_whole_or_unseen(tmp_path: Path) -> None:
+    def save(folder: Path) -> None:
+        (folder / "state").write_text("x")
+
+    def broken(folder: Path) -> None:
+        save(folder)
+        raise KeyboardInterrupt
+
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, 2, save, True, lambda: None)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 4, 2, broken, True, lambda: None)
+    assert resolve_checkpoint("latest", tmp_path).name == "step_00000003"
+    write_checkpoint(tmp_path, 4, 2, save, True, lambda: None)
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert resolve_checkpoint("latest", tmp_path / "nowhere") is None
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        resolve_checkpoint(str(tmp_path / "step_9"), tmp_path)

@@ -1,0 +1,67 @@
+"""The recipe is strict: what cannot be run is refused before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from glip_hf.training.recipe import Recipe, RecipeError, dump_recipe, load_recipe
+
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+
+
+def test_defaults_are_the_released_recipe() -> None:
+    recipe = Recipe()
+    assert (recipe.optimizer.lr, recipe.optimizer.text_lr, recipe.optimizer.clip_norm) == (1e-4, 1e-5, 1.0)
+    assert (recipe.schedule.warmup_steps, recipe.schedule.milestones) == (2000, [0.67, 0.89])
+    assert (recipe.data.batch_size, recipe.data.short_sides[-1], recipe.run.ema_decay) == (64, 800, 0.999)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    assert isinstance(load_recipe(path), Recipe)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["optimizer.lr=5e-5", "data.short_sides=[320, 400]", "run.resume=latest"])
+    assert (recipe.optimizer.lr, recipe.data.short_sides, recipe.run.resume) == (5e-5, [320, 400], "latest")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", "unknown key optimizer.learning_rate"),
+        ("optimizer.weigth_decay=1", "did you mean optimizer.weight_decay"),
+        ("optimiser.lr=1", "did you mean optimizer"),
+        ("optimizer.lr=fast", "optimizer.lr='fast' must be a number"),
+        ("optimizer.lr=-1", "must be above 0"),
+        ("data.batch_size=many", "must be of type int"),
+        ("data.batch_size=true", "must be of type int"),
+        ("data.flip=2", "probability"),
+        ("data.short_sides=800", "must be a list"),
+        ("data.sources=[{annotations: a.json}]", "neither `format`"),
+        ("schedule.name=linear", "choose one of multistep"),
+        ("schedule.name=plateau", "needs run.evaluate_every"),
+        ("schedule.milestones=[67000]", "fractions of the run"),
+        ("run.ema_decay=1", "must be in"),
+        ("model.config=small", "must be a mapping"),
+        ("lr", "section.key=value"),
+    ],
+)
+def test_refusals(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        load_recipe(None, [override])
+
+
+def test_bad_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: [")
+    with pytest.raises(RecipeError, match="no valid YAML"):
+        load_recipe(path)
+    path.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="must hold sections"):
+        load_recipe(path)
+    with pytest.raises(FileNotFoundError):
+        load_recipe(tmp_path / "missing.yaml")

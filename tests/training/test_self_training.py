@@ -1,0 +1,228 @@
+"""A teacher labels shards of captioned pictures; what it writes is what pre-training reads."""
+
+import importlib.util
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from glip_hf.data.shards import (
+    GroundedPair,
+    Pair,
+    list_shards,
+    read_pairs,
+    reader_spec,
+    write_grounded,
+)
+from glip_hf.data.sources import build_source
+from glip_hf.demo import build_demo_model, demo_model, demo_processor, load_demo_photo
+from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards, merge_boxes
+
+CAPTION = "two cats on a pink sofa"
+SPANS = [(0, 8), (12, 23)]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "label_captions.py"
+
+
+def png(size: tuple[int, int] = (128, 96)) -> bytes:
+    stream = io.BytesIO()
+    load_demo_photo().resize(size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+ROWS = [
+    {"image": png(), "caption": CAPTION},
+    {"image": b"no picture", "caption": CAPTION},
+    {"image": png(), "caption": None},
+    {"image": png(), "caption": "it is running"},
+    {"image": png((96, 128)), "caption": "a cat"},
+]
+
+
+def write_parquet(path: Path, rows: list[dict] = ROWS) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def write_tar(path: Path, rows: list[dict] = ROWS) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, row in enumerate(rows):
+            parts = {"png": row["image"]}
+            if row["caption"] is not None:
+                parts |= {"txt": row["caption"].encode()}
+            for ending, content in parts.items():
+                info = tarfile.TarInfo(f"part/{number:03d}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def labeller() -> CaptionLabeller:
+    processor = demo_processor()
+    processor.image_processor.size = {"shortest_edge": 96, "longest_edge": 160}
+    return CaptionLabeller(demo_model(), processor, LabelOptions(threshold=0.05, batch_size=2))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+
+
+# -- shards ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write, name", [(write_parquet, "a.parquet"), (write_tar, "a.tar")])
+def test_reading(write, name: str, tmp_path: Path) -> None:
+    pairs = list(read_pairs(str(write(tmp_path / name))))
+    assert [pair.caption for pair in pairs] == [row["caption"] for row in ROWS]
+    assert [pair.image for pair in pairs] == [row["image"] for row in ROWS]
+    assert len({pair.key for pair in pairs}) == len(ROWS)
+
+
+def test_reading_what_datasets_writes(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": b"x", "path": None}, "text": "a cat", "image_id": 7}]
+    (pair,) = read_pairs(str(write_parquet(tmp_path / "a.parquet", rows)))
+    assert (pair.key, pair.image, pair.caption) == ("7", b"x", "a cat")
+    (pair,) = read_pairs(str(tmp_path / "a.parquet"), "text")
+    assert pair.caption == "a cat"
+    with pytest.raises(ValueError, match="no column of captions: one of words is needed, there are image, text"):
+        list(read_pairs(str(tmp_path / "a.parquet"), "words"))
+
+
+def test_listing(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.parquet", "c.txt"):
+        (tmp_path / name).touch()
+    found = list_shards([f"{tmp_path}/*.parquet", f"{tmp_path}/b.tar"])
+    assert [Path(path).name for path in found] == ["a.parquet", "b.tar"]
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        list_shards([f"{tmp_path}/nothing*"])
+    with pytest.raises(ValueError, match="c.txt is no shard"):
+        list_shards([f"{tmp_path}/*"])
+    (tmp_path / "a.tar").touch()
+    with pytest.raises(ValueError, match="same name"):
+        list_shards([f"{tmp_path}/*.parquet", f"{tmp_path}/*.tar"])
+
+
+def test_a_remote_file_system(tmp_path: Path) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem().pipe("/in/a.parquet", write_parquet(tmp_path / "a.parquet").read_bytes())
+    (shard,) = list_shards(["memory://in/*.parquet"])
+    pairs = list(read_pairs(shard))
+    write_grounded("memory://out/a.parquet", [GroundedPair(pairs[0], 128, 96, [])])
+    (pair,) = read_pairs("memory://out/a.parquet")
+    assert pair.caption == CAPTION
+
+
+@pytest.mark.parametrize("format", ["parquet", "tar"])
+def test_what_is_written_is_what_pre_training_reads(format: str, tmp_path: Path) -> None:
+    objects = [
+        {"bbox": [10.0, 20.0, 30.0, 40.0], "tokens_positive": [[0, 8]], "score": 0.9},
+        {"bbox": [1.0, 2.0, 50.0, 60.0], "tokens_positive": [[0, 8], [12, 23]], "score": 0.5},
+    ]
+    pairs = [GroundedPair(Pair(f"s-{i}", png(), CAPTION), 128, 96, objects[: i + 1]) for i in range(2)]
+    write_grounded(str(tmp_path / f"s.{format}"), pairs)
+    source = build_source(reader_spec(str(tmp_path), format), cache_dir=tmp_path / "cache")
+    assert len(source) == 2
+    record = source[1]
+    assert (record.image_id, record.caption, record.width, record.height) == ("s-1", CAPTION, 128, 96)
+    assert record.boxes.tolist() == [[10, 20, 39, 59], [1, 2, 50, 61]]
+    assert record.spans == [[(0, 8)], [(0, 8), (12, 23)]]
+    assert record.image.load().size == (128, 96)
+
+
+# -- labelling -------------------------------------------------------------------------------------
+
+
+def test_boxes_that_are_nearly_the_same_join() -> None:
+    boxes = torch.tensor([[0.0, 0, 99, 99], [0, 0, 99, 98], [0, 0, 50, 99], [0, 0, 99, 99]])
+    groups = merge_boxes(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 0, 0, 1]), 0.95)
+    assert groups == [(0, [1, 0]), (2, [0])]
+    assert merge_boxes(boxes[:0], torch.zeros(0), torch.zeros(0).long(), 0.95) == []
+
+
+def test_every_pair_has_an_outcome(labeller: CaptionLabeller) -> None:
+    pairs = [Pair(str(i), row["image"], row["caption"]) for i, row in enumerate(ROWS)]
+    found = list(labeller.label(pairs))
+    outcomes = [outcome for outcome, _, _ in found]
+    assert outcomes == ["labelled", "broken_image", "no_caption", "no_phrase", "labelled"]
+    assert found[1][2].startswith("1: ")
+    grounded = found[0][1]
+    assert (grounded.pair.key, grounded.width, grounded.height) == ("0", 128, 96)
+    for thing in grounded.objects:
+        assert thing["score"] > 0.05 and all(tuple(span) in SPANS for span in thing["tokens_positive"])
+        x, y, width, height = thing["bbox"]
+        assert x >= 0 and y >= 0 and x + width <= 128.01 and y + height <= 96.01
+
+
+def test_labels_do_not_depend_on_the_batch(labeller: CaptionLabeller) -> None:
+    pairs = [Pair(str(i), ROWS[0]["image"], CAPTION) for i in range(3)]
+    options = LabelOptions(threshold=0.05, batch_size=3)
+    other = CaptionLabeller(labeller.model, labeller.processor, options)
+    for (_, one, _), (_, two, _) in zip(labeller.label(pairs), other.label(pairs)):
+        assert len(one.objects) == len(two.objects)
+        for a, b in zip(one.objects, two.objects):
+            assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2) and a["tokens_positive"] == b["tokens_positive"]
+
+
+def test_a_high_threshold_leaves_nothing_and_says_so(labeller: CaptionLabeller, tmp_path: Path) -> None:
+    strict = CaptionLabeller(labeller.model, labeller.processor, LabelOptions(threshold=1.0))
+    shard = write_parquet(tmp_path / "a.parquet")
+    counts = label_shards(strict, [str(shard)], str(tmp_path / "out"))
+    assert counts["no_box"] == 2 and counts["labelled"] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.stats.json"]
+    with pytest.raises(ValueError, match="threshold=1.5"):
+        LabelOptions(threshold=1.5)
+
+
+def test_shards_are_shared_out_finished_ones_skipped(labeller: CaptionLabeller, tmp_path: Path, monkeypatch) -> None:
+    shards = [str(write_parquet(tmp_path / f"{name}.parquet", ROWS[:1])) for name in "abc"]
+    out = tmp_path / "out"
+    assert label_shards(labeller, shards, str(out), rank=1, world_size=2)["labelled"] == 1
+    assert {path.name for path in out.iterdir()} == {"b.parquet", "b.stats.json"}
+    before = (out / "b.parquet").stat().st_mtime_ns
+    # A kill between the shard and its counts: the shard is labelled again.
+    write_parquet(out / "c.parquet", ROWS[:1])
+    total = label_shards(labeller, shards, str(out))
+    assert total["labelled"] == 3
+    assert (out / "b.parquet").stat().st_mtime_ns == before
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{name}{ending}" for name in "abc" for ending in (".parquet", ".stats.json")
+    )
+    monkeypatch.setattr(labeller, "label", lambda pairs: pytest.fail("nothing is left to do"))
+    assert label_shards(labeller, shards, str(out)) == total
+
+
+def test_a_broken_shard_stops_nobody(labeller: CaptionLabeller, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"not parquet")
+    (tmp_path / "b.tar").write_bytes(b"not tar" * 100)
+    good = write_tar(tmp_path / "c.tar", ROWS[:1])
+    shards = [str(tmp_path / "a.parquet"), str(tmp_path / "b.tar"), str(good)]
+    counts = label_shards(labeller, shards, str(tmp_path / "out"))
+    assert counts["broken_shard"] == 2 and counts["labelled"] == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c.tar", "c.stats.json"}
+
+
+def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    write_parquet(tmp_path / "in-0.parquet")
+    write_tar(tmp_path / "in-1.tar")
+    model = build_demo_model(tmp_path / "model")
+    spec = importlib.util.spec_from_file_location("label_captions_example", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments = ["--teacher", str(model), "--input", f"{tmp_path}/in-*", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--threshold", "0.05", "--format", "tar"])
+    assert module.main() == 0
+    counts, spec = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert "broken_image 2" in counts and "no_caption 2" in counts and "labelled 4" in counts
+    source = build_source(json.loads(spec), cache_dir=tmp_path / "cache")
+    assert len(source) == 4 and {record.caption for record in source} == {CAPTION, "a cat"}
+    monkeypatch.setattr(sys, "argv", ["x", *arguments[:3], "nowhere*", *arguments[4:]])
+    assert module.main() == 2
+    assert "no shard matches" in capsys.readouterr().err

@@ -1,0 +1,307 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What all evaluators share: update with predictions, gather over processes, accumulate, summarize.
+
+    evaluator = CocoEvaluator("instances_val2017.json")
+    for ...:
+        evaluator.update([{"image_id": 139, "boxes": xyxy, "scores": scores, "labels": category_ids}])
+    evaluator.gather()  # a no-op in one process
+    figures = evaluator.summarize()  # accumulates if that was not done
+
+Figures do not depend on the order of updates nor on which process saw which picture: predictions are
+kept by picture, and ties in score go by the picture's place in the annotations.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import distributed
+
+RECALL_POINTS = np.linspace(0, 1, 101)
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+MISSING = -1.0
+"""A figure over nothing, a category without ground truth for one; the marker of COCO and LVIS."""
+
+
+class Evaluator(ABC):
+    """The protocol. `update` and `load_results` take predictions, `results` gives them back."""
+
+    primary: str
+    """The figure papers quote, a key of `summarize()`."""
+
+    @abstractmethod
+    def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        """Take the predictions of some pictures; a second one of the same thing is ignored with a warning."""
+
+    @abstractmethod
+    def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Take the content of a result file, as `results` writes it."""
+
+    @abstractmethod
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The predictions as entries of a result file (JSON)."""
+
+    @abstractmethod
+    def gather(self) -> None:
+        """Every process gets the predictions of all. All processes have to call it."""
+
+    @abstractmethod
+    def accumulate(self) -> None:
+        """Compare with the ground truth."""
+
+    @abstractmethod
+    def summarize(self) -> dict[str, float]:
+        """The figures, 0..1 (-1 where there is nothing to average); accumulates first if need be."""
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """A row a class: `name`, counts, figures; for tables and plots."""
+        return []
+
+    @abstractmethod
+    def exhibits(self) -> list["Exhibit"]:
+        """Every picture (or sentence) with something to find, with how well it was done, for the report's gallery."""
+
+
+@dataclass
+class Exhibit:
+    """One picture as a gallery shows it.
+
+    Attributes:
+        score: 0..1. R-precision: of the R best detections, R the number of objects, the fraction that is right.
+        objects: R.
+        show: gives detections and truth, each `{"boxes" xyxy, "labels", "text_labels"}` (and `"scores"`).
+        caption: what was asked, if it is the picture's own.
+    """
+
+    image_id: int | str
+    score: float
+    objects: int
+    show: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+    caption: str = ""
+
+
+@dataclass
+class Detections:
+    """Of one picture. boxes: [K, 4] float64 x, y, width, height; scores: [K] float64; labels: [K] int64."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Detections":
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
+
+
+def to_array(values: Any) -> np.ndarray:
+    """A tensor, an array or a list as an array; float32 stays float32, lists become float64."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def to_xywh(boxes: Any, plus: float) -> np.ndarray:
+    """xyxy [K, 4] to x, y, width, height, float64; `plus` is what the convention adds to a difference.
+
+    The subtraction runs in the precision of the input, as the original's does.
+    """
+    boxes = to_array(boxes).reshape(-1, 4)
+    if boxes.dtype.kind != "f":
+        boxes = boxes.astype(np.float64)
+    sides = boxes[:, 2:] - boxes[:, :2] + boxes.dtype.type(plus)
+    return np.concatenate([boxes[:, :2], sides], axis=1).astype(np.float64)
+
+
+class DetectionEvaluator(Evaluator):
+    """Boxes with category ids, one set a picture: what COCO and LVIS have in common.
+
+    Args:
+        image_ids: all pictures of the annotations, in their order.
+        category_ids: all categories.
+        plus: see `to_xywh`; 1 where boxes include both corners, as GLIP's do.
+        only: evaluate these pictures alone (default: all; a picture without predictions has no detections).
+    """
+
+    primary = "AP"
+    plus: float = 0.0
+
+    def __init__(
+        self,
+        image_ids: Iterable[int | str],
+        category_ids: Iterable[int],
+        only: Iterable[int | str] | None = None,
+    ) -> None:
+        known = list(image_ids)
+        self.image_ids = known
+        if only is not None:
+            wanted = set(only)
+            if unknown := wanted.difference(known):
+                raise ValueError(f"picture {min(map(str, unknown))} is not in the annotations.")
+            self.image_ids = [image_id for image_id in known if image_id in wanted]
+        self._rank = {image_id: rank for rank, image_id in enumerate(self.image_ids)}
+        self._elsewhere = set(known).difference(self._rank)
+        self.category_ids = list(category_ids)
+        self._categories = np.array(sorted(self.category_ids), dtype=np.int64)
+        self._predictions: dict[int | str, Detections] = {}
+        self._accumulated = False
+
+    @property
+    def num_detections(self) -> int:
+        return sum(len(found.scores) for found in self._predictions.values())
+
+    def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        """Take predictions, one a picture.
+
+        Args:
+            predictions: each with `image_id`; `boxes` [K, 4] xyxy in pixels of the original picture; `scores`
+                [K]; `labels` [K], category ids.
+
+        Raises:
+            ValueError: for a picture or category the annotations do not have, lengths that differ, or values
+                that are not finite.
+        """
+        for prediction in predictions:
+            self._add(
+                prediction["image_id"],
+                to_xywh(prediction["boxes"], self.plus),
+                to_array(prediction["scores"]).astype(np.float64).reshape(-1),
+                to_array(prediction["labels"]).astype(np.int64).reshape(-1),
+            )
+
+    def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Take COCO results, each `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`."""
+        pictures: dict[int | str, list[Mapping[str, Any]]] = {}
+        for index, entry in enumerate(entries):
+            missing = {"image_id", "category_id", "bbox", "score"}.difference(entry)
+            if missing:
+                raise ValueError(f"entry {index} of the results has no {', '.join(sorted(missing))}.")
+            pictures.setdefault(entry["image_id"], []).append(entry)
+        for image_id, found in pictures.items():
+            self._add(
+                image_id,
+                np.array([entry["bbox"] for entry in found], dtype=np.float64).reshape(-1, 4),
+                np.array([entry["score"] for entry in found], dtype=np.float64),
+                np.array([entry["category_id"] for entry in found], dtype=np.int64),
+            )
+
+    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+        if image_id not in self._rank:
+            if image_id in self._elsewhere:
+                return  # in the annotations, but left out of this evaluation
+            raise ValueError(f"picture {image_id!r} is not in the annotations: wrong file, or wrong ids?")
+        if not len(boxes) == len(scores) == len(labels):
+            raise ValueError(
+                f"picture {image_id!r}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels."
+            )
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(f"picture {image_id!r} has boxes or scores that are not finite.")
+        if len(labels) and not (known := np.isin(labels, self._categories)).all():
+            raise ValueError(
+                f"picture {image_id!r}: category {labels[~known][0]} is not in the annotations: labels are "
+                "category ids, not places in the list of names."
+            )
+        if image_id in self._predictions:
+            warnings.warn(f"multiple predictions for picture {image_id}: the first counts", stacklevel=3)
+            return
+        self._predictions[image_id] = Detections(boxes, scores, labels)
+        self._accumulated = False
+
+    def gather(self) -> None:
+        merged: dict[int | str, Detections] = {}
+        for part in distributed.gather(self._predictions):
+            for image_id, found in part.items():
+                merged.setdefault(image_id, found)
+        self._predictions = merged
+        self._accumulated = False
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Entries of a COCO result file, picture by picture; boxes to a thousandth of a pixel."""
+        for image_id in sorted(self._predictions, key=self._rank.__getitem__):
+            found = self._predictions[image_id]
+            rows = zip(found.boxes.round(3).tolist(), found.scores.tolist(), found.labels.tolist())
+            for box, score, label in rows:
+                entry = {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+                yield entry
+
+    # -- single pictures ---------------------------------------------------------------------------
+
+    names: dict[int, str]
+
+    @abstractmethod
+    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [G, 4] x, y, width, height and categories [G] of what counts in a picture."""
+
+    def judged(self, image_id: int | str) -> np.ndarray | None:
+        """Categories whose detections count in this picture; None for all."""
+        return None
+
+    def exhibits(self) -> list[Exhibit]:
+        found = []
+        for image_id in self.image_ids:
+            boxes, labels = self.truth_of(image_id)
+            if len(labels):
+                best = self._best(image_id, len(labels))
+                hits = count_hits(best, boxes, labels)
+                show = partial(self._show, image_id, best, boxes, labels)
+                found.append(Exhibit(image_id, hits / len(labels), len(labels), show))
+        return found
+
+    def _best(self, image_id: int | str, number: int) -> Detections:
+        """The best detections of a picture, of categories that count."""
+        found = self._predictions.get(image_id)
+        if found is None:
+            return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+        judged = self.judged(image_id)
+        if judged is not None:
+            found = found.select(np.isin(found.labels, judged))
+        return found.select(np.argsort(-found.scores, kind="stable")[:number])
+
+    def _show(
+        self, image_id: int | str, found: Detections, boxes: np.ndarray, labels: np.ndarray
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        def named(boxes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+            corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+            texts = [self.names[label] for label in labels.tolist()]
+            return {"boxes": corners, "labels": labels.tolist(), "text_labels": texts}
+
+        return named(found.boxes, found.labels) | {"scores": found.scores.tolist()}, named(boxes, labels)
+
+
+def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """IoU [D, G] of x, y, width, height boxes, without the inclusive pixel."""
+    low = np.maximum(found[:, None, :2], truth[None, :, :2])
+    high = np.minimum(found[:, None, :2] + found[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:])
+    inner = np.clip(high - low, 0, None).prod(-1)
+    union = found[:, None, 2:].prod(-1) + truth[None, :, 2:].prod(-1) - inner
+    return inner / np.where(union > 0, union, 1)
+
+
+def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> int:
+    """Detections, best first, that find an object of their label which none before them found."""
+    ious = iou_xywh(found.boxes, boxes) * (found.labels[:, None] == labels)
+    hits = 0
+    for row in range(len(ious)):
+        best = int(ious[row].argmax())
+        if ious[row, best] >= threshold:
+            hits += 1
+            ious[:, best] = 0
+    return hits
+
+
+__all__ = [
+    "IOU_THRESHOLDS",
+    "MISSING",
+    "RECALL_POINTS",
+    "DetectionEvaluator",
+    "Detections",
+    "Evaluator",
+    "Exhibit",
+    "count_hits",
+    "iou_xywh",
+    "to_array",
+    "to_xywh",
+]

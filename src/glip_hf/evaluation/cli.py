@@ -1,0 +1,270 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`glip evaluate` and `examples/evaluate.py`: one command line for all benchmarks.
+
+`add_arguments(parser)` and `run(arguments)` are all that a command needs; `main` is the whole of the example.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import distributed
+from .base import Evaluator
+from .coco import CocoEvaluator
+from .flickr import FlickrEvaluator, PredictionError
+from .lvis import LvisEvaluator
+from .odinw import mean_figures
+from .report import write_report, write_summary
+from .run import Result, load_predictions, predict, provenance, score
+from .tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
+
+DESCRIPTION = """\
+Evaluate like the papers; one process, or several under `accelerate launch` or `torchrun`.
+
+  glip evaluate coco   --model DIR --annotations instances_val2017.json --images coco/val2017
+  glip evaluate lvis   --model DIR --annotations lvis_v1_minival_inserted_image_name.json --images coco
+  glip evaluate flickr --model DIR --annotations final_flickr_separateGT_test.json --images flickr30k_images
+  glip evaluate odinw  --model DIR --config configs/odinw_13 --data-root DATASET
+  glip evaluate lvis   --score-only predictions.json --annotations gt.json --output out
+
+A run that was interrupted goes on where it stopped when it is started again with the same --output."""
+
+BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
+USER_ERRORS = (ValueError, OSError, ImportError, PredictionError)  # their messages say what to do
+CHUNKS = {"lvis": 40}  # names a caption in the published protocols; all that fit elsewhere
+DETECTIONS = {"lvis": 300}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The whole command line, but for `prog` and the position under a parent command."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    data = parser.add_argument_group("data").add_argument
+    data("--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON")
+    data("--images", metavar="DIR", help="folder of the pictures")
+    data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: looked for)")
+    data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
+    data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
+    data("--data-root", metavar="DIR", default=".", help="odinw: what paths in task files are relative to")
+    data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
+    data("--limit", type=_positive, metavar="N", help="the first N pictures only")
+
+    run = parser.add_argument_group("run").add_argument
+    run("--model", metavar="DIR|HUB", help="converted model")
+    run("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
+    run("--fresh", action="store_true", help="forget an earlier run's predictions in --output")
+    run("--score-only", metavar="FILE", help="score this result file; no model, no pictures")
+    run("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    run("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    run("--batch-size", type=_positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
+    run("--pairs", type=_positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
+    run("--workers", type=_positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
+    run("--allow-padding", action="store_true", help="batch pictures of different sizes: faster, other numbers")
+    run("--gallery", type=int, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
+
+    rule = parser.add_argument_group("protocol").add_argument
+    rule("--standard", action="store_true", help="lvis: 300 detections a picture in place of Fixed AP")
+    rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
+    rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
+    rule("--score-agg", choices=("mean", "max", "power"), default="mean", type=str.lower, help="tokens to a score")
+    rule("--chunk-size", type=_positive, metavar="N", help="names a caption (lvis: 40, else all that fit)")
+    rule("--max-detections", type=_positive, metavar="N", help="a picture; lvis: a caption (lvis: 300, else 100)")
+    rule("--separator", metavar="TEXT", help='between names (". ")')
+    rule("--prefix", metavar="TEXT", help="before every name")
+    rule("--suffix", metavar="TEXT", help="after every name")
+    rule("--suppress", nargs="+", metavar="NAME", help="names that soak up false positives")
+    rule("--scales", nargs="+", type=_positive, metavar="PIXELS", help="short sides for multi-scale testing")
+    rule("--max-size", type=_positive, metavar="PIXELS", help="limit of the long side with --scales")
+    rule("--flip", action="store_true", help="test mirrored pictures as well")
+    rule("--vote", type=float, default=0.6, metavar="IOU", help="overlap that joins boxes of views (%(default)s)")
+    rule("--nms", type=float, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate; the figures go to stdout and to the output folder.
+
+    Raises:
+        USER_ERRORS: with a message for the user.
+    """
+    distributed.start()
+    output = Path(arguments.output or f"evaluation/{arguments.benchmark}")
+    _check(arguments)
+    if arguments.score_only:
+        result = _score_only(arguments, output)
+    elif arguments.benchmark == "odinw":
+        result = _odinw(arguments, output)
+    else:
+        task = _task(arguments).limited(arguments.limit)
+        evaluator = _evaluator(arguments, task)
+        detector = _detector(arguments)
+        result = _evaluate(arguments, detector, task, evaluator, output)
+    if distributed.world()[0] == 0:
+        for name, value in result.metrics.items():
+            print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
+        print(f"-> {output}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: naming an option that is missing.
+    """
+    odinw = arguments.benchmark == "odinw"
+    needed = ["config"] if odinw else ["annotations"]
+    if arguments.score_only:
+        if odinw:
+            raise ValueError("odinw is scored set by set: use coco --score-only with each set's annotations.")
+    else:
+        needed += ["model"] if odinw else ["model", "images"]
+    if missing := [name for name in needed if getattr(arguments, name) is None]:
+        raise ValueError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
+
+
+def _task(arguments: argparse.Namespace) -> Task:
+    if arguments.benchmark == "flickr":
+        return flickr_task(arguments.annotations, arguments.images)
+    return detection_task(arguments.benchmark, arguments.annotations, arguments.images)
+
+
+def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
+    """The benchmark's evaluator, for the task's pictures (None: for all of the annotations)."""
+    ids = None if task is None else [picture.image_id for picture in task.pictures]
+    if arguments.benchmark == "lvis":
+        return LvisEvaluator(arguments.annotations, ids, fixed=not arguments.standard)
+    if arguments.benchmark == "coco":
+        return CocoEvaluator(arguments.annotations, ids)
+    subset = arguments.subset
+    name = Path(arguments.annotations).name
+    if subset is None:
+        subset = next((s for s in ("test", "train", "val") if s in name), "test")
+    sentences = sentence_keys(task.pictures) if task and arguments.limit else None
+    return FlickrEvaluator(_entities(arguments), subset, arguments.protocol, sentences=sentences)
+
+
+def _entities(arguments: argparse.Namespace) -> Path:
+    """The folder of Flickr30k Entities: given, or in one of the places the data set's layout puts it.
+
+    Raises:
+        FileNotFoundError: naming the places.
+    """
+    if arguments.entities:
+        return Path(arguments.entities)
+    places = [Path(arguments.annotations)]
+    for base in (arguments.images, arguments.annotations):
+        for parent in [] if base is None else [Path(base), *Path(base).absolute().parents][:3]:
+            places += [parent, parent / "flickr30k", parent / "flickr30k" / "flickr30k"]
+    for place in places:
+        if (place / "Sentences").is_dir() and (place / "Annotations").is_dir():
+            return place
+    listed = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
+
+
+def _detector(arguments: argparse.Namespace, prompted: bool = False) -> Any:
+    import torch
+
+    from ..modeling_glip import GlipForGrounding
+    from ..processing_glip import GlipProcessor
+    from .driver import Detector, Options
+
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    model = GlipForGrounding.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
+    limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
+    options = Options(
+        chunk_size=arguments.chunk_size or CHUNKS.get(arguments.benchmark),
+        max_detections=limit,
+        merged_limit=None if arguments.benchmark == "lvis" and not arguments.standard else limit,
+        aggregation=arguments.score_agg,
+        nms_threshold=arguments.nms,
+        separator=arguments.separator,
+        prefix=arguments.prefix,
+        suffix=arguments.suffix,
+        negative_names=arguments.suppress,
+        scales=arguments.scales or (),
+        max_size=arguments.max_size,
+        flip=arguments.flip,
+        vote_threshold=arguments.vote,
+        allow_padding=arguments.allow_padding,
+        batch_size=arguments.batch_size,
+        pairs=arguments.pairs,
+        workers=arguments.workers,
+    )
+    return Detector(model, GlipProcessor.from_pretrained(arguments.model), options)
+
+
+def _evaluate(arguments: argparse.Namespace, detector: Any, task: Task, evaluator: Evaluator, output: Path) -> Result:
+    """Predict, score, and (in process 0) write everything."""
+    begin = time.monotonic()
+    identity = {"model": arguments.model, "dtype": arguments.dtype}
+    identity["data"] = arguments.annotations or f"{arguments.config}:{arguments.split}:{arguments.prompts}"
+    store = predict(detector, task, output, identity, arguments.fresh)
+    seconds = time.monotonic() - begin
+    figures = score(evaluator, store, task)
+    info = provenance(detector.model, arguments.model, detector.options)
+    info |= {"benchmark": arguments.benchmark, "pictures": len(task.pictures), "seconds": round(seconds, 1)}
+    result = Result(figures, info)
+    if distributed.world()[0] == 0:
+        write_report(output, result, evaluator, task, arguments.gallery)
+    return result
+
+
+def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
+    evaluator = _evaluator(arguments, None)
+    load_predictions(evaluator, arguments.score_only)
+    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": arguments.score_only}
+    result = Result(evaluator.summarize(), info)
+    write_report(output, result, evaluator, None, 0)
+    return result
+
+
+def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
+    """Every data set into a folder of its own, and the mean into this one."""
+    sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
+    sets = [OdinwSet(one.task.limited(arguments.limit), one.annotations) for one in sets]
+    for one in sets:
+        one.task.check_pictures()  # of all sets before the first is computed
+    detector = _detector(arguments)
+    figures, info = {}, {}
+    for one in sets:
+        ids = [picture.image_id for picture in one.task.pictures]
+        evaluator = CocoEvaluator(one.annotations, ids)
+        result = _evaluate(arguments, detector, one.task, evaluator, output / one.task.name)
+        figures[one.task.name], info = result.metrics, result.info
+    info["pictures"] = sum(len(one.task.pictures) for one in sets)
+    info.pop("seconds")
+    result = Result(mean_figures(figures), info)
+    if distributed.world()[0] == 0:
+        write_summary(output, result, "AP", figures)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command as a program of its own; an error is one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="evaluate.py")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            return run(arguments)
+    except USER_ERRORS as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 1
+
+
+__all__ = ["USER_ERRORS", "add_arguments", "main", "run"]

@@ -1,0 +1,178 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""COCO's AP and AR of boxes, through faster-coco-eval or pycocotools (same figures).
+
+Boxes of the model include both corners, so widths and heights are written with one pixel more than the
+difference of corners, as the original does (`boxlist` to COCO results).
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._extras import require
+from .base import MISSING, DetectionEvaluator
+
+STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+BACKENDS = {
+    "faster_coco_eval": ("faster_coco_eval", "COCO", "faster_coco_eval", "COCOeval_faster"),
+    "pycocotools": ("pycocotools.coco", "COCO", "pycocotools.cocoeval", "COCOeval"),
+}
+
+
+def read_json(source: str | Path | Mapping[str, Any]) -> Any:
+    """A JSON file, or what was read already."""
+    if not isinstance(source, str | Path):
+        return source
+    with open(source, encoding="utf-8-sig") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{source} is not JSON: {error}") from None
+
+
+def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Mapping[str, Any]:
+    """COCO-style annotations.
+
+    Raises:
+        ValueError: if the file is no JSON object or lacks one of the lists `needed`.
+    """
+    document = read_json(source)
+    name = source if isinstance(source, str | Path) else "the annotations"
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{name}: a JSON object is needed, with {', '.join(needed)}.")
+    if missing := [key for key in needed if key not in document]:
+        raise ValueError(f"{name} has no {' and no '.join(missing)}.")
+    return document
+
+
+class CocoEvaluator(DetectionEvaluator):
+    """COCO bbox evaluation.
+
+    Args:
+        annotations: COCO file, or its content.
+        image_ids: evaluate these pictures alone; default all.
+        backend: "faster_coco_eval" or "pycocotools"; default the first if it is installed.
+        plus: what widths get beyond the difference of corners; 1 for boxes that include both, as GLIP's.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | Mapping[str, Any],
+        image_ids: Iterable[int | str] | None = None,
+        backend: str | None = None,
+        plus: float = 1.0,
+    ) -> None:
+        document = read_annotations(annotations, "images", "annotations", "categories")
+        ids = sorted((image["id"] for image in document["images"]), key=lambda i: (str(type(i)), i))
+        self.names = {category["id"]: category["name"] for category in document["categories"]}
+        super().__init__(ids, sorted(self.names), image_ids)
+        self.plus = plus
+        if backend is None:
+            faster = importlib.util.find_spec("faster_coco_eval") is not None
+            backend = "faster_coco_eval" if faster else "pycocotools"
+        self.backend = backend
+        coco_module, coco_name, eval_module, eval_name = BACKENDS[backend]
+        self._coco_class = getattr(require(coco_module, "eval"), coco_name)
+        self._eval_class = getattr(require(eval_module, "eval"), eval_name)
+        # A copy of what the backend may change; it wants `area` and `iscrowd`, which small data sets leave out.
+        boxes = [
+            {"iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3], **box, "id": index}
+            for index, box in enumerate(document["annotations"], start=1)
+        ]
+        self._boxes = boxes
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = self._coco_class()
+            self._truth.dataset = {
+                "info": {},
+                "images": list(document["images"]),
+                "annotations": boxes,
+                "categories": list(document["categories"]),
+            }
+            self._truth.createIndex()
+
+    def accumulate(self) -> None:
+        entries = list(self.results())
+        self.precision = np.full((10, 101, len(self.category_ids)), MISSING)
+        self.recall = np.full((10, len(self.category_ids)), MISSING)
+        self.stats = dict.fromkeys(STATS, MISSING)
+        self._accumulated = True
+        if not entries:
+            # The backends refuse an empty result; it is AP 0 wherever there is something to find.
+            truth = self._objects_by_category()
+            for index, category in enumerate(self.category_ids):
+                if truth.get(category):
+                    self.precision[:, :, index] = self.recall[:, index] = 0
+            if any(truth.values()):
+                self.stats = dict.fromkeys(STATS, 0.0)
+            return
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = self._eval_class(self._truth, self._truth.loadRes(entries), "bbox")
+            evaluation.params.imgIds = list(self.image_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # [thresholds, recall points, categories, areas, detection limits]
+        self.precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+        self.recall = np.asarray(evaluation.eval["recall"])[:, :, 0, -1]
+        self.stats = {name: float(value) for name, value in zip(STATS, evaluation.stats)}
+
+    def summarize(self) -> dict[str, float]:
+        if not self._accumulated:
+            self.accumulate()
+        return dict(self.stats)
+
+    def _objects_by_category(self) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for box in self._boxes:
+            if not box["iscrowd"] and box["image_id"] in self._rank:
+                counts[box["category_id"]] = counts.get(box["category_id"], 0) + 1
+        return counts
+
+    def per_class(self) -> list[dict[str, Any]]:
+        if not self._accumulated:
+            self.accumulate()
+        truth, found = self._objects_by_category(), count_labels(self._predictions.values())
+        return [
+            {
+                "id": category,
+                "name": self.names[category],
+                "AP": average(self.precision[:, :, index]),
+                "AP50": average(self.precision[0, :, index]),
+                "AP75": average(self.precision[5, :, index]),
+                "AR": average(self.recall[:, index]),
+                "objects": truth.get(category, 0),
+                "detections": found.get(category, 0),
+            }
+            for index, category in enumerate(self.category_ids)
+        ]
+
+    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+        boxes = [box for box in self._truth.imgToAnns[image_id] if not box["iscrowd"]]
+        return (
+            np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
+            np.array([box["category_id"] for box in boxes], dtype=np.int64),
+        )
+
+
+def average(values: np.ndarray) -> float:
+    """Mean over what is there; -1 if nothing is."""
+    there = values[values > MISSING]
+    return float(there.mean()) if there.size else MISSING
+
+
+def count_labels(predictions: Iterable[Any]) -> dict[int, int]:
+    """Detections of each category."""
+    counts: dict[int, int] = {}
+    for found in predictions:
+        for label, count in zip(*np.unique(found.labels, return_counts=True)):
+            counts[int(label)] = counts.get(int(label), 0) + int(count)
+    return counts
+
+
+__all__ = ["CocoEvaluator", "average", "count_labels", "read_annotations", "read_json"]

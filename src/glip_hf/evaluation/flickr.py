@@ -1,0 +1,327 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Flickr30k Entities: Recall@k of phrases, from the data set's native files.
+
+A phrase is found at k if one of its first k boxes overlaps a ground-truth box with IoU >= 0.5: any of its boxes
+("any", MDETR's any-box protocol) or the box that encloses them all ("merged"). arXiv 1505.04870, 2104.12763.
+"""
+
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import distributed
+from .base import Evaluator, Exhibit, to_array
+
+PROTOCOLS = ("any", "merged")
+ALL = -1  # as k: however many boxes there are
+ZERO_BOX = [0.0, 0.0, 0.0, 0.0]  # ends every list of boxes, so that none is empty; hits nothing
+_PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\]]*)\]")
+
+Key = tuple[str, int]  # image id, sentence id
+
+
+class PredictionError(RuntimeError):
+    """Predictions that do not answer what was asked."""
+
+
+@dataclass
+class Phrase:
+    """`types` of people, clothing, ...; `first_word` counts the sentence's words from 0."""
+
+    text: str
+    chain: str
+    types: list[str]
+    first_word: int
+
+
+@dataclass
+class Picture:
+    """Size in pixels and boxes of every chain, xyxy; `no_box` and `scene` list chains marked so."""
+
+    width: int
+    height: int
+    depth: int
+    boxes: dict[str, list[list[int]]] = field(default_factory=dict)
+    no_box: list[str] = field(default_factory=list)
+    scene: list[str] = field(default_factory=list)
+
+
+def parse_sentence(line: str) -> tuple[str, list[Phrase]]:
+    """`[/EN#283585/people A man] sits .` as its plain words and its phrases."""
+    text, phrases, at = "", [], 0
+    for found in _PHRASE.finditer(line):
+        text += line[at : found.start()]
+        chain, types, words = found.group(1), found.group(2)[1:].split("/"), found.group(3)
+        phrases.append(Phrase(words, chain, types, len(text.split())))
+        text += words
+        at = found.end()
+    return (text + line[at:]).strip(), phrases
+
+
+def read_sentences(path: str | Path) -> list[tuple[str, list[Phrase]]]:
+    """The captions of one picture, a line each."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [parse_sentence(line) for line in lines if line.strip()]
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Boxes of one picture from `Annotations/<id>.xml`."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is no XML: {error}") from None
+    sides = [int(root.findtext(f"size/{name}", "0")) for name in ("width", "height", "depth")]
+    picture = Picture(*sides)
+    for thing in root.iter("object"):
+        chains = [name.text or "" for name in thing.findall("name")]
+        corners = thing.find("bndbox")
+        if corners is not None:
+            box = [int(float(corners.findtext(name, "nan"))) for name in ("xmin", "ymin", "xmax", "ymax")]
+            for chain in chains:
+                picture.boxes.setdefault(chain, []).append(box)
+            continue
+        for chain in chains:
+            for flag, listed in (("nobndbox", picture.no_box), ("scene", picture.scene)):
+                if int(thing.findtext(flag, "0")):
+                    listed.append(chain)
+    return picture
+
+
+def enclosing_box(boxes: Sequence[Sequence[float]]) -> list[float]:
+    """The smallest box around all, xyxy."""
+    array = np.asarray(boxes)
+    return [*array[:, :2].min(0).tolist(), *array[:, 2:].max(0).tolist()]
+
+
+def box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """IoU [K1, K2] of xyxy boxes, without the inclusive pixel."""
+    low = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
+    high = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
+    inner = np.clip(high - low, 0, None).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (boxes1, boxes2)]
+    union = areas[0][:, None] + areas[1] - inner
+    return inner / np.where(union > 0, union, 1)
+
+
+def boxes_by_phrase(
+    boxes: Any, scores: Any, labels: Any, num_phrases: int
+) -> tuple[list[list[list[float]]], list[list[float]]]:
+    """Detections of a caption as a list of boxes for each phrase, best first, with the zero box at the end.
+
+    Args:
+        boxes: [K, 4] xyxy; scores: [K]; labels: [K], the phrase from 0.
+    """
+    boxes, scores, labels = to_array(boxes).reshape(-1, 4), to_array(scores), to_array(labels)
+    order = np.argsort(-scores, kind="stable")
+    grouped_boxes, grouped_scores = [], []
+    for phrase in range(num_phrases):
+        rows = order[labels[order] == phrase]
+        grouped_boxes.append([*boxes[rows].tolist(), list(ZERO_BOX)])
+        grouped_scores.append(scores[rows].tolist())
+    return grouped_boxes, grouped_scores
+
+
+class FlickrEvaluator(Evaluator):
+    """Recall@k of the phrases that have a box.
+
+    Args:
+        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (a picture's id a line).
+        subset: "test", "val" or "train".
+        protocol: "any" (GLIP's published numbers; the original calls it "separate") or "merged".
+        top_k: how many boxes of a phrase count; -1 for all, which is called the upper bound.
+        iou_threshold: of a hit.
+        sentences: evaluate these (picture, sentence number from 0) alone; default all.
+
+    Raises:
+        FileNotFoundError: naming what the folder lacks.
+    """
+
+    primary = "Recall@1_all"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        subset: str = "test",
+        protocol: str = "any",
+        top_k: Sequence[int] = (1, 5, 10, ALL),
+        iou_threshold: float = 0.5,
+        sentences: Iterable[tuple[int | str, int | str]] | None = None,
+    ) -> None:
+        if protocol == "separate":
+            protocol = "any"
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={protocol!r}: choose 'any' or 'merged'.")
+        self.protocol, self.top_k, self.iou_threshold = protocol, tuple(top_k), iou_threshold
+        folder = Path(folder)
+        listed = folder / f"{subset}.txt"
+        for needed in (listed, folder / "Sentences", folder / "Annotations"):
+            if not needed.exists():
+                raise FileNotFoundError(f"there is no {needed}: give the Flickr30k Entities folder.")
+        wanted = None if sentences is None else {_key(*sentence) for sentence in sentences}
+        # (types, ground-truth boxes [G, 4]) of each phrase to find
+        self.truth: dict[Key, list[tuple[Phrase, np.ndarray]]] = {}
+        self._texts: dict[Key, str] = {}
+        for image_id in listed.read_text().split():
+            picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
+            for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
+                if wanted is not None and (image_id, number) not in wanted:
+                    continue
+                known = [phrase for phrase in phrases if phrase.chain in picture.boxes]
+                if known:
+                    self._texts[image_id, number] = text
+                    self.truth[image_id, number] = [
+                        (phrase, self._target(picture.boxes[phrase.chain])) for phrase in known
+                    ]
+        self._predictions: dict[Key, dict[str, Any]] = {}
+        self._hits: dict[int, dict[str, list[int]]] | None = None
+
+    def _target(self, boxes: list[list[int]]) -> np.ndarray:
+        return np.array(boxes if self.protocol == "any" else [enclosing_box(boxes)], dtype=np.float64)
+
+    @property
+    def num_phrases(self) -> int:
+        return sum(len(phrases) for phrases in self.truth.values())
+
+    def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
+        """Take predictions, one a sentence.
+
+        Args:
+            predictions: each with `image_id`, `sentence_id` (from 0), and `boxes`, for every phrase that has a box
+                (in the order of the sentence) a list of xyxy boxes, best first.
+
+        Raises:
+            PredictionError: if there are not as many lists as phrases.
+        """
+        for prediction in predictions:
+            key = _key(prediction["image_id"], prediction["sentence_id"])
+            if key not in self.truth:
+                continue  # another subset, or nothing in the sentence to find
+            if key in self._predictions:
+                warnings.warn(
+                    f"multiple predictions for sentence {key[1]} of image {key[0]}: the first counts",
+                    stacklevel=2,
+                )
+                continue
+            if len(prediction["boxes"]) != len(self.truth[key]):
+                raise PredictionError(
+                    f"got {len(prediction['boxes'])} predictions, expected {len(self.truth[key])} for sentence "
+                    f"{key[1]} in image {key[0]}: one list of boxes for each phrase that has a box."
+                )
+            self._predictions[key] = {**prediction, "boxes": list(prediction["boxes"])}
+            self._hits = None
+
+    load_results = update
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        for key in sorted(self._predictions):
+            yield self._predictions[key]
+
+    def gather(self) -> None:
+        merged: dict[Key, dict[str, Any]] = {}
+        for part in distributed.gather(self._predictions):
+            for key, prediction in part.items():
+                merged.setdefault(key, prediction)
+        self._predictions, self._hits = merged, None
+
+    def accumulate(self) -> None:
+        """
+        Raises:
+            PredictionError: if a sentence has no prediction.
+        """
+        missing = [key for key in self.truth if key not in self._predictions]
+        if missing:
+            raise PredictionError(
+                f"Missing predictions for {len(missing)} of {len(self.truth)} sentences, the first is sentence "
+                f"{missing[0][1]} of image {missing[0][0]}."
+            )
+        # k -> type -> [hits, phrases]
+        self._hits = {k: {"all": [0, 0]} for k in self.top_k}
+        for key, phrases in self.truth.items():
+            for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
+                found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+                overlaps = box_iou(found, target).max(1, initial=0)
+                for k, counts in self._hits.items():
+                    first = overlaps if k == ALL else overlaps[:k]
+                    hit = int(first.max(initial=0) >= self.iou_threshold)
+                    for kind in ("all", *phrase.types):
+                        count = counts.setdefault(kind, [0, 0])
+                        count[0] += hit
+                        count[1] += 1
+
+    def summarize(self) -> dict[str, float]:
+        """`Recall@1_all`, `Recall@5_people`, ..., `Upper_bound_all`."""
+        if self._hits is None:
+            self.accumulate()
+        return {
+            f"{'Upper_bound' if k == ALL else f'Recall@{k}'}_{kind}": hits / max(count, 1)
+            for k, counts in self._hits.items()
+            for kind, (hits, count) in sorted(counts.items())
+        }
+
+    def per_class(self) -> list[dict[str, Any]]:
+        if self._hits is None:
+            self.accumulate()
+        kinds = sorted(next(iter(self._hits.values())))
+        rows = []
+        for kind in kinds:
+            row: dict[str, Any] = {"name": kind, "phrases": self._hits[self.top_k[0]][kind][1]}
+            for k, counts in self._hits.items():
+                name = "Upper_bound" if k == ALL else f"Recall@{k}"
+                row[name] = counts[kind][0] / max(counts[kind][1], 1)
+            rows.append(row)
+        return rows
+
+    def exhibits(self) -> list[Exhibit]:
+        """Sentences; the score is the fraction of phrases whose first box is right."""
+        if self._hits is None:
+            self.accumulate()
+        return [
+            Exhibit(
+                key[0],
+                sum(self._first_hits(key)) / len(phrases),
+                len(phrases),
+                partial(self._show, key),
+                self._texts[key],
+            )
+            for key, phrases in self.truth.items()
+        ]
+
+    def _first_hits(self, key: Key) -> list[bool]:
+        pairs = zip(self.truth[key], self._predictions[key]["boxes"], strict=True)
+        return [
+            bool((box_iou(np.asarray(boxes[:1], np.float64).reshape(-1, 4), target) >= self.iou_threshold).any())
+            for (_, target), boxes in pairs
+        ]
+
+    def _show(self, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
+        found: dict[str, Any] = {"boxes": [], "labels": [], "text_labels": []}
+        truth: dict[str, Any] = {"boxes": [], "labels": [], "text_labels": []}
+        for label, (phrase, target) in enumerate(self.truth[key]):
+            boxes = [box for box in self._predictions[key]["boxes"][label][:1] if list(box) != ZERO_BOX]
+            for into, its_boxes in ((found, boxes), (truth, target.tolist())):
+                into["boxes"] += its_boxes
+                into["labels"] += [label] * len(its_boxes)
+                into["text_labels"] += [phrase.text] * len(its_boxes)
+        return found, truth
+
+
+def _key(image_id: int | str, sentence_id: int | str) -> Key:
+    return str(image_id), int(sentence_id)
+
+
+__all__ = [
+    "FlickrEvaluator",
+    "PredictionError",
+    "boxes_by_phrase",
+    "enclosing_box",
+    "parse_sentence",
+    "read_picture",
+    "read_sentences",
+]

@@ -1,0 +1,284 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""LVIS evaluation of boxes on numpy: the standard protocol and Fixed AP (arXiv 2102.01066).
+
+Standard: the 300 best detections of a picture, over all categories. Fixed: no limit a picture, the 10,000 best
+detections of a category over the whole data set. Both are federated: detections of a category count only on
+pictures where it is annotated or known to be absent (`neg_category_ids`); where it is not annotated exhaustively
+(`not_exhaustive_category_ids`) unmatched ones are ignored.
+
+Agrees with the package `lvis` 0.5.3 and with GLIP's own evaluator to rounding (`tests/evaluation/test_lvis.py`).
+
+Letters: D detections, G ground-truth boxes (of one picture and category), S ranges of area, H IoU thresholds.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .base import IOU_THRESHOLDS, MISSING, RECALL_POINTS, DetectionEvaluator, Detections, iou_xywh
+from .coco import average, count_labels, read_annotations
+
+AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
+FREQUENCIES = ("r", "c", "f")  # rare (1-10 training pictures), common (11-100), frequent
+STANDARD_LIMIT, FIXED_LIMIT = 300, 10_000
+PRUNE_FROM = 4_000_000  # detections held before the first look at what the limit a category makes superfluous
+
+
+class LvisEvaluator(DetectionEvaluator):
+    """LVIS v1 (or v0.5) bbox evaluation.
+
+    Args:
+        annotations: LVIS file, or its content.
+        image_ids: evaluate these pictures alone; default all.
+        fixed: Fixed AP; False for the standard protocol.
+        max_per_image: detections a picture, -1 for all; default -1 (fixed) or 300 (standard).
+        max_per_category: detections a category over the data set, -1 for all; default 10,000 (fixed) or -1.
+    """
+
+    plus = 0.0  # LVIS results are written without the inclusive pixel, unlike COCO's
+
+    def __init__(
+        self,
+        annotations: str | Path | Mapping[str, Any],
+        image_ids: Iterable[int | str] | None = None,
+        fixed: bool = True,
+        max_per_image: int | None = None,
+        max_per_category: int | None = None,
+    ) -> None:
+        document = read_annotations(annotations, "images", "annotations", "categories")
+        images = {image["id"]: image for image in document["images"]}
+        categories = sorted(document["categories"], key=lambda category: category["id"])
+        super().__init__(sorted(images), [category["id"] for category in categories], image_ids)
+        self.fixed = fixed
+        default = (-1, FIXED_LIMIT) if fixed else (STANDARD_LIMIT, -1)
+        self.max_per_image = default[0] if max_per_image is None else max_per_image
+        self.max_per_category = default[1] if max_per_category is None else max_per_category
+        self.names = {category["id"]: category["name"] for category in categories}
+        self.frequencies = [category.get("frequency", "f") for category in categories]
+        self._held, self._prune_at = 0, PRUNE_FROM
+
+        column = {category: index for index, category in enumerate(self.category_ids)}
+        boxes = [box for box in document["annotations"] if box["image_id"] in self._rank]
+        self._truth = {
+            "image": np.array([self._rank[box["image_id"]] for box in boxes], dtype=np.int64),
+            "category": np.array([column[box["category_id"]] for box in boxes], dtype=np.int64),
+            "box": np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
+            "area": np.array([box.get("area", box["bbox"][2] * box["bbox"][3]) for box in boxes], np.float64),
+            "ignore": np.array([bool(box.get("ignore", 0)) for box in boxes], dtype=bool),
+        }
+        shape = len(self.image_ids), len(categories)
+        self._judged = np.zeros(shape, dtype=bool)  # [pictures, categories]
+        self._judged[self._truth["image"], self._truth["category"]] = True
+        self._partial = np.zeros(shape, dtype=bool)
+        for rank, image_id in enumerate(self.image_ids):
+            for key, table in (
+                ("neg_category_ids", self._judged),
+                ("not_exhaustive_category_ids", self._partial),
+            ):
+                listed = [column[c] for c in images[image_id].get(key, ()) if c in column]
+                table[rank, listed] = True
+
+    # -- limits ------------------------------------------------------------------------------------
+
+    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+        super()._add(image_id, boxes, scores, labels)
+        self._held += len(scores)
+        if self._held > self._prune_at:
+            self._limit()
+            self._held = self.num_detections
+            self._prune_at = max(PRUNE_FROM, 2 * self._held)
+
+    def _limit(self) -> None:
+        """Drop what the limits leave out. Doing it on a part first changes nothing."""
+        for image_id, found in self._predictions.items():
+            if 0 <= self.max_per_image < len(found.scores):
+                best = np.argsort(-found.scores, kind="stable")[: self.max_per_image]
+                self._predictions[image_id] = found.select(best)
+        if self.max_per_category < 0 or not self._predictions:
+            return
+        rank, scores, labels, _ = self._flatten()
+        order = np.lexsort((-scores, labels))  # stable: ties by picture, then by place in the picture
+        keep = np.zeros(len(order), dtype=bool)
+        keep[order] = place_in_group(labels[order]) < self.max_per_category
+        start = 0
+        for image_id in self._in_order():
+            found = self._predictions[image_id]
+            rows = keep[start : start + len(found.scores)]
+            start += len(rows)
+            if not rows.all():
+                self._predictions[image_id] = found.select(rows)
+
+    def gather(self) -> None:
+        self._limit()  # less to send
+        super().gather()
+
+    def _in_order(self) -> list[int | str]:
+        return sorted(self._predictions, key=self._rank.__getitem__)
+
+    def _flatten(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Picture's rank, score, category column and box of all detections, in the order of pictures."""
+        ids = self._in_order()
+        parts: list[Detections] = [self._predictions[image_id] for image_id in ids]
+        counts = [len(part.scores) for part in parts]
+        labels = np.concatenate([part.labels for part in parts] or [np.zeros(0, np.int64)])
+        return (
+            np.repeat([self._rank[image_id] for image_id in ids], counts).astype(np.int64),
+            np.concatenate([part.scores for part in parts] or [np.zeros(0)]),
+            np.searchsorted(self._categories, labels),
+            np.concatenate([part.boxes for part in parts] or [np.zeros((0, 4))]),
+        )
+
+    # -- figures -----------------------------------------------------------------------------------
+
+    def accumulate(self) -> None:
+        self._limit()
+        ranks, scores, columns, boxes = self._flatten()
+        counted = self._judged[ranks, columns]
+        ranks, scores, columns, boxes = (a[counted] for a in (ranks, scores, columns, boxes))
+        order = np.lexsort((-scores, columns))
+        ranks, scores, columns, boxes = (a[order] for a in (ranks, scores, columns, boxes))
+        truth_order = np.lexsort((self._truth["image"], self._truth["category"]))
+        truth = {name: values[truth_order] for name, values in self._truth.items()}
+
+        number = len(self.category_ids)
+        found_at = np.searchsorted(columns, np.arange(number + 1))
+        truth_at = np.searchsorted(truth["category"], np.arange(number + 1))
+        sizes = len(AREAS), len(IOU_THRESHOLDS)
+        # [areas, thresholds, recall points, categories] and without the recall points
+        self.precision = np.full((*sizes, len(RECALL_POINTS), number), MISSING)
+        self.recall = np.full((*sizes, number), MISSING)
+        for category in range(number):
+            found = slice(found_at[category], found_at[category + 1])
+            real = slice(truth_at[category], truth_at[category + 1])
+            if real.start == real.stop:
+                continue
+            self._score_category(
+                category,
+                ranks[found],
+                boxes[found],
+                {name: values[real] for name, values in truth.items()},
+            )
+        self._accumulated = True
+
+    def _score_category(
+        self, category: int, ranks: np.ndarray, boxes: np.ndarray, truth: dict[str, np.ndarray]
+    ) -> None:
+        """Fill the figures of one category from its detections (best first) and its ground truth."""
+        limits = np.array(list(AREAS.values()), dtype=np.float64)[:, None]  # [S, 1, 2]
+        truth_ignored = truth["ignore"] | outside(truth["area"], limits)  # [S, G]
+        shape = len(AREAS), len(IOU_THRESHOLDS), len(ranks)
+        matched = np.zeros(shape, dtype=bool)
+        ignored = outside(boxes[:, 2] * boxes[:, 3], limits) | self._partial[ranks, category]
+        ignored = np.repeat(ignored[:, None], shape[1], axis=1)  # where nothing matches
+        starts = np.flatnonzero(np.diff(truth["image"], prepend=-1))
+        by_picture = np.argsort(ranks, kind="stable")
+        sorted_ranks = ranks[by_picture]
+        for first, end in zip(starts, [*starts[1:], len(truth["image"])]):
+            image = truth["image"][first]
+            rows = by_picture[slice(*np.searchsorted(sorted_ranks, [image, image + 1]))]
+            if len(rows):
+                ious = iou_xywh(boxes[rows], truth["box"][first:end])
+                hits, on_ignored = match(ious, truth_ignored[:, first:end])
+                matched[:, :, rows] = hits
+                ignored[:, :, rows] = np.where(hits, on_ignored, ignored[:, :, rows])
+
+        true = np.cumsum(matched & ~ignored, axis=-1, dtype=np.float64)
+        false = np.cumsum(~matched & ~ignored, axis=-1, dtype=np.float64)
+        positives = (~truth_ignored).sum(-1)
+        for size in np.flatnonzero(positives):
+            self.precision[size, :, :, category] = 0
+            self.recall[size, :, category] = 0
+            if not len(ranks):
+                continue
+            recall = true[size] / positives[size]
+            precision = true[size] / (false[size] + true[size] + np.spacing(1))
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=-1)[:, ::-1]
+            self.recall[size, :, category] = recall[:, -1]
+            for threshold in range(shape[1]):
+                at = np.searchsorted(recall[threshold], RECALL_POINTS, side="left")
+                reached = at < len(ranks)
+                self.precision[size, threshold, reached, category] = precision[threshold, at[reached]]
+
+    def summarize(self) -> dict[str, float]:
+        """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, and AR, ARs, ARm, ARl "@" the limit a picture."""
+        if not self._accumulated:
+            self.accumulate()
+        frequency = np.array(self.frequencies)
+        whole = self.precision[0]
+        figures = {"AP": average(whole), "AP50": average(whole[0]), "AP75": average(whole[5])}
+        figures |= {f"AP{area}": average(self.precision[i]) for i, area in enumerate(AREAS) if area}
+        figures |= {f"AP{f}": average(whole[:, :, frequency == f]) for f in FREQUENCIES}
+        return figures | {f"AR{area}@{self.max_per_image}": average(self.recall[i]) for i, area in enumerate(AREAS)}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        if not self._accumulated:
+            self.accumulate()
+        found = count_labels(self._predictions.values())
+        objects = np.bincount(self._truth["category"], minlength=len(self.category_ids))
+        return [
+            {
+                "id": category,
+                "name": self.names[category],
+                "frequency": self.frequencies[index],
+                "AP": average(self.precision[0, :, :, index]),
+                "AP50": average(self.precision[0, 0, :, index]),
+                "AP75": average(self.precision[0, 5, :, index]),
+                "AR": average(self.recall[0, :, index]),
+                "objects": int(objects[index]),
+                "detections": found.get(category, 0),
+            }
+            for index, category in enumerate(self.category_ids)
+        ]
+
+    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+        rows = (self._truth["image"] == self._rank[image_id]) & ~self._truth["ignore"]
+        return self._truth["box"][rows], self._categories[self._truth["category"][rows]]
+
+    def judged(self, image_id: int | str) -> np.ndarray:
+        return self._categories[self._judged[self._rank[image_id]]]
+
+
+def place_in_group(sorted_groups: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... from the start of every run of equal values."""
+    positions = np.arange(len(sorted_groups))
+    starts = np.diff(sorted_groups, prepend=sorted_groups[:1] - 1) != 0
+    return positions - np.maximum.accumulate(np.where(starts, positions, 0))
+
+
+def outside(areas: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Which areas [K] square pixels lie outside each range [S, 1, 2]: [S, K]."""
+    return (areas < limits[..., 0]) | (areas > limits[..., 1])
+
+
+def match(ious: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy matching of one picture's detections, best score first, at every size range and threshold.
+
+    A detection takes the free box of highest IoU (of equals the last), among those that count if one reaches the
+    threshold, else among the ignored ones.
+
+    Args:
+        ious: [D, G]; ignored: [S, G] bool.
+
+    Returns:
+        [S, H, D] bool twice: whether a detection is matched, and whether with an ignored box.
+    """
+    sizes, (detections, boxes) = len(ignored), ious.shape
+    shape = sizes, len(IOU_THRESHOLDS), detections
+    matched, on_ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    free = np.ones((sizes, len(IOU_THRESHOLDS), boxes), dtype=bool)
+    for row in np.flatnonzero(ious.max(1) >= IOU_THRESHOLDS[0]):
+        possible = free & (ious[row] >= IOU_THRESHOLDS[:, None])
+        counting = possible & ~ignored[:, None]
+        usable = np.where(counting.any(-1, keepdims=True), counting, possible)
+        best = boxes - 1 - np.where(usable, ious[row], -1)[..., ::-1].argmax(-1)
+        size, threshold = np.nonzero(usable.any(-1))
+        taken = best[size, threshold]
+        free[size, threshold, taken] = False
+        matched[size, threshold, row] = True
+        on_ignored[size, threshold, row] = ignored[size, taken]
+    return matched, on_ignored
+
+
+__all__ = ["FREQUENCIES", "LvisEvaluator"]

@@ -1,0 +1,140 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Plots of an evaluation, as PNG bytes. Needs matplotlib, which the extra `eval` brings."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from .._extras import require
+from .base import MISSING, RECALL_POINTS, DetectionEvaluator
+from .flickr import FlickrEvaluator
+from .lvis import LvisEvaluator
+
+INK, GRID = "#333333", "#dddddd"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito, apart to colour-blind eyes
+FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+SIZE_NAMES = {"s": "small\n< 32²", "m": "medium", "l": "large\n≥ 96²"}
+DPI = 110
+
+
+def make_plots(evaluator: Any, figures: dict[str, float]) -> dict[str, bytes]:
+    """File name -> PNG.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    if isinstance(evaluator, FlickrEvaluator):
+        return {"recall.png": _recall_by_type(evaluator)}
+    if not isinstance(evaluator, DetectionEvaluator):
+        return {}
+    return {
+        "precision_recall.png": _precision_recall(evaluator),
+        "size_frequency.png": _size_frequency(evaluator, figures),
+    }
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
+    require("matplotlib", "eval")
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axis in axes:
+        axis.grid(True, color=GRID, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.tick_params(colors=INK, labelsize=9)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _class_mean(precision: np.ndarray) -> np.ndarray | None:
+    """Mean over the classes that have objects: [recall points, classes] to [recall points]."""
+    there = precision[:, (precision > MISSING).all(0)]
+    return there.mean(1) if there.shape[1] else None
+
+
+def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
+    lvis = isinstance(evaluator, LvisEvaluator)
+    precision = evaluator.precision[0] if lvis else evaluator.precision  # [thresholds, recall, classes]
+    figure, axes = _figure(10 if lvis else 5.2, 4.2, 2 if lvis else 1)
+    curves = {"IoU 0.50": precision[0], "IoU 0.75": precision[5], "IoU 0.50:0.95": precision.mean(0)}
+    _draw_curves(axes[0], curves, "precision and recall, mean of classes")
+    if lvis:
+        kind = np.array(evaluator.frequencies)
+        curves = {name: precision[0][:, kind == key] for key, name in FREQUENCY_NAMES.items()}
+        _draw_curves(axes[1], curves, "the same at IoU 0.50, by class frequency")
+    return _png(figure)
+
+
+def _draw_curves(axis: Any, curves: dict[str, np.ndarray], title: str) -> None:
+    for (name, values), color in zip(curves.items(), COLORS):
+        mean = _class_mean(values)
+        if mean is not None:
+            axis.plot(RECALL_POINTS, mean, color=color, linewidth=1.8, label=f"{name}  ({100 * mean.mean():.1f})")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=9, title="area under the curve, %", title_fontsize=8)
+
+
+def _size_frequency(evaluator: DetectionEvaluator, figures: dict[str, float]) -> bytes:
+    """AP by object size (and class frequency), and AP of every class against its number of objects."""
+    figure, (bars, cloud) = _figure(10, 4.2, 2)
+    ticker = require("matplotlib.ticker", "eval")
+    labels = {f"AP{key}": name for key, name in SIZE_NAMES.items()}
+    if isinstance(evaluator, LvisEvaluator):
+        labels |= {f"AP{key}": name for key, name in FREQUENCY_NAMES.items()}
+    labels = {"AP": "all", **labels}
+    values = [max(figures[key], 0) * 100 for key in labels]
+    colors = [COLORS[0]] + [COLORS[2]] * 3 + [COLORS[1]] * 3
+    drawn = bars.bar(list(labels.values()), values, color=colors[: len(values)], width=0.65)
+    marks = [f"{100 * figures[key]:.1f}" if figures[key] >= 0 else "none" for key in labels]
+    bars.bar_label(drawn, marks, fontsize=9, color=INK, padding=2)
+    bars.set(ylabel="AP, %", ylim=(0, max(10, 1.15 * max(values))))
+    bars.grid(False, axis="x")
+    bars.tick_params(axis="x", labelsize=8)
+    bars.set_title("AP by size of objects" + (" and frequency" if len(values) > 4 else ""), fontsize=10, loc="left")
+
+    rows = [row for row in evaluator.per_class() if row["AP"] > MISSING and row["objects"]]
+    groups = {"": "classes"} if not isinstance(evaluator, LvisEvaluator) else FREQUENCY_NAMES
+    for (key, name), color in zip(groups.items(), COLORS):
+        own = [row for row in rows if not key or row["frequency"] == key]
+        points = [row["objects"] for row in own], [100 * row["AP"] for row in own]
+        cloud.scatter(*points, s=22, color=color, alpha=0.65, linewidths=0, label=name)
+    cloud.set(xscale="log", xlabel="objects of the class", ylabel="AP of the class, %", ylim=(-2, 102))
+    cloud.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    cloud.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    cloud.xaxis.set_minor_formatter(ticker.NullFormatter())
+    cloud.set_title("AP and number of objects", fontsize=10, color=INK, loc="left")
+    if len(groups) > 1:
+        cloud.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
+    rows = evaluator.per_class()
+    names = [name for name in rows[0] if name.startswith("Recall") or name == "Upper_bound"] if rows else []
+    figure, (axis,) = _figure(10, 4.2)
+    width = 0.8 / max(len(names), 1)
+    for index, name in enumerate(names):
+        places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(rows))]
+        heights = [100 * row[name] for row in rows]
+        label = "any number" if name == "Upper_bound" else name.replace("Recall@", "first ")
+        axis.bar(places, heights, width * 0.92, color=COLORS[index % len(COLORS)], label=label)
+    axis.set_xticks(range(len(rows)), [f"{row['name']}\n{row['phrases']}" for row in rows])
+    axis.set(ylabel="recall, %", ylim=(0, 104))
+    axis.grid(False, axis="x")
+    axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", fontsize=10, loc="left")
+    axis.legend(frameon=False, fontsize=9, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))
+    return _png(figure)
+
+
+__all__ = ["make_plots"]

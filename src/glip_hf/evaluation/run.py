@@ -1,0 +1,191 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""A whole evaluation: pictures that are there, predictions (resumed), figures, and the folder with all of it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import distributed
+from .base import Evaluator
+from .coco import read_json
+from .driver import Detector, Options
+from .store import PredictionStore
+from .tasks import MissingPictures, Task
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-coco-eval")
+
+
+@dataclass
+class Result:
+    """What a run found: `metrics` as the evaluator summarizes them, `info` on how they came about."""
+
+    metrics: dict[str, float]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def predict(
+    detector: Detector, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
+) -> PredictionStore:
+    """Predictions of all pictures of a task, computed where they are not there yet.
+
+    Every process does its share of the pictures, none twice. Progress goes to stderr.
+
+    Args:
+        output: folder; partial predictions go to `partial/` in it.
+        identity: model and data, to be compared with an earlier run's in the same folder.
+        fresh: forget an earlier run's predictions.
+
+    Raises:
+        MissingPictures: before anything is computed; all of them are listed in `missing_pictures.txt`.
+    """
+    rank, size = distributed.world()
+    try:
+        task.check_pictures()
+    except MissingPictures as error:
+        if rank == 0:
+            Path(output).mkdir(parents=True, exist_ok=True)
+            (Path(output) / "missing_pictures.txt").write_text("".join(f"{p}\n" for p in error.paths))
+        raise
+    options = {k: v for k, v in asdict(detector.options).items() if k not in Options.SPEED}
+    store = PredictionStore(output, {**identity, "task": task.name, **options}, fresh)
+    todo = [picture for picture in task.pictures if picture.image_id not in store.done][rank::size]
+    total = len(task.pictures)
+    # The bar counts this process's share; the others have as much to do.
+    bar = tqdm(total=len(todo), unit="photo", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
+    if before := sum(picture.image_id in store.done for picture in task.pictures):
+        bar.set_postfix_str(f"{before} of {total} done before")
+    try:
+        for prediction in detector.predict(task, todo):
+            store.append(prediction)
+            bar.update()
+    finally:
+        bar.close()
+        store.close()
+    return store
+
+
+def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str, float]:
+    """Figures of the stored predictions, over all processes; the same in each."""
+    wanted = {picture.image_id for picture in task.pictures}
+    for prediction in store.own():
+        if prediction["image_id"] not in wanted:
+            continue  # of an earlier run without --limit
+        sentences = prediction.get("sentences")
+        evaluator.update(
+            [prediction]
+            if sentences is None
+            else [{"image_id": prediction["image_id"], **sentence} for sentence in sentences]
+        )
+    evaluator.gather()
+    figures = None
+    if distributed.world()[0] == 0:
+        figures = evaluator.summarize()
+    return distributed.broadcast(figures)
+
+
+def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
+    """Predictions of a result file: COCO results, or a list of `{"image_id", "boxes", "scores", "labels"}` (xyxy).
+
+    Raises:
+        ValueError: for another content.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: a JSON list of results is needed, this is a {type(entries).__name__}.")
+    if entries and "labels" in entries[0] and "boxes" in entries[0]:
+        # What a model gives is float32, and the difference of corners was taken in it.
+        evaluator.update(
+            {**entry, "boxes": torch.tensor(entry["boxes"], dtype=torch.float32).reshape(-1, 4)} for entry in entries
+        )
+    else:
+        evaluator.load_results(entries)
+
+
+def provenance(model: Any = None, source: str | None = None, options: Options | None = None) -> dict[str, Any]:
+    """Where figures come from: command, commit, versions, model, machine."""
+    info: dict[str, Any] = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "processes": distributed.world()[1],
+    }
+    if model is not None:
+        device = model.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+        info |= {"model": source, "model_type": type(model).__name__, "dtype": str(model.dtype).split(".")[-1]}
+        info |= {"device": f"{device} ({name})", "threads": torch.get_num_threads()}
+    if options is not None:
+        info["options"] = asdict(options)
+    return info
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    found = {"glip_hf": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, with "+" for changes; None elsewhere."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(here), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write and rename, so that a half-written file never carries the name."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def write_predictions(path: Path, evaluator: Evaluator) -> None:
+    """All predictions as one result file, entry by entry: LVIS has millions."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write("[")
+        for index, entry in enumerate(evaluator.results()):
+            file.write(("\n" if index == 0 else ",\n") + json.dumps(entry, separators=(",", ":")))
+        file.write("\n]\n")
+    os.replace(temporary, path)
+
+
+__all__ = [
+    "Result",
+    "load_predictions",
+    "predict",
+    "provenance",
+    "score",
+    "write_json",
+    "write_predictions",
+]

@@ -1,0 +1,293 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The inference driver: one result however pictures, captions and pairs are grouped; nothing encoded twice."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+import torch
+from eval_cases import NAMES, SIZES
+from PIL import Image, ImageOps
+
+from glip_hf.evaluation.augment import join, make_views, unflip, vote
+from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.memory import PairBudget
+from glip_hf.evaluation.tasks import Picture, Sentence, Task, detection_task
+
+CHUNKS = [5, 40, None]
+
+
+@pytest.fixture(scope="module")
+def task(pictures):
+    return detection_task("coco", pictures / "annotations.json", pictures)
+
+
+@pytest.fixture(scope="module")
+def detect(model, processor, task):
+    def run(which=None, **options):
+        options = {"threshold": 0.2, **options}
+        found = list(Detector(model, processor, Options(**options)).predict(which or task))
+        by_picture = {prediction["image_id"]: prediction for prediction in found}
+        assert len(by_picture) == len(found), "a picture came twice"
+        return by_picture
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(detect):
+    """Picture by picture, pair by pair, for each chunk size."""
+    return {size: detect(chunk_size=size, batch_size=1, pairs=1) for size in CHUNKS}
+
+
+@contextmanager
+def counting(module):
+    """How often, and with how many rows in all, a module runs."""
+    rows = []
+
+    def note(_, args, kwargs):
+        value = args[0] if args else next(iter(kwargs.values()))
+        rows.append(len(value))
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    assert set(found) == set(expected)
+    for image_id, one in expected.items():
+        other = found[image_id]
+        assert one["scores"], "a test without detections shows nothing"
+        assert other["scores"] == pytest.approx(one["scores"], abs=tolerance)
+        # Detections of (almost) equal score may come in either order.
+        ours, theirs = (sorted(zip(p["labels"], p["boxes"], p["scores"])) for p in (other, one))
+        assert [label for label, _, _ in ours] == [label for label, _, _ in theirs]
+        for (_, box, _), (_, wanted, _) in zip(ours, theirs):
+            assert box == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize(("batch_size", "pairs"), [(3, None), (8, 4)])
+def test_grouping_changes_nothing(detect, expected, chunk_size, batch_size, pairs):
+    found = detect(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs)
+    assert_same(found, expected[chunk_size])
+
+
+def test_every_picture_and_caption_is_encoded_once(model, processor, task):
+    detector = Detector(model, processor, Options(chunk_size=5, batch_size=2, pairs=4))
+    with counting(model.model.backbone) as photos, counting(model.model.text_model) as captions:
+        found = list(detector.predict(task))
+    assert len(found) == len(SIZES) == sum(photos)
+    # One batch holds the two first of a shape; the others have shapes of their own but the fifth.
+    assert max(photos) == 2
+    assert sum(captions) == 3  # 12 names in fives
+    assert {label for p in found for label in p["labels"]} <= set(range(1, 13))
+
+
+def test_chunks_merge_as_post_processing_does(model, processor, task, expected):
+    """The driver against the processor's public way, all captions in one call."""
+    photo = Image.open(task.pictures[0].path)
+    inputs = processor(images=photo, text=NAMES, chunk_size=5, return_tensors="pt")
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    (result,) = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.2)
+    mine = expected[5][task.pictures[0].image_id]
+    assert mine["scores"] == pytest.approx(result["scores"].tolist(), abs=1e-4)
+    assert sorted(mine["labels"]) == sorted((result["labels"] + 1).tolist())
+
+
+def test_limits(detect):
+    """A limit a caption, and one a picture after merging."""
+    options = {"chunk_size": 5, "max_detections": 3, "threshold": 0.0}
+    chunks, merged = detect(**options, merged_limit=None), detect(**options, merged_limit=3)
+    for image_id, prediction in chunks.items():
+        assert 3 < len(prediction["scores"]) <= 9
+        assert merged[image_id]["scores"] == prediction["scores"][:3]
+
+
+def test_padding_on_request(detect, expected):
+    """Every picture is there, and its boxes lie inside it, though the numbers differ a little."""
+    found = detect(batch_size=3, allow_padding=True)
+    assert set(found) == set(expected[None])
+    for (width, height), prediction in zip(SIZES, (found[10 + index] for index in range(len(SIZES)))):
+        boxes = torch.tensor(prediction["boxes"])
+        assert boxes.min() >= 0 and boxes[:, 2].max() <= width and boxes[:, 3].max() <= height
+
+
+def test_out_of_memory_halves_until_it_fits(model, processor, task, expected, monkeypatch):
+    detector = Detector(model, processor, Options(chunk_size=5, batch_size=8, pairs=8, threshold=0.2))
+    forward, seen = type(model).forward, []
+
+    def limited(self, *args, **kwargs):
+        seen.append(len(kwargs["label_ids"]))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", limited)
+    found = {p["image_id"]: p for p in detector.predict(task)}
+    assert_same(found, expected[5])
+    assert max(seen) > 2 and seen.count(max(seen)) == 1  # what did not fit is not tried again
+
+
+def test_backbone_out_of_memory_splits_the_batch(model, processor, task, expected, monkeypatch):
+    detector = Detector(model, processor, Options(batch_size=8, threshold=0.2))
+    encode = type(model).get_image_features
+
+    def limited(self, pixels, mask):
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(self, pixels, mask)
+
+    monkeypatch.setattr(type(model), "get_image_features", limited)
+    assert_same({p["image_id"]: p for p in detector.predict(task)}, expected[None])
+
+
+def test_other_errors_are_not_swallowed(model, processor, task, monkeypatch):
+    def broken(self, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(type(model), "forward", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        list(Detector(model, processor).predict(task))
+
+
+def test_budget_grows_from_one_pair_to_what_fits():
+    memory = {"used": 1000, "peak": 1000}
+
+    def probe():
+        return 100_000 - memory["used"], memory["peak"], memory["used"]
+
+    budget, sizes = PairBudget(torch.device("cpu"), probe=probe), []
+    for _ in range(7):
+        size = budget.size(100)
+        sizes.append(size)
+        with budget.measured(size, 100):
+            memory["peak"] = memory["used"] + size * 3000  # 3,000 bytes a pair of 100 locations
+    assert sizes == [1, 2, 4, 8, 16, 26, 26]  # 0.8 * 99,000 / 3,000
+    assert budget.size(200) == 13 and budget.size(100_000) == 1
+    assert budget.halve(26, 100) == 13 and budget.size(100) == 13
+    assert budget.halve(1, 100_000) == 0
+
+
+def test_budget_of_a_cpu_is_one_pair():
+    assert PairBudget(torch.device("cpu")).size(1000) == 1
+    assert PairBudget(torch.device("cpu"), fixed=5).size(1000) == 5
+    with pytest.raises(ValueError, match="pairs=0"):
+        PairBudget(torch.device("cpu"), fixed=0)
+
+
+# -- sentences -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentences(task):
+    texts = [("a cat on a sofa", [[(0, 5)], [(9, 15)]]), ("a dog", [[(0, 5)]]), ("nothing", [])]
+    pictures = []
+    for index, picture in enumerate(task.pictures):
+        own = tuple(Sentence(n, text, spans) for n, (text, spans) in enumerate(texts[: index % 3]) if spans)
+        pictures.append(Picture(picture.image_id, picture.path, own))
+    return Task("flickr", pictures)
+
+
+def test_sentences_of_each_picture(detect, sentences):
+    single = detect(sentences, threshold=0.0)
+    batched = detect(sentences, threshold=0.0, batch_size=8, pairs=3)
+    assert [len(single[10 + index]["sentences"]) for index in range(5)] == [0, 1, 2, 0, 1]
+    for image_id, prediction in single.items():
+        for one, other in zip(prediction["sentences"], batched[image_id]["sentences"], strict=True):
+            assert one["sentence_id"] == other["sentence_id"]
+            assert [len(boxes) for boxes in one["boxes"]] == [len(boxes) for boxes in other["boxes"]]
+            assert all(boxes[-1] == [0, 0, 0, 0] for boxes in one["boxes"])
+            for scores, others in zip(one["scores"], other["scores"]):
+                assert scores == sorted(scores, reverse=True)
+                assert scores == pytest.approx(others, abs=1e-4)
+
+
+# -- several views ---------------------------------------------------------------------------------
+
+
+def test_views():
+    assert [(view.short_side, view.flip) for view in make_views()] == [(None, False)]
+    views = make_views([64, 96], flip=True)
+    assert [(view.short_side, view.flip) for view in views] == [(64, False), (64, True), (96, False), (96, True)]
+
+
+def test_mirrored_view_comes_back(model, processor, task, tmp_path):
+    """A mirrored photo seen mirrored is the photo: same detections, mirrored."""
+    plain = Image.open(task.pictures[0].path)
+    ImageOps.mirror(plain).save(tmp_path / "mirrored.png")
+    mirrored = Task("coco", [Picture(1, str(tmp_path / "mirrored.png"))], task.names, task.category_ids)
+    options = Options(threshold=0.2, vote_threshold=2.0)  # no voting: nothing overlaps that much
+    detector = Detector(model, processor, options)
+    detector.views = make_views(flip=True)[1:]
+    (of_mirrored,) = detector.predict(mirrored)
+    (of_plain,) = Detector(model, processor, options).predict(task.limited(1))
+    assert of_mirrored["scores"] == pytest.approx(of_plain["scores"], abs=1e-4)
+    for (x1, y1, x2, y2), wanted in zip(of_mirrored["boxes"], of_plain["boxes"]):
+        assert [plain.width - 1 - x2, y1, plain.width - 1 - x1, y2] == pytest.approx(wanted, abs=0.01)
+
+
+def test_scales_and_flip_together(detect, task):
+    found = detect(task.limited(3), scales=(48, 64), flip=True, batch_size=3)
+    assert all(len(p["scores"]) <= 100 and p["scores"] == sorted(p["scores"], reverse=True) for p in found.values())
+
+
+def detections(*rows):
+    scores, boxes, labels = zip(*rows)
+    return {
+        "scores": torch.tensor(scores),
+        "boxes": torch.tensor(boxes, dtype=torch.float32),
+        "labels": torch.tensor(labels),
+    }
+
+
+def test_vote_by_hand():
+    found = vote(
+        detections((0.2, [0, 0, 12, 9], 1), (0.6, [0, 0, 9, 9], 1), (0.5, [0, 0, 9, 9], 2), (0.4, [50, 50, 60, 60], 1)),
+        threshold=0.6,
+    )
+    order = found["scores"].argsort(descending=True)
+    assert found["scores"][order].tolist() == pytest.approx([0.6, 0.5, 0.4])
+    assert found["boxes"][order][0].tolist() == pytest.approx([0, 0, (0.6 * 9 + 0.2 * 12) / 0.8, 9])
+    assert found["labels"][order].tolist() == [1, 2, 1]
+
+
+def test_join_keeps_ties_at_the_limit():
+    found = join([detections((0.5, [0, 0, 1, 1], 1)), detections((0.5, [0, 0, 2, 2], 2), (0.7, [0, 0, 3, 3], 3))], 2)
+    assert found["labels"].tolist() == [3, 1, 2]
+    empty = {name: value[:0] for name, value in found.items()}
+    assert len(join([empty], 5)["scores"]) == len(vote(empty, 0.6)["scores"]) == 0
+
+
+def test_unflip_by_hand():
+    assert unflip(detections((1.0, [2, 3, 5, 7], 0)), 10)["boxes"].tolist() == [[4, 3, 7, 7]]
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def test_prompt_options_reach_the_caption(model, processor):
+    plain = Detector(model, processor).encode_names(["cat", "dog"])
+    options = Options(prefix="a ", suffix=" here", negative_names=["sofa"], separator=" . ")
+    full = Detector(model, processor, options).encode_names(["cat", "dog"])
+    text = processor.tokenizer.decode(full.features.input_ids[0])
+    assert text == "[CLS] a cat here. a dog here. sofa [SEP]"
+    assert plain.positive_map.shape[:2] == full.positive_map.shape[:2] == (1, 2)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Options(batch_size=0)
+
+
+def test_category_ids_not_places(detect, pictures, tmp_path):
+    document = json.loads((pictures / "annotations.json").read_text())
+    document["categories"] = [{"id": 70 - index, "name": name} for index, name in enumerate(NAMES)]
+    task = detection_task("coco", document, pictures)
+    assert task.texts == NAMES[::-1]
+    labels = {label for p in detect(task.limited(2)).values() for label in p["labels"]}
+    assert labels and labels <= set(range(59, 71))

@@ -1,0 +1,121 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""FlickrEvaluator against the recorded results of the original, its errors included."""
+
+import copy
+
+import pytest
+
+from glip_hf.evaluation import FlickrEvaluator
+from glip_hf.evaluation.flickr import boxes_by_phrase, enclosing_box, parse_sentence, read_picture, read_sentences
+
+CASES = {
+    "test_separate": {"protocol": "any"},
+    "test_merged": {"protocol": "merged"},
+    "val_separate": {"subset": "val", "protocol": "separate"},
+    "val_merged": {"subset": "val", "protocol": "merged"},
+    "test_separate_iou0.7": {"iou_threshold": 0.7},
+    "test_separate_topk_1_3": {"top_k": (1, 3)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:multiple predictions")
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_results(flickr_case, name):
+    case, folder = flickr_case
+    evaluator = FlickrEvaluator(folder, **CASES[name])
+    evaluator.update(case[f"predictions_{CASES[name].get('subset', 'test')}"])
+    expected = case["expected"][name]
+    assert evaluator.summarize() == pytest.approx(expected["scores"], abs=1e-6)
+    assert (len(evaluator.truth), evaluator.num_phrases) == (expected["sentences"], expected["phrases"])
+
+
+def test_second_prediction_of_a_sentence_is_ignored(flickr_case):
+    case, folder = flickr_case
+    evaluator = FlickrEvaluator(folder)
+    with pytest.warns(UserWarning, match="multiple predictions for sentence 0 of image 22237372"):
+        evaluator.update(case["predictions_test"])
+
+
+@pytest.mark.filterwarnings("ignore:multiple predictions")
+def test_missing_sentence(flickr_case):
+    case, folder = flickr_case
+    image_id, sentence_id = case["expected"]["error_missing_sentence"]["removed"]
+    evaluator = FlickrEvaluator(folder)
+    left = [
+        p for p in case["predictions_test"]
+        if (str(p["image_id"]), int(p["sentence_id"])) != (image_id, sentence_id)
+    ]  # fmt: skip
+    evaluator.update(left)
+    with pytest.raises(RuntimeError, match="Missing predictions for 1 of 82 sentences"):
+        evaluator.summarize()
+
+
+def test_wrong_number_of_phrases(flickr_case):
+    case, folder = flickr_case
+    error = case["expected"]["error_wrong_phrase_count"]
+    predictions = copy.deepcopy(case["predictions_test"][: error["changed_index"] + 1])
+    predictions[-1]["boxes"].pop()
+    with pytest.raises(RuntimeError) as raised:
+        FlickrEvaluator(folder).update(predictions)
+    # "Error, got 3 predictions, expected 4 for sentence 2 in image 21327638"
+    assert error["message"].removeprefix("Error, ") in str(raised.value)
+
+
+def test_parsing(flickr_case):
+    case, folder = flickr_case
+    example = case["expected"]["parse_example"]
+    sentences = read_sentences(folder / "Sentences" / f"{example['image_id']}.txt")
+    assert len(sentences) >= len(example["sentences"])
+    for (text, phrases), expected in zip(sentences, example["sentences"]):
+        assert text == expected["sentence"]
+        assert [
+            {"first_word_index": p.first_word, "phrase": p.text, "phrase_id": p.chain, "phrase_type": p.types}
+            for p in phrases
+        ] == expected["phrases"]
+    picture, expected = read_picture(folder / "Annotations" / f"{example['image_id']}.xml"), example["annotations"]
+    assert [picture.width, picture.height, picture.depth] == [expected[n] for n in ("width", "height", "depth")]
+    assert picture.boxes == expected["boxes"]
+    assert (picture.no_box, picture.scene) == (expected["nobox"], expected["scene"])
+
+
+def test_sentences_without_phrases():
+    assert parse_sentence("no phrase here .") == ("no phrase here .", [])
+    assert parse_sentence("")[1] == []
+
+
+def test_enclosing_box(flickr_case):
+    for example in flickr_case[0]["expected"]["merge_boxes"]:
+        assert [enclosing_box(example["boxes"])] == example["merged"]
+
+
+def test_detections_grouped_by_phrase(flickr_case):
+    for example in flickr_case[0]["post_process"]:
+        (height, width), (network_width, network_height) = example["orig_size_hw"], example["image_size_wh"]
+        scale = [width / network_width, height / network_height] * 2
+        boxes = [[v * s for v, s in zip(box, scale)] for box in example["boxes"]]
+        labels = [label - example["label_offset"] for label in example["labels"]]
+        grouped, scores = boxes_by_phrase(boxes, example["scores"], labels, example["num_phrases"])
+        expected = example["output"]
+        assert [len(phrase) for phrase in grouped] == [len(phrase) for phrase in expected["boxes"]]
+        for ours, theirs in zip(grouped, expected["boxes"]):
+            for box, other in zip(ours, theirs):
+                assert box == pytest.approx(other, abs=1e-3)
+        for ours, theirs in zip(scores, expected["scores"]):
+            assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_folder_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="test.txt"):
+        FlickrEvaluator(tmp_path)
+    with pytest.raises(ValueError, match="protocol='both'"):
+        FlickrEvaluator(tmp_path, protocol="both")
+
+
+@pytest.mark.filterwarnings("ignore:multiple predictions")
+def test_some_sentences_only(flickr_case):
+    case, folder = flickr_case
+    evaluator = FlickrEvaluator(folder, sentences=[(21327638, 0), ("21327638", 1)])
+    evaluator.update(case["predictions_test"])
+    assert len(evaluator.truth) == 2
+    assert 0 <= evaluator.summarize()["Recall@1_all"] <= 1
+    assert [exhibit.image_id for exhibit in evaluator.exhibits()] == ["21327638"] * 2

@@ -1,0 +1,246 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The command from end to end, the folder it leaves, and the page in a real browser."""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from eval_cases import NAMES, SIZES, recorded
+from PIL import Image
+
+from glip_hf.evaluation.cli import main
+
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def write(path, value):
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model_folder(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def coco_run(model_folder, pictures, tmp_path_factory):
+    """The output of `evaluate coco`."""
+    output = tmp_path_factory.mktemp("coco")
+    arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
+    assert main(["coco", *arguments, "--output", f"{output}", "--device", "cpu", "--gallery", "2"]) == 0
+    return output
+
+
+def read_metrics(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+# -- scoring files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("flags", "key"), [([], "fixed_topk10000"), (["--standard"], "normal")])
+def test_score_only_lvis(tmp_path, flags, key, capsys):
+    case = recorded("lvis")
+    files = [write(tmp_path / name, case[name]) for name in ("predictions", "gt")]
+    score = ["lvis", "--score-only", files[0], "--annotations", files[1], "--output", str(tmp_path / "out"), *flags]
+    assert main(score) == 0
+    metrics, expected = read_metrics(tmp_path / "out"), case["expected"][key]
+    assert {name: metrics[name] for name in expected["results"]} == pytest.approx(expected["results"], abs=1e-6)
+    assert list(metrics["per_category_AP"].values()) == pytest.approx(expected["per_category_AP"], abs=1e-6)
+    assert "APr" in capsys.readouterr().out
+
+
+def test_score_only_coco(tmp_path):
+    case = recorded("coco")
+    files = [write(tmp_path / name, case[name]) for name in ("detections", "gt")]
+    assert main(["coco", "--score-only", files[0], "--annotations", files[1], "--output", str(tmp_path)]) == 0
+    metrics, expected = read_metrics(tmp_path), case["expected"]["detections_as_given"]
+    assert [metrics[name] for name in case["expected"]["stat_names"]] == pytest.approx(expected["stats"], abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:multiple predictions")
+@pytest.mark.parametrize(("flags", "key"), [([], "test_separate"), (["--protocol", "merged"], "test_merged")])
+def test_score_only_flickr(tmp_path, flickr_case, flags, key):
+    case, folder = flickr_case
+    predictions = write(tmp_path / "predictions.json", case["predictions_test"])
+    score = ["flickr", "--score-only", predictions, "--annotations", f"{folder}", "--output", f"{tmp_path}", *flags]
+    assert main(score) == 0
+    metrics, expected = read_metrics(tmp_path), case["expected"][key]["scores"]
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+# -- whole runs ------------------------------------------------------------------------------------
+
+
+def test_metrics_say_where_they_come_from(coco_run, model_folder):
+    run = read_metrics(coco_run)["run"]
+    assert run["model"] == model_folder and run["pictures"] == len(SIZES) and run["benchmark"] == "coco"
+    assert {"torch", "transformers", "glip_hf"} <= set(run["versions"])
+    assert {"command", "commit", "options", "device", "seconds", "processes"} <= set(run)
+
+
+def test_predictions_are_coco_results_that_score_the_same(coco_run, pictures, tmp_path):
+    entries = json.loads((coco_run / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {10 + index for index in range(len(SIZES))}
+    assert set(entries[0]) == {"image_id", "category_id", "bbox", "score"}
+    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
+    assert main(["coco", *files, "--output", f"{tmp_path}"]) == 0
+    first, second = read_metrics(coco_run), read_metrics(tmp_path)
+    names = [name for name, value in first.items() if isinstance(value, float)]
+    assert len(names) == 12 and {n: second[n] for n in names} == pytest.approx({n: first[n] for n in names}, abs=1e-9)
+
+
+def test_class_table(coco_run):
+    with open(coco_run / "per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == NAMES
+    assert sum(int(row["objects"]) for row in rows) == len(SIZES)
+
+
+def test_plots_are_pictures(coco_run):
+    if not HAS_MATPLOTLIB:
+        pytest.skip("matplotlib (extra eval) is not installed: the plots go unchecked")
+    for name in ("precision_recall.png", "size_frequency.png"):
+        plot = Image.open(coco_run / name).convert("L")
+        low, high = plot.getextrema()
+        assert plot.width > 400 and low < 100 and high == 255
+
+
+def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_path):
+    """Each benchmark once over a few pictures; what the figures are worth is tested elsewhere."""
+    document = json.loads((pictures / "annotations.json").read_text())
+    for category, frequency in zip(document["categories"], "rcf" * 4):
+        category["frequency"] = frequency
+    gt = write(tmp_path / "lvis.json", document)
+    common = ["--model", model_folder, "--device", "cpu", "--limit", "2", "--gallery", "1"]
+    options = ["--chunk-size", "5", "--score-agg", "MAX", "--suppress", "window", "--batch-size", "2"]
+    run = ["lvis", "--annotations", gt, "--images", f"{pictures}", "--output", f"{tmp_path}/lvis"]
+    assert main([*run, *common, *options]) == 0
+    metrics = read_metrics(tmp_path / "lvis")
+    assert "APr" in metrics and metrics["run"]["options"]["max_detections"] == 300
+    assert metrics["run"]["options"]["merged_limit"] is None
+
+    folder = flickr_case[1]
+    image_id = (folder / "test.txt").read_text().split()[0]
+    from glip_hf.evaluation.flickr import read_picture, read_sentences
+
+    picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
+    records = []
+    for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
+        spans, at = [], 0
+        for phrase in phrases:
+            at = text.index(phrase.text, at)
+            if phrase.chain in picture.boxes:
+                spans.append([[at, at + len(phrase.text)]])
+        record = {"id": number, "sentence_id": number, "caption": text, "tokens_positive_eval": spans}
+        records.append({**record, "original_img_id": int(image_id), "file_name": "0.png"})
+    sentences = write(tmp_path / "final_flickr_separateGT_test.json", {"images": records})
+    run = ["flickr", "--annotations", sentences, "--images", f"{pictures}", "--entities", f"{folder}"]
+    assert main([*run, *common, "--output", f"{tmp_path}/flickr"]) == 0
+    assert 0 <= read_metrics(tmp_path / "flickr")["Recall@1_all"] <= 1
+
+    place = {"ann_file": "annotations.json", "img_dir": "."}
+    (tmp_path / "tasks").mkdir()
+    for name in ("one", "two"):  # JSON is YAML
+        write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
+    run = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{pictures}", "--output", f"{tmp_path}/odinw"]
+    assert main([*run, *common]) == 0
+    metrics = read_metrics(tmp_path / "odinw")
+    assert metrics["AP"] == pytest.approx((metrics["AP/one"] + metrics["AP/two"]) / 2)
+    assert set(metrics["sets"]) == {"one", "two"} and metrics["run"]["pictures"] == 4
+    assert (tmp_path / "odinw" / "two" / "report.html").is_file()
+    assert "Data sets" in (tmp_path / "odinw" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coco", "--images", "x"], "coco needs --annotations, --model"),
+        (["odinw", "--model", "x"], "odinw needs --config"),
+        (["odinw", "--config", "x", "--score-only", "y"], "set by set"),
+        (["coco", "--score-only", "nowhere.json", "--annotations", "none.json"], "none.json"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys, tmp_path):
+    assert main([*arguments, "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(coco_run, model_folder, pictures, tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "evaluate.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
+    arguments += ["--output", str(tmp_path), "--device", "cpu", "--batch-size", "3"]
+    source = str(Path(__file__).parents[2] / "src")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([*command, "coco", *arguments], check=True, env=environment)
+    assert read_metrics(tmp_path)["run"]["processes"] == 2
+    one, two = (json.loads((folder / "predictions.json").read_text()) for folder in (coco_run, tmp_path))
+    assert len(one) == len(two)
+    for first, second in zip(one, two):
+        assert first["image_id"] == second["image_id"]
+        assert first["score"] == pytest.approx(second["score"], abs=1e-4)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def test_page_is_self_contained(coco_run):
+    page = (coco_run / "report.html").read_text()
+    for outside in ('src="http', "src='http", "@import", 'href="http', "url(http"):
+        assert outside not in page
+    assert page.count("<figure") == 4 and page.count("data:image/jpeg") == 8
+
+
+CHECK = """
+<script>
+window.addEventListener("load", function () {
+  var images = Array.from(document.images), heads = document.querySelectorAll("#classes th");
+  var names = function () { return document.querySelector("#classes tbody tr td").textContent; };
+  var before = names();
+  heads[0].click();
+  document.title = JSON.stringify({
+    images: images.length,
+    broken: images.filter(function (image) { return !image.naturalWidth; }).length,
+    rows: document.querySelectorAll("#classes tbody tr").length,
+    before: before, after: names(), errors: window.failures,
+    wide: document.documentElement.scrollWidth > window.innerWidth
+  });
+});
+</script>
+"""
+
+
+def test_page_in_a_browser(coco_run, tmp_path):
+    """Every picture loads, the table sorts, no script fails, nothing hangs over the edge."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        warnings.warn("no Chromium is installed: the report is not opened in a browser", stacklevel=1)
+        pytest.skip("needs Chromium")
+    page = (coco_run / "report.html").read_text()
+    catch = "<head><script>window.failures=[];onerror=function(m){failures.push(m)}</script>"
+    page = page.replace("<head>", catch).replace("</body>", CHECK + "</body>")
+    (tmp_path / "report.html").write_text(page)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "report.html").as_uri()], capture_output=True, text=True, timeout=120)
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
+    seen = json.loads(title.replace("&quot;", '"'))
+    assert seen["images"] == 8 + (2 if HAS_MATPLOTLIB else 0)
+    assert (seen["broken"], seen["errors"], seen["wide"]) == (0, [], False)
+    assert seen["rows"] == len(NAMES)
+    assert (seen["before"], seen["after"]) == ("cat", "sofa")  # descending by name

@@ -1,0 +1,161 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Whole runs: missing pictures, kill and resume, other settings, several processes."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from eval_cases import SIZES
+
+from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed
+from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.run import predict, score
+from glip_hf.evaluation.store import OtherSettings, PredictionStore
+from glip_hf.evaluation.tasks import MissingPictures, Picture, Task, detection_task
+
+IDENTITY = {"model": "small", "data": "five photos"}
+
+
+@pytest.fixture(scope="module")
+def task(pictures):
+    return detection_task("coco", pictures / "annotations.json", pictures)
+
+
+@pytest.fixture
+def detector(model, processor):
+    return Detector(model, processor, Options(threshold=0.3))
+
+
+def figures(task, pictures, store):
+    return score(CocoEvaluator(pictures / "annotations.json", backend="pycocotools"), store, task)
+
+
+def lines(output):
+    return sorted(line for path in Path(output, "partial").glob("*.jsonl") for line in path.read_text().splitlines())
+
+
+def test_kill_and_resume(task, pictures, detector, tmp_path, monkeypatch):
+    whole = predict(detector, task, tmp_path / "whole", IDENTITY)
+    append = PredictionStore.append
+
+    def killed_after_two(self, prediction):
+        append(self, prediction)
+        if len(lines(tmp_path / "resumed")) == 2:
+            self._file.write('{"image_id": 12, "boxes": [[1')  # the kill comes in the middle of a line
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PredictionStore, "append", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        predict(detector, task, tmp_path / "resumed", IDENTITY)
+    monkeypatch.undo()
+
+    seen, encode = [], type(detector.model).get_image_features
+    monkeypatch.setattr(
+        type(detector.model), "get_image_features", lambda self, *a: seen.append(len(a[0])) or encode(self, *a)
+    )
+    resumed = predict(detector, task, tmp_path / "resumed", IDENTITY)
+    assert sum(seen) == len(SIZES) - 2
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
+    assert figures(task, pictures, resumed) == figures(task, pictures, whole)
+
+
+def test_nothing_left_to_do(task, detector, tmp_path, monkeypatch):
+    predict(detector, task, tmp_path, IDENTITY)
+    monkeypatch.setattr(type(detector.model), "get_image_features", None)
+    assert len(list(predict(detector, task, tmp_path, IDENTITY).own())) == len(SIZES)
+
+
+def test_limit_then_all(task, pictures, detector, tmp_path):
+    few = predict(detector, task.limited(2), tmp_path, IDENTITY)
+    assert len(list(few.own())) == 2
+    full = predict(detector, task, tmp_path, IDENTITY)
+    assert len(list(full.own())) == len(SIZES)
+    # Only what was asked for is scored.
+    limited = task.limited(2)
+    ids = [picture.image_id for picture in limited.pictures]
+    evaluator = CocoEvaluator(pictures / "annotations.json", ids, backend="pycocotools")
+    score(evaluator, full, limited)
+    assert {entry["image_id"] for entry in evaluator.results()} <= set(ids)
+
+
+def test_other_settings_are_refused(task, model, processor, detector, tmp_path):
+    predict(detector, task.limited(1), tmp_path, IDENTITY)
+    other = Detector(model, processor, Options(threshold=0.1))
+    with pytest.raises(OtherSettings, match="threshold: 0.3, now 0.1.*--fresh"):
+        predict(other, task.limited(1), tmp_path, IDENTITY)
+    faster = Detector(model, processor, Options(threshold=0.3, batch_size=4, workers=1))
+    predict(faster, task.limited(1), tmp_path, IDENTITY)  # speed is no setting of results
+    assert len(list(predict(other, task.limited(1), tmp_path, IDENTITY, fresh=True).own())) == 1
+
+
+def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(detector.model), "get_text_features", None)
+    gone = [Picture(index, f"{tmp_path}/gone-{index}.jpg") for index in range(30)]
+    with pytest.raises(MissingPictures, match="30 of 35 pictures are missing") as raised:
+        predict(detector, Task("coco", [*task.pictures, *gone], ["cat"], [1]), tmp_path, IDENTITY)
+    assert "gone-0.jpg" in str(raised.value) and "and 10 more" in str(raised.value)
+    assert len((tmp_path / "missing_pictures.txt").read_text().splitlines()) == 30
+    assert not (tmp_path / "partial").exists()
+
+
+def test_damaged_picture_is_named(tmp_path, detector):
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="bad.jpg"):
+        predict(detector, Task("coco", [Picture(1, str(tmp_path / "bad.jpg"))], ["cat"], [1]), tmp_path, IDENTITY)
+
+
+def test_no_pictures(detector, tmp_path):
+    assert list(predict(detector, Task("coco", [], ["cat"], [1]), tmp_path, IDENTITY).own()) == []
+
+
+def share(rank, size, port, truth, output, results):
+    """One process of a run whose model finds every object, with what it counted."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.start()
+    ids = [image["id"] for image in truth["images"]]
+    store = PredictionStore(output, {"model": "none"})
+    for image_id in [i for i in ids if i not in store.done][rank::size]:
+        store.append({"image_id": image_id, "boxes": [[0, 0, 10, 10]], "scores": [1 / image_id], "labels": [1]})
+    store.close()
+    evaluator = LvisEvaluator(truth)
+    evaluator.update(store.own())
+    own = evaluator.num_detections
+    evaluator.gather()
+    figures = distributed.broadcast(evaluator.summarize() if rank == 0 else None)
+    results.put([rank, len(store.done), own, evaluator.num_detections, figures["AP"]])
+
+
+def launch(processes, truth, output):
+    """What every process counted, by rank; the same environment as a launcher makes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # importing torch anew takes seconds
+    results = context.Queue()
+    started = [
+        context.Process(target=share, args=(rank, processes, port, truth, output, results)) for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    counted = sorted(results.get(timeout=120) for _ in started)
+    for process in started:
+        process.join(timeout=60)
+    assert [process.exitcode for process in started] == [0] * processes
+    return counted
+
+
+def test_uneven_shares_of_two_processes(tmp_path):
+    """Five pictures over two processes, one line torn; then nothing left, over one process."""
+    truth = {
+        "images": [{"id": i, "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in range(1, 6)],
+        "annotations": [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100} for i in range(1, 5)],
+        "categories": [{"id": 1, "name": "a", "frequency": "f"}],
+    }
+    first = launch(2, truth, tmp_path)
+    assert first == [[0, 0, 3, 5, pytest.approx(1)], [1, 0, 2, 5, pytest.approx(1)]]
+    part = tmp_path / "partial" / "part-001.jsonl"
+    part.write_text(part.read_text()[:-5])
+    # One process now owns both files, and makes the torn prediction again.
+    assert launch(1, truth, tmp_path) == [[0, 4, 5, 5, pytest.approx(1)]]

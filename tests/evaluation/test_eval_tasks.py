@@ -1,0 +1,117 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Annotation files as users have them: where pictures are, names, prompts, sentences; and ODinW's mean."""
+
+import json
+
+import pytest
+import yaml
+
+from glip_hf.evaluation.odinw import ODINW13, mean_figures
+from glip_hf.evaluation.tasks import detection_task, flickr_task, odinw_sets, sentence_keys
+
+CATEGORIES = [{"id": 3, "name": "fish"}, {"id": 1, "name": "shark"}]
+
+
+def coco(**image):
+    return {"images": [{"id": 9, **image}], "annotations": [], "categories": CATEGORIES}
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return str(path)
+
+
+def test_names_by_ascending_id(tmp_path):
+    task = detection_task("coco", coco(file_name="a.jpg"), tmp_path)
+    assert (task.names, task.category_ids) == (["shark", "fish"], [1, 3])
+    assert task.pictures[0].path == str(tmp_path / "a.jpg")  # as a message would show it
+
+
+@pytest.mark.parametrize("place", ["val2017/000000000139.jpg", "000000000139.jpg"])
+def test_lvis_pictures_by_url(tmp_path, place):
+    path = touch(tmp_path / place)
+    document = coco(coco_url="http://images.cocodataset.org/val2017/000000000139.jpg")
+    assert detection_task("lvis", document, tmp_path).pictures[0].path == path
+
+
+def test_file_name_with_folder(tmp_path):
+    path = touch(tmp_path / "000000000139.jpg")
+    assert detection_task("coco", coco(file_name="val2017/000000000139.jpg"), tmp_path).pictures[0].path == path
+
+
+def test_no_categories(tmp_path):
+    with pytest.raises(ValueError, match="no categories"):
+        detection_task("coco", {"images": [], "categories": []}, tmp_path)
+
+
+def record(number, caption, spans, **more):
+    more = {"original_img_id": 5, "file_name": "5.jpg", **more}
+    return {"id": number, "sentence_id": number, "caption": caption, "tokens_positive_eval": spans, **more}
+
+
+def test_flickr_sentences_of_a_picture(tmp_path):
+    path = touch(tmp_path / "val" / "5.jpg")
+    records = [record(1, "a dog", [[[0, 5]]]), record(0, "a cat", [[[0, 5]]]), record(2, "nothing", [])]
+    task = flickr_task({"images": records}, tmp_path)
+    (picture,) = task.pictures
+    assert (picture.image_id, picture.path) == (5, path)
+    assert [(s.number, s.text, s.spans) for s in picture.sentences] == [
+        (0, "a cat", [[(0, 5)]]),
+        (1, "a dog", [[(0, 5)]]),
+    ]
+    assert sentence_keys(task.pictures) == [(5, 0), (5, 1)]
+    with pytest.raises(ValueError, match="no caption, file_name, tokens_positive_eval"):
+        flickr_task({"images": [{"id": 1}]}, tmp_path)
+
+
+PROMPT = [{"prefix": " ", "name": "fish", "suffix": ""}, {"prefix": "", "name": "shark", "suffix": " in water"}]
+
+
+@pytest.fixture
+def odinw(tmp_path):
+    """Two data sets: one with override categories and prompts, one plain."""
+    for name in ("Aquarium", "pothole"):
+        folder = tmp_path / "odinw" / name / "valid"
+        touch(folder / "a.jpg")
+        (folder / "gt.json").write_text(json.dumps(coco(file_name="a.jpg")))
+        place = f"odinw/{name}/valid"
+        settings = {"REGISTER": {"val": {"ann_file": f"{place}/gt.json", "img_dir": place}}, "TEST": '("val",)'}
+        if name == "Aquarium":
+            settings |= {"CAPTION_PROMPT": str(PROMPT), "OVERRIDE_CATEGORY": str(CATEGORIES[::-1])}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"DATASETS": settings}))
+    return tmp_path
+
+
+def test_odinw_prompts(odinw):
+    plain, other = odinw_sets(odinw, odinw)
+    assert (plain.task.name, plain.task.names, plain.task.category_ids) == ("Aquarium", ["shark", "fish"], [1, 3])
+    prompted, other = odinw_sets(odinw, odinw, "glip")
+    assert prompted.task.names == PROMPT and prompted.task.texts == ["shark", "fish"]
+    assert other.task.names == ["shark", "fish"]  # no prompt in its file
+    assert [one.task.check_pictures() for one in (prompted, other)] == [None, None]
+
+
+def test_odinw_errors(odinw, tmp_path):
+    with pytest.raises(ValueError, match="no split 'test'; it has val"):
+        odinw_sets(odinw / "pothole.yaml", odinw, split="test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no task file"):
+        odinw_sets(tmp_path / "empty", odinw)
+    (tmp_path / "pothole.yaml").write_text("MODEL: {}")
+    with pytest.raises(ValueError, match="DATASETS.REGISTER"):
+        odinw_sets(tmp_path / "pothole.yaml", odinw)
+
+
+def test_mean_over_sets_by_hand():
+    figures = mean_figures({"a": {"AP": 0.2, "APs": -1.0}, "b": {"AP": 0.4, "APs": 0.1}})
+    assert figures == pytest.approx({"AP": 0.3, "APs": 0.1, "AP/a": 0.2, "AP/b": 0.4})
+    with pytest.raises(ValueError, match="no data sets"):
+        mean_figures({})
+
+
+def test_mean_over_13_among_35():
+    sets = {f"{name}_v1": {"AP": 0.5} for name in ODINW13} | {"BCCD": {"AP": 0.0}}
+    figures = mean_figures(sets)
+    assert figures["AP"] == pytest.approx(0.5 * 13 / 14) and figures["AP_odinw13"] == pytest.approx(0.5)
+    assert "AP_odinw13" not in mean_figures({name: {"AP": 0.5} for name in ODINW13})

@@ -9,7 +9,8 @@ from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipModel
-from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block, pair_captions
+from glip_hf.layers_glip import GlipFeaturePyramid, drop_block
+from glip_hf.modeling_glip import pair_captions
 
 LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
 """Of a picture of 64 x 96 pixels, over strides 8 to 128."""

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model
+from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipModel
@@ -435,7 +435,7 @@ def test_no_graph_breaks() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_export(dynamic) -> None:
-    model = tiny_model(num_blocks=1)
+    model = tiny_model(num_blocks=1, backbone_config=tiny_swin(window_size=7))
     inputs = tiny_inputs(2, height=320, width=320)
     auto = torch.export.Dim.AUTO
     shapes = {"pixel_values": {2: auto, 3: auto}, "input_ids": {1: auto}, "attention_mask": {1: auto}}

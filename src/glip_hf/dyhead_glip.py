@@ -55,11 +55,7 @@ class GlipDeformableConv(nn.Module):
         """
         height, width = ((side - 1) // self.stride + 1 for side in x.shape[-2:])
         offset, mask = view_offsets_as(offset, mask, height, width)
-        x = self.conv(x, offset, mask)
-        if torch.compiler.is_exporting():
-            # With symbolic sizes, GroupNorm of a channels-last map asks questions that torch 2.13 cannot answer.
-            x = x.contiguous()
-        return self.norm(x)
+        return self.norm(self.conv(x, offset, mask))
 
 
 class GlipDyConv(nn.Module):

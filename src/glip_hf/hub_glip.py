@@ -162,7 +162,7 @@ class GlipHubMixin:
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
         """The objects whose JSON files name classes, and these names."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say which classes its JSON files name")
 
     def _model_card(self, name: str) -> ModelCard:
         return build_model_card(name, with_code=self._code_travels())

@@ -491,3 +491,8 @@ def test_reference_grounding_targets(shared, bert_processor):
             )
             found = inputs["labels"][0]["positive_map"].nonzero().tolist()
             assert found == sorted([row, column] for row, column, _ in target["positive_map"])
+
+
+def test_names_the_vocabulary_cannot_spell_are_told(processor) -> None:
+    with pytest.warns(UserWarning, match="cannot spell '\N{GRINNING FACE}'"):
+        processor(text=["cat", "\N{GRINNING FACE}"], return_tensors="pt")

@@ -239,13 +239,14 @@ class GlipProcessor(GlipHubProcessorMixin):
             # The last token of a cut caption is [SEP], whatever the whole one has there.
             kept = len(short.ids) - (short.special_tokens_mask[-1] if short.ids else 0)
             tokens = prompt.row_tokens(long)
-            rows.append(([[token for token in row if token < kept] for row in tokens], tokens))
+            unread = [any(long.ids[token] == self.tokenizer.unk_token_id for token in row) for row in tokens]
+            rows.append(([[token for token in row if token < kept] for row in tokens], tokens, unread))
         self._warn_of_lost_rows(queries, rows, max_length)
 
         classes = max(len(prompt.label_ids) for prompt in prompts)
         label_ids = np.full((len(prompts), classes), -1, dtype=np.int64)
         maps = [np.zeros((classes, width), dtype=bool) for width in widths]
-        for n, (prompt, (kept_rows, _)) in enumerate(zip(prompts, rows, strict=True)):
+        for n, (prompt, (kept_rows, *_)) in enumerate(zip(prompts, rows, strict=True)):
             label_ids[n, : len(prompt.label_ids)] = prompt.label_ids
             shift = self._left_padding(widths[n], cut[n])
             for row, tokens in enumerate(kept_rows):
@@ -263,16 +264,19 @@ class GlipProcessor(GlipHubProcessorMixin):
     def _warn_of_lost_rows(
         self,
         queries: list[Query],
-        rows: list[tuple[list[list[int]], list[list[int]]]],
+        rows: list[tuple[list[list[int]], list[list[int]], list[bool]]],
         max_length: int,
     ) -> None:
-        """Warns of names and phrases that can only score 0; refuses a picture without any word."""
-        empty, beyond, partly, n = [], [], [], 0
+        """Warns of names and phrases that can only score 0, or that the vocabulary cannot spell; refuses a picture
+        without any word."""
+        empty, beyond, partly, unknown, n = [], [], [], [], 0
         for picture, query in enumerate(queries):
             found = False
             for prompt in query.prompts:
-                for label, kept, tokens in zip(prompt.label_ids, *rows[n], strict=True):
+                for label, kept, tokens, unread in zip(prompt.label_ids, *rows[n], strict=True):
                     found = found or bool(tokens)
+                    if unread:
+                        unknown.append(query.names[label])
                     if not tokens:
                         empty.append(query.names[label])
                     elif len(kept) < len(tokens):
@@ -286,6 +290,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         cut = f"the caption has more than {max_length} tokens and was cut: "
         for names, reason in (
             (empty, "no token stands for {}: the score of these names is 0."),
+            (unknown, "the tokenizer's vocabulary cannot spell {}: their scores mean little. Use other words."),
             (beyond, cut + "{} lie beyond the end and their score is 0. Give shorter captions."),
             (partly, cut + "only the first part of {} is left. Give shorter captions."),
         ):

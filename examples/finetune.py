@@ -1,7 +1,7 @@
 """Fine-tune GLIP on your own COCO file.
 
-Cost:    GLIP-T, full, 10 pictures a class: minutes on one GPU; --mode prompt, linear and head need less memory. With
-         the package's small model: minutes on 2 CPU cores.
+Cost:    not measured on a GPU yet. With the package's tiny model 900 steps take minutes on 2 CPU cores. --mode prompt,
+         linear and head keep no optimiser state for what they freeze.
 Command: accelerate launch examples/finetune.py --model user/glip-tiny --train ann.json --images dir
              [--validation val.json --validation-images dir] [--mode full|linear|head|prompt|lora] [--shots 10]
              [--output-dir out/finetune] [--max-steps 500] [--lr 1e-4] [--set key=value ...]

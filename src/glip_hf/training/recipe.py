@@ -24,7 +24,7 @@ class ModelRecipe:
     Attributes:
         start_from: a GLIP to continue from (directory or Hub id); its configuration and processor come along.
         preset: otherwise, the architecture of a released checkpoint (see `glip_hf.PRESETS`); `scenes`, the small
-            model that the package ships; or `demo`, a tiny one.
+            model for generated scenes; or `demo`, a tiny one.
         config: fields of `GlipConfig` that differ from the preset.
         backbone_weights: ImageNet Swin weights: a directory, Hub id, or an original Swin `.pth`.
         text_weights: BERT weights: a directory or Hub id.

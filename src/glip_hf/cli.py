@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
+from ._arguments import positive
+
 if TYPE_CHECKING:
     import torch
 
@@ -93,13 +95,6 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
 # ---------------------------------------------------------------------------------- glip ground
 
 GROUND_HELP = """\
@@ -131,14 +126,14 @@ def _add_ground(commands: Any) -> None:
     add("--save", metavar="PATH", help="annotated picture; a directory for several photos")
     add("--threshold", type=_fraction, default=0.4, metavar="P", help="lowest score (%(default)s)")
     add("--nms", type=_fraction, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
-    add("--max-detections", type=_positive, default=100, metavar="N", help="a photo (%(default)s)")
+    add("--max-detections", type=positive, default=100, metavar="N", help="a photo (%(default)s)")
     add(
         "--aggregation",
         choices=("mean", "max", "power", "onehot"),
         default="mean",
         help="how the tokens of a name make its score (%(default)s)",
     )
-    add("--chunk-size", type=_positive, metavar="N", help="names a caption (default: all that fit)")
+    add("--chunk-size", type=positive, metavar="N", help="names a caption (default: all that fit)")
     add("--json", action="store_true", help="print one JSON document")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     add(

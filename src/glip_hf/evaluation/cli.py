@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._arguments import positive
 from . import distributed
 from .base import Evaluator
 from .coco import CocoEvaluator
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
     data("--data-root", metavar="DIR", default=".", help="odinw: what paths in task files are relative to")
     data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
-    data("--limit", type=_positive, metavar="N", help="the first N pictures only")
+    data("--limit", type=positive, metavar="N", help="the first N pictures only")
 
     run = parser.add_argument_group("run").add_argument
     run("--model", metavar="DIR|HUB", help="converted model")
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run("--score-only", metavar="FILE", help="score this result file; no model, no pictures")
     run("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     run("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    run("--batch-size", type=_positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
-    run("--pairs", type=_positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
-    run("--workers", type=_positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
+    run("--batch-size", type=positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
+    run("--pairs", type=positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
+    run("--workers", type=positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
     run("--allow-padding", action="store_true", help="batch pictures of different sizes: faster, other numbers")
     run("--gallery", type=int, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
 
@@ -72,24 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
     rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
     rule("--score-agg", choices=("mean", "max", "power"), default="mean", type=str.lower, help="tokens to a score")
-    rule("--chunk-size", type=_positive, metavar="N", help="names a caption (lvis: 40, else all that fit)")
-    rule("--max-detections", type=_positive, metavar="N", help="a picture; lvis: a caption (lvis: 300, else 100)")
+    rule("--chunk-size", type=positive, metavar="N", help="names a caption (lvis: 40, else all that fit)")
+    rule("--max-detections", type=positive, metavar="N", help="a picture; lvis: a caption (lvis: 300, else 100)")
     rule("--separator", metavar="TEXT", help='between names (". ")')
     rule("--prefix", metavar="TEXT", help="before every name")
     rule("--suffix", metavar="TEXT", help="after every name")
     rule("--suppress", nargs="+", metavar="NAME", help="names that soak up false positives")
-    rule("--scales", nargs="+", type=_positive, metavar="PIXELS", help="short sides for multi-scale testing")
-    rule("--max-size", type=_positive, metavar="PIXELS", help="limit of the long side with --scales")
+    rule("--scales", nargs="+", type=positive, metavar="PIXELS", help="short sides for multi-scale testing")
+    rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
     rule("--flip", action="store_true", help="test mirrored pictures as well")
     rule("--vote", type=float, default=0.6, metavar="IOU", help="overlap that joins boxes of views (%(default)s)")
     rule("--nms", type=float, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

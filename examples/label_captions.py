@@ -40,7 +40,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    state = PartialState()
+    # Said outright: several processes that find no accelerator would else not know of each other.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     try:
         shards = list_shards(arguments.input)
         options = LabelOptions(arguments.threshold, arguments.nms_threshold, batch_size=arguments.batch_size)

@@ -2,20 +2,23 @@
 
 Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
-POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step.
+POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step. Every process leaves the losses of its steps
+in OUTPUT/losses_RANK.json.
 """
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from random_glip import random_config
 
-from glip_hf.demo import demo_config
 from glip_hf.modeling_glip import GlipForGrounding
 from glip_hf.training.batches import LoaderBatches
 from glip_hf.training.loop import Run
@@ -91,7 +94,7 @@ def main() -> None:
         ],
     )
     set_seed(recipe.run.seed)
-    config = demo_config()
+    config = random_config()
     if "NO_DROPOUT" in os.environ:
         config.fusion_dropout = config.dropblock_prob = config.backbone_config.drop_path_rate = 0.0
         config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
@@ -104,7 +107,16 @@ def main() -> None:
             Pictures(), partial(consecutive), 1000, collate, accelerator.process_index, accelerator.num_processes
         ),
     )
+    update, steps = run._update, []
+
+    def recorded(batches: Iterator[dict]) -> tuple[dict[str, float], int]:
+        losses, count = update(batches)
+        steps.append(losses)
+        return losses, count
+
+    run._update = recorded
     run.train()
+    (Path(output) / f"losses_{run.accelerator.process_index}.json").write_text(json.dumps(steps))
     if run.accelerator.is_main_process:
         torch.save(
             {"model": run.unwrapped.state_dict(), "average": run.average and run.average.average},

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from coco_pictures import write_rectangles
+from random_glip import random_model, random_processor, save_random_model
 from safetensors.torch import load_file
 
 from glip_hf import GlipForGrounding
-from glip_hf.demo import build_demo_model, demo_model, demo_processor
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
 from glip_hf.training.recipe import RecipeError
 
@@ -27,7 +27,7 @@ def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def small_model(directory: Path) -> Path:
-    path = build_demo_model(directory)
+    path = save_random_model(directory)
     file = path / "processor_config.json"
     config = json.loads(file.read_text())
     config["image_processor"]["size"] = {"shortest_edge": 96, "longest_edge": 160}
@@ -76,15 +76,15 @@ def test_nothing_to_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_recipe_defaults_by_mode(coco: Path) -> None:
     data = load_tuning_data(coco, coco.parent, shots=1)
-    recipe = tuning_recipe("base", "prompt", data, demo_processor(), shots=1)
+    recipe = tuning_recipe("base", "prompt", data, random_processor(), shots=1)
     assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.05, 0.25)
     assert (recipe.schedule.name, recipe.schedule.patience, recipe.tuning.early_stopping) == ("plateau", 3, 8)
     assert (recipe.schedule.epochs, recipe.run.evaluate_every, recipe.run.ema_decay) == (200, 25, 0)
     assert recipe.data.short_sides == [192, 224, 256, 288, 320] and recipe.data.long_side == 533
-    recipe = tuning_recipe("base", "full", data, demo_processor(), overrides=["optimizer.lr=1e-3", *FAST])
+    recipe = tuning_recipe("base", "full", data, random_processor(), overrides=["optimizer.lr=1e-3", *FAST])
     assert recipe.optimizer.lr == 1e-3 and recipe.data.short_sides == [96] and recipe.model.frozen_stages == 1
     with pytest.raises(RecipeError, match="unknown key optimizer.learning"):
-        tuning_recipe("base", "full", data, demo_processor(), overrides=["optimizer.learning=1"])
+        tuning_recipe("base", "full", data, random_processor(), overrides=["optimizer.learning=1"])
 
 
 # -- validation ------------------------------------------------------------------------------------
@@ -92,11 +92,11 @@ def test_recipe_defaults_by_mode(coco: Path) -> None:
 
 def test_validation_is_coco_ap(coco: Path) -> None:
     data = load_tuning_data(coco, coco.parent, validation=coco)
-    figures = Validation(data, demo_processor())(demo_model())
+    figures = Validation(data, random_processor())(random_model())
     assert 0 <= figures["AP"] <= figures["AP50"] <= 1
     (coco.parent / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match="3.png"):
-        Validation(data, demo_processor())
+        Validation(data, random_processor())
 
 
 def test_best_weights_come_back() -> None:

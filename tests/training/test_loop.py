@@ -1,5 +1,6 @@
 """Runs in real processes: killed, stopped, poisoned, doubled."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from glip_hf.training.checkpoints import find_checkpoints, resolve_checkpoint, w
 from glip_hf.training.recipe import RecipeError
 
 WORKER = Path(__file__).with_name("run_worker.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+IMPORTS = os.pathsep.join([str(WORKER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+# Despite its name the only option of accelerate that starts several processes on CPUs without MPI.
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
 
 
 def start(output: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:
@@ -25,7 +28,7 @@ def start(output: Path, *overrides: str, processes: int = 1, **environment: str)
         command = [*LAUNCH, "--num_processes", str(processes)]
     return subprocess.Popen(
         [*command, str(WORKER), str(output), *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": IMPORTS, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -115,6 +118,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     options = ["schedule.max_steps=3", "run.ema_decay=0.9"]
     one = run(tmp_path / "one", *options, NO_DROPOUT="1")
     two = run(tmp_path / "two", *options, processes=2, NO_DROPOUT="1")
+    (whole,) = (json.loads(path.read_text()) for path in (tmp_path / "one").glob("losses_*.json"))
+    parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "two").glob("losses_*.json"))]
+    assert len(parts) == 2  # really two processes
+    assert all(step["loss_bbox"] == 0 for step in parts[1]) and all(step["loss_bbox"] > 0 for step in parts[0])
+    for step, shares in zip(whole, zip(*parts), strict=True):
+        for name, value in step.items():
+            # The norm is that of the reduced gradient, the same on both; a loss is the mean of the two shares.
+            assert sum(share[name] for share in shares) / 2 == pytest.approx(value, rel=2e-4), name
     for name, value in one["model"].items():
         # Adam's first steps are sign-like: rounding of a near-zero gradient moves a weight by up to the learning rate.
         close = (value - two["model"][name]).abs() <= 1e-5

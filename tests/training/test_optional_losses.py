@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from random_glip import load_photo, random_config, random_processor
 from torch import Tensor
 
 from glip_hf import GlipConfig, GlipForGrounding
@@ -16,7 +17,6 @@ from glip_hf.auxiliary_losses_glip import (
     masked_language_loss,
     token_targets,
 )
-from glip_hf.demo import demo_config, demo_processor, load_demo_photo
 
 ANCHORS = torch.tensor([[x, x, x + 63, x + 63] for x in (0.0, 200.0, 300.0, 400.0)])
 """Four locations, of which a box at the origin takes the first: IoUs 1, 0, 0, 0 have mean 0.25 and deviation 0.5."""
@@ -27,13 +27,13 @@ TERMS["contrastive_loss_weight"] = "loss_contrastive"
 
 
 def build(**fields) -> GlipForGrounding:
-    return GlipForGrounding(GlipConfig(**{**demo_config().to_dict(), **fields})).train()
+    return GlipForGrounding(GlipConfig(**{**random_config().to_dict(), **fields})).train()
 
 
 def batch_of(boxes: list[list[float]]) -> dict:
     things = [{"bbox": box, "category_id": k % 2} for k, box in enumerate(boxes)]
-    return demo_processor()(
-        images=load_demo_photo().resize((128, 96)),
+    return random_processor()(
+        images=load_photo().resize((128, 96)),
         text=["cat", "pink sofa"],
         annotations={"image_id": 0, "annotations": things},
         size={"shortest_edge": 96},

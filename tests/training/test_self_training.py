@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from random_glip import load_photo, random_model, random_processor, save_random_model
 
 from glip_hf.data.shards import (
     GroundedPair,
@@ -21,7 +22,6 @@ from glip_hf.data.shards import (
     write_grounded,
 )
 from glip_hf.data.sources import build_source
-from glip_hf.demo import build_demo_model, demo_model, demo_processor, load_demo_photo
 from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards, merge_boxes
 
 CAPTION = "two cats on a pink sofa"
@@ -31,7 +31,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "label_captions.py"
 
 def png(size: tuple[int, int] = (128, 96)) -> bytes:
     stream = io.BytesIO()
-    load_demo_photo().resize(size).save(stream, "PNG")
+    load_photo().resize(size).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -64,9 +64,9 @@ def write_tar(path: Path, rows: list[dict] = ROWS) -> Path:
 
 @pytest.fixture(scope="module")
 def labeller() -> CaptionLabeller:
-    processor = demo_processor()
+    processor = random_processor()
     processor.image_processor.size = {"shortest_edge": 96, "longest_edge": 160}
-    return CaptionLabeller(demo_model(), processor, LabelOptions(threshold=0.05, batch_size=2))
+    return CaptionLabeller(random_model(), processor, LabelOptions(threshold=0.05, batch_size=2))
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_a_broken_shard_stops_nobody(labeller: CaptionLabeller, tmp_path: Path) 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     write_parquet(tmp_path / "in-0.parquet")
     write_tar(tmp_path / "in-1.tar")
-    model = build_demo_model(tmp_path / "model")
+    model = save_random_model(tmp_path / "model")
     spec = importlib.util.spec_from_file_location("label_captions_example", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_glip import random_model, random_processor
 from transformers import Trainer, TrainingArguments
-
-from glip_hf.demo import demo_model, demo_processor
 
 SIZE = {"shortest_edge": 96}
 
@@ -25,7 +24,7 @@ EXAMPLES = [
 
 
 def collate(examples: list[dict]) -> dict:
-    batch = demo_processor()(
+    batch = random_processor()(
         images=[example["image"] for example in examples],
         text=["cat", "sofa"],
         annotations=[{"image_id": i, "annotations": [e]} for i, e in enumerate(examples)],
@@ -37,7 +36,7 @@ def collate(examples: list[dict]) -> dict:
 
 def test_trainer_overfits_two_pictures(tmp_path) -> None:
     torch.manual_seed(0)
-    model = demo_model()
+    model = random_model()
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=40,
@@ -72,5 +71,5 @@ def test_trainer_evaluates(tmp_path) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(demo_model(), arguments, data_collator=collate, eval_dataset=EXAMPLES)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(demo_model()(**collate(EXAMPLES)).loss.item(), rel=1e-4)
+    trainer = Trainer(random_model(), arguments, data_collator=collate, eval_dataset=EXAMPLES)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(random_model()(**collate(EXAMPLES)).loss.item(), rel=1e-4)

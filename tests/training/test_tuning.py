@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_glip import load_photo, random_config, random_model, random_processor
 from safetensors.torch import load_file
 
 from glip_hf import GlipConfig, GlipForGrounding
 from glip_hf.conversion.variants import infer_fields
 from glip_hf.conversion.weight_map import to_original, to_ours
-from glip_hf.demo import demo_config, demo_model, demo_processor, load_demo_photo
 from glip_hf.prompt_table_glip import config_hash
 from glip_hf.training.recipe import RecipeError
 from glip_hf.training.tuning import LINEAR, trained_names, tune
 
-PHOTO = load_demo_photo().resize((128, 96))
+PHOTO = load_photo().resize((128, 96))
 
 
 def training_batch() -> dict:
     boxes = [{"bbox": [10, 10, 50, 60], "category_id": 0}, {"bbox": [60, 30, 50, 40], "category_id": 1}]
-    return demo_processor()(
+    return random_processor()(
         images=PHOTO,
         text=["cat", "pink sofa"],
         annotations={"image_id": 0, "annotations": boxes},
@@ -48,7 +48,7 @@ def logits(model: GlipForGrounding) -> torch.Tensor:
 
 @pytest.mark.parametrize("mode", ["head", "linear", "prompt"])
 def test_only_what_the_mode_names_moves(mode: str) -> None:
-    model = demo_model()
+    model = random_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = set(tune(model, mode))
     assert trained == set(trained_names(model))
@@ -61,13 +61,13 @@ def test_only_what_the_mode_names_moves(mode: str) -> None:
 
 
 def test_full_trains_all_but_what_never_is() -> None:
-    model = demo_model()
+    model = random_model()
     frozen = {name for name, _ in model.named_parameters()} - set(tune(model, "full"))
     assert frozen and all(n.startswith(("head.class_logits.", "model.backbone.swin.layernorm.")) for n in frozen)
 
 
 def test_linear_probe_is_the_originals() -> None:
-    names = tune(demo_model(), "linear")
+    names = tune(random_model(), "linear")
     assert set(names) == {
         "head.bbox_pred.weight",
         "head.bbox_pred.bias",
@@ -83,7 +83,7 @@ def test_linear_probe_is_the_originals() -> None:
 
 
 def test_frozen_parts_run_in_evaluation_mode() -> None:
-    model = demo_model()
+    model = random_model()
     tune(model, "head")
     model.train()
     assert not any(
@@ -95,15 +95,15 @@ def test_frozen_parts_run_in_evaluation_mode() -> None:
     batch = training_batch()
     torch.testing.assert_close(model(**batch).loss, model(**batch).loss, rtol=0, atol=0)  # nothing drops anything
     assert not model.model.tower["blocks"].training
-    model = demo_model().train()
+    model = random_model().train()
     assert model.model.backbone.training and model.model.neck.training  # full training is untouched
 
 
 def test_unknown_mode_and_misplaced_options() -> None:
     with pytest.raises(RecipeError, match="prefix.*full, head, linear, prompt, lora"):
-        tune(demo_model(), "prefix")
+        tune(random_model(), "prefix")
     with pytest.raises(RecipeError, match="takes no r; that is for lora"):
-        tune(demo_model(), "prompt", r=4)
+        tune(random_model(), "prompt", r=4)
 
 
 # -- the prompt table ------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_unknown_mode_and_misplaced_options() -> None:
 
 @pytest.mark.parametrize("use_fusion", [True, False])
 def test_a_fresh_table_changes_nothing_and_row_t_acts_on_token_t(use_fusion: bool) -> None:
-    config = GlipConfig(**{**demo_config().to_dict(), "use_fusion": use_fusion})
+    config = GlipConfig(**{**random_config().to_dict(), "use_fusion": use_fusion})
     model = GlipForGrounding(config).eval()
     plain = logits(model)
     table = model.add_prompt_table(12)
@@ -134,7 +134,7 @@ def test_a_fresh_table_changes_nothing_and_row_t_acts_on_token_t(use_fusion: boo
 
 
 def test_the_table_alone_travels_to_any_base_of_the_same_width(tmp_path: Path) -> None:
-    model = demo_model()
+    model = random_model()
     tune(model, "prompt")
     train(model)
     model.save_prompt_table(tmp_path)
@@ -143,29 +143,30 @@ def test_the_table_alone_travels_to_any_base_of_the_same_width(tmp_path: Path) -
     assert stored.shape == (256, 32) and stored.abs().sum() > 0
     info = json.loads((tmp_path / "prompt_table.json").read_text())
     assert (info["length"], info["text_width"]) == (256, 32)
-    assert info["base_config_hash"] == config_hash(demo_config())
+    assert info["base_config_hash"] == config_hash(random_config())
 
-    other = demo_model()
+    other = random_model()
     other.load_prompt_table(tmp_path)
-    torch.testing.assert_close(logits(other), logits(model), rtol=0, atol=0)
+    # Two ways of computing: what is being trained must be differentiable.
+    torch.testing.assert_close(logits(other), logits(model), rtol=0, atol=1e-5)
 
-    deeper = GlipForGrounding(GlipConfig(**{**demo_config().to_dict(), "num_blocks": 1}))
+    deeper = GlipForGrounding(GlipConfig(**{**random_config().to_dict(), "num_blocks": 1}))
     deeper.load_prompt_table(tmp_path)
     assert torch.equal(deeper.model.prompt_table, stored)
 
 
 def test_a_table_of_another_width_is_refused(tmp_path: Path) -> None:
-    model = demo_model()
+    model = random_model()
     model.add_prompt_table(4)
     model.save_prompt_table(tmp_path)
-    config = demo_config().to_dict()
+    config = random_config().to_dict()
     config["text_config"]["hidden_size"] = 64
     with pytest.raises(ValueError, match=r"\(4, 32\) does not fit a text encoder of width 64"):
         GlipForGrounding(GlipConfig(**config)).load_prompt_table(tmp_path)
     with pytest.raises(ValueError, match="no prompt table"):
-        demo_model().save_prompt_table(tmp_path)
+        random_model().save_prompt_table(tmp_path)
     with pytest.raises(OSError):
-        demo_model().load_prompt_table(tmp_path / "nowhere")
+        random_model().load_prompt_table(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least 1"):
         model.add_prompt_table(0)
     with pytest.raises(ValueError, match="prompt_table_length=4"):
@@ -173,7 +174,7 @@ def test_a_table_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_with_its_table_is_saved_whole(tmp_path: Path) -> None:
-    model = demo_model()
+    model = random_model()
     table = model.add_prompt_table(16)
     torch.nn.init.normal_(table)
     model.save_pretrained(tmp_path)
@@ -183,7 +184,7 @@ def test_a_model_with_its_table_is_saved_whole(tmp_path: Path) -> None:
 
 
 def test_a_configured_table_is_zero_after_loading_a_base_without_one(tmp_path: Path) -> None:
-    demo_model().save_pretrained(tmp_path)
+    random_model().save_pretrained(tmp_path)
     model = GlipForGrounding.from_pretrained(tmp_path, prompt_table_length=8)
     assert model.model.prompt_table.shape == (8, 32) and not model.model.prompt_table.any()
 
@@ -193,7 +194,7 @@ def test_a_configured_table_is_zero_after_loading_a_base_without_one(tmp_path: P
 
 def test_lora(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
-    model = demo_model()
+    model = random_model()
     model.save_pretrained(tmp_path / "base")
     model = GlipForGrounding.from_pretrained(tmp_path / "base")
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -217,7 +218,7 @@ def test_lora(tmp_path: Path) -> None:
 
 
 def test_a_prompt_table_converts_both_ways() -> None:
-    model = demo_model()
+    model = random_model()
     torch.nn.init.normal_(model.add_prompt_table(1000))
     original = to_original(model.state_dict())
     assert torch.equal(original["rpn.tunable_linear.weight"], model.model.prompt_table)

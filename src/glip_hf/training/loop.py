@@ -8,6 +8,7 @@ seed, so a run that is killed and resumed ends with the same parameters as one t
 import contextlib
 import json
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
+from .._launch import warn_if_alone
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .card import write_card
@@ -100,12 +102,19 @@ class Run:
         self.recipe, self.processor, self.evaluate = recipe, processor, evaluate
         self.output = Path(settings.output_dir)
         self.accelerator = Accelerator(
+            # Said outright: several processes that find no accelerator would else not know of each other.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=None if settings.precision == "auto" else settings.precision,
             gradient_accumulation_steps=settings.gradient_accumulation,
             log_with=settings.trackers or None,
             project_dir=str(self.output),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        warn_if_alone(self.accelerator.num_processes)
+        if self.accelerator.device.type == "cpu":
+            shared = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
+            torch.set_num_threads(settings.cpu_threads or max(shared // local, 1))
         # One seed for the weights' dropout a process, so that processes do not drop the same cells.
         set_seed(settings.seed, device_specific=True)
         if settings.gradient_checkpointing:

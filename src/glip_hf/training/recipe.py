@@ -24,7 +24,7 @@ class ModelRecipe:
     Attributes:
         start_from: a GLIP to continue from (directory or Hub id); its configuration and processor come along.
         preset: otherwise, the architecture of a released checkpoint (see `glip_hf.PRESETS`); `scenes`, the small
-            model for generated scenes; or `demo`, a tiny one.
+            model for generated scenes.
         config: fields of `GlipConfig` that differ from the preset.
         backbone_weights: ImageNet Swin weights: a directory, Hub id, or an original Swin `.pth`.
         text_weights: BERT weights: a directory or Hub id.
@@ -149,6 +149,8 @@ class RunRecipe:
         ema_decay: of the averaged weights; 0 keeps none.
         checkpoint_every, keep_checkpoints: in steps; how many stay.
         log_every, evaluate_every: in steps; 0 never.
+        cpu_threads: of each process where it trains on a CPU; 0 shares the cores among the machine's processes
+            (`accelerate launch` alone would give one thread to each).
         resume: `latest`, a checkpoint directory, or empty.
         on_nonfinite: `stop` saves the batch and stops; `zero` drops the step's gradients, as the original did.
         trackers: `tensorboard`, `wandb`, ...
@@ -165,6 +167,7 @@ class RunRecipe:
     keep_checkpoints: int = 3
     log_every: int = 20
     evaluate_every: int = 0
+    cpu_threads: int = 0
     resume: str = ""
     on_nonfinite: Literal["stop", "zero"] = "stop"
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])

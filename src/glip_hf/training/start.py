@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertModel, BertTokenizer, SwinModel
 from ..configuration_glip import PRESETS, GlipConfig
 from ..conversion.checkpoint import read_checkpoint
 from ..conversion.weight_map import match_original
-from ..demo import demo_config, demo_processor, scenes_config
+from ..demo import scenes_config, scenes_processor
 from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
@@ -110,10 +110,9 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
     if recipe.start_from:
         model = GlipForGrounding.from_pretrained(recipe.start_from, **recipe.config)
         processor = GlipProcessor.from_pretrained(recipe.start_from)
-    elif recipe.preset in ("demo", "scenes"):
-        config = demo_config() if recipe.preset == "demo" else scenes_config()
-        model = GlipForGrounding(GlipConfig(**{**config.to_dict(), **recipe.config}))
-        processor = demo_processor(320 if recipe.preset == "demo" else 160)
+    elif recipe.preset == "scenes":
+        model = GlipForGrounding(GlipConfig(**{**scenes_config().to_dict(), **recipe.config}))
+        processor = scenes_processor()
     elif recipe.preset in PRESETS:
         tokenizer = recipe.tokenizer or recipe.text_weights
         if tokenizer is None:
@@ -124,7 +123,7 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         model = GlipForGrounding(GlipConfig.from_preset(recipe.preset, **recipe.config))
         processor = GlipProcessor(GlipImageProcessorPil(), _tokenizer(tokenizer))
     else:
-        raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, demo, {', '.join(PRESETS)}.")
+        raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, {', '.join(PRESETS)}.")
     if recipe.backbone_weights:
         load_backbone_weights(model.model.backbone, recipe.backbone_weights)
     if recipe.text_weights:

@@ -1,10 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Draw the photo that the package ships: two cats on a pink sofa, remote control, plant and lamp.
 
-    python scripts/draw_demo_photo.py [OUT.jpg]  # default: src/glip_hf/assets/photo.jpg; 1 second
+    python scripts/draw_photo.py [OUT.jpg]  # default: tests/fixtures/images/photo.jpg; 1 second
 
 All of it is drawn here with PIL and a fixed seed, so nobody else's rights are touched.
-tests/test_demo.py draws it again and compares.
+tests/test_random_glip.py draws it again and compares.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 WIDTH, HEIGHT = 640, 480
 SCALE = 3  # everything is drawn three times as large and reduced, which smooths the edges
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "src/glip_hf/assets/photo.jpg"
+DEFAULT_OUT = Path(__file__).resolve().parents[1] / "tests/fixtures/images/photo.jpg"
 Color = tuple[int, int, int]
 
 

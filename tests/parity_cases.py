@@ -110,7 +110,8 @@ def record_stages(model: GlipForGrounding, run: Any) -> tuple[Any, dict[str, Ten
             hooks.append(on(block.fusion, fusion(f"block{index}.fuse")))
             name = f"block{index}.text.hidden"
             hooks.append(on(block.text_layer, lambda x, name=name: stages.update({name: x})))
-        hooks.append(on(block.dyconv, pyramid(f"block{index}.dyconv")))
+        name = f"block{index}.dyconv.tokens"
+        hooks.append(on(block.dyconv, lambda x, name=name: stages.update({name: x})))
     try:
         outputs = run()
     finally:

@@ -12,6 +12,7 @@ from locations import FIXTURES
 from transformers.utils import is_torchvision_available
 
 from glip_hf.boxes_glip import (
+    _make_anchors,
     box_area,
     box_iou,
     clip_boxes,
@@ -59,6 +60,14 @@ def test_recorded_box_coder() -> None:
     torch.testing.assert_close(decoded, tensor(record["decoded"]), rtol=1e-5, atol=1e-3)
     encoded = encode_boxes(tensor(record["gt"]), anchors)
     torch.testing.assert_close(encoded, tensor(record["encoded"]), rtol=1e-5, atol=1e-5)
+
+
+def test_anchors_are_made_once_a_size() -> None:
+    first = make_anchors([torch.Size((2, 3))], [8], 8)
+    assert make_anchors([(2, 3)], (8,), 8) is first and make_anchors([(2, 3)], [8], 4) is not first
+    for side in range(1, 40):
+        make_anchors([(side, side)], [8], 8)
+    assert _make_anchors.cache_info().currsize == _make_anchors.cache_info().maxsize == 16
 
 
 def test_no_regression_is_the_anchor_itself() -> None:

@@ -16,6 +16,7 @@ NOT_NEGATIVE = (
     "token_loss_weight",
     "bbox_loss_weight",
     "centerness_loss_weight",
+    "offset_initializer_range",
 )
 POSITIVE = (
     "d_model",

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from glip_hf.deformable_glip import TAPS, deform_conv2d, view_offsets_as
+import glip_hf.deformable_glip as deformable
+from glip_hf.deformable_glip import (
+    TAPS,
+    deform_conv2d,
+    deform_conv2d_cpu,
+    deform_conv2d_torch,
+    sampled_product,
+    tap_grid,
+    view_offsets_as,
+)
 
 
 def scalar_loop(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
@@ -52,6 +61,79 @@ def test_equals_the_scalar_loop(size, stride, spread) -> None:
     torch.testing.assert_close(deform_conv2d(*args, stride), scalar_loop(*args, stride), rtol=1e-12, atol=1e-12)
 
 
+def in_small_blocks(monkeypatch) -> None:
+    """Several blocks of positions, none of them kept for the backward pass."""
+    monkeypatch.setattr(deformable, "COLUMN_BLOCK", 5)
+    monkeypatch.setattr(deformable, "KEPT_COLUMNS", 3 * TAPS * 3 * 8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_kernels_agree(stride, monkeypatch) -> None:
+    args = case(7, 6, stride, 1.5)
+    plain = deform_conv2d_torch(*args, stride)
+    torch.testing.assert_close(deform_conv2d_cpu(*args, stride), plain, rtol=1e-12, atol=1e-12)
+    in_small_blocks(monkeypatch)
+    torch.testing.assert_close(deform_conv2d_cpu(*args, stride), plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", ["one block", "small blocks"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_the_kernels_agree(stride, blocks, monkeypatch) -> None:
+    if blocks == "small blocks":
+        in_small_blocks(monkeypatch)
+    args = [value.requires_grad_() for value in case(5, 6, stride, 1.5)]
+    found, expected = (kernel(*args, stride) for kernel in (deform_conv2d_cpu, deform_conv2d_torch))
+    weight = torch.randn_like(found)
+    pairs = zip(*(torch.autograd.grad((out * weight).sum(), args) for out in (found, expected)))
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", [deform_conv2d_cpu, deform_conv2d_torch])
+def test_gradient_of_taps_in_their_places(kernel) -> None:
+    """Where training may start: a tap that lies on a cell learns from the difference to the next one."""
+    x, weight, bias = torch.tensor([[[[2.0, 5.0, 11.0]]]]), torch.zeros(1, 1, 3, 3), torch.zeros(1)
+    weight[..., 1, :] = 1
+    offset = torch.zeros(1, 18, 1, 3, requires_grad=True)
+    kernel(x, offset, torch.ones(1, 9, 1, 3), weight, bias).sum().backward()
+    left, middle, right = offset.grad[0, [7, 9, 11], 0].tolist()
+    assert middle == [3, 6, -11]  # the next cell of the last one is outside: 0
+    assert left == [2, 3, 6] and right == [6, -11, 0]
+
+
+def test_columns_are_kept_only_while_they_are_small(monkeypatch) -> None:
+    sizes = []
+
+    def pack(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    def kept() -> bool:
+        sizes.clear()
+        args = [value.requires_grad_() for value in case(6, 6, 1, 1.0)]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            deform_conv2d_cpu(*args)
+        return 2 * 36 * TAPS * 3 in sizes
+
+    assert kept()
+    in_small_blocks(monkeypatch)
+    assert not kept()
+
+
+def test_many_rows_are_sorted_with_wider_numbers() -> None:
+    # Beyond 2^15 rows; the last one belongs to the second map.
+    source = torch.randn(2, 2**15, 2, dtype=torch.float64).requires_grad_()
+    grid = tap_grid(2, 2**14, 1, 0, source.device)
+    grid = type(grid)(*(part[-3:] for part in grid))
+    moves, mask = torch.zeros(2, 3, TAPS, 2, dtype=torch.float64), torch.ones(2, 3, TAPS, dtype=torch.float64)
+    kernel = torch.ones(1, 2, 3, 3, dtype=torch.float64)
+    sampled_product(source, moves, mask, grid, kernel, torch.zeros(1, dtype=torch.float64)).sum().backward()
+    # Ones over the last three columns of two rows: taps that see them are 1, 2, 3 and 2 in a row, twice
+    expected = torch.zeros(2, 2**14)
+    expected[:, -4:] = torch.tensor([1, 2, 3, 2])
+    assert torch.equal(source.grad, expected.flatten()[:, None].expand(2, -1, 2).double())
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_without_offsets_it_is_a_convolution(stride) -> None:
     x, offset, mask, weight, bias = case(6, 5, stride, 0.0)
@@ -72,8 +154,9 @@ def test_borders_by_hand() -> None:
 def test_a_broken_offset_does_not_hide() -> None:
     x, offset, mask, weight, bias = case(4, 4, 1, 0.5)
     offset[0, 3, 1, 2] = math.nan
-    out = deform_conv2d(x, offset, mask, weight, bias)
-    assert bool(out[0, :, 1, 2].isnan().all()) and bool(out[1].isfinite().all())
+    for kernel in (deform_conv2d_cpu, deform_conv2d_torch):
+        out = kernel(x, offset, mask, weight, bias)
+        assert bool(out[0, :, 1, 2].isnan().all()) and bool(out[1].isfinite().all())
 
 
 @pytest.mark.parametrize("stride", [1, 2])

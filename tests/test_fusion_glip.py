@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The absorbed two-way attention, written out, through SDPA and streamed, against the textbook form."""
+"""The absorbed two-way attention, written out, through SDPA and in blocks, against the textbook form."""
 
 import pytest
 import torch
@@ -7,11 +7,22 @@ from tiny import lively, tiny_config
 from torch import Tensor
 
 import glip_hf.fusion_glip as fusion
-from glip_hf.fusion_glip import GlipFusionLayer, attend_eager, attend_sdpa, attend_streamed
+from glip_hf.fusion_glip import AttendInBlocks, GlipFusionLayer, attend_eager, attend_in_blocks, attend_sdpa
 
-PATHS = ["eager", "sdpa", "streamed"]
+PATHS = ["eager", "sdpa", "blocks"]
 LENGTHS = (7, 4)
 """Real tokens of the two captions."""
+
+
+@pytest.fixture
+def take(monkeypatch):
+    """Make layers take a path of `PATHS` on CPU: SDPA is for other devices."""
+
+    def choose(path: str) -> None:
+        if path == "sdpa":
+            monkeypatch.setattr(fusion, "is_traced", lambda: True)
+
+    return choose
 
 
 def make_layer(path: str = "eager", **overrides) -> GlipFusionLayer:
@@ -52,32 +63,40 @@ def textbook(layer: GlipFusionLayer, vision: Tensor, text: Tensor, mask: Tensor)
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("block", [8, 37, 1024], ids=["many blocks", "one block", "wide block"])
-def test_equals_the_textbook(path, block, monkeypatch) -> None:
-    monkeypatch.setattr(fusion, "STREAM_BLOCK", block)
+def test_equals_the_textbook(path, block, take, monkeypatch) -> None:
+    take(path)
+    monkeypatch.setattr(fusion, "BLOCK_SCORES", block * 2 * 4 * 7)
+    monkeypatch.setattr(fusion, "MIN_BLOCK", 1)
     layer, inputs = make_layer(path), make_inputs()
     expected = textbook(layer, *inputs)
-    with torch.set_grad_enabled(path != "streamed"):
-        new_vision, new_text, *attentions = layer(*inputs)
+    new_vision, new_text, *attentions = layer(*inputs)
     assert attentions == [None, None]
     torch.testing.assert_close(new_vision, expected[0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(new_text, expected[1], rtol=1e-10, atol=1e-10)
 
 
-def test_every_path_is_taken(monkeypatch) -> None:
+def test_every_path_is_taken(take, monkeypatch) -> None:
     taken = []
-    for name in ("attend_eager", "attend_sdpa", "attend_streamed"):
+    for name in ("attend_eager", "attend_in_blocks", "attend_sdpa"):
         original = getattr(fusion, name)
         monkeypatch.setattr(
             fusion, name, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
         )
-    for path in PATHS:
-        with torch.set_grad_enabled(path != "streamed"):
-            make_layer(path)(*make_inputs())
-    assert taken == ["attend_eager", "attend_sdpa", "attend_streamed"]
+    make_layer("eager")(*make_inputs())
+    make_layer("blocks")(*make_inputs())
+    make_layer("blocks", fusion_dropout=0.1).train()(*make_inputs())
+    take("sdpa")
+    make_layer("sdpa")(*make_inputs())
+    make_layer("sdpa", fusion_dropout=0.1).train()(*make_inputs())  # SDPA keeps no masks that a trace could replay
+    assert taken == ["attend_eager", "attend_in_blocks", "attend_in_blocks", "attend_sdpa", "attend_eager"]
 
 
-@pytest.mark.parametrize("path", ["eager", "sdpa"])
-def test_gradients_equal_the_textbook(path) -> None:
+@pytest.mark.parametrize("block", [8, 1024], ids=["many blocks", "wide block"])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_equal_the_textbook(path, block, take, monkeypatch) -> None:
+    take(path)
+    monkeypatch.setattr(fusion, "BLOCK_SCORES", block * 2 * 4 * 7)
+    monkeypatch.setattr(fusion, "MIN_BLOCK", 1)
     layer, (vision, text, mask) = make_layer(path), make_inputs()
     weights = [torch.randn_like(vision), torch.randn_like(text)]
 
@@ -104,11 +123,11 @@ def test_attentions_are_distributions() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_padding_of_the_caption_changes_nothing(path) -> None:
+def test_padding_of_the_caption_changes_nothing(path, take) -> None:
+    take(path)
     layer, (vision, text, mask) = make_layer(path), make_inputs()
-    with torch.set_grad_enabled(path != "streamed"):
-        padded = layer(vision, text, mask)
-        alone = layer(vision[1:], text[1:, : LENGTHS[1]], mask[1:, : LENGTHS[1]])
+    padded = layer(vision, text, mask)
+    alone = layer(vision[1:], text[1:, : LENGTHS[1]], mask[1:, : LENGTHS[1]])
     torch.testing.assert_close(padded[0][1:], alone[0])
     torch.testing.assert_close(padded[1][1:, : LENGTHS[1]], alone[1])
 
@@ -134,8 +153,80 @@ def test_dropout_leaves_the_bias_of_the_values_right() -> None:
     torch.testing.assert_close(new_text, normed_text + layer.gamma_text * layer.out_text(heads))
 
 
-def test_dropout_is_right_on_average() -> None:
-    layer, inputs = make_layer(fusion_dropout=0.2), make_inputs()
+def arguments() -> tuple[list[Tensor], Tensor]:
+    """Small arguments of an attention in double precision, and the mask of the caption."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(2, 5, 3), (2, 2, 3, 3), (2, 2, 3), (2, 2, 3, 3)]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    return values, torch.arange(3) < torch.tensor((3, 2))[:, None]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("block", "residual"), [(2, True), (5, False)])
+def test_gradients_of_blocks(dropout, block, residual) -> None:
+    values, mask = arguments()
+
+    def attend(*args: Tensor) -> tuple[Tensor, ...]:
+        return AttendInBlocks.apply(*args, mask, dropout, 7, block, residual)
+
+    assert torch.autograd.gradcheck(attend, values)
+
+
+def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
+    (vision, keys, bias, values), mask = arguments()
+    found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.4, 11, 5, False)
+    *_, picture, sentence = attend_eager(vision, keys, bias, values, mask, 50000.0)
+    generator = torch.Generator().manual_seed(11)
+    masks = [torch.empty(2, 6, 5, dtype=torch.float64).bernoulli_(0.6, generator=generator) / 0.6 for _ in range(2)]
+    masks = [kept.unflatten(1, (2, 3)) for kept in masks]  # [B, H, T, N]
+    assert not torch.equal(*masks)
+    picture, sentence = picture * masks[0].transpose(2, 3), sentence * masks[1]
+    torch.testing.assert_close(found[0], torch.einsum("bhnt,bhtd->bnd", picture, values))
+    torch.testing.assert_close(found[1], torch.einsum("bhtn,bnd->bhtd", sentence, vision))
+    torch.testing.assert_close(found[2], sentence.sum(-1))
+
+
+def test_dropout_follows_the_global_seed() -> None:
+    layer, inputs = make_layer("blocks", fusion_dropout=0.3).train(), make_inputs()
+
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return layer(*inputs)[0]
+
+    first = run(1)
+    assert torch.equal(first, run(1)) and not torch.equal(first, run(2))
+    assert not torch.equal(first, layer(*inputs)[0])
+
+
+def test_blocks_keep_nothing_of_the_size_of_the_scores() -> None:
+    (vision, keys, bias, values), mask = arguments()
+    vision = torch.randn(2, 4000, 3, dtype=torch.float64, requires_grad=True)
+    sizes = []
+
+    def pack(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        attend_in_blocks(vision, keys, bias, values, mask, 0.1)
+    assert max(sizes) == vision.numel()  # scores: twice as many
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_autocast_trains(dropout) -> None:
+    layer, (vision, text, mask) = make_layer("blocks", fusion_dropout=dropout).float().train(), make_inputs()
+    vision, text = vision.float().requires_grad_(), text.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        new_vision, new_text, *_ = layer(vision, text, mask)
+        loss = new_vision.float().square().mean() + new_text.float().square().mean()
+    assert new_vision.dtype == torch.float32  # the picture itself is not rounded
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in (vision, *layer.parameters()))
+
+
+@pytest.mark.parametrize("path", ["eager", "blocks"])
+def test_dropout_is_right_on_average(path) -> None:
+    layer, inputs = make_layer(path, fusion_dropout=0.2), make_inputs()
     still = layer(*inputs)[:2]
     layer.train()
     with torch.no_grad():
@@ -147,11 +238,11 @@ def test_dropout_is_right_on_average() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_huge_scores_stay_finite(path) -> None:
+def test_huge_scores_stay_finite(path, take) -> None:
+    take(path)
     layer, (vision, text, mask) = make_layer(path).float(), make_inputs()
     layer.query_vision.weight.data *= 1e4
-    with torch.set_grad_enabled(path != "streamed"):
-        new = layer(vision.float(), text.float(), mask)[:2]
+    new = layer(vision.float(), text.float(), mask)[:2]
     assert all(bool(state.isfinite().all()) for state in new)
 
 
@@ -161,9 +252,11 @@ def test_half_precision_paths_agree(dtype) -> None:
     keys, bias, values, _ = make_layer()._absorb(text)
     args = [value.to(dtype) for value in (vision, keys, bias, values)]
     exact = attend_sdpa(vision, keys, bias, values, mask)
+    # Without the visual tokens themselves, whose size would hide the difference
+    half_picture_and_sentence = AttendInBlocks.apply(*args, mask, 0.0, 0, 8, False)[:2]
     for found in (
         attend_sdpa(*args, mask),
-        attend_streamed(*args, mask),
+        half_picture_and_sentence,
         attend_eager(*args, mask, 50000.0)[:2],
     ):
         for a, b in zip(found, exact):

@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
-from glip_hf.loss_glip import assign_atss, centerness_targets, giou_loss, grounding_loss, token_focal_loss
+from glip_hf.boxes_glip import make_anchors
+from glip_hf.loss_glip import (
+    assign_atss,
+    assign_atss_batch,
+    centerness_targets,
+    giou_loss,
+    grounding_loss,
+    token_focal_loss,
+)
 
 LN2 = math.log(2)
 
@@ -59,6 +67,21 @@ def test_a_box_outside_the_picture_or_inside_out_gets_nothing() -> None:
     assert assign_atss(ROW, [3], tensor([500, 500, 520, 520], [20, 9, 3, 2])).tolist() == [-1, -1, -1]
 
 
+@pytest.mark.parametrize("counts", [(0, 3, 0, 7), (1,), (0, 0), (12, 5)])
+def test_a_batch_is_assigned_as_its_pictures(counts) -> None:
+    generator = torch.Generator().manual_seed(len(counts))
+    shapes = [(12, 15), (6, 8), (3, 4)]
+    anchors, sizes = make_anchors(shapes, [8, 16, 32], 4), [height * width for height, width in shapes]
+    corners = [torch.randint(0, 90, (count, 2), generator=generator).float() for count in counts]
+    # Whole numbers: many anchors are equally far away
+    boxes = [torch.cat([c, c + torch.randint(5, 60, c.shape, generator=generator)], dim=1) for c in corners]
+    found = assign_atss_batch(anchors, sizes, boxes)
+    assert found.shape == (len(counts), len(anchors))
+    for own, owner in zip(boxes, found):
+        assert torch.equal(owner, assign_atss(anchors, sizes, own))
+        assert bool((owner >= 0).any()) == bool(len(own)) and int(owner.max()) < len(own)
+
+
 # --- terms
 
 
@@ -81,6 +104,36 @@ def test_focal_loss_by_hand() -> None:
     mask = torch.tensor([[True, True, False]])
     expected = 0.25 * 0.25 * LN2 + 3 * 0.75 * 0.25 * LN2
     assert token_focal_loss(logits, targets, mask, 0.25, 2).item() == pytest.approx(expected)
+
+
+def textbook_focal_loss(logits, targets, mask, alpha, gamma) -> torch.Tensor:
+    """RetinaNet's formula (arXiv 1708.02002), term by term."""
+    p = logits.sigmoid()
+    positive = -alpha * (1 - p) ** gamma * torch.nn.functional.logsigmoid(logits)
+    negative = -(1 - alpha) * p**gamma * torch.nn.functional.logsigmoid(-logits)
+    return (torch.where(targets > 0, positive, negative) * mask[:, None]).sum()
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5), (0.5, 0.0)])
+def test_focal_loss_and_its_gradient(alpha, gamma) -> None:
+    logits = (torch.randn(2, 3, 4, dtype=torch.float64) * 4).requires_grad_()
+    targets, mask = (torch.rand(2, 3, 4) < 0.3).double(), torch.rand(2, 4) < 0.7
+    losses = [f(logits, targets, mask, alpha, gamma) for f in (token_focal_loss, textbook_focal_loss)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * loss, logits)[0] for loss in losses))
+    assert torch.autograd.gradcheck(lambda x: token_focal_loss(x, targets, mask, alpha, gamma), [logits])
+
+
+def test_focal_loss_of_sure_answers() -> None:
+    # Right and sure: small numbers keep their digits. Wrong and sure: finite.
+    logits, ones = torch.tensor([[[-12.0, 12.0, -90.0, 90.0]]]).requires_grad_(), torch.ones(1, 4)
+    targets = torch.tensor([[[0.0, 1.0, 1.0, 0.0]]])
+    exact = textbook_focal_loss(logits[..., :2].double(), targets[..., :2], ones[:, :2], 0.25, 2)
+    torch.testing.assert_close(token_focal_loss(logits[..., :2], targets[..., :2], ones[:, :2], 0.25, 2), exact.float())
+    loss = token_focal_loss(logits, targets, ones, 0.25, 2)
+    assert loss.item() == pytest.approx(0.25 * 90 + 0.75 * 90)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert grad[0, 0, 2:].tolist() == pytest.approx([-0.25, 0.75])
 
 
 def test_whole_loss_by_hand() -> None:

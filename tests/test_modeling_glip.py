@@ -318,6 +318,12 @@ def test_initial_values_of_missing_weights(tmp_path) -> None:
     assert bool((model.head.bbox_pred.bias == 0).all())
 
 
+def test_taps_may_start_in_their_places() -> None:
+    for block in GlipForGrounding(tiny_config(offset_initializer_range=0.0)).model.tower["blocks"]:
+        assert not block.dyconv.offset_conv.weight.any() and not block.dyconv.offset_conv.bias.any()
+        assert block.dyconv.conv_mid.conv.weight.std() > 0
+
+
 def test_initial_gamma_and_prior() -> None:
     model = GlipForGrounding(tiny_config(fusion_init_gamma=0.75, prior_probability=0.5))
     fusion = model.model.tower["blocks"][1].fusion

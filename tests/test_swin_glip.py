@@ -5,8 +5,10 @@ import pytest
 import torch
 from tiny import lively, tiny_swin
 from transformers import SwinBackbone
+from transformers.models.swin.modeling_swin import SwinDropPath
 
-from glip_hf.swin_glip import GlipSwinBackbone, _shift_mask
+import glip_hf.swin_glip as swin
+from glip_hf.swin_glip import GlipSwinBackbone, GlipSwinLayer, _shift_mask, head_rows, window_cells
 
 SIZES = [(64, 64), (32, 32), (36, 100), (33, 70), (128, 40)]
 
@@ -70,6 +72,130 @@ def test_states_and_attentions_on_request(implementation) -> None:
     assert isinstance(ours(pixels, return_dict=False), tuple)
 
 
+def make_layer(shift: int, window: int = 4, **overrides) -> GlipSwinLayer:
+    config = tiny_swin(window_size=window, **overrides)
+    config._attn_implementation = "sdpa"
+    return lively(GlipSwinLayer(config, 8, 2, 0.0, shift)).double()
+
+
+PLACES = [(8, 8, 0), (8, 8, 2), (5, 9, 0), (5, 9, 2), (4, 4, 2), (3, 2, 2)]
+"""Heights, widths and shifts: whole windows, padded ones, a single one, a map smaller than its window."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [1, 800, 2**20])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("height", "width", "shift"), PLACES)
+def test_fused_inference_equals_the_attention_module(height, width, shift, batch, block, monkeypatch) -> None:
+    layer = make_layer(shift).eval()
+    x = torch.randn(batch, height, width, 8, dtype=torch.float64)
+    expected = x + layer._attend_plain(layer.layernorm_before(x))[0]
+    expected = expected + layer.mlp(layer.layernorm_after(expected))
+    monkeypatch.setattr(swin, "BLOCK_NUMBERS", block)
+    monkeypatch.setattr(layer, "_attend_plain", None)
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize(("height", "width", "shift"), PLACES)
+def test_fused_training_equals_the_attention_module(height, width, shift, qkv_bias) -> None:
+    layer = make_layer(shift, qkv_bias=qkv_bias)
+    x = torch.randn(2, height, width, 8, dtype=torch.float64, requires_grad=True)
+    found, expected = layer._attend_fused(x), layer._attend_plain(x)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x, *layer.attention.parameters()]
+    weight = torch.randn_like(x)
+    pairs = zip(*(torch.autograd.grad((out * weight).sum(), inputs) for out in (found, expected)))
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reason", ["hook", "adapter", "dropout", "half precision", "eager", "autocast"])
+def test_otherwise_the_attention_module_is_called(reason, monkeypatch) -> None:
+    layer = make_layer(2, attention_probs_dropout_prob=0.1 if reason == "dropout" else 0.0).train()
+    attention = layer.attention
+    x, calls = torch.randn(1, 5, 5, 8, dtype=torch.float64), []
+    monkeypatch.setattr(layer, "_attend_plain", lambda x: (calls.append(1), (x, None))[1])
+    layer(x)
+    assert len(calls) == (reason == "dropout")
+    if reason == "hook":
+        attention.k_proj.register_forward_hook(lambda *_: None)
+    elif reason == "adapter":
+        attention.q_proj = torch.nn.Sequential(attention.q_proj)
+    elif reason == "half precision":
+        layer, x = layer.bfloat16(), x.bfloat16()
+    elif reason == "eager":
+        attention.config._attn_implementation = "eager"
+    calls.clear()
+    with torch.autocast("cpu", torch.bfloat16, enabled=reason == "autocast"):
+        layer(x)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("block", [40, 2**20], ids=["many blocks", "one block"])
+def test_recomputed_feed_forward(block, rate, monkeypatch) -> None:
+    layer = make_layer(0).train()
+    if rate:
+        layer.drop_path = SwinDropPath(rate)
+    x = torch.randn(3, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    inputs, weight = [x, *layer.mlp.parameters(), *layer.layernorm_after.parameters()], torch.randn_like(x)
+
+    def run(recompute: bool) -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        monkeypatch.setattr(layer, "_may_recompute", lambda _: recompute)
+        monkeypatch.setattr(swin, "BLOCK_NUMBERS", block)
+        out = layer(x)[0]
+        return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
+
+    for a, b in zip(run(True), run(False)):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reason", [None, "small", "wide", "dropout", "adapter", "hook"])
+def test_what_is_recomputed(reason, monkeypatch) -> None:
+    layer, x = make_layer(0).train(), torch.randn(1, 4, 4, 8, dtype=torch.float64)
+    monkeypatch.setattr(swin, "BLOCK_NUMBERS", 4 * x.numel() - (reason != "small"))
+    if reason == "wide":
+        monkeypatch.setattr(swin, "RECOMPUTED_WIDTH", 7)
+    elif reason == "dropout":
+        layer.dropout.p = 0.1
+    elif reason == "adapter":
+        layer.mlp.fc2 = torch.nn.Sequential(layer.mlp.fc2)
+    elif reason == "hook":
+        layer.mlp.fc1.register_forward_hook(lambda *_: None)
+    assert layer._may_recompute(x) == (reason is None)
+    with torch.no_grad():
+        assert not layer._may_recompute(x)
+
+
+def test_windows_by_hand() -> None:
+    # A map of 3 x 2 in windows of 2: padded to 4 x 2, row 3 does not exist.
+    cells, places = window_cells(3, 2, 2, 0, torch.device("cpu"))
+    assert cells.tolist() == [0, 1, 2, 3, 4, 5, -1, -1] and places.tolist() == [0, 1, 2, 3, 4, 5]
+    # Shifted by one: row 1 comes first, column 1 before column 0.
+    cells, places = window_cells(3, 2, 2, 1, torch.device("cpu"))
+    assert cells.tolist() == [3, 2, 5, 4, -1, -1, 1, 0] and places.tolist() == [7, 6, 1, 0, 3, 2]
+
+
+def test_few_sizes_are_kept() -> None:
+    for side in range(1, 80):
+        head_rows(1, side, 1, 2, 0, 1, torch.device("cpu"))
+    assert head_rows.cache_info().currsize == head_rows.cache_info().maxsize == 32
+    assert window_cells.cache_info().currsize == window_cells.cache_info().maxsize == 64
+
+
+def test_no_denormal_weights_in_training() -> None:
+    """exp(-100) is one, and each costs as much as a hundred other numbers: twice the time of a step."""
+    layer = make_layer(2).float()
+    x = torch.randn(1, 8, 8, 8)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
+        layer._attend_fused(x)
+    weights = next(value for value in kept if value.shape[1:] == (16, 16))
+    assert bool((weights == 0).any()) and bool((weights[weights > 0] >= torch.finfo(torch.float32).tiny).all())
+
+
 def test_shift_mask_by_hand() -> None:
     # A map of 4 x 4 in windows of 2, shifted by 1: after the roll the last row and column come from the other side.
     mask = _shift_mask(2, 2, 2, 1)
@@ -92,7 +218,7 @@ def test_stochastic_depth_grows_and_acts_on_both_branches() -> None:
     x = torch.randn(256, 2, 2, config.embed_dim * 8)
     with torch.no_grad():
         out = layer(x)[0]
-        attended = layer._attend(layer.layernorm_before(x))[0]
+        attended = layer._attend_plain(layer.layernorm_before(x))[0]
 
         def forward(a: float, b: float) -> torch.Tensor:
             y = x + a * attended

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
+from .fast_path_glip import shape_constants
+
 PIXEL = 1.0
 """What the inclusive convention adds to a difference of coordinates."""
 
@@ -40,8 +42,17 @@ def make_anchors(
         scale: side of an anchor in strides.
 
     Returns:
-        [A, 4] float32, xyxy in pixels: centre `k * stride + (stride - 1) / 2`, corners `(side - 1) / 2` away.
+        [A, 4] float32, xyxy in pixels: centre `k * stride + (stride - 1) / 2`, corners `(side - 1) / 2` away. Calls
+        with the same arguments may give the same tensor: do not change it.
     """
+    shapes = tuple((height, width) for height, width in spatial_shapes)
+    return _make_anchors(shapes, tuple(strides), scale, torch.get_default_device() if device is None else device)
+
+
+@shape_constants(maxsize=16)
+def _make_anchors(
+    spatial_shapes: tuple[tuple[int, int], ...], strides: tuple[int, ...], scale: int, device: torch.device | str
+) -> Tensor:
     anchors = []
     for (height, width), stride in zip(spatial_shapes, strides):
         middle, half = (stride - PIXEL) / 2, (scale * stride - PIXEL) / 2

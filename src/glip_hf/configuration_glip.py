@@ -85,9 +85,16 @@ class GlipConfig(PreTrainedConfig):
         Weight of the contrastive alignment of locations and tokens; 0 leaves its head out.
     contrastive_hidden_size (`int`, *optional*, defaults to 64):
         Width of the space in which they are aligned.
+    offset_initializer_range (`float`, *optional*):
+        Standard deviation of the initial weights of the convolutions that predict the taps' offsets; their bias then
+        starts at 0. `None` is PyTorch's default, as in the original; 0.0 starts every tap in its place, as DCN does
+        (arXiv 1703.06211), which trains much faster from nothing: see docs/training.md.
     prompt_table_length (`int`, *optional*, defaults to 0):
         Rows of the learned table that prompt tuning adds to the text, row t to token t; 0 for none, 1000 in the
         original. See `prompt_table_glip`.
+    reference (`bool`, *optional*, defaults to `False`):
+        Compute everything in the plain textbook formulation, slowly and with the same results, as the measure of the
+        fast one; see `reference_glip`. A way to run a model, not a property of it: it is never saved.
 
     Examples:
 
@@ -144,7 +151,9 @@ class GlipConfig(PreTrainedConfig):
     soft_token_loss_weight: float | int = 0.0
     contrastive_loss_weight: float | int = 0.0
     contrastive_hidden_size: int = 64
+    offset_initializer_range: float | int | None = None
     prompt_table_length: int = 0
+    reference: bool = False
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -182,8 +191,9 @@ class GlipConfig(PreTrainedConfig):
             "bbox_loss_weight",
             "centerness_loss_weight",
             "initializer_range",
+            "offset_initializer_range",
         ):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         for name in ("dropblock_prob", "fusion_dropout", "mlm_probability"):
             if getattr(self, name) >= 1:
@@ -255,6 +265,10 @@ class GlipConfig(PreTrainedConfig):
                 f"max_text_length={self.max_text_length} must lie between 3 ([CLS], one token, [SEP]) and "
                 f"text_config.max_position_embeddings={text.max_position_embeddings}."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields that describe the model: `reference`, a choice of the moment, is not among them."""
+        return {key: value for key, value in super().to_dict().items() if key != "reference"}
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GlipConfig":

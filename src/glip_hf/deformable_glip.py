@@ -1,14 +1,25 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Modulated deformable 3x3 convolution (DCNv2, arXiv 1811.11168): one signature, one dispatch.
 
-Letters: B maps, C channels in, D channels out, H x W map, h x w output positions, P = h * w, K = 9 taps.
+Letters: B maps, C channels in, D channels out, H x W map, h x w output positions, P = h * w, K = 9 taps, R rows of C
+channels: the cells of all maps, channels-last.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, is_triton_available
+
+from .fast_path_glip import is_traced, plain_backward, shape_constants
 
 TAPS = 9
+COLUMN_BLOCK = 256
+"""Output positions whose 9 taps are gathered at a time on a CPU: the product then reads them from its cache."""
+
+KEPT_COLUMNS = 24 << 20
+"""Bytes of gathered taps that are kept for the backward pass; more are gathered again, in blocks of this size."""
 
 
 def view_offsets_as(offset: Tensor, mask: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +66,9 @@ def _corners(offset: Tensor, mask: Tensor, size: tuple[int, int], stride: int) -
     y0, x0 = y.floor(), x.floor()
     ys = torch.stack([y0, y0, y0 + 1, y0 + 1], dim=-1)
     xs = torch.stack([x0, x0 + 1, x0, x0 + 1], dim=-1)
-    weights = (1 - (ys - y[..., None]).abs()) * (1 - (xs - x[..., None]).abs())
+    below, right = y - y0, x - x0
+    weights = torch.stack([1 - below, 1 - below, below, below], dim=-1)
+    weights = weights * torch.stack([1 - right, right, 1 - right, right], dim=-1)
     outside = (ys < 0) | (ys > height - 1) | (xs < 0) | (xs > width - 1)
     modulation = mask.to(dtype).permute(0, 2, 3, 1)[..., None]
     weights = torch.where(outside, 0, weights * modulation)
@@ -91,6 +104,216 @@ def deform_conv2d_torch(
     return out.t().unflatten(1, (batch, out_height, out_width)).transpose(0, 1)
 
 
+class TapGrid(NamedTuple):
+    """Where the unmoved taps of P positions lie: constants of the sizes. Positions may belong to different maps."""
+
+    base: Tensor
+    """[P, K, 2] float32: row and column of each tap in its map."""
+    limit: Tensor
+    """[P, K, 2] float32: height and width of that map."""
+    width: Tensor
+    """[P, 1] int32: its width."""
+    start: Tensor
+    """[P, 1] int32: the row of R where it starts."""
+
+
+@shape_constants(maxsize=64)
+def tap_grid(height: int, width: int, stride: int, start: int, device: torch.device) -> TapGrid:
+    """The grid of a 3x3 convolution with padding 1 over a map of `height` x `width` that starts at row `start`."""
+    step = torch.arange(3, device=device) - 1
+    step = torch.stack([step.repeat_interleave(3), step.repeat(3)], dim=-1)  # [K, (dy, dx)]
+    y = torch.arange(0, height, stride, device=device)
+    x = torch.arange(0, width, stride, device=device)
+    centre = torch.stack([y[:, None].expand(-1, len(x)), x.expand(len(y), -1)], dim=-1).reshape(-1, 1, 2)
+    base = (centre + step).float()
+    limit = torch.tensor([height, width], device=device, dtype=torch.float32).expand_as(base).contiguous()
+    width_of, start_of = (torch.full((len(base), 1), x, dtype=torch.int32, device=device) for x in (width, start))
+    return TapGrid(base, limit, width_of, start_of)
+
+
+class LocateTaps(torch.autograd.Function):
+    """The four cells each tap is interpolated from, and their weights: bilinear share times modulation."""
+
+    @staticmethod
+    def forward(ctx: Any, moves: Tensor, mask: Tensor, grid: TapGrid, picture_rows: int) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            moves: [B, P, K, 2], (dy, dx), at least float32; mask: [B, P, K].
+            picture_rows: rows of R that each of the B pictures has.
+
+        Returns:
+            rows [B, P, K, 4] int32 and weights [B, P, K, 4]; a cell outside the map has weight 0.
+        """
+        place = moves + grid.base
+        # What lies further away than one cell counts nothing; the clamp lets NaN pass, so it reaches the loss.
+        place = torch.minimum(place.clamp_(min=-2), grid.limit)
+        low = place.floor()
+        high = low + 1
+        high_share = place.sub_(low)
+        low_share = 1 - high_share
+        last = grid.limit - 1
+        low_cell, high_cell = (torch.minimum(end.clamp(min=0), last) for end in (low, high))
+        low_inside, high_inside = low == low_cell, high == high_cell
+        low_share.mul_(low_inside)
+        high_share.mul_(high_inside)
+        # Bounded once more: NaN is no integer, and whatever the cast makes of it must be a row.
+        low_cell, high_cell = (cell.int().clamp_(min=0) for cell in (low_cell, high_cell))
+        start = (
+            grid.start + picture_rows * torch.arange(len(moves), device=moves.device, dtype=torch.int32)[:, None, None]
+        )
+        rows = low_cell.new_empty(*mask.shape, 4)
+        weights = low_share.new_empty(*mask.shape, 4)
+        for i, (cell, share) in enumerate(((low_cell, low_share), (high_cell, high_share))):
+            row, part = cell[..., 0] * grid.width + start, share[..., 0] * mask
+            for j, (cell, share) in enumerate(((low_cell, low_share), (high_cell, high_share))):
+                torch.add(row, cell[..., 1], out=rows[..., 2 * i + j])
+                torch.mul(part, share[..., 1], out=weights[..., 2 * i + j])
+        ctx.mark_non_differentiable(rows)
+        ctx.save_for_backward(low_inside, high_inside, low_share, high_share, mask)
+        return rows, weights
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        low_inside, high_inside, low_share, high_share, mask = ctx.saved_tensors
+        top, bottom, left, right = low_share[..., 0], high_share[..., 0], low_share[..., 1], high_share[..., 1]
+        grad_top = left * grad[..., 0] + right * grad[..., 1]
+        grad_bottom = left * grad[..., 2] + right * grad[..., 3]
+        grad_left = top * grad[..., 0] + bottom * grad[..., 2]
+        grad_right = top * grad[..., 1] + bottom * grad[..., 3]
+        grad_mask = top * grad_top + bottom * grad_bottom
+        # A share grows by what the other loses, unless its cell lies outside. Between cells the slope jumps: at a cell
+        # it is that of the cells after it.
+        grad_moves = torch.stack([grad_bottom, grad_right], -1).mul_(high_inside)
+        grad_moves -= torch.stack([grad_top, grad_left], -1).mul_(low_inside)
+        grad_moves *= mask[..., None]
+        return grad_moves, grad_mask, None, None
+
+
+def _gather_taps(source: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """The taps [n, C] of rows and weights [n, 4]: four rows of `source` each, weighted and summed."""
+    return nn.functional.embedding_bag(rows, source, mode="sum", per_sample_weights=weights)
+
+
+def _scatter_taps(taps: Tensor, rows: Tensor, weights: Tensor, size: int) -> Tensor:
+    """The transpose of `_gather_taps`: [n, C] to [size, C]. Sorted by row, it is a gather too."""
+    rows = rows.flatten()
+    # Sorting takes half of the time; numbers of two bytes take half as long to sort.
+    order = (rows.short() if size < 2**15 else rows).sort().indices
+    count = torch.bincount(rows, minlength=size)
+    return nn.functional.embedding_bag(
+        order.int() >> 2,
+        taps,
+        (count.cumsum(0) - count).int(),
+        mode="sum",
+        per_sample_weights=weights.flatten().index_select(0, order),
+    )
+
+
+class SampledProduct(torch.autograd.Function):
+    """Taps gathered from channels-last rows and multiplied by the kernel, without the 9 times larger matrix of taps
+    where that is large."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """
+        Args:
+            source: [R, C].
+            rows: [P, K, 4] int32; weights: [P, K, 4] in the dtype of `source`.
+            kernel: [D, K * C], taps outermost; bias: [D].
+
+        Returns:
+            [P, D].
+        """
+        positions = len(rows)
+        size = kernel.shape[1]
+        rows, weights = rows.view(-1, 4), weights.view(-1, 4)
+        columns = None
+        if any(ctx.needs_input_grad) and positions * size * source.element_size() <= KEPT_COLUMNS:
+            columns = _gather_taps(source, rows, weights).view(-1, size)
+            out = torch.addmm(bias, columns, kernel.t())
+        else:
+            out = source.new_empty(positions, len(kernel))
+            step = COLUMN_BLOCK * TAPS
+            for i, (some_rows, some_weights) in enumerate(zip(rows.split(step), weights.split(step))):
+                block = _gather_taps(source, some_rows, some_weights).view(-1, size)
+                start = i * COLUMN_BLOCK
+                torch.addmm(bias, block, kernel.t(), out=out[start : start + COLUMN_BLOCK])
+        ctx.save_for_backward(source, rows, weights, kernel, columns)
+        return out
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, rows, weights, kernel, columns = ctx.saved_tensors
+        for_source, _, for_weights, for_kernel, for_bias = ctx.needs_input_grad
+        positions, channels = len(grad), source.shape[1]
+        block = max(1, KEPT_COLUMNS // (kernel.shape[1] * source.element_size()))
+        if columns is not None:
+            block = max(1, positions)
+        grad_source = torch.zeros_like(source) if for_source else None
+        grad_weights = torch.empty_like(weights) if for_weights else None
+        grad_kernel = torch.zeros_like(kernel) if for_kernel else None
+        for start in range(0, positions, block):
+            some = slice(start, start + block)
+            taps = slice(start * TAPS, (start + block) * TAPS)
+            grad_taps = (grad[some] @ kernel).view(-1, channels)
+            if for_kernel:
+                gathered = columns
+                if gathered is None:
+                    gathered = _gather_taps(source, rows[taps], weights[taps]).view(-1, kernel.shape[1])
+                grad_kernel.addmm_(grad[some].t(), gathered)
+                gathered = None
+            if for_weights:
+                entry = torch.arange(grad_taps.shape[0] * 4, dtype=torch.int32, device=grad.device)
+                flat = rows[taps].flatten()
+                # The dot products of each tap with its four rows
+                grad_weights[taps] = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                    grad_taps, source, flat, entry[::4].contiguous(), entry >> 2, 0
+                ).view(-1, 4)
+            if for_source:
+                scattered = _scatter_taps(grad_taps, rows[taps], weights[taps], len(source))
+                grad_source = scattered if block >= positions else grad_source.add_(scattered)
+        if grad_weights is not None:
+            grad_weights = grad_weights.view(-1, TAPS, 4)
+        return grad_source, None, grad_weights, grad_kernel, grad.sum(0) if for_bias else None
+
+
+def sampled_product(source: Tensor, moves: Tensor, mask: Tensor, grid: TapGrid, kernel: Tensor, bias: Tensor) -> Tensor:
+    """The deformable convolution of B pictures' rows: [B, P, D].
+
+    Args:
+        source: [B, rows of a picture, C]; moves: [B, P, K, 2]; mask: [B, P, K]; kernel: [D, C, 3, 3]; bias: [D].
+    """
+    batch, picture_rows = source.shape[:2]
+    precision = torch.promote_types(moves.dtype, torch.float32)
+    rows, weights = LocateTaps.apply(moves.to(precision), mask.to(precision), grid, picture_rows)
+    out = SampledProduct.apply(
+        source.flatten(0, 1),
+        rows.flatten(0, 1),
+        weights.flatten(0, 1).to(source.dtype),
+        kernel.permute(0, 2, 3, 1).flatten(1),
+        bias,
+    )
+    return out.unflatten(0, (batch, -1))
+
+
+def deform_conv2d_cpu(
+    features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
+) -> Tensor:
+    """Plain PyTorch as fast as a CPU gets it, in little memory; see `deform_conv2d`."""
+    height, width = features.shape[-2:]
+    out = sampled_product(
+        features.flatten(2).transpose(1, 2).contiguous(),
+        offset.unflatten(1, (TAPS, 2)).permute(0, 3, 4, 1, 2).flatten(1, 2),
+        mask.permute(0, 2, 3, 1).flatten(1, 2),
+        tap_grid(height, width, stride, 0, features.device),
+        weight,
+        bias,
+    )
+    return out.transpose(1, 2).unflatten(2, offset.shape[-2:])
+
+
 def deform_conv2d_torchvision(
     features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
 ) -> Tensor:
@@ -109,6 +332,21 @@ def deform_conv2d_torchvision(
         mask=mask.float(),
     )
     return out.to(features.dtype)
+
+
+def choose_kernel(features: Tensor) -> Callable[..., Tensor]:
+    """The version for these features: on CUDA Triton's or else torchvision's; on a CPU, unless traced, its own; the
+    plain one elsewhere (MPS)."""
+    if features.is_cuda and is_triton_available():
+        from .triton_glip import deform_conv2d_triton, triton_runs
+
+        if triton_runs(features):
+            return deform_conv2d_triton
+    if features.is_cuda and is_torchvision_available():
+        return deform_conv2d_torchvision
+    if features.device.type == "cpu" and not is_traced():
+        return deform_conv2d_cpu
+    return deform_conv2d_torch
 
 
 def deform_conv2d(
@@ -138,8 +376,7 @@ def deform_conv2d(
             f"offset {tuple(offset.shape)} and mask {tuple(mask.shape)} must have the output's size {expected} "
             f"for a map of {tuple(features.shape[-2:])} at stride {stride}; see view_offsets_as."
         )
-    use_torchvision = features.is_cuda and is_torchvision_available()
-    kernel = deform_conv2d_torchvision if use_torchvision else deform_conv2d_torch
+    kernel = choose_kernel(features)
     device_type = features.device.type
     if torch.is_autocast_enabled(device_type):
         # As in the released recipe: under autocast this operator stays in float32.
@@ -148,4 +385,12 @@ def deform_conv2d(
     return kernel(features, offset, mask, weight, bias, stride)
 
 
-__all__ = ["deform_conv2d", "deform_conv2d_torch", "deform_conv2d_torchvision", "view_offsets_as"]
+__all__ = [
+    "deform_conv2d",
+    "deform_conv2d_cpu",
+    "deform_conv2d_torch",
+    "deform_conv2d_torchvision",
+    "sampled_product",
+    "tap_grid",
+    "view_offsets_as",
+]

@@ -2,7 +2,7 @@
 """One dynamic-head block over the pyramid (Dynamic Head, arXiv 2106.08322): deformable convolutions across neighbouring
 levels, scale attention, Dynamic ReLU (arXiv 2003.10027). All weights are shared by all levels.
 
-Letters: B pairs, D channels, L levels, H_i x W_i cells of level i.
+Letters: B pairs, A cells of all levels (finest first, row-major), D channels, L levels, H_i x W_i cells of level i.
 """
 
 import torch
@@ -10,11 +10,22 @@ from torch import Tensor, nn
 
 from .configuration_glip import GlipConfig
 from .deformable_glip import TAPS, deform_conv2d, view_offsets_as
+from .fast_path_glip import may_fuse
+from .fused_dyconv_glip import fits, fused_dyconv, hard_sigmoid
+from .reference_glip import GlipReferencePart, dyconv_reference
 
 
-def hard_sigmoid(x: Tensor) -> Tensor:
-    """relu6(x + 3) / 6, in 0..1."""
-    return nn.functional.relu6(x + 3) / 6
+def to_tokens(pyramid: list[Tensor]) -> Tensor:
+    """Levels [B, D, H_i, W_i] to tokens [B, A, D], finest first, row-major."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
+
+
+def to_pyramid(tokens: Tensor, spatial_shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """Inverse of `to_tokens`; the levels are channels-last views."""
+    sizes = [height * width for height, width in spatial_shapes]
+    return [
+        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
+    ]
 
 
 class GlipDynamicReLU(nn.Module):
@@ -25,10 +36,15 @@ class GlipDynamicReLU(nn.Module):
         self.fc1 = nn.Linear(channels, channels // reduction)
         self.fc2 = nn.Linear(channels // reduction, 4 * channels)
 
+    def pieces(self, mean: Tensor) -> Tensor:
+        """Slope, offset, slope and offset of the two pieces, [..., 4, D], from a map's average [..., D]."""
+        theta = hard_sigmoid(self.fc2(self.fc1(mean).relu())) - 0.5
+        slope1, offset1, slope2, offset2 = theta.chunk(4, dim=-1)
+        return torch.stack([2 * slope1 + 1, offset1, 2 * slope2, offset2], dim=-2)
+
     def forward(self, x: Tensor) -> Tensor:
-        theta = hard_sigmoid(self.fc2(self.fc1(x.mean((2, 3))).relu()))[..., None, None]
-        slope1, offset1, slope2, offset2 = theta.chunk(4, dim=1)
-        return torch.maximum(x * (2 * (slope1 - 0.5) + 1) + (offset1 - 0.5), x * (2 * (slope2 - 0.5)) + (offset2 - 0.5))
+        slope1, offset1, slope2, offset2 = self.pieces(x.mean((2, 3)))[..., None, None].unbind(1)
+        return torch.maximum(x * slope1 + offset1, x * slope2 + offset2)
 
 
 class GlipDeformableKernel(nn.Conv2d):
@@ -58,7 +74,17 @@ class GlipDeformableConv(nn.Module):
         return self.norm(self.conv(x, offset, mask))
 
 
-class GlipDyConv(nn.Module):
+FUSED_PARTS = {
+    "offset_conv": nn.Conv2d,
+    "scale_attention": nn.Conv2d,
+    "dynamic_relu": GlipDynamicReLU,
+    **{name: GlipDeformableConv for name in ("conv_high", "conv_mid", "conv_low")},
+    **{f"{name}.conv": GlipDeformableKernel for name in ("conv_high", "conv_mid", "conv_low")},
+    **{f"{name}.norm": nn.GroupNorm for name in ("conv_high", "conv_mid", "conv_low")},
+}
+
+
+class GlipDyConv(GlipReferencePart, nn.Module):
     """Every level becomes the attended mean of itself and its neighbours, all read at the level's own offsets."""
 
     def __init__(self, config: GlipConfig) -> None:
@@ -70,8 +96,26 @@ class GlipDyConv(nn.Module):
         self.scale_attention = nn.Conv2d(config.d_model, 1, 1)
         self.dynamic_relu = GlipDynamicReLU(config.d_model, config.dynamic_relu_reduction)
 
-    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """[B, D, H_i, W_i] of every level, finest first, to the same shapes."""
+    def forward(self, tokens: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
+        """
+        Args:
+            tokens: [B, A, D]; spatial_shapes: height and width of each level.
+
+        Returns:
+            [B, A, D].
+        """
+        if self.reference:
+            return to_tokens(dyconv_reference(self, to_pyramid(tokens, spatial_shapes)))
+        if may_fuse(self, FUSED_PARTS, tokens) and fits(spatial_shapes):
+            if torch.is_autocast_enabled("cpu"):
+                # As in the released recipe: under autocast deformable convolutions stay in float32.
+                with torch.autocast("cpu", enabled=False):
+                    return fused_dyconv(self, tokens.float(), spatial_shapes)
+            return fused_dyconv(self, tokens, spatial_shapes)
+        return to_tokens(self._plain(to_pyramid(tokens, spatial_shapes)))
+
+    def _plain(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Level by level and module by module: [B, D, H_i, W_i] of every level to the same shapes."""
         outputs = []
         for i, level in enumerate(pyramid):
             offset, mask = self.offset_conv(level).split([2 * TAPS, TAPS], dim=1)
@@ -93,4 +137,4 @@ class GlipDyConv(nn.Module):
         return hard_sigmoid(self.scale_attention(candidate.mean((2, 3), keepdim=True)).relu())
 
 
-__all__ = ["GlipDyConv", "GlipDynamicReLU"]
+__all__ = ["GlipDyConv", "GlipDynamicReLU", "to_pyramid", "to_tokens"]

@@ -14,13 +14,23 @@ The result is that of the plain form up to rounding (1e-6). The second term of S
 does without it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .configuration_glip import GlipConfig
+from .fast_path_glip import is_traced, plain_backward
+from .reference_glip import GlipReferencePart, fusion_reference
 
-STREAM_BLOCK = 1024
-"""Visual tokens a step of `attend_streamed`; 1,024 was the fastest of 512, 1,024, 2,048 on 2 CPU cores."""
+BLOCK_SCORES = 2**19
+"""Scores that `attend_in_blocks` holds at a time on a CPU: 2 MiB in float32 stay in its cache."""
+
+DEVICE_BLOCK_SCORES = 2**25
+"""The same on other devices, where small steps cost launches."""
+
+MIN_BLOCK = 64
+"""Visual tokens a step at least."""
 
 
 def attend_eager(
@@ -70,6 +80,7 @@ def attend_sdpa(
 
     Multi-query attention in both directions: the picture's one query meets H sets of keys; the H * T queries of the
     sentence share the visual tokens as keys and values. Scores are not clamped: the kernels accumulate in float32.
+    `triton_glip` says why CUDA has no kernel of its own that makes the scores once for both.
     """
     batch, heads, length, width = keys.shape
     bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)
@@ -86,36 +97,154 @@ def attend_sdpa(
     return picture, sentence.view(batch, heads, length, width)
 
 
-def attend_streamed(
-    vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same in blocks of visual tokens, so that only `STREAM_BLOCK` x H * T scores exist; for inference.
+def _softmax_over_text(scores: Tensor) -> Tensor:
+    """Softmax over dimension 2 of [B, H, T, block], in place: in passes along the last dimension."""
+    scores = scores.sub_(scores.amax(2, keepdim=True)).exp_()
+    return scores.div_(scores.sum(2, keepdim=True))
 
-    The text side keeps a running maximum and sum (online softmax, arXiv 1805.02867). Twice to five times as fast on CPU
-    as the two SDPA calls, since both directions share one product. See `attend_eager`.
+
+class _Dropout:
+    """Dropout whose masks can be drawn a second time: from a seed, in the same order."""
+
+    def __init__(self, rate: float, seed: int, device: torch.device) -> None:
+        self.rate = rate
+        self.generator = torch.Generator(device).manual_seed(seed) if rate > 0 else None
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """0 at what is dropped and 1 / (1 - rate) elsewhere; None without dropout."""
+        if self.generator is None:
+            return None
+        return torch.empty_like(like).bernoulli_(1 - self.rate, generator=self.generator).div_(1 - self.rate)
+
+
+def _dropped(weights: Tensor, mask: Tensor | None) -> Tensor:
+    return weights if mask is None else weights * mask
+
+
+class AttendInBlocks(torch.autograd.Function):
+    """Both attention directions in blocks of visual tokens, so that only `block` x H * T scores exist at a time.
+
+    Scores lie as [B, H * T, block]: a softmax over few tokens is fast where these are not the last dimension. The text
+    side keeps a running maximum and sum (online softmax, arXiv 1805.02867). Nothing of the size of the scores
+    is kept for the backward pass, which computes them again, and the same dropout masks (arXiv 2205.14135).
     """
-    batch, heads, length, width = keys.shape
-    flat_keys = keys.reshape(batch, heads * length, width).transpose(1, 2).contiguous()
-    flat_values = values.reshape(batch, heads * length, width)
-    bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[:, None]
-    picture = torch.empty_like(vision)
-    precision = torch.promote_types(vision.dtype, torch.float32)
-    maximum = vision.new_full((batch, heads * length), -torch.inf, dtype=precision)
-    total = torch.zeros_like(maximum)
-    gathered = vision.new_zeros((batch, heads * length, width), dtype=precision)
-    for start in range(0, vision.shape[1], STREAM_BLOCK):
-        block = vision[:, start : start + STREAM_BLOCK]
-        scores = (block @ flat_keys).to(precision)
-        weights = (scores.view(batch, -1, heads, length) + bias).softmax(-1)
-        picture[:, start : start + STREAM_BLOCK] = weights.flatten(2).to(block.dtype) @ flat_values
-        new_maximum = torch.maximum(maximum, scores.amax(1))
-        decay = (maximum - new_maximum).exp()
-        weights = scores.sub_(new_maximum[:, None]).exp_()
-        total = total * decay + weights.sum(1)
-        gathered = gathered * decay[..., None] + weights.to(block.dtype).transpose(1, 2) @ block
-        maximum = new_maximum
-    sentence = (gathered / total[..., None]).to(vision.dtype)
-    return picture, sentence.view(batch, heads, length, width)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        vision: Tensor,
+        keys: Tensor,
+        key_bias: Tensor,
+        values: Tensor,
+        text_mask: Tensor,
+        dropout: float,
+        seed: int,
+        block: int,
+        residual: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            vision, keys, key_bias, values, text_mask, dropout: as for `attend_eager`.
+            seed: of the dropout masks; block: visual tokens at a time.
+            residual: add `vision` to the image side.
+
+        Returns:
+            image side, text side and its row sums as of `attend_eager`.
+        """
+        batch, heads, length, width = keys.shape
+        dropping = _Dropout(dropout, seed, vision.device)
+        flat_keys, flat_values = (x.reshape(batch, heads * length, width) for x in (keys, values))
+        bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[..., None]
+        picture = torch.empty_like(vision)
+        precision = torch.promote_types(vision.dtype, torch.float32)
+        maximum = total = gathered = sums = None
+        for start in range(0, vision.shape[1], block):
+            some = vision[:, start : start + block]
+            scores = torch.bmm(flat_keys, some.transpose(1, 2)).to(precision)
+            weights = _softmax_over_text(scores.unflatten(1, (heads, length)) + bias).flatten(1, 2)
+            weights = _dropped(weights, dropping.mask(weights)).to(some.dtype).transpose(1, 2)
+            torch.baddbmm(some, weights, flat_values, beta=int(residual), out=picture[:, start : start + block])
+
+            highest = scores.amax(2)
+            if maximum is not None:
+                highest = torch.maximum(maximum, highest)
+            weights = scores.sub_(highest[..., None]).exp_()
+            block_total = weights.sum(2)
+            weights = _dropped(weights, dropping.mask(weights))
+            block_gathered = (weights.to(some.dtype) @ some).to(precision)
+            block_sums = weights.sum(2) if dropout > 0 else block_total
+            if maximum is None:
+                total, gathered, sums = block_total, block_gathered, block_sums
+            else:
+                decay = (maximum - highest).exp()
+                total = total * decay + block_total
+                gathered = gathered * decay[..., None] + block_gathered
+                sums = sums * decay + block_sums
+            maximum = highest
+        sentence = (gathered / total[..., None]).to(vision.dtype)
+        sums = (sums / total).to(vision.dtype)
+        ctx.save_for_backward(vision, keys, key_bias, values, text_mask, maximum + total.log(), sentence, sums)
+        ctx.settings = dropout, seed, block, residual
+        return picture, sentence.unflatten(1, (heads, length)), sums.unflatten(1, (heads, length))
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad_picture: Tensor, grad_sentence: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        vision, keys, key_bias, values, text_mask, normaliser, sentence, sums = ctx.saved_tensors
+        dropout, seed, block, residual = ctx.settings
+        batch, heads, length, width = keys.shape
+        dropping = _Dropout(dropout, seed, vision.device)
+        flat_keys, flat_values = (x.reshape(batch, heads * length, width) for x in (keys, values))
+        grad_sentence, grad_sums = grad_sentence.flatten(1, 2), grad_sums.flatten(1, 2)
+        bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[..., None]
+        precision = torch.promote_types(vision.dtype, torch.float32)
+        # Of the text side's softmax: the sum over all visual tokens of weight times gradient is known beforehand.
+        expected = (grad_sentence * sentence).sum(-1) + grad_sums * sums
+        grad_tokens = torch.empty_like(vision)
+        grad_keys, grad_values = (torch.zeros_like(x) for x in (flat_keys, flat_values))
+        grad_bias = torch.zeros_like(key_bias, dtype=precision)
+        for start in range(0, vision.shape[1], block):
+            some, grad = (x[:, start : start + block] for x in (vision, grad_picture))
+            turned = some.transpose(1, 2)
+            scores = (flat_keys @ turned).to(precision)
+            weights = _softmax_over_text(scores.unflatten(1, (heads, length)) + bias)
+            mask = dropping.mask(weights.flatten(1, 2))
+            grad_weights = _dropped((flat_values @ grad.transpose(1, 2)).to(precision), mask)
+            grad_values.baddbmm_(_dropped(weights.flatten(1, 2), mask).to(grad.dtype), grad)
+            grad_scores = torch._softmax_backward_data(grad_weights.view_as(weights), weights, 2, precision)
+            grad_bias += grad_scores.sum(3)
+
+            weights = scores.sub_(normaliser[..., None]).exp_()
+            mask = dropping.mask(weights)
+            grad_weights = torch.baddbmm(grad_sums[..., None], grad_sentence, turned).to(precision)
+            grad_weights = _dropped(grad_weights, mask).sub_(expected[..., None])
+            grad_scores = grad_scores.flatten(1, 2).addcmul_(weights, grad_weights).to(some.dtype)
+            grad_keys.baddbmm_(grad_scores, some)
+            change = torch.baddbmm(grad, grad_scores.transpose(1, 2), flat_keys, beta=int(residual))
+            weights = _dropped(weights, mask).to(some.dtype).transpose(1, 2)
+            grad_tokens[:, start : start + block] = change.baddbmm_(weights, grad_sentence)
+        grad_bias = grad_bias.masked_fill_(~text_mask[:, None], 0).to(key_bias.dtype)
+        return grad_tokens, grad_keys.view_as(keys), grad_bias, grad_values.view_as(values), *[None] * 5
+
+
+def attend_in_blocks(
+    vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor, dropout: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`vision` plus the image side of `attend_eager`, its text side and row sums, in blocks: see `AttendInBlocks`.
+
+    Scores are not clamped: they are float32 at least.
+    """
+    device = vision.device.type
+    seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
+    scores = BLOCK_SCORES if device == "cpu" else DEVICE_BLOCK_SCORES
+    block = max(MIN_BLOCK, scores // key_bias.numel())
+    if not torch.is_autocast_enabled(device):
+        return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True)
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        inputs = [x.to(dtype) for x in (vision, keys, key_bias, values)]
+        picture, sentence, row_sums = AttendInBlocks.apply(*inputs, text_mask, dropout, seed, block, False)
+        return vision + picture, sentence, row_sums
 
 
 class GlipAbsorbedLinear(nn.Linear):
@@ -128,7 +257,7 @@ class GlipAbsorbedLinear(nn.Linear):
         return self.weight, self.bias
 
 
-class GlipFusionLayer(nn.Module):
+class GlipFusionLayer(GlipReferencePart, nn.Module):
     """Layer-normed picture and sentence, each enriched by the other.
 
     The residual adds to the *normalised* input, as in the original; both updates see the same inputs.
@@ -153,17 +282,18 @@ class GlipFusionLayer(nn.Module):
         self.gamma_text = nn.Parameter(torch.empty(text_size))
 
     def _absorb(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys [B, H, T, D], their bias [B, H, T], values [B, H, T, D] for the visual tokens; output bias [D]."""
+        """Keys [B, H, T, D], their bias [B, H, T], values [B, H, T, D] for the visual tokens, gamma and the output
+        projection included; output bias [D] times gamma."""
         keys = self.key_text(text).unflatten(-1, (self.num_heads, -1)) * self.scaling
         values = self.value_text(text).unflatten(-1, (self.num_heads, -1))
         query, query_bias = (x.unflatten(0, (self.num_heads, -1)) for x in self.query_vision())
         out, out_bias = self.out_vision()
-        out = out.unflatten(1, (self.num_heads, -1))
+        out = (out * self.gamma_vision[:, None]).unflatten(1, (self.num_heads, -1))
         return (
             torch.einsum("bthe,hed->bhtd", keys, query),
             torch.einsum("bthe,he->bht", keys, query_bias),
             torch.einsum("bthe,dhe->bhtd", values, out),
-            out_bias,
+            out_bias * self.gamma_vision,
         )
 
     def forward(
@@ -178,30 +308,39 @@ class GlipFusionLayer(nn.Module):
         Returns:
             new vision, new text, attention of the picture [B, H, N, T] and of the sentence [B, H, T, N] or None.
         """
+        if self.reference:
+            return fusion_reference(self, vision, text, text_mask, output_attentions)
         vision, text = self.norm_vision(vision), self.norm_text(text)
         keys, key_bias, values, out_bias = self._absorb(text)
         dropout = self.config.fusion_dropout if self.training else 0.0
+        if dropout == 0:
+            # Every head's weights sum to 1, so the bias may as well be part of the values.
+            values = values + out_bias / self.num_heads
         row_sums = picture_attention = sentence_attention = None
-        if output_attentions or dropout > 0 or self.config._attn_implementation == "eager":
+        wants_weights = output_attentions or self.config._attn_implementation == "eager"
+        if wants_weights or (dropout > 0 and is_traced()):
             picture, sentence, row_sums, picture_attention, sentence_attention = attend_eager(
                 vision, keys, key_bias, values, text_mask, self.config.clamp_value, dropout
             )
-        elif vision.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            picture, sentence = attend_streamed(vision, keys, key_bias, values, text_mask)
+            new_vision = vision + picture
+        elif dropout > 0 or (vision.device.type == "cpu" and not is_traced()):
+            new_vision, sentence, row_sums = attend_in_blocks(vision, keys, key_bias, values, text_mask, dropout)
         else:
             picture, sentence = attend_sdpa(vision, keys, key_bias, values, text_mask)
+            new_vision = vision + picture
+        if dropout > 0:
+            new_vision = new_vision + out_bias
 
         value, value_bias = (x.unflatten(0, (self.num_heads, -1)) for x in self.value_vision())
         heads = torch.einsum("bhtd,hed->bthe", sentence, value)
-        if row_sums is None:
-            heads = heads + value_bias
-        else:
+        if dropout > 0:
             heads = heads + row_sums.transpose(1, 2)[..., None] * value_bias
-        vision = vision + self.gamma_vision * (picture + out_bias)
+        else:
+            heads = heads + value_bias
         text = text + self.gamma_text * self.out_text(heads.flatten(2))
         if not output_attentions:
             picture_attention = sentence_attention = None
-        return vision, text, picture_attention, sentence_attention
+        return new_vision, text, picture_attention, sentence_attention
 
 
-__all__ = ["GlipFusionLayer", "attend_eager", "attend_sdpa", "attend_streamed"]
+__all__ = ["GlipFusionLayer", "attend_eager", "attend_in_blocks", "attend_sdpa"]

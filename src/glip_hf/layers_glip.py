@@ -14,6 +14,7 @@ from transformers.models.bert.modeling_bert import BertAttention, BertIntermedia
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .dyhead_glip import GlipDyConv
 from .fusion_glip import GlipFusionLayer
+from .reference_glip import GlipReferencePart, text_layer_reference
 
 
 def drop_block(x: Tensor, drop_prob: float, size: int) -> Tensor:
@@ -54,7 +55,7 @@ class GlipFeaturePyramid(nn.Module):
         return [p3, p4, p5, p6, self.p7_conv(p6.relu())]
 
 
-class GlipTextLayer(nn.Module):
+class GlipTextLayer(GlipReferencePart, nn.Module):
     """One BERT layer with its activations clamped, for half precision.
 
     The original also clamps the attention scores; here they go through Transformers' attention interface, whose
@@ -72,6 +73,8 @@ class GlipTextLayer(nn.Module):
         return x.clamp(-self.clamp_value, self.clamp_value)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if self.reference:
+            return text_layer_reference(self, hidden_states, attention_mask)
         attended, _ = self.attention(hidden_states, attention_mask)
         inner = self._clamp(self.intermediate.dense(attended))
         inner = self._clamp(self.intermediate.intermediate_act_fn(inner))
@@ -107,21 +110,7 @@ class GlipBlock(GradientCheckpointingLayer):
         if self.fusion is not None:
             vision, text, attention, text_attention = self.fusion(vision, text, text_mask, output_attentions)
             text = self.text_layer(text, text_attention_mask)
-        vision = to_tokens(self.dyconv(to_pyramid(vision, spatial_shapes)))
-        return vision, text, attention, text_attention
-
-
-def to_tokens(pyramid: list[Tensor]) -> Tensor:
-    """Levels [N, D, H_i, W_i] to tokens [N, A, D], finest first, row-major."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
-
-
-def to_pyramid(tokens: Tensor, spatial_shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Inverse of `to_tokens`; the levels are channels-last views."""
-    sizes = [height * width for height, width in spatial_shapes]
-    return [
-        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
-    ]
+        return self.dyconv(vision, spatial_shapes), text, attention, text_attention
 
 
 class GlipTokenConv(nn.Conv2d):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes_glip import box_iou, decode_boxes, encode_boxes
+from .fast_path_glip import plain_backward
 
 INSIDE = 0.01
 """Pixels by which an anchor's centre must lie inside a box."""
@@ -34,9 +35,16 @@ def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: i
     Returns:
         [A] int64, index of the box or -1.
     """
-    num_anchors = len(anchors)
-    if len(boxes) == 0:
-        return torch.full((num_anchors,), -1, dtype=torch.int64, device=anchors.device)
+    return assign_atss_batch(anchors, level_sizes, [boxes], top_k)[0]
+
+
+def assign_atss_batch(anchors: Tensor, level_sizes: list[int], boxes: list[Tensor], top_k: int = 9) -> Tensor:
+    """`assign_atss` for all pictures, [B, A]; boxes: [K, 4] of each. Only the last step knows pictures apart."""
+    owners = torch.full((len(boxes), len(anchors)), -1, dtype=torch.int64, device=anchors.device)
+    counts = [len(own) for own in boxes]
+    if not any(counts):
+        return owners
+    boxes = torch.cat(boxes)
     ious = box_iou(anchors, boxes)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     box_centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -53,8 +61,11 @@ def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: i
     margin = torch.cat([candidate_centres - boxes[:, :2], boxes[:, 2:] - candidate_centres], dim=-1).amin(-1)
     positive = (candidate_ious >= threshold) & (margin > INSIDE)
     claimed = torch.full_like(ious, -1).scatter_(0, candidates, candidate_ious.masked_fill(~positive, -1))
-    best, owner = claimed.max(1)
-    return owner.masked_fill(best < 0, -1)
+    for picture, own in enumerate(claimed.split(counts, dim=1)):
+        if counts[picture]:
+            best, owner = own.max(1)
+            owners[picture] = owner.masked_fill_(best < 0, -1)
+    return owners
 
 
 def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -75,13 +86,32 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - (inter / union - (hull - union) / hull)
 
 
+class TokenFocalLoss(torch.autograd.Function):
+    """See `token_focal_loss`. With x = -logit at target 1 and logit at 0, q = sigmoid(x), the probability of the wrong
+    answer, and w = alpha or 1 - alpha: a term is -w q^gamma log(1 - q), and its derivative by x
+    w q^gamma (q - gamma (1 - q) log(1 - q))."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
+        sign = 1 - 2 * targets
+        against = logits * sign
+        wrong, log_right = against.sigmoid(), nn.functional.logsigmoid(-against)
+        # 1 - alpha at sign 1, alpha at sign -1
+        weight = ((0.5 - alpha) * sign).add_(0.5).mul_(mask[:, None]).mul_(wrong.pow(gamma))
+        if ctx.needs_input_grad[0]:
+            slope = (1 - wrong).mul_(log_right).mul_(-gamma).add_(wrong).mul_(weight).mul_(sign)
+            ctx.save_for_backward(slope)
+        return -weight.mul_(log_right).sum()
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grad, None, None, None, None
+
+
 def token_focal_loss(logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sum of the focal loss over logits [B, A, T] at real tokens, mask [B, T] bool; targets 0 or 1."""
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    probability = logits.sigmoid()
-    wrong = probability * (1 - targets) + (1 - probability) * targets
-    balance = alpha * targets + (1 - alpha) * (1 - targets)
-    return (balance * wrong.pow(gamma) * cross_entropy * mask[:, None]).sum()
+    return TokenFocalLoss.apply(logits, targets, mask, alpha, gamma)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -113,8 +143,9 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
                 f"labels[{index}]['positive_map'] has shape {tuple(positive_map.shape)}, not "
                 f"({len(boxes)}, {num_tokens}): one row a box, one column a token of the batch's captions."
             )
-        if not bool(torch.isfinite(boxes).all()):
-            raise ValueError(f"labels[{index}]['boxes'] holds NaN or infinity.")
+    if not bool(torch.isfinite(torch.cat([label["boxes"].flatten() for label in labels])).all()):
+        index = next(i for i, label in enumerate(labels) if not bool(torch.isfinite(label["boxes"]).all()))
+        raise ValueError(f"labels[{index}]['boxes'] holds NaN or infinity.")
 
 
 def grounding_loss(
@@ -152,19 +183,19 @@ def grounding_loss(
         if logits.shape[-1] == config.max_text_length:
             # "No object" is the last token of a full caption; in any shorter one that column is padding.
             targets[..., -1] = 1
-        rows, boxes = [], []
-        for index, label in enumerate(labels):
-            owner = assign_atss(anchors, level_sizes, label["boxes"].float(), config.atss_top_k)
-            positive = (owner >= 0).nonzero().squeeze(1)
-            owner = owner[positive]
-            targets[index, positive] = (label["positive_map"][owner] != 0).to(targets.dtype)
-            rows.append(positive + index * len(anchors))
-            boxes.append(label["boxes"].float()[owner])
-        rows, boxes = torch.cat(rows), torch.cat(boxes)
+        boxes = [label["boxes"].float() for label in labels]
+        owners = assign_atss_batch(anchors, level_sizes, boxes, config.atss_top_k)
+        pictures, locations = (owners >= 0).nonzero(as_tuple=True)
+        rows = pictures * len(anchors) + locations
+        starts = torch.tensor([0] + [len(own) for own in boxes[:-1]], device=owners.device).cumsum(0)
+        owners = starts[pictures] + owners[pictures, locations]
+        boxes = torch.cat(boxes)[owners]
+        positive_maps = torch.cat([label["positive_map"] for label in labels])
+        targets.view(-1, targets.shape[-1])[rows] = (positive_maps[owners] != 0).to(targets.dtype)
 
         num_positive = mean_over_processes(logits.new_tensor(float(len(rows)))).clamp(min=1)
         loss_token = token_focal_loss(logits, targets, text_mask.bool(), config.focal_alpha, config.focal_gamma)
-        own_anchors = anchors[rows % len(anchors)]
+        own_anchors = anchors[locations]
         # Through the coder and back: its cap on large boxes holds for targets too.
         boxes = decode_boxes(encode_boxes(boxes, own_anchors), own_anchors)
         centerness = centerness_targets(boxes, own_anchors)
@@ -188,6 +219,7 @@ def grounding_loss(
 
 __all__ = [
     "assign_atss",
+    "assign_atss_batch",
     "centerness_targets",
     "giou_loss",
     "grounding_loss",

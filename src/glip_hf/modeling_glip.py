@@ -22,13 +22,24 @@ from transformers.utils import can_return_tuple
 from .auxiliary_losses_glip import GlipAuxiliaryHeads
 from .boxes_glip import decode_boxes, make_anchors
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
-from .dyhead_glip import GlipDeformableConv, GlipDyConv
+from .dyhead_glip import GlipDeformableConv, GlipDyConv, to_pyramid, to_tokens
 from .fusion_glip import GlipFusionLayer
 from .hub_glip import TAGS, GlipModelHubMixin
-from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead, to_pyramid, to_tokens
+from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead
 from .loss_glip import grounding_loss
 from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipModelOutput, GlipTextFeatures
+from .pairing_glip import check_inputs, concatenate, keep_states, pair_captions, select, split_pairs
 from .prompt_table_glip import GlipPromptTableMixin
+from .reference_glip import (
+    GlipReferenceMixin,
+    each_pair,
+    encode_text_reference,
+    is_one_pair,
+    model_reference,
+    one_by_one,
+    pad_table,
+    predict_reference,
+)
 from .swin_glip import GlipSwinBackbone
 
 
@@ -50,7 +61,7 @@ def rest_frozen_parts(module: nn.Module) -> None:
             rest_frozen_parts(child)
 
 
-class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedModel):
+class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, GlipReferenceMixin, PreTrainedModel):
     """Loading, saving and initial values (section 8a of GLIP's specification).
 
     The text layers of the head start from PyTorch's defaults, as in the original, which never calls BERT's initialiser
@@ -107,6 +118,9 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedMod
         elif isinstance(module, GlipDyConv):
             init.normal_(module.scale_attention.weight, std=0.01)
             init.zeros_(module.scale_attention.bias)
+            if self.config.offset_initializer_range is not None:
+                init.normal_(module.offset_conv.weight, std=self.config.offset_initializer_range)
+                init.zeros_(module.offset_conv.bias)
         elif isinstance(module, GlipGroundingHead):
             prior_bias = -math.log((1 - self.config.prior_probability) / self.config.prior_probability)
             for conv in (module.bbox_pred, module.centerness, module.class_logits):
@@ -130,70 +144,6 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedMod
                 init.zeros_(module.contrastive_log_scale)
         elif isinstance(module, GlipModel) and module.prompt_table is not None:
             init.zeros_(module.prompt_table)
-
-
-def select(features: Any, rows: Tensor | None) -> Any:
-    """The pictures or captions `rows` of a features output; None takes all."""
-    if rows is None:
-        return features
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows.to(value.device)]  # parts of a spread model lie on different devices
-        return tuple(pick(item) for item in value)
-
-    return type(features)(**{name: pick(value) for name, value in features.items()})
-
-
-def keep_states(states: list[Tensor], requested: bool | int | list[int] | None) -> tuple[Tensor | None, ...] | None:
-    """The states that `output_hidden_states` asks for: all, none, or those of some indices with None elsewhere."""
-    if requested is None or requested is False:
-        return None
-    if requested is True:
-        return tuple(states)
-    indices = [requested] if isinstance(requested, int) else requested
-    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
-    return tuple(state if i in kept else None for i, state in enumerate(states))
-
-
-def check_inputs(raw: Tensor | None, features: Any, raw_name: str, features_name: str) -> None:
-    """Refuse a forward without, or with two sources for, one of its two sides.
-
-    Raises:
-        ValueError: naming both ways.
-    """
-    if (raw is None) == (features is None):
-        both = "neither" if raw is None else "both"
-        raise ValueError(f"{both} of {raw_name} and {features_name} given: pass one of the two.")
-
-
-def pair_captions(
-    num_images: int, num_captions: int, image_indices: Tensor | None, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Which picture and which caption each pair takes; None stands for "all, in order".
-
-    One picture goes with every caption, one caption with every picture, equal numbers pair one to one, and
-    `image_indices` [N] says it explicitly.
-
-    Raises:
-        ValueError: where the numbers fit none of these.
-    """
-    if image_indices is not None:
-        if len(image_indices) != num_captions:
-            raise ValueError(
-                f"image_indices has {len(image_indices)} entries for {num_captions} captions: give each caption "
-                "the index of its picture."
-            )
-        return image_indices, None
-    if num_images == num_captions:
-        return None, None
-    if num_images == 1:
-        return torch.zeros(num_captions, dtype=torch.int64, device=device), None
-    if num_captions == 1:
-        return None, torch.zeros(num_images, dtype=torch.int64, device=device)
-    raise ValueError(
-        f"{num_captions} captions for {num_images} pictures: pass image_indices with the picture of each caption."
-    )
 
 
 class GlipModel(GlipPreTrainedModel):
@@ -248,6 +198,9 @@ class GlipModel(GlipPreTrainedModel):
         Raises:
             ValueError: if the backbone's maps are not at strides 8, 16 and 32.
         """
+        if self.reference and len(pixel_values) > 1:
+            inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+            return one_by_one(self.get_image_features, inputs, **kwargs)
         batch, _, height, width = pixel_values.shape
         backbone = self.backbone(pixel_values, return_dict=True, **kwargs)
         for stride, feature_map in zip(PYRAMID_STRIDES, backbone.feature_maps):
@@ -295,13 +248,10 @@ class GlipModel(GlipPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        text = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            return_dict=True,
-            **kwargs,
-        )
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if self.reference and (len(input_ids) > 1 or input_ids.shape[1] < self.config.max_text_length):
+            return encode_text_reference(self, tokens, **kwargs)
+        text = self.text_model(**tokens, return_dict=True, **kwargs)
         return GlipTextFeatures(
             last_hidden_state=text.last_hidden_state,
             attention_mask=attention_mask,
@@ -337,6 +287,11 @@ class GlipModel(GlipPreTrainedModel):
             output_hidden_states = config.output_hidden_states
         check_inputs(pixel_values, image_features, "pixel_values", "image_features")
         check_inputs(input_ids, text_features, "input_ids", "text_features")
+        if self.reference and not is_one_pair(image_features, text_features, config.max_text_length):
+            pixels = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+            tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+            options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+            return model_reference(self, pixels, image_features, tokens, text_features, image_indices, **options)
         if image_features is None:
             image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
         if text_features is None:
@@ -354,12 +309,13 @@ class GlipModel(GlipPreTrainedModel):
         if not config.use_fusion:
             text = text * text_mask[..., None]
         if self.prompt_table is not None:
-            if text.shape[1] > len(self.prompt_table):
+            table = pad_table(self.prompt_table, words.attention_mask) if self.reference else self.prompt_table
+            if text.shape[1] > len(table):
                 raise ValueError(
-                    f"a caption of {text.shape[1]} tokens exceeds prompt_table_length={len(self.prompt_table)}: "
+                    f"a caption of {text.shape[1]} tokens exceeds prompt_table_length={len(table)}: "
                     "shorten it, or train a longer table."
                 )
-            text = text + self.prompt_table[: text.shape[1]]
+            text = text + table[: text.shape[1]]
         text_attention_mask = create_bidirectional_mask(
             config=config.text_config, inputs_embeds=text, attention_mask=words.attention_mask
         )
@@ -425,9 +381,11 @@ class GlipForGrounding(GlipPreTrainedModel):
     def _anchors(self, shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
         return make_anchors(shapes, PYRAMID_STRIDES, self.config.anchor_scale, device)
 
-    def _predict(self, model_kwargs: dict[str, Any]) -> tuple[GlipModelOutput, dict[str, Tensor]]:
-        outputs = self.model(return_dict=True, **model_kwargs)
-        shapes = [feature_map.shape[-2:] for feature_map in model_kwargs["image_features"].feature_maps]
+    def _predict(
+        self, image_features: GlipImageFeatures, text_features: GlipTextFeatures, **options: Any
+    ) -> tuple[GlipModelOutput, dict[str, Tensor]]:
+        outputs = self.model(image_features=image_features, text_features=text_features, return_dict=True, **options)
+        shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
         logits, regression, centerness = self.head(outputs.last_hidden_state, outputs.text_last_hidden_state, shapes)
         anchors = self._anchors(shapes, logits.device)
         size = outputs.image_sizes.flip(1).repeat(1, 2)[:, None].to(regression.device)  # w, h, w, h
@@ -478,44 +436,34 @@ class GlipForGrounding(GlipPreTrainedModel):
         """
         check_inputs(pixel_values, image_features, "pixel_values", "image_features")
         check_inputs(input_ids, text_features, "input_ids", "text_features")
-        if image_features is None:
+        if image_features is None and not self.reference:
             image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
         hidden_words = None
         if self.auxiliary is not None and self.training and labels is not None and text_features is None:
             input_ids, hidden_words = self.auxiliary.hide_words(input_ids, attention_mask, labels)
-        if text_features is None:
+        if text_features is None and not self.reference:
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True)
-        num_images = len(image_features.last_hidden_state)
-        num_captions = len(text_features.last_hidden_state)
-        pictures, captions = pair_captions(
-            num_images, num_captions, image_indices, image_features.last_hidden_state.device
-        )
+        first = pixel_values if image_features is None else image_features.last_hidden_state
+        num_images = len(first)
+        num_captions, num_tokens = (input_ids if text_features is None else text_features.last_hidden_state).shape[:2]
+        pictures, captions = pair_captions(num_images, num_captions, image_indices, first.device)
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         num_pairs = max(num_images, num_captions) if pictures is None else len(pictures)
-        if num_pairs <= num_images or torch.is_grad_enabled():
-            outputs, predictions = self._predict(
-                {
-                    "image_features": select(image_features, pictures),
-                    "text_features": select(text_features, captions),
-                    **options,
-                }
-            )
+        if self.reference:
+            pixels = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+            tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+            pairs = each_pair(self.model, pixels, image_features, tokens, text_features, pictures, captions)
+            shapes, groups = predict_reference(self, pairs, num_tokens, **options)
         else:
+            shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
+            whole = num_pairs <= num_images or torch.is_grad_enabled()
+            rows = [(pictures, captions)] if whole else split_pairs(pictures, num_images)
             groups = [
-                self._predict(
-                    {
-                        "image_features": select(image_features, group),
-                        "text_features": select(text_features, rows),
-                        **options,
-                    }
-                )
-                for group, rows in zip(
-                    pictures.split(num_images),
-                    torch.arange(num_captions, device=pictures.device).split(num_images),
-                )
+                self._predict(select(image_features, images), select(text_features, texts), **options)
+                for images, texts in rows
             ]
-            outputs = _concatenate([outputs for outputs, _ in groups])
-            predictions = _concatenate([predictions for _, predictions in groups])
+        outputs = concatenate([outputs for outputs, _ in groups])
+        predictions = concatenate([predictions for _, predictions in groups])
 
         if positive_map is None:
             position = outputs.attention_mask.cumsum(1)
@@ -533,7 +481,6 @@ class GlipForGrounding(GlipPreTrainedModel):
 
         loss, loss_dict = None, None
         if labels is not None:
-            shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
             anchors = self._anchors(shapes, predictions["logits"].device)
             level_sizes = [height * width for height, width in shapes]
             loss, loss_dict = self.loss_function(
@@ -573,20 +520,6 @@ class GlipForGrounding(GlipPreTrainedModel):
             attentions=outputs.attentions,
             text_attentions=outputs.text_attentions,
         )
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    """Join dicts or outputs of tensors and tuples of tensors along the first dimension."""
-
-    def join(values: list[Any]) -> Any:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        return tuple(join(list(items)) for items in zip(*values))
-
-    joined = {name: join([part[name] for part in parts]) for name in parts[0]}
-    return joined if type(parts[0]) is dict else type(parts[0])(**joined)
 
 
 __all__ = [

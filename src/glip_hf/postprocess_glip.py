@@ -40,17 +40,19 @@ def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: s
             )
         return probabilities[:, : len(positive_map)]
     counts = positive_map.sum(-1)
-    # [C, longest class]: the token indices of each class, real ones first
-    tokens = positive_map.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    tokens = tokens[:, : max(int(counts.max()), 1)] if len(tokens) else tokens[:, :1]
-    real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
-    gathered = probabilities[:, tokens]
     if aggregation == "max":
-        scores = gathered.masked_fill(~real, 0).amax(-1)
-    elif aggregation == "mean":
-        scores = gathered.masked_fill(~real, 0).sum(-1) / counts.clamp(min=1)
+        # [C, longest class]: the token indices of each class, real ones first
+        tokens = positive_map.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        tokens = tokens[:, : max(int(counts.max()), 1)] if len(tokens) else tokens[:, :1]
+        real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
+        scores = probabilities[:, tokens].masked_fill(~real, 0).amax(-1)
     else:
-        scores = gathered.log().masked_fill(~real, 0).sum(-1).div(counts.clamp(min=1)).exp()
+        shares = (positive_map / counts.clamp(min=1)[:, None]).to(probabilities.dtype).t()
+        if aggregation == "mean":
+            scores = probabilities @ shares
+        else:
+            # The logarithm of 0, times a share of 0, must not be NaN.
+            scores = (probabilities.log().clamp(min=torch.finfo(probabilities.dtype).min) @ shares).exp()
     return scores.masked_fill(counts == 0, 0)
 
 

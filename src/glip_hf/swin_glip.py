@@ -10,13 +10,14 @@ Letters: B pictures, H x W cells of a stage, M window side, C channels. Maps sta
 from counts of windows, never divided back: that keeps a `torch.export` with dynamic sizes tractable.
 """
 
-from functools import lru_cache
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import SwinConfig
 from transformers import initialization as init
+from transformers.activations import GELUActivation
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
@@ -30,6 +31,12 @@ from transformers.models.swin.modeling_swin import (
 )
 from transformers.utils import can_return_tuple
 
+from .fast_path_glip import may_fuse, plain_backward, shape_constants
+from .reference_glip import GlipReferencePart, swin_layer_reference
+
+BLOCK_NUMBERS = 2**20
+"""Numbers that inference holds at a time, in the widest part of a layer: 4 MiB in float32 stay in a CPU's cache."""
+
 REGION_PENALTY = -100.0
 """Added to the scores of cells that the cyclic shift made neighbours."""
 
@@ -41,29 +48,225 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
-@lru_cache(maxsize=64)
-def _shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    """[rows * columns, M*M, M*M] float32 on CPU: 0 within a region of the shifted map, `REGION_PENALTY` across them.
+@shape_constants(maxsize=8)
+def _shift_patterns(window: int, shift: int, device: torch.device | None) -> Tensor:
+    """The masks a shifted window may have, [4, M*M, M*M] float32: of inner windows (none), of those of the last column,
+    of the last row, and of the corner. 0 within what was one piece before the shift, `REGION_PENALTY` across."""
+    beyond = (torch.arange(window, device=device) >= window - shift).long()
+    down, across = beyond.repeat_interleave(window), beyond.repeat(window)
+    regions = torch.stack([0 * down, across, 2 * down, 2 * down + across])
+    return (regions[:, None] != regions[:, :, None]).float() * REGION_PENALTY
+
+
+def _shift_kinds(rows: int, columns: int, device: torch.device | None) -> Tensor:
+    """Which of `_shift_patterns` each window has, [rows * columns] int64."""
+    last_row = torch.arange(rows, device=device) == rows - 1
+    last_column = torch.arange(columns, device=device) == columns - 1
+    return (2 * last_row.long()[:, None] + last_column.long()).flatten()
+
+
+def _shift_mask(rows: int, columns: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
+    """The mask of every window, [rows * columns, M*M, M*M] float32.
 
     rows, columns: windows down and across the padded map.
     """
-
-    def regions(count: int) -> Tensor:
-        index = torch.arange(count * window)
-        return (index >= (count - 1) * window).long() + (index >= count * window - shift).long()
-
-    region = regions(rows)[:, None] * 3 + regions(columns)
-    cells = to_windows(region[None, :, :, None], window).squeeze(-1)
-    return (cells[:, None] != cells[:, :, None]).float() * REGION_PENALTY
+    return _shift_patterns(window, shift, device)[_shift_kinds(rows, columns, device)]
 
 
-def shift_mask(rows: int, columns: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """The mask of `_shift_mask` on the device and in the dtype of `like`; not cached while tracing."""
-    build = _shift_mask.__wrapped__ if torch.compiler.is_compiling() else _shift_mask
-    return build(rows, columns, window, shift).to(like.device, like.dtype)
+@shape_constants(maxsize=64)
+def window_cells(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which cell of the map stands where in the windows, and the reverse.
+
+    Returns:
+        cells [windows * M * M] int64, the cell (row-major) of each place in each window, -1 at padding; and places
+        [H * W] int64, the place of each cell.
+    """
+    rows, columns = -(-height // window), -(-width // window)
+    y = (torch.arange(rows * window, device=device) + shift) % (rows * window)
+    x = (torch.arange(columns * window, device=device) + shift) % (columns * window)
+    cells = torch.where((y < height)[:, None] & (x < width), y[:, None] * width + x, -1)
+    cells = to_windows(cells[None, :, :, None], window).flatten()
+    return cells, cells.argsort(stable=True)[len(cells) - height * width :]
 
 
-class GlipSwinLayer(GradientCheckpointingLayer):
+@shape_constants(maxsize=32)
+def head_rows(
+    batch: int, height: int, width: int, window: int, shift: int, heads: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the slice of a head lies in a map and in its windows, int32 row numbers of tables with rows of C / heads.
+
+    Returns:
+        * [3, B, windows, heads, M * M]: of query, key and value of every place, in the table [1 + B * H * W, 3, heads]
+          whose first entry stands for padding;
+        * [B, H * W, 3, heads]: the reverse, in [3, B, windows, heads, M * M];
+        * [B, windows, heads, M * M]: of every place, in [1 + B * H * W * heads], the first for padding;
+        * [B, H * W, heads]: the reverse, in [B, windows, heads, M * M].
+    """
+    cells, places = window_cells(height, width, window, shift, device)
+    area, size = window * window, height * width
+    head = torch.arange(heads, device=device)
+    part = torch.arange(3, device=device)
+    picture = torch.arange(batch, device=device)
+    own = cells.view(-1, 1, area)  # [windows, 1, M * M]
+    entry = torch.where(own < 0, 0, 1 + own + size * picture[:, None, None, None])
+    to_windows = (3 * entry + part[:, None, None, None, None]) * heads + head[:, None]
+    entry = torch.where(own < 0, 0, 1 + (own + size * picture[:, None, None, None]) * heads + head[:, None])
+    row = (places // area * heads + head[:, None]) * area + places % area  # [heads, H * W]
+    to_map = row.t() + len(cells) * heads * picture[:, None, None]
+    from_windows = to_map[:, :, None] + len(cells) * heads * batch * part[:, None]
+    return to_windows.int(), from_windows.int(), entry.int(), to_map.int()
+
+
+class WindowAttention(torch.autograd.Function):
+    """Attention within windows, with the gradient of the position bias, which SDPA's fast kernels do not give.
+
+    Padding, cyclic shift, windows and heads are one gather of rows on the way in and one on the way out. A padded cell
+    is a zero before the projections: its query, key and value are their biases.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        position_bias: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        rows: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """
+        Args:
+            x: [B, H * W, C]; weight: [3 * C, C], bias: [3 * C], of query, key and value.
+            position_bias: [heads, M * M, M * M]; mask: [windows, M * M, M * M].
+            rows: of `head_rows`.
+
+        Returns:
+            [B, H * W, C], before the output projection.
+        """
+        heads, area = position_bias.shape[:2]
+        table = x.new_empty(x.shape[0] * x.shape[1] + 1, len(weight))
+        torch.addmm(bias, x.flatten(0, 1), weight.t(), out=table[1:])
+        table[0] = bias
+        width = weight.shape[1] // heads
+        query, key, value = nn.functional.embedding(rows[0], table.view(-1, width)).view(3, -1, area, width)
+        scores = x.new_empty(*rows[0].shape[1:], area)
+        scores.copy_(position_bias if mask is None else mask[:, None] + position_bias)
+        scores = scores.flatten(0, 2).baddbmm_(query, key.transpose(1, 2), alpha=scaling)
+        if mask is not None:
+            # exp(-100) is a denormal number. With them softmax and product took 19.6 ms where they take 4.4 ms (and
+            # these lines 1.4 ms) with zeros in their place.
+            scores.sub_(scores.amax(-1, keepdim=True))
+            nn.functional.threshold_(scores, math.log(torch.finfo(scores.dtype).tiny), -torch.inf)
+        weights = scores.softmax(-1)
+        out = nn.functional.embedding(rows[3], (weights @ value).view(-1, width))
+        ctx.save_for_backward(x, weight, query, key, value, weights)
+        ctx.scaling, ctx.rows = scaling, rows
+        return out.flatten(2)
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, query, key, value, weights = ctx.saved_tensors
+        _, from_windows, entry, to_map = ctx.rows
+        batch, windows, heads, area = entry.shape
+        width = query.shape[-1]
+        grad = nn.functional.pad(grad.reshape(-1, width), (0, 0, 1, 0))
+        grad = nn.functional.embedding(entry, grad).view(-1, area, width)
+        grad_parts = query.new_empty(3, *query.shape)
+        torch.bmm(weights.transpose(1, 2), grad, out=grad_parts[2])
+        grad_scores = torch._softmax_backward_data(grad @ value.transpose(1, 2), weights, -1, weights.dtype)
+        scale = {"beta": 0, "alpha": ctx.scaling}
+        torch.baddbmm(grad_parts[0], grad_scores, key, out=grad_parts[0], **scale)
+        torch.baddbmm(grad_parts[1], grad_scores.transpose(1, 2), query, out=grad_parts[1], **scale)
+        grad_bias = grad_position = grad_x = grad_weight = None
+        if ctx.needs_input_grad[2]:
+            # Of all places, padding included: there x is zero and only the bias speaks.
+            grad_bias = grad_parts.view(3, batch * windows, heads, area, width).sum((1, 3)).flatten()
+        if ctx.needs_input_grad[3]:
+            grad_position = grad_scores.view(batch * windows, heads, area, area).sum(0)
+        rows = nn.functional.embedding(from_windows, grad_parts.view(-1, width)).view(-1, len(weight))
+        if ctx.needs_input_grad[0]:
+            grad_x = (rows @ weight).view_as(x)
+        if ctx.needs_input_grad[1]:
+            grad_weight = rows.t() @ x.flatten(0, 1)
+        return grad_x, grad_weight, grad_bias, grad_position, None, None, None
+
+
+class FeedForward(torch.autograd.Function):
+    """x + factor * fc2(gelu(fc1(norm(x)))) in blocks of rows that a CPU's cache holds; the backward pass computes the
+    4 * C wide values again, which is as fast as fetching them from memory where C is small."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        factor: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """x: [rows, C]; factor: [rows, 1]."""
+        out = torch.empty_like(x)
+        block = max(1, BLOCK_NUMBERS // len(weight1))
+        for some, scale, place in zip(x.split(block), factor.split(block), out.split(block)):
+            inner = nn.functional.layer_norm(some, norm_weight.shape, norm_weight, norm_bias, eps)
+            inner = nn.functional.gelu(nn.functional.linear(inner, weight1, bias1))
+            torch.addcmul(some, nn.functional.linear(inner, weight2, bias2), scale, out=place)
+        ctx.save_for_backward(x, factor, norm_weight, norm_bias, weight1, bias1, weight2)
+        ctx.eps, ctx.block = eps, block
+        return out
+
+    @staticmethod
+    @plain_backward
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, factor, *parameters = ctx.saved_tensors
+        norm_weight, norm_bias, weight1, bias1, weight2 = parameters
+        grad_x = torch.empty_like(x)
+        totals = [torch.zeros_like(parameter) for parameter in (*parameters, norm_weight)]
+        pieces = (part.split(ctx.block) for part in (x, factor, grad, grad_x))
+        for some, scale, own_grad, place in zip(*pieces):
+            branch_grad = own_grad * scale
+            normed, mean, deviation = torch.native_layer_norm(some, norm_weight.shape, norm_weight, norm_bias, ctx.eps)
+            wide = nn.functional.linear(normed, weight1, bias1)
+            totals[4].addmm_(branch_grad.t(), nn.functional.gelu(wide))
+            totals[5] += branch_grad.sum(0)
+            grad_wide = torch.ops.aten.gelu_backward(branch_grad @ weight2, wide)
+            totals[2].addmm_(grad_wide.t(), normed)
+            totals[3] += grad_wide.sum(0)
+            change, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+                grad_wide @ weight1, some, norm_weight.shape, mean, deviation, norm_weight, norm_bias, [True] * 3
+            )
+            torch.add(own_grad, change, out=place)
+            totals[0] += grad_weight
+            totals[1] += grad_bias
+        return grad_x, None, *totals, None
+
+
+RECOMPUTED_WIDTH = 256
+"""Channels up to which `FeedForward` pays: on one core, forward and backward of 25,600 rows of 24 channels took 27 ms
+and not 37; of 9,000 rows of 96 channels 81 and 83, of 3,000 of 192 channels 73 and 74, in a fifth of the memory."""
+
+FEED_FORWARD_PARTS = {"mlp.fc1": nn.Linear, "mlp.fc2": nn.Linear, "mlp.activation_fn": GELUActivation}
+
+FUSED_PARTS = {
+    "layernorm_before": nn.LayerNorm,
+    "layernorm_after": nn.LayerNorm,
+    "mlp": SwinMLP,
+    "attention": SwinAttention,
+    "attention.q_proj": nn.Linear,
+    "attention.k_proj": nn.Linear,
+    "attention.v_proj": nn.Linear,
+    "attention.o_proj": nn.Linear,
+    "attention.relative_position_bias": SwinRelativePositionBias,
+}
+
+
+class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
     """Windowed (and, in every second layer, shifted) attention and a feed-forward branch, pre-norm."""
 
     def __init__(self, config: SwinConfig, dim: int, num_heads: int, drop_path_rate: float, shift: int) -> None:
@@ -76,8 +279,105 @@ class GlipSwinLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SwinDropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
-    def _attend(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, H, W, C] to the same; zeros pad the map to whole windows and take part in the attention."""
+    def _may_fuse(self, x: Tensor) -> bool:
+        attention = self.attention
+        return (
+            attention.config._attn_implementation == "sdpa"
+            and not torch.is_autocast_enabled(x.device.type)
+            and not (torch.is_grad_enabled() and x.dtype not in (torch.float32, torch.float64))
+            and not (self.training and attention.attention_dropout > 0)
+            and may_fuse(self, FUSED_PARTS, x)
+        )
+
+    def _projections(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight [3 * C, C] and bias [3 * C] of query, key and value; position bias [heads, M * M, M * M]."""
+        attention, area = self.attention, self.window**2
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj)
+        weight = torch.cat([linear.weight for linear in linears])
+        if linears[0].bias is None:
+            bias = weight.new_zeros(len(weight))
+        else:
+            bias = torch.cat([linear.bias for linear in linears])
+        table = attention.relative_position_bias
+        position_bias = nn.functional.embedding(table.relative_position_index, table.relative_position_bias_table)
+        return weight, bias, position_bias.view(area, area, -1).permute(2, 0, 1)
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """The shift's mask for a map [B, H, W, C]."""
+        if not self.shift:
+            return None
+        rows, columns = (-(-side // self.window) for side in x.shape[1:3])
+        return _shift_mask(rows, columns, self.window, self.shift, x.device).to(x.dtype)
+
+    def _attend_fused(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to the same, by `WindowAttention`."""
+        attention = self.attention
+        batch, height, width, _ = x.shape
+        rows = head_rows(batch, height, width, self.window, self.shift, attention.num_attention_heads, x.device)
+        x = WindowAttention.apply(x.flatten(1, 2), *self._projections(), self._mask(x), attention.scaling, rows)
+        return attention.o_proj(x).unflatten(1, (height, width))
+
+    def _may_recompute(self, x: Tensor) -> bool:
+        return (
+            torch.is_grad_enabled()
+            and x.shape[-1] <= RECOMPUTED_WIDTH
+            and 4 * x.numel() > BLOCK_NUMBERS
+            and not (self.training and self.dropout.p > 0)
+            and may_fuse(self, FEED_FORWARD_PARTS, x)
+        )
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of the layer, by `FeedForward`."""
+        norm, fc1, fc2 = self.layernorm_after, self.mlp.fc1, self.mlp.fc2
+        factor = self.drop_path(x.new_ones(len(x), 1, 1, 1)).expand(*x.shape[:3], 1)
+        parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return FeedForward.apply(x.flatten(0, 2), factor.flatten(0, 2), *parameters, norm.eps).view_as(x)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """The whole layer in blocks, first of windows, then of cells, that a CPU's cache holds: for inference."""
+        batch, height, width, channels = x.shape
+        attention, area, size = self.attention, self.window**2, height * width
+        heads = attention.num_attention_heads
+        weight, bias, position_bias = self._projections()
+        rows, columns = (-(-side // self.window) for side in (height, width))
+        kinds = _shift_kinds(rows, columns, x.device)
+        patterns = _shift_patterns(self.window, self.shift, x.device).to(x.dtype) if self.shift else None
+        cells, places = window_cells(height, width, self.window, self.shift, x.device)
+        count = len(cells) // area
+        picture = torch.arange(batch, device=x.device)[:, None]
+        source = (cells.clamp(min=0) + size * picture).flatten()
+        padded = (cells < 0).repeat(batch)
+        rows = x.reshape(-1, channels)
+        attended = rows.new_empty(len(source), channels)
+        step = max(1, BLOCK_NUMBERS // (3 * channels * area))
+        for first in range(0, batch * count, step):
+            last = min(first + step, batch * count)
+            some = slice(first * area, last * area)
+            part = self.layernorm_before(nn.functional.embedding(source[some], rows))
+            part = nn.functional.linear(part, weight, bias)
+            part[padded[some].nonzero().squeeze(1)] = bias
+            query, key, value = part.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+            added = position_bias[None]
+            if patterns is not None:
+                added = added + patterns[kinds[torch.arange(first, last, device=x.device) % count], None]
+            part = nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=added, scale=attention.scaling
+            )
+            attended[some] = attention.o_proj(part.transpose(1, 2).reshape(-1, channels))
+        places = (places + len(cells) * picture).flatten()
+        out = torch.empty_like(rows)
+        step = max(1, BLOCK_NUMBERS // (4 * channels))
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            part = nn.functional.embedding(places[some], attended).add_(rows[some])
+            torch.add(part, self.mlp(self.layernorm_after(part)), out=out[some])
+        return out.view_as(x)
+
+    def _attend_plain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, H, W, C] to the same; zeros pad the map to whole windows and take part in the attention.
+
+        By calls of Transformers' attention: for tracing, other attention implementations, adapters and hooks.
+        """
         batch, height, width, channels = x.shape
         window, shift = self.window, self.shift
         rows, columns = (height + window - 1) // window, (width + window - 1) // window
@@ -85,7 +385,7 @@ class GlipSwinLayer(GradientCheckpointingLayer):
         mask = None
         if shift:
             x = torch.roll(x, (-shift, -shift), (1, 2))
-            mask = shift_mask(rows, columns, window, shift, x)
+            mask = _shift_mask(rows, columns, window, shift, x.device).to(x.dtype)
         windows = x.view(batch, rows, window, columns, window, channels).transpose(2, 3)
         windows, weights = self.attention(windows.reshape(-1, window * window, channels), mask)
         # Split as last dimension: beside others, an export confuses a symbolic single window with a factor of theirs.
@@ -97,8 +397,16 @@ class GlipSwinLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, H, W, C] to the same, and attention weights [B * windows, heads, M*M, M*M] (eager only)."""
-        x, weights = self._attend(self.layernorm_before(hidden_states))
+        if self.reference:
+            return swin_layer_reference(self, hidden_states)
+        fused = self._may_fuse(hidden_states)
+        if fused and not self.training and not torch.is_grad_enabled():
+            return self._infer(hidden_states), None
+        x = self.layernorm_before(hidden_states)
+        x, weights = (self._attend_fused(x), None) if fused else self._attend_plain(x)
         hidden_states = hidden_states + self.drop_path(self.dropout(x))
+        if fused and self._may_recompute(hidden_states):
+            return self._feed_forward(hidden_states), weights
         x = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(x), weights
 

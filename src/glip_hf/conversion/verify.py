@@ -210,10 +210,6 @@ def run_stages(model: "GlipForGrounding", inputs: Mapping[str, Tensor]) -> tuple
         take_pyramid(name, output[0])
         stages[f"{name}.hidden"] = output[1]
 
-    def take_dyconv(name: str, output: Any) -> None:
-        for level, x in zip(LEVELS, output, strict=True):
-            stages[f"{name}.{level}"] = x
-
     def take_first_stage(output: Any) -> None:
         """Not among the backbone's outputs: channels last, [B, H, W, C] or [B, H * W, C]."""
         x = first(output)
@@ -240,7 +236,7 @@ def run_stages(model: "GlipForGrounding", inputs: Mapping[str, Tensor]) -> tuple
             lambda output, name=f"{name}.text.hidden": stages.__setitem__(name, first(output)),
         )
         dyconv = f"{name}.dyconv"
-        watch(block.dyconv, lambda output, name=dyconv: take_dyconv(name, output))
+        watch(block.dyconv, lambda output, name=dyconv: take_pyramid(name, output))
         collect(block.dyconv.offset_conv, f"{dyconv}.offset_mask", LEVELS)
         collect(block.dyconv.conv_mid, f"{dyconv}.branch1", LEVELS)
         collect(block.dyconv.conv_low, f"{dyconv}.branch2", LEVELS[1:])

@@ -1,0 +1,182 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Triton's kernels: run in the interpreter (or on a GPU), compiled for GPUs that are not there, chosen by the dispatch.
+
+The comparisons themselves are in `triton_cases.py`. TRITON_INTERPRET must stand in the environment before Triton is
+imported and holds for the whole process, so they run in one of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers.utils import is_triton_available
+
+from glip_hf import deformable_glip, triton_glip
+from glip_hf.deformable_glip import choose_kernel, deform_conv2d_cpu, deform_conv2d_torch, deform_conv2d_torchvision
+from glip_hf.triton_glip import deform_conv2d_triton
+
+CASES = Path(__file__).with_name("triton_cases.py")
+needs_triton = pytest.mark.skipif(
+    not is_triton_available(), reason="triton is not installed (pip install triton): its kernels are not tested"
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: kernels ran interpreted only")
+
+
+def run_cases(interpreted: bool) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)],
+        env=os.environ | {"TRITON_INTERPRET": str(int(interpreted)), "CUDA_LAUNCH_BLOCKING": "1"},
+        cwd=CASES.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+
+
+@needs_triton
+def test_kernels_in_the_interpreter() -> None:
+    run_cases(interpreted=True)
+
+
+@needs_triton
+@needs_cuda
+def test_kernels_on_cuda() -> None:
+    run_cases(interpreted=False)
+
+
+KERNELS = ["_forward_kernel", "_backward_input_kernel", "_backward_weight_kernel"]
+SUMS = {"grad_features_ptr", "grad_weight_ptr"}  # float32 whatever the rest is
+ALIGNED = {"features_stride", "channels", "filters"}  # multiples of 16 in the released models
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
+"""Most bytes a block may have on an A100 and an H100 (CUDA C++ programming guide, technical specifications)."""
+
+
+def compile_kernel(tuner, config, element: str, capability: int):
+    """A kernel as an A100 or H100 would run it; Triton brings the assembler, no GPU is needed."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {**config.kwargs, "STRIDE": 1, "PRECISION": "ieee"}
+    signature, attributes = {}, {}
+    for i, name in enumerate(tuner.fn.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = ("*fp32" if name in SUMS else f"*{element}") if name.endswith("_ptr") else "i32"
+        if name.endswith("_ptr") or name in ALIGNED:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(tuner.fn, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_a_gpu(name) -> None:
+    tuner = getattr(triton_glip, name)
+    binary = compile_kernel(tuner, tuner.configs[1], "bf16", 80)
+    assert "mma.sync" in binary.asm["ptx"] and len(binary.asm["cubin"]) > 0
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize(("element", "capability"), [("bf16", 90), ("fp32", 80)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_configuration_compiles(name, element, capability) -> None:
+    """And fits into shared memory; of those for half precision some may be too large in float32."""
+    tuner = getattr(triton_glip, name)
+    shared = [compile_kernel(tuner, config, element, capability).metadata.shared for config in tuner.configs]
+    fitting = sum(size <= SHARED_MEMORY[capability] for size in shared)
+    assert fitting >= (len(shared) if element == "bf16" else len(shared) // 2), shared
+
+
+# --- dispatch
+
+
+def cuda_features(**changes):
+    """What the dispatch looks at, of a tensor on a GPU that need not be there."""
+    return SimpleNamespace(**{"is_cuda": True, "dtype": torch.float32, "device": torch.device("cuda", 0)} | changes)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend a GPU's machine: `machine(triton=..., torchvision=..., capability=...)`."""
+
+    def pretend(triton: bool = True, torchvision: bool = True, capability: tuple[int, int] = (8, 0)) -> None:
+        for module in (deformable_glip, triton_glip):
+            monkeypatch.setattr(module, "is_triton_available", lambda: triton)
+        monkeypatch.setattr(deformable_glip, "is_torchvision_available", lambda: torchvision)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("pretended", "changes", "expected"),
+    [
+        ({}, {}, deform_conv2d_triton),
+        ({}, {"dtype": torch.bfloat16}, deform_conv2d_triton),
+        ({"torchvision": False}, {}, deform_conv2d_triton),
+        ({"capability": (9, 0)}, {}, deform_conv2d_triton),
+        ({"triton": False}, {}, deform_conv2d_torchvision),
+        ({"capability": (7, 5)}, {}, deform_conv2d_torchvision),
+        ({}, {"dtype": torch.float64}, deform_conv2d_torchvision),
+        ({"triton": False, "torchvision": False}, {}, deform_conv2d_torch),
+        ({}, {"is_cuda": False, "device": torch.device("mps")}, deform_conv2d_torch),
+        ({}, {"is_cuda": False, "device": torch.device("cpu")}, deform_conv2d_cpu),
+    ],
+)
+def test_dispatch(machine, pretended, changes, expected) -> None:
+    machine(**pretended)
+    assert choose_kernel(cuda_features(**changes)) is expected
+
+
+def test_reproducible_sums_need_another_kernel(machine) -> None:
+    machine()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose_kernel(cuda_features()) is deform_conv2d_torchvision
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_compilers_see_through_the_dispatch(machine) -> None:
+    machine()
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        from glip_hf.triton_glip import triton_runs
+
+        capable = triton_glip._is_capable(0) and not torch.are_deterministic_algorithms_enabled()
+        return x + (1 if capable and not triton_runs(x) else 2)
+
+    torch.compiler.reset()
+    assert torch.compile(add, backend="eager", fullgraph=True)(torch.zeros(1)).item() == 1
+
+
+def test_wrong_input_is_refused(monkeypatch) -> None:
+    args = [torch.zeros(1, *shape) for shape in ((2, 3, 3), (18, 3, 3), (9, 3, 3))]
+    args += [torch.zeros(2, 2, 3, 3), torch.zeros(2)]
+    monkeypatch.setattr(triton_glip, "is_triton_available", lambda: True)
+    with pytest.raises(ValueError, match="torch.float32 on cpu.*deform_conv2d"):
+        deform_conv2d_triton(*args)
+    with pytest.raises(ValueError, match="float64"):
+        deform_conv2d_triton(*(value.double() for value in args))
+    monkeypatch.setattr(triton_glip, "is_triton_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install triton"):
+        deform_conv2d_triton(*args)
+
+
+def test_imports_without_triton() -> None:
+    """The file travels with the model to machines that have none."""
+    code = "import sys; sys.modules['triton'] = None\n"
+    code += "import transformers.utils as u; u.is_triton_available = lambda: False\n"
+    code += "from glip_hf.triton_glip import deform_conv2d_triton"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"}, cwd=CASES.parents[1]
+    )

@@ -1,6 +1,6 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The command `glip`: `glip ground`, `glip convert`, `glip info`, `glip evaluate`,
-`glip check-data`.
+`glip check-data`, `glip export`.
 
 Exit codes: 0 done; 1 something asked for could not be done (no such photo, no such model); 2 wrong
 usage. What goes wrong with the user's input is one line on stderr that names the value and the
@@ -85,6 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_evaluate(commands)
     _add_check_data(commands)
+    _add_export(commands)
     return parser
 
 
@@ -508,6 +509,67 @@ def _check_data(arguments: argparse.Namespace) -> int:
         return run(arguments)
     except (ValueError, OSError, ImportError) as error:
         raise CliError(str(error)) from None
+
+
+# --------------------------------------------------------------------------------- glip export
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="model to an ONNX file or a torch.export program",
+        description="Write a converted model as a graph that runs without this package: NAME.onnx, "
+        "with its weights in NAME.onnx.data, or NAME.pt2 for torch.export. See docs/export.md.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
+    add("--output", required=True, metavar="FILE", help="NAME.onnx or NAME.pt2")
+    add("--height", type=positive, metavar="H", help="of the padded picture, a multiple of 32")
+    add("--width", type=positive, metavar="W", help="likewise; with --height")
+    add("--dynamic", action="store_true", help="pictures of any size (the default without the two)")
+    add("--caption-length", default="dynamic", metavar="T|dynamic", help="tokens (default: any number)")
+    add("--opset", type=positive, metavar="N", help="of ONNX, 19 or later (default: 20)")
+    add("--check", action="store_true", help="compare with the model on a photo, and time both (ONNX)")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.output)
+    if output.suffix not in (".onnx", ".pt2"):
+        raise UsageError(f"--output {output}: name a file .onnx, or .pt2 for a torch.export program")
+    if output.suffix == ".pt2" and (arguments.check or arguments.opset):
+        raise UsageError(f"--output {output}: --check and --opset are for .onnx files")
+    if arguments.dynamic and (arguments.height or arguments.width):
+        raise UsageError("--dynamic is for pictures of any size: leave it out, or --height and --width")
+    length = arguments.caption_length
+    if length != "dynamic" and not length.isdecimal():
+        raise UsageError(f"--caption-length {length}: give a number of tokens, or dynamic")
+    sizes = {
+        "height": arguments.height,
+        "width": arguments.width,
+        "caption_length": None if length == "dynamic" else int(length),
+    }
+    model, processor = _load(arguments.model, "cpu", "float32")
+
+    from .export import OPSET, TOLERANCE, check, export_onnx, save_program
+
+    try:
+        if output.suffix == ".pt2":
+            print(f"-> {save_program(model, output, **sizes)}")
+            return OK
+        print(f"-> {export_onnx(model, output, **sizes, opset=arguments.opset or OPSET)}")
+        if not arguments.check:
+            return OK
+        figures = check(model, processor, output)
+    except (ValueError, OSError, ImportError) as error:
+        raise CliError(str(error)) from None
+    print(
+        f"largest difference: probability {figures['probability']:.1e}, box {figures['box']:.1e} of a side; "
+        f"onnxruntime {figures['onnx_seconds']:.2f} s, model {figures['torch_seconds']:.2f} s a photo"
+    )
+    if max(figures["probability"], figures["box"]) > TOLERANCE:
+        raise CliError(f"{output} differs from the model by more than {TOLERANCE}: do not use it")
+    return OK
 
 
 if __name__ == "__main__":

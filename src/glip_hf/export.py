@@ -1,0 +1,583 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""GLIP as a graph that needs none of this code to run: `torch.export` programs, ONNX files, and `OnnxGlip` for these.
+
+The graph takes what a processor gives and returns what post-processing reads; photos, words and NMS stay outside.
+`glip export` is the command, docs/export.md the manual.
+
+ONNX goes through Transformers' own exporter (`transformers.exporters`), by its rules: what ONNX says better in another
+way is patched in while it traces. Here that is the deformable convolution, one `DeformConv` node (opset 19), and the
+fusion, whose scores no mask is expanded over.
+
+Letters: B pictures, N captions or (picture, caption) pairs, T tokens, C classes a caption, A locations, L levels.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as tracing_config
+from transformers.exporters.utils import register_patch
+from transformers.utils import logging as transformers_logging
+
+from ._extras import require
+from .demo import DEMO_NAMES, load_demo_photo
+from .modeling_glip import GlipForGrounding
+from .outputs_glip import GlipGroundingOutput
+from .pairing_glip import pair_captions
+from .processing_glip import GlipBatchFeature, GlipProcessor
+
+DIVISOR = 32
+"""Sides of the graph's pictures are multiples of it, as the image processor pads them."""
+
+OPSET = 20
+"""Of ONNX files unless said otherwise; 20 is the first with GELU as one node."""
+
+FIRST_OPSET = 19
+"""The first with `DeformConv`."""
+
+INPUT_AXES = {
+    "pixel_values": ("batch", None, "height", "width"),
+    "pixel_mask": ("batch", "height", "width"),
+    "input_ids": ("batch", "tokens"),
+    "attention_mask": ("batch", "tokens"),
+    "token_type_ids": ("batch", "tokens"),
+}
+OUTPUT_AXES = {
+    "logits": ("batch", "locations", "tokens"),
+    "bbox_regression": ("batch", "locations", None),
+    "pred_boxes": ("batch", "locations", None),
+    "centerness_logits": ("batch", "locations"),
+    "spatial_shapes": ("batch", None, None),
+    "image_sizes": ("batch", None),
+}
+METADATA = "glip_hf"
+"""Key of an ONNX file's metadata that holds what `OnnxGlip` must know, as JSON."""
+
+TOLERANCE = 1e-3
+"""Largest difference to the model in probabilities and in boxes (in sides of the picture) that a check lets pass."""
+
+
+# ------------------------------------------------------------------------------------------- the graph
+
+
+class GlipGraph(nn.Module):
+    """The forward of `GlipForGrounding` with tensors in, and a dictionary of tensors out: the keys of `OUTPUT_AXES`."""
+
+    def __init__(self, model: GlipForGrounding) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+    ) -> dict[str, Tensor]:
+        outputs = self.model(
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+        )
+        return {name: outputs[name] for name in OUTPUT_AXES}
+
+
+def _check_request(model: GlipForGrounding, height: int | None, width: int | None, caption_length: int | None) -> None:
+    if (height is None) != (width is None):
+        raise ValueError(
+            f"height={height} and width={width}: give both for one picture size, or neither for all sizes."
+        )
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and (side < DIVISOR or side % DIVISOR):
+            raise ValueError(
+                f"{name}={side} is no multiple of {DIVISOR}, which the image processor pads pictures to: "
+                f"take {max(1, round(side / DIVISOR)) * DIVISOR}."
+            )
+    longest = model.config.max_text_length
+    if caption_length is not None and not 2 < caption_length <= longest:
+        raise ValueError(
+            f"caption_length={caption_length} must be 3 to {longest}, the most tokens this model reads, "
+            "[CLS] and [SEP] among them."
+        )
+    found = next(model.parameters())
+    if found.dtype != torch.float32 or found.device.type != "cpu":
+        raise ValueError(
+            f"the model is {found.dtype} on {found.device}: load it in float32 on cpu for the export. Runtimes convert "
+            "graphs to other precisions and devices."
+        )
+    if model.config.reference:
+        raise ValueError("the model runs in the reference formulation: call model.set_reference(False) before export.")
+
+
+def _open_sides(window: int) -> tuple[int, int]:
+    """Height and width to trace with where any may come.
+
+    A trace takes for granted what is so in its sample. So here no two levels have equal sides, each holds more than one
+    window of Swin's, and none a whole number of windows (but at strides where all pictures do).
+    """
+
+    def fits(cells: int) -> bool:
+        return cells > window and all(cells * scale % window or scale % window == 0 for scale in (1, 2, 4, 8))
+
+    height = next(cells for cells in range(13, 13 + 3 * window) if fits(cells))
+    width = next(cells for cells in range(height + 4, height + 4 + 3 * window) if fits(cells))
+    return height * DIVISOR, width * DIVISOR
+
+
+def _sample(model: GlipForGrounding, height: int | None, width: int | None, length: int | None) -> dict[str, Tensor]:
+    """Inputs to trace with, of the sizes given."""
+    if height is None or width is None:
+        height, width = _open_sides(getattr(model.config.backbone_config, "window_size", 1))
+    tokens = torch.ones(1, length or min(11, model.config.max_text_length), dtype=torch.int64)
+    return {  # no tensor twice: to a trace that would be one input
+        "pixel_values": torch.zeros(1, 3, height, width),
+        "pixel_mask": torch.ones(1, height, width, dtype=torch.int64),
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.zeros_like(tokens),
+    }
+
+
+def _open_axes(height: int | None, caption_length: int | None) -> dict[str, dict[int, Any]]:
+    """`dynamic_shapes` of `torch.export`: each input's axes that may have any size."""
+    names = set() if height else {"height", "width"}
+    names |= set() if caption_length else {"tokens"}
+    return {
+        name: {i: torch.export.Dim.AUTO for i, axis in enumerate(axes) if axis in names}
+        for name, axes in INPUT_AXES.items()
+    }
+
+
+@contextlib.contextmanager
+def _ready(model: GlipForGrounding, **attention: str) -> Iterator[GlipGraph]:
+    """The model in evaluation mode, without gradients, its parts with this attention; afterwards as it was."""
+    training = model.training
+    before = {name: getattr(model.config, name)._attn_implementation for name in attention}
+    model.set_attn_implementation(attention)
+    try:
+        # Otherwise a trace is bound to sizes at which a slice or a padding changes something, as in its sample.
+        with torch.no_grad(), tracing_config.patch(backed_size_oblivious=True):
+            yield GlipGraph(model.eval())
+    finally:
+        model.set_attn_implementation(before)
+        model.train(training)
+
+
+def export_program(
+    model: GlipForGrounding,
+    height: int | None = None,
+    width: int | None = None,
+    caption_length: int | None = None,
+) -> torch.export.ExportedProgram:
+    """Trace the model with `torch.export`: one picture and one caption a run.
+
+    Args:
+        model: in float32, on CPU.
+        height, width: of the padded picture, multiples of 32; None for any.
+        caption_length: tokens of the caption; None for any up to `config.max_text_length`.
+
+    Returns:
+        A program from the inputs `INPUT_AXES` (by name) to a dictionary of tensors with the keys of `OUTPUT_AXES`.
+
+    Raises:
+        ValueError: for sizes that no processor gives or the model does not read, and models of other precision.
+    """
+    _check_request(model, height, width, caption_length)
+    with _ready(model) as graph:
+        return torch.export.export(
+            graph,
+            (),
+            _sample(model, height, width, caption_length),
+            dynamic_shapes=_open_axes(height, caption_length),
+            strict=False,
+        )
+
+
+def save_program(model: GlipForGrounding, output: str | os.PathLike[str], **sizes: int | None) -> Path:
+    """Write `export_program(model, **sizes)` to a file, conventionally .pt2, for `torch.export.load`."""
+    path = Path(output)
+    program = export_program(model, **sizes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- to ONNX
+
+
+@register_patch("onnx", "glip_hf.dyhead_glip.deform_conv2d")
+def _deform_conv_as_node(_original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def deform_conv2d(
+        features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
+    ) -> Tensor:
+        """See `deformable_glip.deform_conv2d`; its conventions are those of ONNX."""
+        return torch.onnx.ops.symbolic(
+            "DeformConv",
+            [features, weight, offset, bias, mask],
+            {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [stride, stride]},
+            dtype=features.dtype,
+            shape=(features.shape[0], weight.shape[0], *offset.shape[2:]),
+            version=FIRST_OPSET,
+        )
+
+    return deform_conv2d
+
+
+@register_patch("onnx", "glip_hf.fusion_glip.attend_sdpa")
+def _attend_written_out(_original: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def attend(
+        vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `fusion_glip.attend_sdpa`. The scores are computed once for each direction: a second product is faster
+        than ONNX Runtime's transposition, and a softmax wants its rows side by side."""
+        bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[:, None]
+        flat_keys, flat_values = keys.flatten(1, 2), values.flatten(1, 2)
+        scores = (vision @ flat_keys.transpose(1, 2)).unflatten(2, keys.shape[1:3])
+        picture = (scores + bias).softmax(-1).flatten(2) @ flat_values
+        sentence = (flat_keys @ vision.transpose(1, 2)).softmax(-1) @ vision
+        return picture, sentence.unflatten(1, keys.shape[1:3])
+
+    return attend
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print progress to stdout, which is for results, and warn of versions that *our* tests have tried."""
+    verbosity = transformers_logging.get_verbosity()
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    transformers_logging.set_verbosity_error()
+    registration.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # within PyTorch's own code
+            yield
+    finally:
+        registration.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _name_axes(graph: Any, ir: Any) -> None:
+    """Speaking names for the open axes of inputs and outputs, and for the symbols that stand for them in between."""
+    symbols: dict[str, str] = {}
+    for value in graph.inputs:
+        for size, name in zip(value.shape, INPUT_AXES[value.name]):
+            if not isinstance(size, int):
+                symbols[str(size)] = name
+
+    def renamed(size: Any) -> Any:
+        if isinstance(size, int):
+            return size
+        return ir.SymbolicDim(re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), str(size)))
+
+    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([renamed(size) for size in value.shape])
+    for value in graph.outputs:
+        names = OUTPUT_AXES[value.name]
+        value.shape = ir.Shape([size if isinstance(size, int) else name for size, name in zip(value.shape, names)])
+
+
+def export_onnx(
+    model: GlipForGrounding,
+    output: str | os.PathLike[str],
+    height: int | None = None,
+    width: int | None = None,
+    caption_length: int | None = None,
+    opset: int = OPSET,
+) -> Path:
+    """Write the model as an ONNX file, and its weights beside it as `NAME.onnx.data`: the two belong together.
+
+    Args:
+        model, height, width, caption_length: see `export_program`.
+        output: file to write; folders are made, older files replaced.
+        opset: version of ONNX's operators, 19 or later.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: as `export_program`, and for an opset without deformable convolution.
+        ImportError: without the extra `export`.
+    """
+    _check_request(model, height, width, caption_length)
+    if opset < FIRST_OPSET:
+        raise ValueError(
+            f"opset={opset} has no deformable convolution: take {FIRST_OPSET} or later ({OPSET} is the default)."
+        )
+    require("onnx", "export")
+    require("onnxscript", "export")
+    ir = require("onnx_ir", "export")
+    exporter = require("transformers.exporters.exporter_onnx", "export")
+
+    path = Path(output)
+    with _quiet(), _ready(model, backbone_config="eager", text_config="eager") as graph:
+        program, _ = exporter.OnnxExporter().export_program(
+            graph,
+            _sample(model, height, width, caption_length),
+            exporter.OnnxConfig(dynamic_shapes=_open_axes(height, caption_length), opset_version=opset),
+        )
+    _name_axes(program.graph, ir)
+    about = {"max_text_length": model.config.max_text_length, "divisor": DIVISOR}
+    program.metadata_props[METADATA] = json.dumps(about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and moved: a session that still reads the older files keeps them.
+    with tempfile.TemporaryDirectory(dir=path.parent) as staging:
+        ir.save(program, Path(staging) / path.name, external_data=f"{path.name}.data")
+        for file in sorted(Path(staging).iterdir(), reverse=True):
+            os.replace(file, path.parent / file.name)
+    return path
+
+
+# -------------------------------------------------------------------------------------------- to run ONNX
+
+
+class OnnxGlip:
+    """An exported file behind the interface of `GlipForGrounding`, run by ONNX Runtime.
+
+    ```python
+    >>> glip = OnnxGlip("model.onnx", GlipProcessor.from_pretrained(model_directory))
+    >>> glip.detect(image, ["cat", "remote control"], threshold=0.4)[0]
+    >>> inputs = glip.prepare(image, ["cat", "remote control"])  # the same in three steps
+    >>> outputs = glip(**inputs)
+    >>> glip.processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.4)[0]
+    ```
+
+    A run takes one picture and one caption: several captions of a picture encode it again each time.
+
+    Attributes:
+        height, width, caption_length: the one size the file was exported for; None for any.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        processor: GlipProcessor | None = None,
+        threads: int | None = None,
+        providers: list[Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            path: what `export_onnx` wrote.
+            processor: for `prepare` and `detect`.
+            threads: of one run; default: as many as ONNX Runtime sees cores.
+            providers: of ONNX Runtime, in the order of preference; default: CPU.
+
+        Raises:
+            ValueError: if the file is not there, is not of `export_onnx`, or ONNX Runtime cannot load it.
+            ImportError: without the extra `export`.
+        """
+        runtime = require("onnxruntime", "export")
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file; glip export writes one.")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        try:
+            self.session = runtime.InferenceSession(
+                os.fspath(path), options, providers=providers or ["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions have no common class below this
+            raise ValueError(
+                f"{path} cannot be loaded by onnxruntime {runtime.__version__} ({str(error).splitlines()[0]}): its "
+                "weights, NAME.onnx.data, must lie beside it, and DeformConv needs onnxruntime 1.25 or later."
+            ) from error
+        about = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if about is None:
+            raise ValueError(f"{path} was not written by glip export: its inputs and outputs are unknown.")
+        self.processor = processor
+        self.max_text_length = json.loads(about)["max_text_length"]
+        shapes = {value.name: value.shape for value in self.session.get_inputs()}
+        height, width = shapes["pixel_values"][2:]
+        self.height = height if isinstance(height, int) else None
+        self.width = width if isinstance(width, int) else None
+        length = shapes["input_ids"][1]
+        self.caption_length = length if isinstance(length, int) else None
+
+    def _processor(self) -> GlipProcessor:
+        if self.processor is None:
+            raise ValueError(
+                "this OnnxGlip has no processor: OnnxGlip(path, GlipProcessor.from_pretrained(model_directory))."
+            )
+        return self.processor
+
+    def prepare(self, images: Any, text: Any, **options: Any) -> GlipBatchFeature:
+        """What the processor makes of photos and words, for the sizes of this file.
+
+        Names that do not fit a file's caption length are split into several captions. Photos for a file of one size are
+        scaled to the largest that fits it.
+
+        Args:
+            images, text, **options: see `GlipProcessor.__call__`.
+        """
+        processor = self._processor()
+        if self.height is not None:
+            options.setdefault("size", {"max_height": self.height, "max_width": self.width})
+            options.setdefault("pad_size", {"height": self.height, "width": self.width})
+        options.setdefault("max_length", self.caption_length or self.max_text_length)
+        return processor(images=images, text=text, return_tensors="pt", **options)
+
+    def detect(self, images: Any, text: Any, threshold: float = 0.25, **options: Any) -> list[dict[str, Any]]:
+        """Find in photos what words speak of.
+
+        Args:
+            images: a photo or a list of them.
+            text: a list of names, such a list for each photo, or captions; see `GlipProcessor.__call__`.
+            threshold: keep detections whose score is above this.
+            **options: of the processor's call.
+
+        Returns:
+            One dictionary a picture, best first; see `GlipProcessor.post_process_grounded_object_detection`.
+        """
+        inputs = self.prepare(images, text, **options)
+        return self._processor().post_process_grounded_object_detection(self(**inputs), inputs, threshold=threshold)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        positive_map: Tensor,
+        label_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        image_indices: Tensor | None = None,
+    ) -> GlipGroundingOutput:
+        """Run every (picture, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
+
+        Pictures are padded to the size the file takes, captions to its length; logits come back as long as the captions
+        given.
+
+        Raises:
+            ValueError: for pictures or captions larger than the file takes.
+        """
+        pixel_mask = torch.ones_like(pixel_values[:, 0]).long() if pixel_mask is None else pixel_mask
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        pictures, captions = pair_captions(len(pixel_values), len(input_ids), image_indices, input_ids.device)
+        pairs = max(len(pixel_values), len(input_ids))
+        picture_rows = torch.arange(pairs) if pictures is None else pictures
+        caption_rows = torch.arange(pairs) if captions is None else captions
+        pixels = self._fit_pictures(pixel_values.float(), pixel_mask.long())
+        words = self._fit_captions(
+            {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        )
+        runs = [
+            self._run(
+                {name: value[i : i + 1] for name, value in pixels.items()},
+                {name: value[n : n + 1] for name, value in words.items()},
+            )
+            for i, n in zip(picture_rows.tolist(), caption_rows.tolist())
+        ]
+        outputs = {name: torch.cat([run[name] for run in runs]) for name in OUTPUT_AXES}
+        outputs["logits"] = outputs["logits"][..., : input_ids.shape[1]]
+        if original_sizes is not None and pictures is not None:
+            original_sizes = original_sizes[pictures]
+        return GlipGroundingOutput(
+            **outputs,
+            original_sizes=original_sizes,
+            input_ids=input_ids[caption_rows],
+            attention_mask=attention_mask[caption_rows],
+            positive_map=(positive_map[caption_rows] != 0).long(),
+            label_ids=label_ids[caption_rows],
+            image_indices=pictures,
+        )
+
+    def _run(self, pixels: dict[str, Tensor], words: dict[str, Tensor]) -> dict[str, Tensor]:
+        feed = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in (pixels | words).items()}
+        return {
+            name: torch.from_numpy(value) for name, value in zip(OUTPUT_AXES, self.session.run(list(OUTPUT_AXES), feed))
+        }
+
+    def _fit_pictures(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
+        """Pictures and masks padded with zeros, right and below, to sides the graph takes."""
+        sides = [
+            fixed or -(-side // DIVISOR) * DIVISOR
+            for side, fixed in zip(pixel_values.shape[-2:], (self.height, self.width))
+        ]
+        below, right = (wanted - side for wanted, side in zip(sides, pixel_values.shape[-2:]))
+        if below < 0 or right < 0:
+            raise ValueError(
+                f"pictures of {tuple(pixel_values.shape[-2:])} for a file exported for {self.height}x{self.width}: "
+                "let OnnxGlip.prepare scale them, or export with --dynamic."
+            )
+        margins = (0, right, 0, below)
+        return {
+            "pixel_values": nn.functional.pad(pixel_values, margins),
+            "pixel_mask": nn.functional.pad(pixel_mask, margins),
+        }
+
+    def _fit_captions(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Token tensors padded with zeros, which the attention mask hides, to the length the graph takes."""
+        length = tokens["input_ids"].shape[1]
+        longest = self.caption_length or self.max_text_length
+        if length > longest:
+            raise ValueError(
+                f"captions of {length} tokens for a file that takes {longest}: let OnnxGlip.prepare split the names, "
+                "or export with a larger --caption-length."
+            )
+        more = self.caption_length - length if self.caption_length else 0
+        return {name: nn.functional.pad(value.long(), (0, more)) for name, value in tokens.items()}
+
+
+# ---------------------------------------------------------------------------------------------- to compare
+
+
+def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeature, rounds: int = 0) -> dict[str, float]:
+    """How far the outputs of an exported file are from the model's, and how long both take.
+
+    Args:
+        inputs: of `OnnxGlip.prepare`.
+        rounds: timed runs of each, in turn (A B A B), after one that is not counted; 0 for no times.
+
+    Returns:
+        `probability`: largest difference of a probability (of a token at a location, or centerness); `box`: of a box's
+        edge, as a fraction of the picture's side; and with `rounds`, `onnx_seconds` and `torch_seconds`, medians.
+    """
+    runs: dict[str, Callable[[], GlipGroundingOutput]] = {
+        "onnx": lambda: exported(**inputs),
+        "torch": torch.no_grad()(lambda: model(**inputs)),
+    }
+    ours, theirs = runs["onnx"](), runs["torch"]()
+    figures = {
+        "probability": max(
+            (getattr(ours, name).sigmoid() - getattr(theirs, name).sigmoid()).abs().max().item()
+            for name in ("logits", "centerness_logits")
+        ),
+        "box": (ours.pred_boxes - theirs.pred_boxes).abs().max().item(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return figures | {f"{name}_seconds": median(values) for name, values in seconds.items() if values}
+
+
+def check(model: GlipForGrounding, processor: GlipProcessor, path: str | os.PathLike[str]) -> dict[str, float]:
+    """`compare` an exported file with its model on the photo of this package, with three timed runs of each."""
+    exported = OnnxGlip(path, processor)
+    return compare(model, exported, exported.prepare(load_demo_photo(), list(DEMO_NAMES)), rounds=3)
+
+
+__all__ = ["OnnxGlip", "check", "compare", "export_onnx", "export_program", "save_program"]

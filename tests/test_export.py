@@ -1,0 +1,331 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Exported graphs give the model's numbers at every size, and their runner its detections.
+
+Tracing a model takes half a minute, so what needs a real graph is slow; the runner is also tested on a stand-in for
+ONNX Runtime that calls the model.
+"""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_inputs, tiny_model, tiny_swin
+
+from glip_hf import GlipConfig, GlipForGrounding
+from glip_hf import export as export_module
+from glip_hf.cli import main
+from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_NAMES, demo_model, demo_processor, load_demo_photo
+from glip_hf.export import INPUT_AXES, METADATA, OUTPUT_AXES, GlipGraph, OnnxGlip, export_onnx, export_program
+
+NAMES = list(DEMO_NAMES)
+SIZES = [(320, 416, 9), (224, 160, 12), (448, 672, 5), (64, 96, 3), (32, 32, 1)]  # 224 = 4 x 8 windows of 7
+WINDOW_7 = {"num_blocks": 1, "backbone_config": tiny_swin(window_size=7)}
+
+
+@pytest.fixture(scope="module")
+def model() -> GlipForGrounding:
+    return demo_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return demo_processor()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """480 x 360."""
+    return load_demo_photo().crop((0, 60, 480, 420))
+
+
+@pytest.fixture
+def stand_in(model, processor, tmp_path, monkeypatch):
+    """Makes an `OnnxGlip` whose session calls the model; sizes as of an exported file, names where any will do."""
+
+    class Session:
+        def __init__(self, shapes: dict[str, list[int | str]], metadata: dict[str, str]) -> None:
+            self.shapes, self.metadata = shapes, metadata
+            self.runs: list[dict[str, tuple[int, ...]]] = []
+
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(name=name, shape=shape) for name, shape in self.shapes.items()]
+
+        def get_modelmeta(self) -> Any:
+            return SimpleNamespace(custom_metadata_map=self.metadata)
+
+        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+            self.runs.append({name: value.shape for name, value in feed.items()})
+            outputs = GlipGraph(model)(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            return [outputs[name].numpy() for name in names]
+
+    def make(
+        height: int | None = None, width: int | None = None, length: int | None = None, **options: Any
+    ) -> OnnxGlip:
+        shapes = {
+            "pixel_values": [1, 3, height or "height", width or "width"],
+            "input_ids": [1, length or "tokens"],
+        }
+        about = {METADATA: json.dumps({"max_text_length": 256})} if options.pop("ours", True) else {}
+        runtime = SimpleNamespace(
+            SessionOptions=SimpleNamespace, InferenceSession=lambda *_, **__: Session(shapes, about), __version__="0"
+        )
+        monkeypatch.setattr(export_module, "require", lambda *_: runtime)
+        path = tmp_path / "model.onnx"
+        path.touch()
+        return OnnxGlip(path, options.pop("processor", processor), **options)
+
+    return make
+
+
+def assert_same_outputs(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    for name in ("logits", "bbox_regression", "centerness_logits", "pred_boxes"):
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name in ("spatial_shapes", "image_sizes"):
+        assert torch.equal(found[name], expected[name]), name
+
+
+def assert_same_detections(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert len(theirs["scores"]) > 0
+        assert ours["text_labels"] == theirs["text_labels"]
+        torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=0, atol=1e-3)
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=0, atol=1e-2)  # pixels
+
+
+def detections(model: GlipForGrounding, processor: Any, inputs: Any, threshold: float = 0.0) -> list[dict[str, Any]]:
+    with torch.no_grad():
+        outputs = model(**inputs)
+    return processor.post_process_grounded_object_detection(outputs, inputs, threshold=threshold)
+
+
+def graph_inputs(height: int, width: int, length: int) -> dict[str, torch.Tensor]:
+    """One picture of which the last rows are padding, and a caption whose last token is."""
+    inputs = tiny_inputs(1, height=height, width=width, length=length, seed=height)
+    inputs["pixel_mask"] = torch.ones(1, height, width, dtype=torch.int64)
+    inputs["pixel_mask"][:, -5:] = 0
+    inputs["attention_mask"][:, max(length - 1, 1) :] = 0
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    return {name: inputs[name] for name in INPUT_AXES}
+
+
+# ------------------------------------------------------------------------------------- what is asked for
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"height": 320}, "give both"),
+        ({"height": 320, "width": 300}, r"width=300 .* take 288"),
+        ({"height": 16, "width": 320}, r"height=16 .* take 32"),
+        ({"caption_length": 2}, "caption_length=2 must be 3 to 32"),
+        ({"caption_length": 33}, "caption_length=33 must be 3 to 32"),
+    ],
+)
+def test_sizes_that_no_graph_has(sizes, message, tmp_path) -> None:
+    model = tiny_model(num_blocks=1)
+    with pytest.raises(ValueError, match=message):
+        export_program(model, **sizes)
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model, tmp_path / "model.onnx", **sizes)
+
+
+def test_models_and_opsets_that_cannot_be_exported(tmp_path) -> None:
+    model = tiny_model(num_blocks=1)
+    with pytest.raises(ValueError, match="opset=18 has no deformable convolution: take 19"):
+        export_onnx(model, tmp_path / "model.onnx", opset=18)
+    model.set_reference()
+    with pytest.raises(ValueError, match="set_reference"):
+        export_program(model)
+    with pytest.raises(ValueError, match="bfloat16 on cpu: load it in float32"):
+        export_program(model.set_reference(False) or model.bfloat16())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--output", "model.pb"], "name a file .onnx"),
+        (["--output", "m.pt2", "--check"], "--check and --opset are for .onnx"),
+        (["--output", "m.onnx", "--dynamic", "--height", "320"], "leave it out"),
+        (["--output", "m.onnx", "--caption-length", "many"], "give a number of tokens, or dynamic"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys) -> None:
+    assert main(["export", "--model", "nowhere", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", [1, 4, 7, 12, 20])
+def test_sides_to_trace_with(window) -> None:
+    sides = [side // 32 for side in export_module._open_sides(window)]
+    levels = [[-(-side * 4 // 2**level) for level in range(5)] for side in sides]
+    assert all(height != width for height, width in zip(*levels))
+    for scale in (1, 2, 4, 8):
+        assert all(side * scale > window for side in sides)
+        assert scale % window == 0 or all(side * scale % window for side in sides)
+
+
+# ----------------------------------------------------------------------------------------- the runner
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", [NAMES, [NAMES, ["fish"]], DEMO_CAPTION], ids=["names", "each", "caption"])
+def test_runner_equals_model(text, stand_in, model, processor, photo) -> None:
+    glip = stand_in()
+    images = photo if text == DEMO_CAPTION else [photo, photo.resize((300, 400))]
+    inputs = glip.prepare(images, text)
+    assert_same_outputs(glip(**inputs), model(**inputs))
+    assert_same_detections(glip.detect(images, text, threshold=0.0), detections(model, processor, inputs))
+
+
+def test_several_captions_of_one_picture(stand_in, model, processor, photo) -> None:
+    glip = stand_in()
+    inputs = glip.prepare(photo, NAMES, chunk_size=1)
+    assert len(inputs["input_ids"]) == len(NAMES)
+    assert_same_detections(glip.detect(photo, NAMES, threshold=0.0, chunk_size=1), detections(model, processor, inputs))
+    assert all(run["pixel_values"][0] == run["input_ids"][0] == 1 for run in glip.session.runs)
+
+
+@torch.no_grad()
+def test_defaults_of_the_runner(stand_in, model) -> None:
+    """Picture of odd sides, no masks: padded to what the graph takes."""
+    glip = stand_in()
+    inputs = tiny_inputs(1, height=50, width=70, length=6)
+    words = {"positive_map": torch.ones(1, 1, 6), "label_ids": torch.zeros(1, 1, dtype=torch.int64)}
+    outputs = glip(inputs["pixel_values"], inputs["input_ids"], **words)
+    assert glip.session.runs[0]["pixel_values"] == (1, 3, 64, 96)
+    assert outputs.image_sizes.tolist() == [[50, 70]]
+    assert torch.equal(outputs.positive_map, torch.ones(1, 1, 6, dtype=torch.int64))
+
+
+def test_one_size(stand_in, model, processor, photo) -> None:
+    """Photos of either shape are scaled into the size, captions filled up to the length, and split to keep it."""
+    glip = stand_in(128, 192, 9)
+    for image, inner in ((photo, [128, 170]), (photo.resize((300, 400)), [128, 96])):
+        inputs = glip.prepare(image, NAMES)
+        outputs = glip(**inputs)
+        assert outputs.image_sizes[0].tolist() == inner
+        assert outputs.logits.shape[::2] == inputs["input_ids"].shape
+        assert_same_detections(glip.detect(image, NAMES, threshold=0.0), detections(model, processor, inputs))
+    assert len(glip.prepare(photo, NAMES)["input_ids"]) > 1
+    assert {run["input_ids"] for run in glip.session.runs} == {(1, 9)}
+    assert {run["pixel_values"] for run in glip.session.runs} == {(1, 3, 128, 192)}
+
+
+def test_what_a_file_does_not_take(stand_in, processor, photo) -> None:
+    glip = stand_in(128, 192, 5)
+    with pytest.raises(ValueError, match=r"pictures of \(160, 288\) .* 128x192: let OnnxGlip.prepare"):
+        glip(**processor(images=photo.resize((440, 256)), text=["fish"], return_tensors="pt"))
+    with pytest.raises(ValueError, match="captions of 9 tokens for a file that takes 5"):
+        glip(**glip.prepare(photo, ["fish"]) | dict(processor(text=["fish"] * 4, return_tensors="pt")))
+    with pytest.raises(ValueError, match="no processor: OnnxGlip"):
+        stand_in(processor=None).detect(photo, ["fish"])
+    with pytest.raises(ValueError, match="not written by glip export"):
+        stand_in(ours=False)
+
+
+def test_files_that_are_none(tmp_path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    with pytest.raises(ValueError, match="no such file; glip export"):
+        OnnxGlip(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match="cannot be loaded by onnxruntime"):
+        OnnxGlip(tmp_path / "model.onnx")
+
+
+# ----------------------------------------------------------------------------------------- real graphs
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, str]:
+    """A file of any size, made and checked by the command, and what that printed."""
+    path = tmp_path_factory.mktemp("export") / "onnx" / "glip.onnx"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = main(["export", "--model", str(DEMO_MODEL), "--output", str(path), "--dynamic", "--check"])
+    assert code == 0
+    return path, printed.getvalue()
+
+
+@pytest.mark.slow
+def test_command_writes_and_checks(exported) -> None:
+    path, printed = exported
+    assert sorted(file.name for file in path.parent.iterdir()) == ["glip.onnx", "glip.onnx.data"]
+    lines = printed.splitlines()
+    assert lines[0] == f"-> {path}" and len(lines) == 2
+    assert lines[1].startswith("largest difference: probability ") and "onnxruntime" in lines[1]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_equals_model_at_every_size(exported, model) -> None:
+    session = OnnxGlip(exported[0], threads=1).session
+    assert [value.name for value in session.get_inputs()] == list(INPUT_AXES)
+    assert session.get_inputs()[0].shape == [1, 3, "height", "width"]
+    assert session.get_outputs()[0].shape == [1, "locations", "tokens"]
+    for sizes in SIZES:
+        inputs = graph_inputs(*sizes)
+        found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
+        assert_same_outputs(dict(zip(OUTPUT_AXES, map(torch.from_numpy, found))), GlipGraph(model)(**inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [NAMES, DEMO_CAPTION, NAMES * 40], ids=["names", "caption", "chunks"])
+def test_onnx_gives_the_same_detections(text, exported, model, processor, photo) -> None:
+    glip = OnnxGlip(exported[0], processor, threads=1)
+    for image in (photo, photo.resize((300, 400))):
+        inputs = glip.prepare(image, text)
+        expected = detections(model, processor, inputs)
+        assert_same_detections(glip.detect(image, text, threshold=0.0), expected)
+
+
+@pytest.mark.slow
+def test_onnx_of_one_size(model, processor, photo, tmp_path) -> None:
+    path = export_onnx(model, tmp_path / "fixed.onnx", height=128, width=192, caption_length=12, opset=22)
+    glip = OnnxGlip(path, processor, threads=1)
+    assert (glip.height, glip.width, glip.caption_length) == (128, 192, 12)
+    for image in (photo, photo.resize((300, 400))):
+        inputs = glip.prepare(image, NAMES)
+        assert_same_detections(glip.detect(image, NAMES, threshold=0.0), detections(model, processor, inputs))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_without_fusion(tmp_path) -> None:
+    model = tiny_model(use_fusion=False, **WINDOW_7)
+    assert model.config.backbone_config._attn_implementation == "sdpa"
+    session = OnnxGlip(export_onnx(model, tmp_path / "a.onnx"), threads=1).session
+    assert model.config.backbone_config._attn_implementation == "sdpa", "left as it was"
+    for sizes in SIZES[:2]:
+        inputs = graph_inputs(*sizes)
+        found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
+        assert_same_outputs(dict(zip(OUTPUT_AXES, map(torch.from_numpy, found))), GlipGraph(model)(**inputs))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_program_equals_model(tmp_path) -> None:
+    model = tiny_model(**WINDOW_7)
+    program = torch.export.load(export_module.save_program(model, tmp_path / "sub" / "glip.pt2"))
+    run = program.module()
+    for sizes in [(416, 544, 9), (256, 416, 32), (448, 672, 1)]:
+        inputs = graph_inputs(*sizes)
+        assert_same_outputs(run(**inputs), GlipGraph(model)(**inputs))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size(tmp_path) -> None:
+    """GLIP-T with random weights at 480 x 640: within the tolerance of the command's check."""
+    model = GlipForGrounding(GlipConfig()).eval()
+    session = OnnxGlip(export_onnx(model, tmp_path / "glip_t.onnx", height=480, width=640, caption_length=16)).session
+    inputs = graph_inputs(480, 640, 16)
+    found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
+    assert_same_outputs(dict(zip(OUTPUT_AXES, map(torch.from_numpy, found))), GlipGraph(model)(**inputs), 1e-3)

@@ -8,13 +8,18 @@ Prints one line a step. *Own* memory is what a process has for itself (anonymous
 standard library and group it by picture, as `pycocotools` does.
 """
 
+import sys
+from pathlib import Path
+
+# Not this folder: its kernels.py would hide the package of that name from Transformers.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import multiprocessing
 import random
 import resource
 import time
-from pathlib import Path
 
 MEGA = 1 << 20
 

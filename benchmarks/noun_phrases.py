@@ -9,10 +9,15 @@ character: `grounding` (captions with `tokens_positive`), `flickr` (sentences wi
 `notvisual` left out of the count on both sides) and `own` (tests/fixtures/noun_phrases.json).
 """
 
+import sys
+from pathlib import Path
+
+# Not this folder: its kernels.py would hide the package of that name from Transformers.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import re
-from pathlib import Path
 
 from glip_hf.noun_phrases_glip import noun_phrases
 

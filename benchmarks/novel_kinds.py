@@ -9,15 +9,19 @@ Result:  a table on stdout and benchmarks/results/novel_kinds.csv: COCO AP50 and
 The scenes become a COCO file, and examples/finetune.py gets that and nothing else.
 """
 
+import sys
+from pathlib import Path
+
+# Not this folder: its kernels.py would hide the package of that name from Transformers.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import csv
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 

@@ -1,0 +1,148 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Peak memory of the variants of a benchmark, each on its own.
+
+It is that of a forked child, which runs one variant and nothing else: `VmHWM` of /proc/self/status, reset after the
+model is loaded and freed memory returned to the system, and read at the end. A child starts with the parent's pages, so
+the model counts as if loaded there; `ru_maxrss` would not do, because it never falls. Forking is safe as long as the
+parent has run nothing in parallel: children come first, while the parent is held to one thread. On CUDA it is the
+allocator's own peak, in the process itself. Elsewhere than on Linux there are no figures.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import MIB, Variant, say
+
+
+@dataclass
+class Memory:
+    """MiB. peak: the most while running, weights and libraries included; before: of that, there before it ran."""
+
+    peak: float
+    before: float
+
+
+def resident_mib(field: str) -> float:
+    """VmRSS (now) or VmHWM (most since `reset_peak`) of this process, MiB. Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
+
+
+def reset_peak() -> float:
+    """Forget the peak so far; what is resident now, MiB."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_mib("VmRSS")
+
+
+def _measured(variant: Variant, before_it: Callable[[], Any] | None) -> Memory:
+    if variant.prepare is not None:
+        variant.prepare()
+    if before_it is not None:
+        before_it()
+    before = reset_peak()
+    variant.run()
+    return Memory(resident_mib("VmHWM"), before)
+
+
+def _in_a_child(variant: Variant, threads: int, before_it: Callable[[], Any] | None, limit: float) -> Memory:
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(threads)
+            memory = _measured(variant, before_it)
+            os.write(writing, json.dumps([memory.peak, memory.before]).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        if not select.select([pipe], [], [], limit)[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise RuntimeError(f"the child that measures memory did not finish within {limit:.0f} s.")
+        report = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not report:
+        raise RuntimeError(f"the child that measures memory ended with status {status}: see above.")
+    return Memory(*json.loads(report))
+
+
+def peak_memory(
+    variants: dict[str, Variant],
+    arguments: argparse.Namespace,
+    before_it: Callable[[], Any] | None = None,
+    limit: float = 3600,
+) -> dict[str, Memory] | None:
+    """Peak memory of each variant; see the top of this file. The median by peak of `--memory-runs` children.
+
+    Args:
+        before_it: run in each child before the peak is reset: for what a first run leaves for good.
+        limit: seconds a child may take.
+
+    Returns:
+        None where it was not asked for or cannot be measured.
+
+    Raises:
+        RuntimeError: if PyTorch has more than one thread already, or a child fails.
+    """
+    if arguments.memory_runs < 1:
+        return None
+    found = {}
+    if arguments.device.startswith("cuda"):
+        for name, variant in variants.items():
+            if variant.prepare is not None:
+                variant.prepare()
+            if before_it is not None:
+                before_it()
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() / MIB
+            variant.run()
+            found[name] = Memory(torch.cuda.max_memory_allocated() / MIB, before)
+        return found
+    if arguments.device != "cpu" or not Path("/proc/self/clear_refs").exists():
+        return None
+    if torch.get_num_threads() != 1:
+        raise RuntimeError("measure memory before torch.set_num_threads: a child of a parallel process may hang.")
+    for name, variant in variants.items():
+        runs = [_in_a_child(variant, arguments.threads, before_it, limit) for _ in range(arguments.memory_runs)]
+        found[name] = sorted(runs, key=lambda memory: memory.peak)[len(runs) // 2]
+        say(f"memory of {name}: peak {found[name].peak:.0f} MiB, {found[name].before:.0f} MiB before")
+    return found
+
+
+def memory_figures(memory: dict[str, Memory] | None, fast: str = "fast", other: str = "reference") -> dict[str, float]:
+    """The peaks of two variants, and the first's share of the second's; `beyond` leaves out what was there before."""
+    if memory is None:
+        return {}
+    figures: dict[str, float] = {}
+    for name, suffix in ((fast, ""), (other, f"_{other}")):
+        if name in memory:
+            figures[f"peak_memory_mib{suffix}"] = memory[name].peak
+            figures[f"peak_beyond_mib{suffix}"] = memory[name].peak - memory[name].before
+    if other in memory:
+        figures["peak_memory_ratio"] = memory[fast].peak / memory[other].peak
+        figures["peak_beyond_ratio"] = figures["peak_beyond_mib"] / figures[f"peak_beyond_mib_{other}"]
+    return figures

@@ -1,0 +1,133 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""One training step, from pixels and ids to updated weights: the fast form of GLIP against the textbook form.
+
+    python benchmarks/training.py                    # 480 x 640, 2 pictures, captions of 194 tokens
+    python benchmarks/training.py --size 320         # 320 x 320
+    python benchmarks/training.py --tokens 20 --batch 4
+
+A step is forward, loss, backward, clipping to norm 1 and AdamW (fused), with everything random switched on. Four
+variants run in turn: both forms, each also with gradient checkpointing, which computes every block of the tower and
+every Swin layer again in the backward pass. They train the same model, at a learning rate of 1e-8: time does not depend
+on what it learns. The textbook form takes one (picture, caption) pair after the other and pads captions to 256 tokens.
+
+Memory is that of a second step: the first one leaves gradients and moments behind. The floor counts three forwards and
+an optimizer step (`floor.py`); the rest as in `harness.py`.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks import floor, harness
+from benchmarks.harness import Variant
+from benchmarks.part_timer import differentiated, part, time_parts
+from benchmarks.peak_memory import memory_figures, peak_memory
+from glip_hf import GlipForGrounding
+
+BOXES = 8  # a picture
+
+
+def random_labels(batch: int, height: int, width: int, tokens: int, device: str) -> list[dict[str, Tensor]]:
+    """Boxes anywhere, sides of a tenth to a half of the picture's, one token each."""
+    labels = []
+    for _ in range(batch):
+        scale = torch.tensor([width, height])
+        sides = (0.1 + 0.4 * torch.rand(BOXES, 2)) * scale
+        corners = torch.rand(BOXES, 2) * (scale - sides)
+        positive_map = torch.zeros(BOXES, tokens)
+        positive_map[torch.arange(BOXES), 1 + torch.randint(tokens - 2, (BOXES,))] = 1
+        label = {"boxes": torch.cat([corners, corners + sides], dim=1), "positive_map": positive_map}
+        labels.append({name: value.to(device) for name, value in label.items()})
+    return labels
+
+
+def stepper(model: GlipForGrounding, inputs: dict, arguments: argparse.Namespace) -> Callable[[], float]:
+    """A function that does one training step and returns its loss."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-8, fused=True)
+    half = arguments.dtype != "float32"
+
+    def step() -> float:
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=half):
+            loss = model(**inputs).loss
+        loss.backward()
+        differentiated()
+        with part("optimizer"):
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--size", type=int, nargs="+", default=[480, 640], help="one side of a square, or height width")
+    parser.add_argument("--batch", type=int, default=2, help="pictures a step, each with a caption of its own")
+    parser.add_argument("--tokens", type=int, default=194, help="of each caption")
+    parser.add_argument("--no-checkpointing", action="store_true", help="leave out the variants with checkpointing")
+    arguments = harness.begin(parser, argv, "training")
+    if len(arguments.size) > 2:
+        parser.error(f"--size {arguments.size}: give one side, or height and width.")
+    height, width, batch = arguments.size[0], arguments.size[-1], arguments.batch
+
+    device, model = arguments.device, harness.load_model(arguments).train()
+    caption = harness.random_caption(arguments.tokens, 1, model.config.text_config.vocab_size, device, batch)
+    inputs = harness.random_picture(height, width, device, batch) | caption
+    inputs["labels"] = random_labels(batch, height, width, arguments.tokens, device)
+    step = stepper(model, inputs, arguments)
+
+    def switch(reference: bool, checkpointing: bool) -> Callable[[], None]:
+        def prepare() -> None:
+            model.set_reference(reference)
+            if checkpointing:
+                model.activation_checkpointing_enable()
+            else:
+                model.activation_checkpointing_disable()
+
+        return prepare
+
+    variants = {"fast": Variant(step, switch(False, False)), "reference": Variant(step, switch(True, False))}
+    if not arguments.no_checkpointing:
+        variants["fast_checkpointed"] = Variant(step, switch(False, True))
+        variants["reference_checkpointed"] = Variant(step, switch(True, True))
+    memory = peak_memory(variants, arguments, before_it=step)
+    torch.set_num_threads(arguments.threads)
+    dtype, small = getattr(torch, arguments.dtype), arguments.tiny
+    times = harness.time_in_turn(
+        variants | harness.calibration(device, dtype, small), arguments.runs, max(arguments.warmup, 1)
+    )
+    seconds, losses = time_parts(model, variants)
+    rates = harness.Rates.of(times, small)
+    padded = inputs["pixel_values"].shape[-2:]
+    counted = floor.parts_floor(model.config, *padded, [arguments.tokens], dtype.itemsize)
+    counted = {name: one * (3 * batch) for name, one in counted.items()}
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counted["optimizer"] = floor.optimizer_floor(trained)
+    least = {name: one.seconds(rates) for name, one in counted.items()}
+
+    figures = {"size": f"{height}x{width}", "batch": batch, "tokens": arguments.tokens}
+    figures |= harness.time_figures(times, rates, sum(least.values())) | memory_figures(memory)
+    for name in variants:
+        figures[f"images_a_second_{name}"] = batch / times[name].median
+        if name.endswith("checkpointed"):
+            figures[f"seconds_{name}"] = times[name].median
+            if memory is not None:
+                figures[f"peak_memory_mib_{name}"] = memory[name].peak
+    figures["losses"] = losses
+    figures["parts"] = harness.shares(seconds)
+    harness.print_parts(seconds, least)
+    harness.finish(arguments, "training", [figures], figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""LVIS' vocabulary, 1,203 names in 31 captions, on one picture after another: everything encoded once, or every time.
+
+    python benchmarks/vocabulary.py                        # 5 pictures, 480 x 640: about an hour on 2 CPU cores
+    python benchmarks/vocabulary.py --runs 2 --no-reference
+
+Three variants run in turn, on the same model and through the same post-processing:
+
+* `fast`: the driver of the evaluators (`glip_hf.evaluation.driver`). It encodes the picture once, and the vocabulary
+  once for the whole data set. `ratio_vs_reference` has the vocabulary paid by every single picture, as if there were
+  only one; the vocabulary alone is timed too, and `ratio_vs_reference_in_a_data_set` leaves it out.
+* `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: picture and text are encoded
+  31 times a picture. This is what sharing the encoders gains.
+* `reference`: the same loop with the textbook form of the model (`reference_glip`).
+
+Memory is the peak of a child: of each variant, and of the driver with a single caption (`one_caption`); text features
+of the vocabulary count. Names come from ../shared/data/captions/lvis_v1_categories.json, or with --annotations from any
+annotation file in LVIS' or COCO's form; `--names N` takes the first N. The picture is
+tests/fixtures/images/full_chelsea.png, once a round; the rest as in `harness.py`.
+
+Results before 2026-11-23 came from lvis_vocabulary.py, which this file replaces: results/lvis_vocabulary.csv.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertTokenizer
+
+from benchmarks import floor, harness
+from benchmarks.harness import ROOT, SHARED, Variant
+from benchmarks.part_timer import part, time_parts
+from benchmarks.peak_memory import memory_figures, peak_memory
+from glip_hf import GlipForGrounding, GlipImageProcessorPil, GlipProcessor
+from glip_hf.evaluation.augment import join
+from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.tasks import Picture, Task
+from glip_hf.postprocess_glip import post_process_grounding
+
+NAMES_A_CAPTION = 40
+PHOTO = ROOT / "tests" / "fixtures" / "images" / "full_chelsea.png"
+
+
+def make_task(annotations: Path, count: int | None) -> Task:
+    """The first `count` names of an annotation file, asked of one photo."""
+    document = json.loads(annotations.read_text(encoding="utf-8"))
+    categories = document["categories"] if isinstance(document, dict) else document
+    categories = sorted(categories, key=lambda category: category["id"])[:count]
+    names = [category["name"] for category in categories]
+    return Task("lvis", [Picture(0, str(PHOTO))], names, [category["id"] for category in categories], names)
+
+
+@torch.inference_mode()
+def every_caption(detector: Detector, task: Task) -> dict[str, Tensor]:
+    """Every caption with the whole model, picture and text encoded anew."""
+    model, processor, options = detector.model, detector.processor, detector.options
+    words = processor(text=task.names, chunk_size=options.chunk_size, return_tensors="pt")
+    pixels = processor(images=task.pictures[0].path, return_tensors="pt")
+    pixels = {name: value.to(model.device) for name, value in pixels.items()}
+    parts = []
+    for row, mask in enumerate(words["attention_mask"]):
+        length = int(mask.sum())
+        tokens = {name: words[name][row : row + 1, :length] for name in ("input_ids", "attention_mask")}
+        maps = {"positive_map": words["positive_map"][row : row + 1, :, :length]}
+        maps["label_ids"] = words["label_ids"][row : row + 1]
+        outputs = model(**pixels, **{name: value.to(model.device) for name, value in (tokens | maps).items()})
+        with part("post-processing"):
+            parts += post_process_grounding(outputs, max_detections=options.max_detections)
+    return join(parts)
+
+
+def detector_maker(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[], Detector]:
+    """Makes drivers that share model and processor, but no vocabulary."""
+    short, long = sorted(arguments.size)
+    images = GlipImageProcessorPil(size={"shortest_edge": short, "longest_edge": long})
+    processor = GlipProcessor(images, BertTokenizer(str(arguments.vocab)))
+    limits = {"max_detections": 300, "merged_limit": None}
+    options = Options(chunk_size=NAMES_A_CAPTION, workers=1, pairs=arguments.pairs, **limits)
+    return lambda: Detector(model, processor, options)
+
+
+def largest_difference(found: dict, expected: dict[str, Tensor]) -> float:
+    """Between the scores of two lists of detections; NaN if they differ in length."""
+    scores = torch.tensor(found["scores"])
+    if len(scores) != len(expected["scores"]):
+        return float("nan")
+    return float((scores - expected["scores"].cpu()).abs().max()) if len(scores) else 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--annotations", type=Path, default=SHARED / "data/captions/lvis_v1_categories.json")
+    parser.add_argument("--vocab", type=Path, default=SHARED / "data/tokenizer/vocab.txt", help="of BERT")
+    parser.add_argument("--names", type=int, help="only so many of the names")
+    parser.add_argument("--pairs", type=int, help="pairs a pass of the head; default: as in evaluation")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="short and long side, pixels")
+    parser.add_argument("--no-reference", action="store_true", help="leave out the textbook form")
+    arguments = harness.begin(parser, argv, "vocabulary")
+    for path, option in ((arguments.annotations, "--annotations"), (arguments.vocab, "--vocab")):
+        if not path.is_file():
+            parser.error(f"{path} is not there: give one with {option}.")
+    if arguments.dtype != "float32":
+        parser.error("--dtype: the driver is timed in float32 only.")
+    model, task = harness.load_model(arguments), make_task(arguments.annotations, arguments.names)
+    one_caption = make_task(arguments.annotations, min(NAMES_A_CAPTION, len(task.names)))
+    make_detector = detector_maker(model, arguments)
+    found: dict[str, Any] = {}
+
+    def driver(of: Task) -> Callable[[], None]:
+        def run() -> None:
+            (found["fast"],) = make_detector().predict(of)
+
+        return run
+
+    def loop(name: str) -> Callable[[], None]:
+        def run() -> None:
+            found[name] = every_caption(make_detector(), task)
+
+        return run
+
+    def fast() -> None:
+        model.set_reference(False)
+
+    variants = {"fast": Variant(driver(task), fast), "naive": Variant(loop("naive"), fast)}
+    if not arguments.no_reference:
+        variants["reference"] = Variant(loop("reference"), model.set_reference)
+    memory = peak_memory(variants | {"one_caption": Variant(driver(one_caption), fast)}, arguments)
+    torch.set_num_threads(arguments.threads)
+
+    detector, small = make_detector(), arguments.tiny
+    vocabulary = Variant(lambda: make_detector().encode_names(task.names), fast)
+    rates_of = harness.calibration(arguments.device, torch.float32, small)
+    everything = variants | {"vocabulary": vocabulary} | rates_of
+    times = harness.time_in_turn(everything, arguments.runs, arguments.warmup)
+    parts, _ = time_parts(model, variants)
+    model.set_reference(False)
+    rates = harness.Rates.of(times, small)
+    lengths = detector.encode_names(task.names).lengths
+    pixels = detector.processor(images=str(PHOTO), return_tensors="pt")["pixel_values"]
+    counted = floor.parts_floor(model.config, *pixels.shape[-2:], lengths)
+    least = {name: one.seconds(rates) for name, one in counted.items()}
+
+    figures = {"names": len(task.names), "captions": len(lengths), "tokens": sum(lengths)}
+    figures["size"] = "x".join(str(side) for side in pixels.shape[-2:])
+    figures |= harness.time_figures(times, rates, sum(least.values()))
+    once = times["vocabulary"].median
+    figures["seconds_vocabulary_once"], figures["cpu_seconds_vocabulary_once"] = once, times["vocabulary"].median_cpu
+    for name in ("naive", "reference"):
+        if name in times:
+            figures[f"seconds_{name}"], figures[f"cpu_seconds_{name}"] = times[name].median, times[name].median_cpu
+            figures[f"ratio_vs_{name}"] = times[name].median / times["fast"].median
+            figures[f"ratio_vs_{name}_cpu"] = times[name].median_cpu / times["fast"].median_cpu
+            figures[f"ratio_vs_{name}_in_a_data_set"] = times[name].median / (times["fast"].median - once)
+            figures[f"largest_score_difference_{name}"] = largest_difference(found["fast"], found[name])
+    figures |= memory_figures(memory)
+    if memory is not None:
+        figures["peak_memory_mib_naive"] = memory["naive"].peak
+        figures["peak_beyond_mib_one_caption"] = memory["one_caption"].peak - memory["one_caption"].before
+        figures["peak_beyond_over_one_caption"] = figures["peak_beyond_mib"] / figures["peak_beyond_mib_one_caption"]
+    figures["detections"] = len(found["fast"]["scores"])
+    figures["parts"] = harness.shares(parts)
+    harness.print_parts(parts, least)
+    harness.finish(arguments, "vocabulary", [figures], figures)
+
+
+if __name__ == "__main__":
+    main()

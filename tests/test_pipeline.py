@@ -1,16 +1,18 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The stock pipeline on GLIP, and GLIP's own: the same numbers as model and processor by hand."""
 
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from random_glip import PHOTO, load_photo, random_model, random_processor
 from torch.utils.data import Dataset
 from transformers import pipeline
 
 from glip_hf import GlipZeroShotObjectDetectionPipeline
-from glip_hf.demo import DEMO_PHOTO, demo_model, demo_processor, load_demo_photo
+from glip_hf.pipeline import READER
 
 NAMES = ["cat", "remote control", "sofa"]
 CAPTION = "two cats on a pink sofa"
@@ -19,12 +21,12 @@ SIZE = {"shortest_edge": 96, "longest_edge": 160}
 
 @pytest.fixture(scope="module")
 def model():
-    return demo_model()
+    return random_model()
 
 
 @pytest.fixture(scope="module")
 def processor():
-    made = demo_processor()
+    made = random_processor()
     made.image_processor.size = SIZE
     return made
 
@@ -64,7 +66,7 @@ def calls(model, monkeypatch) -> Counter:
 
 @pytest.fixture(scope="module")
 def photo():
-    return load_demo_photo()
+    return load_photo()
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,8 @@ def test_all_names_in_one_caption(detector, model, processor, photo) -> None:
     found = detector(photo, candidate_labels=NAMES)
     assert_same(found, by_hand(model, processor, photo, NAMES)[0])
     assert detector(photo, candidate_labels="cat, remote control ,sofa") == found
-    assert detector(str(DEMO_PHOTO), candidate_labels=NAMES) == found
-    assert detector(DEMO_PHOTO, candidate_labels=tuple(NAMES)) == found
+    assert detector(str(PHOTO), candidate_labels=NAMES) == found
+    assert detector(PHOTO, candidate_labels=tuple(NAMES)) == found
     assert detector(np.asarray(photo), candidate_labels=NAMES) == found
     assert detector({"image": photo, "candidate_labels": NAMES}) == found
     assert set(found[0]) == {"score", "label", "box"}
@@ -271,7 +273,7 @@ def test_text_features_kept_are_bounded(detector, photo, calls) -> None:
 
 
 def test_new_weights_void_what_was_kept(processor, photo) -> None:
-    model = demo_model()
+    model = random_model()
     detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
     before = detector(photo, candidate_labels=NAMES)
     with torch.no_grad():
@@ -283,20 +285,20 @@ def test_new_weights_void_what_was_kept(processor, photo) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_honoured(processor, photo, dtype) -> None:
-    model = demo_model().to(dtype)
+    model = random_model().to(dtype)
     detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
     assert detector.dtype is dtype
     found = detector(photo, candidate_labels=NAMES, threshold=0.2)
-    expected = by_hand(demo_model(), processor, photo, NAMES, 0.2)[0]
+    expected = by_hand(random_model(), processor, photo, NAMES, 0.2)[0]
     assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.02)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_device_is_honoured(processor, photo) -> None:
-    detector = GlipZeroShotObjectDetectionPipeline(model=demo_model(), processor=processor, device="cuda")
+    detector = GlipZeroShotObjectDetectionPipeline(model=random_model(), processor=processor, device="cuda")
     found = detector([photo, photo], candidate_labels=NAMES, chunk_size=2, batch_size=2)[1]
     assert detector.model.device.type == "cuda"
-    expected = by_hand(demo_model(), processor, photo, NAMES, chunk_size=2)[0]
+    expected = by_hand(random_model(), processor, photo, NAMES, chunk_size=2)[0]
     assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
 
@@ -329,6 +331,67 @@ def test_datasets_and_generators_come_one_by_one(detector, photos) -> None:
     dictionaries = ({"image": photo, "candidate_labels": ["cat"]} for photo in photos)
     found = list(detector(dictionaries, batch_size=2))
     assert [{f["label"] for f in one} for one in found] == [{"cat"}] * 3
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READER)]
+
+
+def test_the_next_batch_is_prepared_while_the_model_works(detector, photos, monkeypatch) -> None:
+    """The first forward ends only when the second picture is being read; it would wait in vain otherwise."""
+    reading, preprocess, forward = threading.Event(), detector.preprocess, detector._forward
+    seen: list[int] = []
+
+    def preparing(inputs, **options):
+        seen.append(len(seen))
+        if len(seen) == 2:
+            reading.set()
+        return preprocess(inputs, **options)
+
+    def working(inputs, **options):
+        assert reading.wait(60), "the second picture is not read before the first is done"
+        return forward(inputs, **options)
+
+    expected = [detector(photo, candidate_labels=NAMES) for photo in photos]
+    monkeypatch.setattr(detector, "preprocess", preparing)
+    monkeypatch.setattr(detector, "_forward", working)
+    assert detector(photos, candidate_labels=NAMES) == expected
+    assert not readers()
+
+
+def test_pictures_that_fail_are_named_in_their_turn(detector, photos, tmp_path) -> None:
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(b"no picture")
+    for bad, error in ((damaged, ValueError), (tmp_path / "gone.jpg", FileNotFoundError)):
+        stream = (photo for photo in [photos[0], photos[1], str(bad), photos[2]])
+        results = detector(stream, candidate_labels=NAMES)
+        assert [len(next(results)) > 0 for _ in range(2)] == [True, True]
+        with pytest.raises(error, match=bad.name):
+            next(results)
+        assert not readers()
+
+
+def test_pictures_that_cannot_be_resized_are_named(detector, monkeypatch) -> None:
+    def broken(*args, **kwargs):
+        raise ValueError("no such size")
+
+    monkeypatch.setattr(detector, "image_processor", broken)
+    with pytest.raises(ValueError, match=r"photo\.jpg: no such size"):
+        detector._collate([detector_item(PHOTO), detector_item(None)])
+    with pytest.raises(ValueError, match="^no such size"):
+        detector._collate([detector_item(None)])
+
+
+def detector_item(name) -> dict:
+    return {"image": None, "name": name and str(name), "text": "cat", "phrases": None}
+
+
+def test_results_that_nobody_takes_leave_no_thread(detector, photos) -> None:
+    results = detector((photo for photo in photos), candidate_labels=NAMES)
+    next(results)
+    assert len(readers()) == 1
+    del results
+    assert not readers()
 
 
 def test_nothing_to_do(detector, photo) -> None:

@@ -7,8 +7,10 @@ caption and photo.
 """
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +38,7 @@ _FORWARD = (
 )
 _POSTPROCESS = ("top_k",)
 _RUN = ("batch_size", "num_workers")
+READER = "glip-preprocess"  # how the thread that prepares pictures is named
 
 
 @dataclass
@@ -61,6 +64,21 @@ class _Results(Iterator):
 
     def __len__(self) -> int:
         return len(self._inputs)
+
+
+def text_state(model: Any) -> list[tuple[int, int]]:
+    """Address and version of each parameter of the text encoder: text features are void when this changes."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.model.text_model.parameters()]
+
+
+def _ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items and errors in the same order; a thread makes the next item while one is in use."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix=READER) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
 
 
 class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
@@ -168,7 +186,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[dict[str, Any]]]:
-        """Results in the order of the pictures. Overridden because a batch is padded together."""
+        """Results in the order of the pictures. Overridden because a batch is padded together.
+
+        The next batch is read and resized while the model works: by a thread, or by `num_workers` processes.
+        """
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         loader = DataLoader(
             kind(inputs, self.preprocess, preprocess_params),
@@ -178,7 +199,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         )
         results = (
             self.postprocess(detections, **postprocess_params)
-            for batch in loader
+            for batch in (loader if num_workers else _ahead(loader))
             for detections in self.forward(batch, **forward_params)
         )
         return _Results(results, inputs)
@@ -212,12 +233,17 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         text = caption if candidate_labels is None else list(candidate_labels)
         return {
             "image": self.image_processor.fetch_images(image),
+            "name": os.fspath(image) if isinstance(image, str | os.PathLike) else None,
             "text": text,
             "phrases": None if phrases is None else list(phrases),
         }
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
+        try:
+            pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
+        except ValueError as error:
+            names = [name if len(name) <= 200 else name[:197] + "..." for item in items if (name := item["name"])]
+            raise ValueError(f"{', '.join(names)}: {error}" if names else str(error)) from error
         texts = [(item["text"], item["phrases"]) for item in items]
         return {"pixels": dict(pixels), "texts": texts}
 
@@ -273,10 +299,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def _vocabulary(self, key: str, text: Any, phrases: Any, prompt_options: dict[str, Any]) -> _Vocabulary:
         """The captions of a text, with the features that an earlier call left."""
-        # New weights, another device or dtype: what was kept is void.
-        state = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.model.model.text_model.parameters()
-        ]
+        state = text_state(self.model)  # new weights, another device or dtype: what was kept is void
         if state != self._text_state:
             self._vocabularies.clear()
             self._text_state = state

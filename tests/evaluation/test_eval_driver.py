@@ -1,7 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The inference driver: one result however pictures, captions and pairs are grouped; nothing encoded twice."""
 
+import copy
 import json
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +13,7 @@ from eval_cases import NAMES, SIZES
 from PIL import Image, ImageOps
 
 from glip_hf.evaluation.augment import join, make_views, unflip, vote
-from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.driver import READERS, Detector, Options
 from glip_hf.evaluation.memory import PairBudget
 from glip_hf.evaluation.tasks import Picture, Sentence, Task, detection_task
 
@@ -274,9 +277,116 @@ def test_prompt_options_reach_the_caption(model, processor):
     plain = Detector(model, processor).encode_names(["cat", "dog"])
     options = Options(prefix="a ", suffix=" here", negative_names=["sofa"], separator=" . ")
     full = Detector(model, processor, options).encode_names(["cat", "dog"])
-    text = processor.tokenizer.decode(full.features.input_ids[0])
+    text = processor.tokenizer.decode(full.input_ids[0])
     assert text == "[CLS] a cat here. a dog here. sofa [SEP]"
-    assert plain.positive_map.shape[:2] == full.positive_map.shape[:2] == (1, 2)
+    assert len(plain) == len(full) == 1
+    assert len(plain.positive_maps[0]) == len(full.positive_maps[0]) == 2
+
+
+def test_captions_hold_no_padding(model, processor):
+    """Each is as long as it is; taken together they are padded to the longest."""
+    captions = Detector(model, processor, Options(chunk_size=2)).encode_names(["cat", "dog", "remote control"])
+    (longer, shorter), words = captions.lengths, captions.take([1, 0, 1])
+    assert [len(states) for states in captions.hidden] == [longer, shorter]
+    assert captions.hidden[0].untyped_storage().nbytes() == 4 * (longer + shorter) * captions.hidden[0].shape[1]
+    assert words["text_features"].last_hidden_state.shape[:2] == (3, longer)
+    assert words["text_features"].attention_mask.sum(1).tolist() == [shorter, longer, shorter]
+    assert words["label_ids"].tolist() == [[2, -1], [0, 1], [2, -1]]
+    assert words["positive_map"].sum((1, 2)).tolist() == [2, 2, 2]
+
+
+def test_last_vocabulary_is_kept(model, processor, task):
+    """BERT reads a vocabulary again after another one, other words around it, or new weights; not for a second run."""
+    model = copy.deepcopy(model)  # its weights change
+    detector = Detector(model, processor, Options(chunk_size=5, threshold=0.2))
+    with counting(model.model.text_model) as captions:
+        first = list(detector.predict(task.limited(1)))
+        assert len(captions) == 3
+        assert list(detector.predict(task.limited(1))) == first
+        assert len(captions) == 3
+        detector.options.prefix = "a "
+        assert list(detector.predict(task.limited(1))) != first
+        assert len(captions) == 6
+        detector.options.prefix = None
+        with torch.no_grad():
+            model.model.text_model.encoder.layer[0].output.dense.weight.mul_(2)
+        changed = list(detector.predict(task.limited(1)))
+        assert changed != first and len(captions) == 9
+        detector.encode_names(["cat"])
+        detector.encode_names(NAMES)
+        assert len(captions) == 13
+
+
+# -- reading ahead ---------------------------------------------------------------------------------
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READERS)]
+
+
+def test_pictures_are_read_while_the_model_works(model, processor, task, monkeypatch):
+    """The first forward ends only when the second picture is ready; without reading ahead it would wait in vain."""
+    ready, encode = threading.Event(), type(model).get_image_features
+    show = Detector._show
+
+    def showing(self, index, picture, view):
+        shown = show(self, index, picture, view)
+        if index == 1:
+            ready.set()
+        return shown
+
+    def waiting(self, *args):
+        assert ready.wait(60), "the second picture is not read before the first is done"
+        return encode(self, *args)
+
+    monkeypatch.setattr(Detector, "_show", showing)
+    monkeypatch.setattr(type(model), "get_image_features", waiting)
+    found = list(Detector(model, processor, Options(workers=1)).predict(task.limited(2)))
+    assert [one["image_id"] for one in found] == [10, 11]
+    assert not readers()
+
+
+def test_order_is_that_of_the_pictures(model, processor, task, monkeypatch):
+    """However long a picture takes to read."""
+    show = Detector._show
+
+    def slow(self, index, picture, view):
+        time.sleep(0.05 if index % 2 == 0 else 0)
+        return show(self, index, picture, view)
+
+    monkeypatch.setattr(Detector, "_show", slow)
+    found = Detector(model, processor, Options(workers=4)).predict(task)
+    assert [one["image_id"] for one in found] == [10, 11, 12, 13, 14]
+
+
+def test_a_picture_that_cannot_be_read_is_named(model, processor, task, tmp_path):
+    """Those before it are done, no thread is left behind."""
+    paths = [tmp_path / "cut.jpg", tmp_path / "gone.jpg"]
+    paths[0].write_bytes(b"\xff\xd8\xff\xe0")
+    for path, error in zip(paths, (ValueError, FileNotFoundError)):
+        damaged = Task("coco", [*task.pictures[:2], Picture(9, str(path)), *task.pictures[2:]], ["cat"], [1])
+        done = []
+        with pytest.raises(error, match=path.name):
+            for one in Detector(model, processor).predict(damaged):
+                done.append(one["image_id"])
+        assert done == [10, 11] and not readers()
+
+
+def test_whatever_fails_in_reading_names_the_picture(model, processor, task, monkeypatch):
+    def broken(self, *args, **kwargs):
+        raise RuntimeError("no such resize")
+
+    monkeypatch.setattr(type(processor.image_processor), "__call__", broken)
+    with pytest.raises(ValueError, match=r"0\.png: no such resize"):
+        list(Detector(model, processor).predict(task))
+
+
+def test_a_run_that_is_given_up_leaves_no_thread(model, processor, task):
+    found = Detector(model, processor).predict(task)
+    next(found)
+    assert readers()
+    found.close()
+    assert not readers()
 
 
 def test_options_are_checked():

@@ -1,5 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The driver reproduces the recorded detections of the original; grouping changes nothing at full size either."""
+"""The driver reproduces recorded detections of the original: alone, as a chunk of a vocabulary, in a padded batch."""
+
+import json
 
 import pytest
 import torch
@@ -9,77 +11,133 @@ from transformers import BertTokenizer
 
 from glip_hf import GlipImageProcessorPil, GlipProcessor
 from glip_hf.evaluation.driver import Detector, Options
-from glip_hf.evaluation.tasks import Picture, Task, detection_task
+from glip_hf.evaluation.tasks import Picture, Sentence, Task
+
+OTHERS = ["zebra", "traffic light", "wine glass", "skis", "oven", "kite"]  # names of a second caption
 
 
-def recorded_case(name, root, vocab):
-    """A case, its model and processor, and its picture as a task with one caption."""
+@pytest.fixture
+def vocab(shared):
+    return shared / "data" / "tokenizer" / "vocab.txt"
+
+
+def prepare(name, root, vocab):
+    """A recorded case, its model and processor, and its pictures: file, original and resized (height, width)."""
     case = load_case(name, root)
     about = case.description
     size = {"shortest_edge": about["input"]["min_size"], "longest_edge": about["input"]["max_size"]}
     processor = GlipProcessor(GlipImageProcessorPil(size=size), BertTokenizer(str(vocab)))
-    names = about["classes"][0] if isinstance(about["classes"][0], list) else about["classes"]
-    photo = about["images"][0] if "images" in about else {**about, "file": about["image"]}
-    task = Task(
-        "recorded", [Picture(0, str(FIXTURES / "images" / photo["file"]))], names, list(range(1, len(names) + 1))
-    )
-    return case, build_model(case.architecture, about["weights_seed"]), processor, task, photo
+    photos = about["images"] if "images" in about else [{**about, "file": about["image"]}]
+    return case, build_model(case.architecture, about["weights_seed"]), processor, photos
 
 
-def check(case, model, processor, task, photo, aggregation, score_tolerance, share):
-    (found,) = Detector(model, processor, Options(aggregation=aggregation)).predict(task)
+def picture(number, photo, *sentences):
+    return Picture(number, str(FIXTURES / "images" / photo["file"]), sentences)
+
+
+def assert_recorded(found, case, prefix, photo, score_tolerance, share):
+    """Found detections (`boxes`, `scores`, `labels` from 1) against those recorded under `prefix`.
+
+    The original's boxes are in pixels of the resized picture.
+    """
     (height, width), (new_height, new_width) = photo["original_size_hw"], photo["resized_size_hw"]
     scale = torch.tensor([new_width / width, new_height / height] * 2)
-    ours = {
-        "boxes": torch.tensor(found["boxes"]) * scale,
-        "scores": torch.tensor(found["scores"]),
-        "labels": torch.tensor(found["labels"]),
-    }
-    prefix = next(
-        f"det.{path}.{aggregation.upper()}{image}"
-        for path in ("plain", "mdetr")
-        for image in (".img0", "")
-        if f"det.{path}.{aggregation.upper()}{image}.boxes" in case.tensors
-    )
+    ours = {key: torch.tensor(found[key]) for key in ("boxes", "scores", "labels")}
+    ours["boxes"] = ours["boxes"] * scale
     recorded = {key: case.tensors[f"{prefix}.{key}"] for key in ("boxes", "scores", "labels")}
     matched, surplus = match_detections(ours, recorded, score_tolerance)
     total = len(recorded["labels"])
     assert matched >= share * total and surplus <= (1 - share) * total, f"{matched} of {total}, {surplus} more"
 
 
+def check(name, root, vocab, aggregation, score_tolerance, share, chunked):
+    """One caption alone, or as the first of two of a vocabulary that begins with its names."""
+    case, model, processor, (photo,) = prepare(name, root, vocab)
+    classes = case.description["classes"]
+    names = classes[0] if isinstance(classes[0], list) else classes
+    options = Options(aggregation=aggregation)
+    vocabulary = names
+    if chunked:
+        vocabulary = [*names, *OTHERS[: len(names)]]
+        options = Options(aggregation=aggregation, chunk_size=len(names), merged_limit=None, pairs=2)
+    task = Task("recorded", [picture(0, photo)], vocabulary, list(range(1, len(vocabulary) + 1)))
+    detector = Detector(model, processor, options)
+    assert len(detector.encode_names(vocabulary)) == 1 + chunked
+    (found,) = detector.predict(task)
+    own = [row for row, label in enumerate(found["labels"]) if label <= len(names)]
+    assert chunked or len(own) == len(found["labels"])
+    found = {key: [found[key][row] for row in own] for key in ("boxes", "scores", "labels")}
+    prefix = next(
+        f"det.{path}.{aggregation.upper()}{image}"
+        for path in ("plain", "mdetr")
+        for image in (".img0", "")
+        if f"det.{path}.{aggregation.upper()}{image}.boxes" in case.tensors
+    )
+    assert_recorded(found, case, prefix, photo, score_tolerance, share)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
 @pytest.mark.parametrize("name", ["b1", "b1_no_fusion"])
-def test_small_case(shared, name, aggregation):
-    vocab = shared / "data" / "tokenizer" / "vocab.txt"
-    case = recorded_case(f"small_inference/{name}", FIXTURES / "parity", vocab)
-    check(*case, aggregation, 1e-4, 1.0)
+def test_small_case(vocab, name, aggregation, chunked):
+    check(f"small_inference/{name}", FIXTURES / "parity", vocab, aggregation, 1e-4, 1.0, chunked)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
+def test_small_case_in_a_padded_batch(vocab, aggregation):
+    """Two pictures of different sizes, each with its own caption, in one pass as the original ran them."""
+    case, model, processor, photos = prepare("small_inference/b2", FIXTURES / "parity", vocab)
+    pictures = []
+    for number, (photo, caption, names) in enumerate(
+        zip(photos, case.description["captions"], case.description["classes"])
+    ):
+        begins = [caption.index(name) for name in names]
+        spans = [[(begin, begin + len(name))] for begin, name in zip(begins, names)]
+        pictures.append(picture(number, photo, Sentence(0, caption, spans)))
+    options = Options(aggregation=aggregation, batch_size=2, pairs=2, allow_padding=True)
+    results = {
+        one["image_id"]: one["sentences"][0]
+        for one in Detector(model, processor, options).predict(Task("b2", pictures))
+    }
+    for number, prefix in enumerate(("det", "det_map1")):  # the second map belongs to the second picture
+        found = {"boxes": [], "scores": [], "labels": []}
+        for label, (boxes, scores) in enumerate(zip(results[number]["boxes"], results[number]["scores"]), start=1):
+            found["boxes"] += boxes[: len(scores)]  # without the zero box at the end
+            found["scores"] += scores
+            found["labels"] += [label] * len(scores)
+        path = f"{prefix}.mdetr.{aggregation.upper()}.img{number}"
+        assert_recorded(found, case, path, photos[number], 1e-4, 1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["glip_t_goldg_short", "glip_t_goldg_coco80", "glip_t_a_coco80"])
-def test_full_size_case(shared, name):
-    """COCO's 80 names in one caption at 800 x 1066, among others."""
-    case = recorded_case(f"full/{name}", shared / "parity", shared / "data" / "tokenizer" / "vocab.txt")
-    check(*case, "mean", 1e-4, 0.99)
+@pytest.mark.parametrize(
+    ("name", "chunked"),
+    [
+        ("glip_t_goldg_short", False),
+        ("glip_t_goldg_short", True),
+        ("glip_t_goldg_coco80", False),
+        ("glip_t_goldg_coco80", True),
+        ("glip_t_a_coco80", False),
+    ],
+)
+def test_full_size_case(shared, vocab, name, chunked):
+    """COCO's 80 names in one caption at 800 x 1066, among others; and as the first chunk of 86 names."""
+    check(f"full/{name}", shared / "parity", vocab, "mean", 1e-4, 0.99, chunked)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk_size", [5, 40])
-def test_full_size_grouping_changes_nothing(pictures, processor, chunk_size):
-    task = detection_task("coco", pictures / "annotations.json", pictures)
-    model = build_model("glip_tiny_model_o365_goldg", 0)
-
-    def run(**options):
-        detector = Detector(model, processor, Options(chunk_size=chunk_size, threshold=0.1, **options))
-        return {found["image_id"]: found for found in detector.predict(task)}
-
-    single = run(batch_size=1, pairs=1)
-    for batch_size, pairs in ((3, 1), (8, 4)):
-        for image_id, found in run(batch_size=batch_size, pairs=pairs).items():
-            as_tensors = [
-                {key: torch.tensor(one[key]) for key in ("boxes", "scores", "labels")}
-                for one in (found, single[image_id])
-            ]
-            total = len(single[image_id]["scores"])
-            assert total
-            assert match_detections(*as_tensors, 1e-4) == (total, 0)
+@pytest.mark.parametrize("file", ["lvis_v1_chunk40.json", "objects365_v2_chunk40.json", "coco80_one_query.json"])
+def test_recorded_captions(shared, vocab, file):
+    """The driver asks what the original asks: every caption of a vocabulary, and the tokens of every name."""
+    case = json.loads((shared / "data" / "captions" / file).read_text())
+    model = build_model("small", 0)
+    processor = GlipProcessor(GlipImageProcessorPil(), BertTokenizer(str(vocab)))
+    chunk_size = None if case["chunk_size"] < 0 else case["chunk_size"]
+    captions = Detector(model, processor, Options(chunk_size=chunk_size)).encode_names(case["class_names"])
+    assert len(captions) == case["num_queries"]
+    for row, query in enumerate(case["queries"]):
+        assert captions.lengths[row] == int(query["num_tokens_untruncated"]) == len(captions.hidden[row])
+        ids = processor.tokenizer(query["query"])["input_ids"]
+        assert captions.input_ids[row].tolist() == ids
+        labels = [str(case["class_ids"][label]) for label in captions.label_ids[row].tolist()]
+        tokens = [tokens.nonzero().flatten().tolist() for tokens in captions.positive_maps[row]]
+        assert dict(zip(labels, tokens)) == query["label_to_token"]

@@ -1,13 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Whole runs: missing pictures, kill and resume, other settings, several processes."""
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
 from eval_cases import SIZES
+from scene_sets import in_processes
 
 from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed
 from glip_hf.evaluation.driver import Detector, Options
@@ -110,10 +108,9 @@ def test_no_pictures(detector, tmp_path):
     assert list(predict(detector, Task("coco", [], ["cat"], [1]), tmp_path, IDENTITY).own()) == []
 
 
-def share(rank, size, port, truth, output, results):
+def share(truth, output):
     """One process of a run whose model finds every object, with what it counted."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.start()
+    rank, size = distributed.world()
     ids = [image["id"] for image in truth["images"]]
     store = PredictionStore(output, {"model": "none"})
     for image_id in [i for i in ids if i not in store.done][rank::size]:
@@ -124,26 +121,7 @@ def share(rank, size, port, truth, output, results):
     own = evaluator.num_detections
     evaluator.gather()
     figures = distributed.broadcast(evaluator.summarize() if rank == 0 else None)
-    results.put([rank, len(store.done), own, evaluator.num_detections, figures["AP"]])
-
-
-def launch(processes, truth, output):
-    """What every process counted, by rank; the same environment as a launcher makes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # importing torch anew takes seconds
-    results = context.Queue()
-    started = [
-        context.Process(target=share, args=(rank, processes, port, truth, output, results)) for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    counted = sorted(results.get(timeout=120) for _ in started)
-    for process in started:
-        process.join(timeout=60)
-    assert [process.exitcode for process in started] == [0] * processes
-    return counted
+    return [rank, len(store.done), own, evaluator.num_detections, figures["AP"]]
 
 
 def test_uneven_shares_of_two_processes(tmp_path):
@@ -153,9 +131,9 @@ def test_uneven_shares_of_two_processes(tmp_path):
         "annotations": [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100} for i in range(1, 5)],
         "categories": [{"id": 1, "name": "a", "frequency": "f"}],
     }
-    first = launch(2, truth, tmp_path)
+    first = in_processes(2, share, truth, tmp_path)
     assert first == [[0, 0, 3, 5, pytest.approx(1)], [1, 0, 2, 5, pytest.approx(1)]]
     part = tmp_path / "partial" / "part-001.jsonl"
     part.write_text(part.read_text()[:-5])
     # One process now owns both files, and makes the torn prediction again.
-    assert launch(1, truth, tmp_path) == [[0, 4, 5, 5, pytest.approx(1)]]
+    assert in_processes(1, share, truth, tmp_path) == [[0, 4, 5, 5, pytest.approx(1)]]

@@ -92,6 +92,11 @@ def test_odinw_prompts(odinw):
     assert [one.task.check_pictures() for one in (prompted, other)] == [None, None]
 
 
+def test_prompts_that_nobody_wrote_are_told(odinw):
+    with pytest.warns(UserWarning, match="no task file has caption prompts"):
+        odinw_sets(odinw / "pothole.yaml", odinw, "glip")
+
+
 def test_odinw_errors(odinw, tmp_path):
     with pytest.raises(ValueError, match="no split 'test'; it has val"):
         odinw_sets(odinw / "pothole.yaml", odinw, split="test")
@@ -108,6 +113,25 @@ def test_mean_over_sets_by_hand():
     assert figures == pytest.approx({"AP": 0.3, "APs": 0.1, "AP/a": 0.2, "AP/b": 0.4})
     with pytest.raises(ValueError, match="no data sets"):
         mean_figures({})
+
+
+THIRTEEN = """AerialMaritimeDrone_large Aquarium_Aquarium_Combined.v2-raw-1024.coco CottontailRabbits EgoHands_generic
+NorthAmericaMushrooms_North_American_Mushrooms.v1-416x416.coco Packages_Raw PascalVOC Raccoon_Raccoon.v2-raw.coco
+ShellfishOpenImages_raw VehiclesOpenImages_416x416 pistols_export pothole thermalDogsAndPeople""".split()
+OTHERS = """AerialMaritimeDrone_tiled AmericanSignLanguageLetters_American_Sign_Language_Letters.v1-v1.coco
+BCCD_BCCD.v3-raw.coco ChessPieces_Chess_Pieces.v23-raw.coco DroneControl_Drone_Control.v3-raw.coco EgoHands_specific
+HardHatWorkers_raw MaskWearing_raw MountainDewCommercial OxfordPets_by-breed OxfordPets_by-species PKLot_640
+ThermalCheetah UnoCards_raw WildfireSmoke boggleBoards_416x416AutoOrient_export_ brackishUnderwater_960x540
+dice_mediumColor_export openPoetryVision_512x512 plantdoc_416x416 selfdrivingCar_fixedLarge_export_
+websiteScreenshots""".split()
+
+
+def test_the_13_among_the_35():
+    """The task files of GLIP's configs/odinw_35 (and odinw_13) by name: the mean of 13 takes those of the 13 alone."""
+    sets = {name: {"AP": 0.5 if name in THIRTEEN else 0.0} for name in sorted(THIRTEEN + OTHERS)}
+    assert len(sets) == 35 and len(THIRTEEN) == len(ODINW13) == 13
+    assert mean_figures(sets)["AP_odinw13"] == pytest.approx(0.5)
+    assert mean_figures(sets)["AP"] == pytest.approx(0.5 * 13 / 35)
 
 
 def test_mean_over_13_among_35():

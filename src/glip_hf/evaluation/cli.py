@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
 def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Every data set into a folder of its own, and the mean into this one."""
     sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
-    sets = [OdinwSet(one.task.limited(arguments.limit), one.annotations) for one in sets]
+    sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
     for one in sets:
         one.task.check_pictures()  # of all sets before the first is computed
     detector = _detector(arguments)
@@ -243,7 +244,7 @@ def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     info.pop("seconds")
     result = Result(mean_figures(figures), info)
     if distributed.world()[0] == 0:
-        write_summary(output, result, "AP", figures)
+        write_summary(output, result, "AP", figures, {one.task.name: len(one.task.pictures) for one in sets})
     return result
 
 

@@ -11,15 +11,33 @@ from typing import Any
 import torch
 from torch import distributed
 
+from .._launch import warn_if_alone
+
 TIMEOUT = datetime.timedelta(hours=24)  # a process may wait long for one that has larger pictures
+
+
+# What torchrun and accelerate set, then what MPI's launchers do (PMI, Open MPI, MVAPICH).
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    """The first of these environment variables that is set; MPI's alone do not mean that processes shall meet."""
+    names = names if "MASTER_ADDR" in os.environ else names[:1]
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def start() -> tuple[int, int]:
     """This process's rank and the number of processes; joins the group the launcher describes, once."""
-    if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group("gloo", timeout=TIMEOUT)
+    size = _number(SIZE, 1)
+    if not distributed.is_initialized() and size > 1:
+        distributed.init_process_group(
+            "gloo", init_method="env://", rank=_number(RANK, 0), world_size=size, timeout=TIMEOUT
+        )
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(_number(LOCAL_RANK, 0) % torch.cuda.device_count())
+    warn_if_alone(size)
     return world()
 
 

@@ -5,12 +5,15 @@ A photo passes through Swin and the pyramid once, whatever the number of caption
 BERT once, whatever the number of photos. (picture, caption) pairs go through the head together, as many as memory
 allows. Pictures share a batch only where their padded sizes agree, because padding changes GLIP's numbers.
 
-Letters: B pictures (views) a batch, N captions, P pairs a pass, T tokens, K detections.
+Letters: B pictures (views) a batch, N captions, P pairs a pass, T tokens, E width of the text encoder, C names a
+caption, K detections.
 """
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch.nn.functional import pad
 
 from ..image_reading_glip import load_picture
 from ..modeling_glip import GlipForGrounding, GlipTextFeatures, select
+from ..pipeline import text_state
 from ..postprocess_glip import post_process_grounding
 from ..processing_glip import GlipProcessor
 from .augment import Found, View, join, make_views, unflip, vote
@@ -28,8 +32,9 @@ from .flickr import boxes_by_phrase
 from .memory import PairBudget, out_of_memory
 from .tasks import Picture, Task
 
-ENCODE_CAPTIONS = 4  # captions a pass of BERT: more would be the peak of memory on a CPU, and save nothing
+ENCODE_CAPTIONS = 16  # captions a pass of BERT on an accelerator; on a CPU one: more cost memory and save nothing
 BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
+READERS = "glip-read"  # how threads that read pictures are named
 
 
 @dataclass
@@ -78,33 +83,53 @@ class Options:
 
 @dataclass
 class Captions:
-    """Captions with their text features, on the model's device.
+    """Captions with their text features, on the model's device, none longer than it is: padding costs memory and time.
 
-    features: of [N, T, E]; positive_map: [N, C, T]; label_ids: [N, C]; lengths: tokens of each.
+    hidden: [T, E] of each caption; input_ids: [T]; positive_maps: [C, T] bool; label_ids: [C].
     """
 
-    features: GlipTextFeatures
-    positive_map: Tensor
-    label_ids: Tensor
-    lengths: list[int]
+    hidden: list[Tensor] = field(default_factory=list)
+    input_ids: list[Tensor] = field(default_factory=list)
+    positive_maps: list[Tensor] = field(default_factory=list)
+    label_ids: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.hidden)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return [len(ids) for ids in self.input_ids]
+
+    def extend(self, other: "Captions") -> None:
+        """Append all of `other`; tensors are shared."""
+        for name in ("hidden", "input_ids", "positive_maps", "label_ids"):
+            getattr(self, name).extend(getattr(other, name))
 
     def take(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Inputs of the model for these captions, cut to the longest of them: padding costs time."""
-        length = max(self.lengths[row] for row in rows)
-        index = torch.tensor(rows, device=self.label_ids.device)
+        """Inputs of the model for these captions, padded to the longest of them."""
+        lengths = torch.tensor([len(self.input_ids[row]) for row in rows], device=self.hidden[rows[0]].device)
+        longest, classes = int(lengths.max()), max(len(self.label_ids[row]) for row in rows)
         features = GlipTextFeatures(
-            last_hidden_state=self.features.last_hidden_state[index, :length],
-            attention_mask=self.features.attention_mask[index, :length],
-            input_ids=self.features.input_ids[index, :length],
+            last_hidden_state=_stack([self.hidden[row] for row in rows], longest),
+            attention_mask=(torch.arange(longest, device=lengths.device) < lengths[:, None]).long(),
+            input_ids=_stack([self.input_ids[row] for row in rows], longest),
         )
         return {
             "text_features": features,
-            "positive_map": self.positive_map[index, :, :length],
-            "label_ids": self.label_ids[index],
+            "positive_map": _stack([self.positive_maps[row] for row in rows], classes, longest),
+            "label_ids": _stack([self.label_ids[row] for row in rows], classes, fill=-1),
         }
+
+
+def _stack(values: list[Tensor], *sizes: int, fill: int = 0) -> Tensor:
+    """Values in one tensor, filled up at the end where one is smaller than `sizes` in the first dimensions."""
+    if len(values) == 1:
+        return values[0][None]
+    stacked = values[0].new_full((len(values), *sizes, *values[0].shape[len(sizes) :]), fill)
+    for row, value in zip(stacked, values):
+        row[tuple(slice(size) for size in value.shape)] = value
+    return stacked
 
 
 @dataclass
@@ -113,8 +138,8 @@ class Shown:
 
     index: int
     view: View
-    pixel_values: Tensor
-    pixel_mask: Tensor
+    pixel_values: Tensor | None  # None as soon as features are there
+    pixel_mask: Tensor | None
     original_sizes: Tensor
 
 
@@ -135,18 +160,23 @@ class Detector:
         self.model, self.processor, self.options = model.eval(), processor, options or Options()
         self.views = make_views(self.options.scales, self.options.flip)
         self.budget = PairBudget(model.device, self.options.pairs)
+        self._vocabulary: tuple[Any, Captions] | None = None  # the last one, and what it was made of
         if processor.tokenizer.padding_side != "right":
             raise ValueError("captions are cut to their length: the tokenizer has to pad on the right.")
 
     # -- words -------------------------------------------------------------------------------------
 
     def encode_names(self, names: Sequence[Any]) -> Captions:
-        """The captions of a vocabulary; label i is the i-th name."""
+        """The captions of a vocabulary; label i is the i-th name. The last one is kept while the text encoder stays."""
         chosen = self.options
         text = {"prefix": chosen.prefix, "suffix": chosen.suffix, "separator": chosen.separator}
         text |= {"negative_names": chosen.negative_names, "chunk_size": chosen.chunk_size}
         given = {key: value for key, value in text.items() if value is not None}
-        return self._encode(self.processor(text=list(names), return_tensors="pt", **given))
+        made_of = json.dumps([list(names), given]), text_state(self.model)
+        if self._vocabulary is None or self._vocabulary[0] != made_of:
+            self._vocabulary = None  # not two at a time
+            self._vocabulary = made_of, self._encode(self.processor(text=list(names), return_tensors="pt", **given))
+        return self._vocabulary[1]
 
     def encode_sentences(self, pictures: Iterable[Picture]) -> Captions:
         """The sentences of some pictures, in order; label i is a sentence's i-th phrase."""
@@ -157,22 +187,23 @@ class Detector:
     @torch.inference_mode()
     def _encode(self, words: Any) -> Captions:
         words = words.to(self.model.device)
-        tokens = {name: words[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in words}
-        hidden: Tensor | None = None  # written in place: joining parts would hold everything twice
-        total = len(tokens["input_ids"])
-        for start in range(0, total, ENCODE_CAPTIONS):
-            rows = slice(start, start + ENCODE_CAPTIONS)
-            part = self.model.get_text_features(**{name: value[rows] for name, value in tokens.items()})
-            if hidden is None:
-                hidden = part.last_hidden_state.new_empty(total, *part.last_hidden_state.shape[1:])
-            hidden[rows] = part.last_hidden_state
-        features = GlipTextFeatures(
-            last_hidden_state=hidden,
-            attention_mask=tokens["attention_mask"],
-            input_ids=tokens["input_ids"],
-        )
-        lengths = tokens["attention_mask"].sum(1).tolist()
-        return Captions(features, words["positive_map"], words["label_ids"], lengths)
+        lengths, classes = words["attention_mask"].sum(1).tolist(), (words["label_ids"] >= 0).sum(1).tolist()
+        a_pass = 1 if self.model.device.type == "cpu" else ENCODE_CAPTIONS
+        captions, states = Captions(), None
+        for start in range(0, len(lengths), a_pass):
+            longest = max(lengths[start : start + a_pass])
+            names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in words]
+            tokens = {name: words[name][start : start + a_pass, :longest] for name in names}
+            hidden = self.model.get_text_features(**tokens).last_hidden_state
+            if states is None:  # one block for all: pieces between what a pass needs would break up the memory
+                states = hidden.new_empty(sum(lengths), hidden.shape[-1]).split(lengths)
+            for row, of_caption in enumerate(hidden, start):
+                length, rows = lengths[row], classes[row]
+                captions.hidden.append(states[row].copy_(of_caption[:length]))
+                captions.input_ids.append(words["input_ids"][row, :length])
+                captions.positive_maps.append(words["positive_map"][row, :rows, :length])
+                captions.label_ids.append(words["label_ids"][row, :rows])
+        return captions
 
     # -- pictures ----------------------------------------------------------------------------------
 
@@ -190,8 +221,14 @@ class Detector:
         """
         pictures = list(task.pictures if pictures is None else pictures)
         shared = self.encode_names(task.names) if task.names else None
+        with closing(self._batches(pictures)) as batches:  # whatever happens, no thread outlives this
+            yield from self._predict(task, pictures, batches, shared)
+
+    def _predict(
+        self, task: Task, pictures: Sequence[Picture], batches: Iterable[list[Shown]], shared: Captions | None
+    ) -> Iterator[dict[str, Any]]:
         under_way: dict[int, _Progress] = {}
-        for batch in self._batches(pictures):
+        for batch in batches:
             for index in dict.fromkeys(shown.index for shown in batch):
                 if index not in under_way:
                     picture = pictures[index]
@@ -212,29 +249,38 @@ class Detector:
                     yield self._finish(under_way.pop(index), task)
 
     def _show(self, index: int, picture: Picture, view: View) -> Shown:
-        """Read and preprocess one view of a picture; runs in a worker thread."""
-        photo = ImageOps.exif_transpose(load_picture(picture.path))
-        if view.flip:
-            photo = ImageOps.mirror(photo)
-        size = {}
-        if view.short_side is not None:
-            default = dict(self.processor.image_processor.size)
-            longest = self.options.max_size or default.get("longest_edge")
-            if self.options.max_size is None and longest and default.get("shortest_edge"):
-                # The same room for long pictures at every scale.
-                longest = round(longest * max(view.short_side / default["shortest_edge"], 1))
-            size = {"size": {"shortest_edge": view.short_side, "longest_edge": longest}}
+        """Read and preprocess one view of a picture; runs in a worker thread.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the picture.
+        """
         try:
-            made = self.processor.image_processor([photo], return_tensors="pt", **size)
-        except ValueError as error:
+            photo = ImageOps.exif_transpose(load_picture(picture.path))
+            if view.flip:
+                photo = ImageOps.mirror(photo)
+            made = self.processor.image_processor([photo], return_tensors="pt", **self._size(view))
+        except Exception as error:  # decoders raise almost anything on damaged files
+            if picture.path in str(error):
+                raise
             raise ValueError(f"{picture.path}: {error}") from error
         return Shown(index, view, made["pixel_values"], made["pixel_mask"], made["original_sizes"])
 
+    def _size(self, view: View) -> dict[str, dict[str, int]]:
+        """The image processor's option for a view's size."""
+        if view.short_side is None:
+            return {}
+        default = dict(self.processor.image_processor.size)
+        longest = self.options.max_size or default.get("longest_edge")
+        if self.options.max_size is None and longest and default.get("shortest_edge"):
+            # The same room for long pictures at every scale.
+            longest = round(longest * max(view.short_side / default["shortest_edge"], 1))
+        return {"size": {"shortest_edge": view.short_side, "longest_edge": longest}}
+
     def _load(self, pictures: Sequence[Picture]) -> Iterator[Shown]:
-        """Views of all pictures in order, read ahead by threads."""
+        """Views of all pictures in order, read and resized by threads while the model works on earlier ones."""
         jobs = ((i, picture, view) for i, picture in enumerate(pictures) for view in self.views)
         waiting: deque[Future[Shown]] = deque()
-        with ThreadPoolExecutor(self.options.workers) as pool:
+        with ThreadPoolExecutor(self.options.workers, thread_name_prefix=READERS) as pool:
             try:
                 for job in jobs:
                     waiting.append(pool.submit(self._show, *job))
@@ -250,15 +296,16 @@ class Detector:
         """Views in groups that may share a pass; every view is in exactly one."""
         size = self.options.batch_size
         groups: dict[Any, list[Shown]] = {}
-        for shown in self._load(pictures):
-            key = None if self.options.allow_padding else tuple(shown.pixel_values.shape[-2:])
-            group = groups.setdefault(key, [])
-            group.append(shown)
-            if len(group) == size:
-                yield groups.pop(key)
-            elif sum(map(len, groups.values())) >= 4 * size:  # bound what waits in memory
-                yield groups.pop(max(groups, key=lambda key: len(groups[key])))
-        yield from groups.values()
+        with closing(self._load(pictures)) as views:
+            for shown in views:
+                key = None if self.options.allow_padding else tuple(shown.pixel_values.shape[-2:])
+                group = groups.setdefault(key, [])
+                group.append(shown)
+                if len(group) == size:
+                    yield groups.pop(key)
+                elif sum(map(len, groups.values())) >= 4 * size:  # bound what waits in memory
+                    yield groups.pop(max(groups, key=lambda key: len(groups[key])))
+            yield from groups.values()
 
     # -- pairs -------------------------------------------------------------------------------------
 
@@ -276,6 +323,8 @@ class Detector:
             self._run(batch[:middle], under_way)
             self._run(batch[middle:], under_way)
             return
+        for shown in batch:
+            shown.pixel_values = shown.pixel_mask = None
         sources = [under_way[shown.index].captions for shown in batch]
         joined, starts = _join_captions(sources)
         pairs = [
@@ -284,7 +333,8 @@ class Detector:
             for caption in range(len(captions))
         ]
         # Captions of like length share a pass; the longest come first, so memory is measured at its worst.
-        pairs.sort(key=lambda pair: (-joined.lengths[pair[1]], pair))
+        lengths = joined.lengths
+        pairs.sort(key=lambda pair: (-lengths[pair[1]], pair))
         results: dict[tuple[int, int], Found] = {}
         locations = features.last_hidden_state.shape[1]
         at = 0
@@ -308,11 +358,13 @@ class Detector:
         height = max(shown.pixel_values.shape[-2] for shown in batch)
         width = max(shown.pixel_values.shape[-1] for shown in batch)
 
-        def grown(values: Tensor) -> Tensor:
-            return pad(values, (0, width - values.shape[-1], 0, height - values.shape[-2]))
+        def joined(values: list[Tensor]) -> Tensor:
+            if len(values) == 1:
+                return values[0]
+            return torch.cat([pad(v, (0, width - v.shape[-1], 0, height - v.shape[-2])) for v in values])
 
-        pixels = torch.cat([grown(shown.pixel_values) for shown in batch]).to(device, dtype)
-        mask = torch.cat([grown(shown.pixel_mask) for shown in batch]).to(device)
+        pixels = joined([shown.pixel_values for shown in batch]).to(device, dtype)
+        mask = joined([shown.pixel_mask for shown in batch]).to(device)
         sizes = torch.cat([shown.original_sizes for shown in batch])
         return self.model.get_image_features(pixels, mask), sizes
 
@@ -379,30 +431,11 @@ def _rounded(boxes: Tensor, scores: Tensor) -> dict[str, Any]:
 
 def _join_captions(sources: Sequence[Captions]) -> tuple[Captions, list[int]]:
     """All captions of these sources in one, and where each source begins. A shared source is taken once."""
-    unique = list({id(source): source for source in sources}.values())
-    if len(unique) == 1:
-        return unique[0], [0] * len(sources)
-    tokens = max(source.positive_map.shape[2] for source in unique)
-    classes = max(source.positive_map.shape[1] for source in unique)
-
-    def grown(value: Tensor, *room: int, fill: int = 0) -> Tensor:
-        return pad(value, room, value=fill)
-
-    parts: dict[str, list[Tensor]] = {"hidden": [], "mask": [], "ids": [], "map": [], "labels": []}
-    starts, begin = {}, 0
-    for source in unique:
-        more, rows = tokens - source.positive_map.shape[2], classes - source.positive_map.shape[1]
-        parts["hidden"].append(grown(source.features.last_hidden_state, 0, 0, 0, more))
-        parts["mask"].append(grown(source.features.attention_mask, 0, more))
-        parts["ids"].append(grown(source.features.input_ids, 0, more))
-        parts["map"].append(grown(source.positive_map, 0, more, 0, rows))
-        parts["labels"].append(grown(source.label_ids, 0, rows, fill=-1))
-        starts[id(source)] = begin
-        begin += len(source)
-    whole = {name: torch.cat(values) for name, values in parts.items()}
-    features = GlipTextFeatures(last_hidden_state=whole["hidden"], attention_mask=whole["mask"], input_ids=whole["ids"])
-    lengths = [length for source in unique for length in source.lengths]
-    joined = Captions(features, whole["map"], whole["labels"], lengths)
+    joined, starts = Captions(), {}
+    for source in sources:
+        if id(source) not in starts:
+            starts[id(source)] = len(joined)
+            joined.extend(source)
     return joined, [starts[id(source)] for source in sources]
 
 

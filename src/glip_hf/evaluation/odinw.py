@@ -20,7 +20,10 @@ ODINW13 = (
     "pothole",
     "thermalDogsAndPeople",
 )
-"""How the names of the 13 task files begin whose mean papers quote; the 35 include them."""
+"""How the names of the 13 task files begin whose mean papers quote (GLIP's configs/odinw_13); the 35 include them.
+
+Of GLIP's 35 files only these begin so: `Aquarium_Aquarium_Combined.v2-raw-1024.coco`, `Packages_Raw`, ...
+"""
 
 
 def mean_figures(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

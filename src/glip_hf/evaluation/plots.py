@@ -14,7 +14,7 @@ from .lvis import LvisEvaluator
 INK, GRID = "#333333", "#dddddd"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito, apart to colour-blind eyes
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
-SIZE_NAMES = {"s": "small\n< 32²", "m": "medium", "l": "large\n≥ 96²"}
+SIZE_NAMES = {"s": "small\n< 32²", "m": "medium\n32² to 96²", "l": "large\n≥ 96²"}
 DPI = 110
 
 
@@ -32,6 +32,31 @@ def make_plots(evaluator: Any, figures: dict[str, float]) -> dict[str, bytes]:
         "precision_recall.png": _precision_recall(evaluator),
         "size_frequency.png": _size_frequency(evaluator, figures),
     }
+
+
+def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
+    """AP of every data set, the best on top, and their mean; PNG.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    order = sorted(sets, key=lambda name: sets[name]["AP"])
+    values = [100 * max(sets[name]["AP"], 0) for name in order]
+    figure, (axis,) = _figure(10, 1.2 + 0.28 * len(order))
+    drawn = axis.barh([_short(name) for name in order], values, color=COLORS[0], height=0.65)
+    marks = [f"{100 * sets[name]['AP']:.1f}" if sets[name]["AP"] >= 0 else "none" for name in order]
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the line of the mean out of the numbers
+    axis.bar_label(drawn, marks, fontsize=9, color=INK, padding=3, bbox=paper)
+    axis.axvline(100 * mean, color=COLORS[1], linewidth=1.4, label=f"mean  {100 * mean:.1f}")
+    axis.set(xlabel="AP, %", xlim=(0, max(10, 1.1 * max(values))), ylim=(-0.6, len(order) - 0.4))
+    axis.grid(False, axis="y")
+    axis.set_title("AP by data set", fontsize=10, color=INK, loc="left")
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    return _png(figure)
+
+
+def _short(name: str, limit: int = 34) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -101,7 +126,8 @@ def _size_frequency(evaluator: DetectionEvaluator, figures: dict[str, float]) ->
     bars.set(ylabel="AP, %", ylim=(0, max(10, 1.15 * max(values))))
     bars.grid(False, axis="x")
     bars.tick_params(axis="x", labelsize=8)
-    bars.set_title("AP by size of objects" + (" and frequency" if len(values) > 4 else ""), fontsize=10, loc="left")
+    title = "AP by size of objects" + (" and frequency" if len(values) > 4 else "")
+    bars.set_title(title, fontsize=10, color=INK, loc="left")
 
     rows = [row for row in evaluator.per_class() if row["AP"] > MISSING and row["objects"]]
     groups = {"": "classes"} if not isinstance(evaluator, LvisEvaluator) else FREQUENCY_NAMES
@@ -132,9 +158,10 @@ def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
     axis.set_xticks(range(len(rows)), [f"{row['name']}\n{row['phrases']}" for row in rows])
     axis.set(ylabel="recall, %", ylim=(0, 104))
     axis.grid(False, axis="x")
-    axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", fontsize=10, loc="left")
+    title = "phrases found among the first k boxes, by type (and number of phrases)"
+    axis.set_title(title, fontsize=10, color=INK, loc="left")
     axis.legend(frameon=False, fontsize=9, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))
     return _png(figure)
 
 
-__all__ = ["make_plots"]
+__all__ = ["make_plots", "make_sets_plot"]

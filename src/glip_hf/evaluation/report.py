@@ -9,13 +9,18 @@ import csv
 import html
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from ..image_reading_glip import load_picture
+import numpy as np
+from PIL import Image
+
+from ..image_reading_glip import load_picture, read_pixels
 from ..visualize import draw_detections
 from .base import DetectionEvaluator, Evaluator, Exhibit
-from .plots import make_plots
+from .plots import make_plots, make_sets_plot
 from .run import Result, write_json, write_predictions
 from .tasks import Task
 
@@ -40,29 +45,41 @@ def write_report(output: Path, result: Result, evaluator: Evaluator, task: Task 
     _write_csv(output / "per_class.csv", rows)
     if task is not None:
         write_predictions(output / "predictions.json", evaluator)
-    plots: dict[str, bytes] = {}
-    try:
-        plots = make_plots(evaluator, result.metrics)
-    except ImportError as error:
-        warnings.warn(f"no plots: {error}", stacklevel=2)
-    for name, png in plots.items():
-        (output / name).write_bytes(png)
+    plots = _write_plots(output, lambda: make_plots(evaluator, result.metrics))
     best, worst = _choose(evaluator.exhibits(), gallery) if task is not None and gallery else ([], [])
     paths = {} if task is None else {str(picture.image_id): picture.path for picture in task.pictures}
     page = _page(result, evaluator.primary, rows, plots, _cards(best, paths), _cards(worst, paths))
     (output / "report.html").write_text(page, encoding="utf-8")
 
 
-def write_summary(output: Path, result: Result, primary: str, sets: dict[str, dict[str, float]]) -> None:
-    """metrics.json, per_set.csv and a page for several data sets, each of which has its own folder in this one."""
+def write_summary(
+    output: Path, result: Result, primary: str, sets: dict[str, dict[str, float]], pictures: dict[str, int]
+) -> None:
+    """metrics.json, per_set.csv, a plot and a page for several data sets, each of which has its own folder in this one.
+
+    Args:
+        sets: figures of each; pictures: how many each has.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    rows = [{"name": name, **figures} for name, figures in sets.items()]
+    rows = [{"name": name, "pictures": pictures[name], **figures} for name, figures in sets.items()]
     info = {**result.info, "sets": len(sets)}
     write_json(output / "metrics.json", {**result.metrics, "primary": primary, "sets": sets, "run": info})
     _write_csv(output / "per_set.csv", rows)
-    (output / "report.html").write_text(
-        _page(Result(result.metrics, info), primary, rows, {}, "", ""), encoding="utf-8"
-    )
+    plots = _write_plots(output, lambda: {"ap_by_set.png": make_sets_plot(sets, result.metrics["AP"])})
+    page = _page(Result(result.metrics, info), primary, rows, plots, "", "")
+    (output / "report.html").write_text(page, encoding="utf-8")
+
+
+def _write_plots(output: Path, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """What `make` draws, also as files; nothing, with a warning, without matplotlib."""
+    try:
+        plots = make()
+    except ImportError as error:
+        warnings.warn(f"no plots: {error}", stacklevel=3)
+        return {}
+    for name, png in plots.items():
+        (output / name).write_bytes(png)
+    return plots
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -89,6 +106,8 @@ h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .lead{color:#555;margin:.2rem 0 1.2rem}.big{font-size:2.6rem;font-weight:600;color:#0072b2}
 table{border-collapse:collapse}th,td{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid #eee}
 th:first-child,td:first-child{text-align:left}th{color:#555;font-weight:600}
+table.row th,table.row td{text-align:right}table.sortable td:first-child{max-width:15rem;overflow-wrap:anywhere}
+a{color:#0072b2;text-decoration:none}a:hover{text-decoration:underline}
 table.sortable th{cursor:pointer}table.sortable th:hover{color:#0072b2}
 .scroll{max-height:30rem;overflow:auto}.scroll th{position:sticky;top:0;background:#fff}
 .plots img{max-width:100%;display:block;margin:.6rem 0}
@@ -125,8 +144,10 @@ def _page(
     pictures = f"{info['pictures']:,} pictures, " if "pictures" in info else ""
     seconds = f"{info['seconds']:,} s, " if "seconds" in info else ""
     parts.append(f'<p class="lead">{pictures}{seconds}{esc(info["date"])}</p>')
-    parts.append(f'<p><span class="big">{_percent(result.metrics[primary])}</span> {esc(primary)}</p>')
-    parts.append("<h2>Figures</h2>" + _figures(result.metrics))
+    phrases = bool(rows) and "phrases" in rows[0]
+    what = f"{primary}, mean of {info['sets']} data sets" if "sets" in info else _title(primary)
+    parts.append(f'<p><span class="big">{_percent(result.metrics[primary])}</span> {esc(what)}</p>')
+    parts.append("<h2>Figures</h2>" + (_table(rows) if phrases else _figures(result.metrics)))
     if plots:
         images = "".join(f'<img src="{_uri(png, "png")}" alt="{esc(name)}">' for name, png in plots.items())
         parts.append(f'<h2>Plots</h2><div class="plots">{images}</div>')
@@ -138,9 +159,9 @@ def _page(
         )
         parts.append(f'<h2>Gallery</h2><p class="lead">Left: {left}. Right: what is annotated.</p>')
         parts += [f"<h3>Best</h3>{best}" if best else "", f"<h3>Worst</h3>{worst}"]
-    if rows:
-        heading = "Data sets" if "sets" in info else "Classes"
-        parts.append(f"<h2>{heading}</h2>{_table(rows)}")
+    if rows and not phrases:
+        sets = "sets" in info
+        parts.append(f"<h2>{'Data sets' if sets else 'Classes'}</h2>{_table(rows, links=sets)}")
     parts.append(f"<h2>How this was made</h2>{_definitions(info)}")
     body = "\n".join(part for part in parts if part)
     head = f'<meta charset="utf-8"><title>{esc(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
@@ -152,37 +173,35 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}" if value >= 0 else "&ndash;"
 
 
+def _title(name: str) -> str:
+    """A figure's name for people: "Recall@1_all" -> "Recall@1, all phrases"; "AR@-1" (no limit) -> "AR"."""
+    name, _, kind = name.removesuffix("@-1").partition("_")
+    return f"{name}, {kind} phrases" if name.startswith("Recall") and kind else "_".join(filter(None, (name, kind)))
+
+
 def _figures(metrics: dict[str, float]) -> str:
-    """One row; Recall@k of phrase types, "Recall@1_people", by type and k."""
-    pairs = {name: name.rpartition("_")[::2] for name in metrics}
-    if not all(name.startswith(("Recall@", "Upper_bound")) for name in metrics):
-        shown = {name: value for name, value in metrics.items() if "/" not in name}  # data sets have their own table
-        heads = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
-        cells = "".join(f"<td>{_percent(value)}</td>" for value in shown.values())
-        return f"<div class=scroll><table><tr>{heads}</tr><tr>{cells}</tr></table></div>"
-    columns = dict.fromkeys(column for column, _ in pairs.values())
-    kinds = dict.fromkeys(kind for _, kind in pairs.values())
-    heads = "".join(f"<th>{html.escape(column.replace('_', ' '))}</th>" for column in columns)
-    lines = []
-    for kind in kinds:
-        cells = "".join(f"<td>{_percent(metrics[f'{column}_{kind}'])}</td>" for column in columns)
-        lines.append(f"<tr><td>{html.escape(kind)}</td>{cells}</tr>")
-    return f"<table><tr><th></th>{heads}</tr>{''.join(lines)}</table>"
+    """One row of all figures but those of single data sets, which have a table of their own."""
+    shown = {_title(name): value for name, value in metrics.items() if "/" not in name}
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
+    cells = "".join(f"<td>{_percent(value)}</td>" for value in shown.values())
+    return f'<div class="scroll"><table class="row"><tr>{heads}</tr><tr>{cells}</tr></table></div>'
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    heads = [n for n in ("name", *names) if n in names]
-    heads = list(dict.fromkeys(heads))
+def _table(rows: list[dict[str, Any]], links: bool = False) -> str:
+    """One row each, the name first; with `links` the name leads to the report in the folder of that name."""
+    heads = list(dict.fromkeys(name for name in ("name", *rows[0]) if name in rows[0]))
     lines = []
     for row in rows:
         cells = []
         for name in heads:
             value = row[name]
-            shown = _percent(value) if isinstance(value, float) else html.escape(str(value))
-            cells.append(f'<td data-value="{html.escape(str(value))}">{shown}</td>')
+            text = html.escape(str(value))
+            shown = _percent(value) if isinstance(value, float) else text
+            if links and name == "name":
+                shown = f'<a href="{quote(value)}/report.html">{text}</a>'
+            cells.append(f'<td data-value="{text}">{shown}</td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in heads)
     return (
         f'<div class="scroll"><table class="sortable" id="classes"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -192,8 +211,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _definitions(info: dict[str, Any]) -> str:
     lines = []
     for name, value in info.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {part}" for key, part in value.items() if not isinstance(part, dict))
+        if value is None:
+            continue
+        if isinstance(value, dict):  # options that were not used say nothing
+            parts = {key: part for key, part in value.items() if not isinstance(part, dict)}
+            value = ", ".join(f"{key} {part}" for key, part in parts.items() if part not in (None, False, (), []))
         code = f"<code>{html.escape(str(value))}</code>" if name == "command" else html.escape(str(value))
         lines.append(f"<dt>{html.escape(name)}</dt><dd>{code}</dd>")
     return f"<dl>{''.join(lines)}</dl>"
@@ -204,16 +226,20 @@ def _cards(exhibits: list[Exhibit], paths: dict[str, str]) -> str:
     cards = []
     for exhibit in exhibits:
         try:
-            photo = load_picture(paths[str(exhibit.image_id)])
+            pixels = read_pixels(load_picture(paths[str(exhibit.image_id)]))
         except (KeyError, OSError, ValueError) as error:
             warnings.warn(f"not in the gallery: {error}", stacklevel=3)
             continue
         found, truth = exhibit.show()
+        photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        small = photo.copy()
+        small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))  # before drawing, so that names stay legible
+        scale = np.array([small.width / photo.width, small.height / photo.height] * 2)
         images = []
         for boxes, what in ((found, "found"), (truth, "annotated")):
             boxes = {key: value[:TRUTH_SHOWN] for key, value in boxes.items()}
-            drawn = draw_detections(photo, boxes)
-            drawn.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
+            boxes["boxes"] = np.asarray(boxes["boxes"], dtype=np.float64).reshape(-1, 4) * scale
+            drawn = draw_detections(small, boxes)
             buffer = io.BytesIO()
             drawn.save(buffer, "JPEG", quality=85)
             images.append(f'<img src="{_uri(buffer.getvalue(), "jpeg")}" alt="{what}">')

@@ -6,6 +6,7 @@ Ground truth is the evaluators' business.
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,10 +154,11 @@ def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path)
 
 @dataclass
 class OdinwSet:
-    """One data set of ODinW: its task and the annotation file its figures come from."""
+    """One data set of ODinW: its task, the annotation file its figures come from, whether it has caption prompts."""
 
     task: Task
     annotations: Mapping[str, Any]
+    prompted: bool = False
 
 
 def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split: str | None = None) -> OdinwSet:
@@ -178,18 +180,29 @@ def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split:
         document["categories"] = settings["OVERRIDE_CATEGORY"]
     own = settings["CAPTION_PROMPT"] if prompts == "glip" else None
     images = Path(root) / register[split]["img_dir"]
-    return OdinwSet(detection_task(Path(path).stem, document, images, own or None), document)
+    return OdinwSet(detection_task(Path(path).stem, document, images, own or None), document, bool(own))
 
 
 def odinw_sets(
     config: str | Path, root: str | Path, prompts: str = "names", split: str | None = None
 ) -> list[OdinwSet]:
-    """All data sets of a folder of task files (or of one file), by name."""
+    """All data sets of a folder of task files (or of one file), by name.
+
+    Of GLIP's files four of configs/odinw_35 hold caption prompts, and none of configs/odinw_13: a warning says so where
+    prompts are asked for and there are none.
+    """
     config = Path(config)
     paths = [config] if config.is_file() else sorted([*config.glob("*.yaml"), *config.glob("*.yml")])
     if not paths:
         raise ValueError(f"{config}: no task file (*.yaml) here.")
-    return [odinw_set(path, root, prompts, split) for path in paths]
+    sets = [odinw_set(path, root, prompts, split) for path in paths]
+    if prompts == "glip" and not any(one.prompted for one in sets):
+        warnings.warn(
+            f"{config}: no task file has caption prompts (CAPTION_PROMPT): names alone are asked. GLIP's are in four "
+            "files of its configs/odinw_35.",
+            stacklevel=2,
+        )
+    return sets
 
 
 def sentence_keys(pictures: Iterable[Picture]) -> list[tuple[int | str, int]]:

@@ -3,9 +3,8 @@
 
 Cost:    seconds on a CPU (GLIP-T at 800 x 1066 pixels: see the table in README.md), no GPU needed.
 Command: python examples/ground_photo.py --model DIR --photo photo.jpg --text cat "remote control"
-         python examples/ground_photo.py       # no model at hand: our demonstration model and photo
-Result:  the detections on stdout and an annotated picture. Without --model the boxes mean nothing,
-         and it says so.
+         python examples/ground_photo.py       # no model at hand: the shipped one, which knows generated scenes
+Result:  the detections on stdout and an annotated picture.
 """
 
 import argparse
@@ -15,27 +14,16 @@ import torch
 from PIL import Image
 
 from glip_hf import GlipForGrounding, GlipProcessor
-from glip_hf.demo import DEMO_NOTICE, DEMO_PHOTO, build_demo_model
+from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_PHOTO
 from glip_hf.visualize import draw_detections
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", help="converted model: a directory or a Hub id")
+parser.add_argument("--model", default=str(DEMO_MODEL), help="converted model: a directory or a Hub id")
 parser.add_argument("--photo", default=str(DEMO_PHOTO))
-parser.add_argument(
-    "--text",
-    nargs="+",
-    default=["cat", "remote control", "pink sofa"],
-    help="names, or one sentence",
-)
+parser.add_argument("--text", nargs="+", default=[DEMO_CAPTION], help="names, or one sentence")
 parser.add_argument("--threshold", type=float, default=0.4)
-parser.add_argument("--max-detections", type=int, default=100)
 parser.add_argument("--save", default="out/grounded.png")
 arguments = parser.parse_args()
-
-if arguments.model is None:
-    print(DEMO_NOTICE)
-    arguments.model = build_demo_model("out/demo/model")
-    arguments.threshold, arguments.max_detections = 0.0, 5  # whatever its best guesses are
 
 model = GlipForGrounding.from_pretrained(arguments.model).eval()
 processor = GlipProcessor.from_pretrained(arguments.model)
@@ -45,9 +33,7 @@ is_sentence = len(arguments.text) == 1 and len(arguments.text[0].split()) > 2
 inputs = processor(images=image, text=arguments.text[0] if is_sentence else arguments.text, return_tensors="pt")
 with torch.inference_mode():
     outputs = model(**inputs)
-result = processor.post_process_grounded_object_detection(
-    outputs, inputs, threshold=arguments.threshold, max_detections=arguments.max_detections
-)[0]
+result = processor.post_process_grounded_object_detection(outputs, inputs, threshold=arguments.threshold)[0]
 
 for name, score, box in zip(result["text_labels"], result["scores"], result["boxes"]):
     print(f"{score:.2f}  {name:20}  {[round(v, 1) for v in box.tolist()]}")

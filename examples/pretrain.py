@@ -1,10 +1,10 @@
 """Pre-train GLIP.
 
-Cost: without arguments about 0.7 s a step on 2 CPU cores, 4,000 steps; the released recipe took 32 GPUs for days.
+Cost: without arguments about 45 minutes on 2 CPU cores; the released recipe took 32 GPUs for days.
 Command: accelerate launch examples/pretrain.py
          accelerate launch examples/pretrain.py --config examples/configs/glip_swin_t_o365_goldg.yaml --data-root DIR
 Result: OUTPUT_DIR/final and final-ema, directories that GlipForGrounding.from_pretrained loads, with a card that states
-        data, steps, hardware and figures. The default recipe has not been run to its end yet: docs/training.md.
+        data, steps, hardware and figures.
 """
 
 import argparse

@@ -11,24 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from random_glip import PHOTO, random_model, save_random_model
 
 from glip_hf.cli import _build_parser, _read_words, _save_targets, main
 from glip_hf.conversion.weight_map import to_original
-from glip_hf.demo import ASSETS, DEMO_PHOTO, build_demo_model, demo_model
+from glip_hf.demo import ASSETS
 
 ANYTHING = ["--threshold", "0", "--max-detections", "3"]  # untrained weights are sure of nothing
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return str(build_demo_model(tmp_path_factory.mktemp("cli") / "model"))
+    return str(save_random_model(tmp_path_factory.mktemp("cli") / "model"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """The demonstration model in the original's format, beside its config."""
     path = tmp_path_factory.mktemp("checkpoint") / "original.pth"
-    small = demo_model()
+    small = random_model()
     torch.save({"model": to_original(small.state_dict(), small.config.anchor_scale), "iteration": 7}, path)
     small.config.save_pretrained(path.parent / "sizes")
     return path
@@ -39,7 +40,7 @@ def photos(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()
     for name in ("photo.jpg", "more/photo.jpg", "more/b.png"):
-        Image.open(DEMO_PHOTO).resize((160, 120)).save(tmp_path / name)
+        Image.open(PHOTO).resize((160, 120)).save(tmp_path / name)
     (tmp_path / "cat").mkdir()
     (tmp_path / "dog").write_text("a file that happens to be called dog")
     return tmp_path
@@ -164,7 +165,7 @@ def test_options_may_stand_between_photos_and_names(photos, model, capsys) -> No
 
 
 def test_a_broken_photo_does_not_stop_the_others(photos, model, capsys) -> None:
-    whole = DEMO_PHOTO.read_bytes()
+    whole = PHOTO.read_bytes()
     (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "page.png").write_text("<html>404</html>")
     arguments = [
@@ -238,7 +239,7 @@ def test_wrong_models_are_named(photos, checkpoint, capsys) -> None:
 def test_info_of_a_directory(model, capsys) -> None:
     assert main(["info", model, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    small = demo_model()
+    small = random_model()
     assert facts["parameters"] == sum(p.numel() for p in small.parameters())
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
     assert facts["variant"] == "none of the released sizes"
@@ -260,7 +261,7 @@ def test_info_names_the_released_architecture(tmp_path, capsys) -> None:
 def test_info_of_a_checkpoint(checkpoint, tmp_path, capsys) -> None:
     assert main(["info", str(checkpoint), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] == sum(p.numel() for p in demo_model().parameters())
+    assert facts["parameters"] == sum(p.numel() for p in random_model().parameters())
     assert facts["weights_under"] == "model" and facts["beside_them"] == ["iteration"]
     (tmp_path / "page.pth").write_text("<!doctype html><title>404</title>")
     assert main(["info", str(tmp_path / "page.pth")]) == 1

@@ -1,7 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The demonstration model is the same on every build, loads like any other, finds something."""
+"""The shipped model: small enough, as good on fresh scenes as its card says, and what the example picture needs."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,71 +10,124 @@ import pytest
 import torch
 from PIL import Image
 
-from glip_hf import GlipForGrounding, GlipProcessor
+from glip_hf import GlipConfig, GlipForGrounding, GlipProcessor
+from glip_hf.boxes_glip import box_iou
+from glip_hf.data.scene_metrics import evaluate_scenes
+from glip_hf.data.scenes import SceneConfig, make_scene
 from glip_hf.demo import (
-    ASSETS,
     DEMO_CAPTION,
+    DEMO_MODEL,
     DEMO_NAMES,
     DEMO_PHOTO,
-    build_demo_model,
+    VOCABULARY,
     demo_model,
     demo_processor,
     load_demo_photo,
+    scenes_config,
+    scenes_processor,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+SCENE = make_scene("relations", seed=7, index=5, config=SceneConfig(resolution=480))
 
 
-def test_weights_are_the_same_on_every_build_and_leave_the_seed_alone() -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    first, second = demo_model().state_dict(), demo_model().state_dict()
-    assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+@pytest.fixture(scope="module")
+def model() -> GlipForGrounding:
+    return demo_model()
 
 
-def test_directory_loads_and_computes_the_same(tmp_path) -> None:
-    directory = build_demo_model(tmp_path / "model")
-    model = GlipForGrounding.from_pretrained(directory).eval()
-    inputs = GlipProcessor.from_pretrained(directory)(
-        images=load_demo_photo(), text=list(DEMO_NAMES), return_tensors="pt"
-    )
-    expected = demo_processor()(images=load_demo_photo(), text=list(DEMO_NAMES), return_tensors="pt")
-    assert all(torch.equal(inputs[key], expected[key]) for key in expected)
-    with torch.inference_mode():
-        assert torch.equal(model(**inputs).logits, demo_model()(**inputs).logits)
+@pytest.fixture(scope="module")
+def processor() -> GlipProcessor:
+    return demo_processor()
 
 
-@pytest.mark.parametrize("text", [list(DEMO_NAMES), DEMO_CAPTION], ids=["names", "sentence"])
-def test_something_is_found(text) -> None:
-    processor = demo_processor()
+def found_in_the_photo(model: GlipForGrounding, processor: GlipProcessor, text: str | list[str]) -> dict:
     inputs = processor(images=load_demo_photo(), text=text, return_tensors="pt")
     with torch.inference_mode():
-        outputs = demo_model()(**inputs)
-    result = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.0)[0]
-    assert len(result["scores"]) >= 5
-    width, height = load_demo_photo().size
-    assert (result["boxes"] >= 0).all()
-    assert (result["boxes"] <= torch.tensor([width, height, width, height])).all()
+        return processor.post_process_grounded_object_detection(model(**inputs), inputs, threshold=0.4)[0]
 
 
-def test_vocabulary_knows_our_words_and_spells_the_others() -> None:
-    words = (ASSETS / "vocab.txt").read_text(encoding="utf-8").split()
+def overlap(found: dict, label: str, color: str, kind: str, number: int = 0) -> torch.Tensor:
+    """IoU of each detection of a label with one thing of the scene."""
+    things = [thing for thing in SCENE.things if (thing.color, thing.kind) == (color, kind)]
+    boxes = found["boxes"][[k for k, name in enumerate(found["text_labels"]) if name == label]]
+    return box_iou(boxes, torch.tensor([things[number].box], dtype=torch.float32))[:, 0]
+
+
+def test_names_are_found_and_an_absent_one_is_not(model, processor) -> None:
+    found = found_in_the_photo(model, processor, list(DEMO_NAMES))
+    assert set(found["text_labels"]) == {"fish", "green star", "yellow cross"}
+    assert overlap(found, "fish", "orange", "fish").max() > 0.8
+    assert overlap(found, "green star", "green", "star").max() > 0.8
+    assert overlap(found, "yellow cross", "yellow", "cross", 0).max() > 0.8
+    assert overlap(found, "yellow cross", "yellow", "cross", 1).max() > 0.8
+
+
+def test_phrases_of_a_sentence_are_grounded(model, processor) -> None:
+    """Which of the two crosses is left of the fish this model does not know: its recall there is chance."""
+    found = found_in_the_photo(model, processor, DEMO_CAPTION)
+    crosses = [name for name in found["text_labels"] if "cross" in name]
+    fishes = [name for name in found["text_labels"] if "fish" in name]
+    assert crosses and fishes
+    assert max(overlap(found, crosses[0], "yellow", "cross", k).max() for k in range(2)) > 0.8
+    assert overlap(found, fishes[0], "orange", "fish").max() > 0.8
+
+
+def test_finds_phrases_of_fresh_scenes(model, processor) -> None:
+    assert evaluate_scenes(model, processor, num_scenes=32, seed=99, splits=["sentences"])["recall1"] > 0.7
+
+
+@pytest.mark.slow
+def test_as_good_as_its_card_says(model, processor) -> None:
+    figures = evaluate_scenes(model, processor, num_scenes=300, seed=99)
+    assert figures["ap50"] == pytest.approx(0.803, abs=0.01)
+    assert figures["ap"] == pytest.approx(0.674, abs=0.01)
+    assert figures["recall1"] == pytest.approx(0.828, abs=0.01)
+    assert figures["unseen_ap50"] == pytest.approx(0.852, abs=0.01)
+    assert figures["relation_recall1"] == pytest.approx(0.497, abs=0.02)
+
+
+def test_small_and_of_the_default_recipe(model) -> None:
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 4_000_000
+    assert (DEMO_MODEL / "model.safetensors").stat().st_size <= 16_000_000
+    shipped, recipe = GlipConfig.from_pretrained(DEMO_MODEL).to_dict(), scenes_config().to_dict()
+    for key, value in recipe.items():
+        if key not in (
+            "architectures",
+            "dtype",
+            "_name_or_path",
+            "transformers_version",
+            "backbone_config",
+            "text_config",
+        ):
+            assert shipped[key] == value, key
+    text = "the small ring above two red mugs"
+    assert scenes_processor()(text=text).input_ids == demo_processor()(text=text).input_ids
+
+
+def test_vocabulary_knows_our_words_and_spells_the_others(processor) -> None:
+    words = VOCABULARY.read_text(encoding="utf-8").split()
     assert len(words) == len(set(words))
-    tokenizer = demo_processor().tokenizer
+    tokenizer = processor.tokenizer
     for text in (DEMO_CAPTION, *DEMO_NAMES, "zyzzyva 42!", "Caf\u00e9"):
         assert tokenizer.unk_token not in tokenizer.tokenize(text)
     assert tokenizer.tokenize("remote control") == ["remote", "control"]
 
 
-def test_photo_is_the_one_that_our_script_draws() -> None:
-    spec = importlib.util.spec_from_file_location("draw_demo_photo", ROOT / "scripts/draw_demo_photo.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    drawn = np.asarray(script.draw_photo(), dtype=float)
-    with Image.open(DEMO_PHOTO) as photo:
-        shipped = np.asarray(photo.convert("RGB"), dtype=float)
-    assert drawn.shape == shipped.shape == (480, 640, 3)
-    assert abs(drawn - shipped).mean() < 4  # JPEG of quality 88 on a noisy picture
-    assert DEMO_PHOTO.stat().st_size < 150_000
+@pytest.mark.parametrize(
+    ("script", "draw", "picture", "size", "tolerance"),
+    [
+        ("draw_scene.py", "draw_scene", DEMO_PHOTO, (480, 480), 0),
+        ("draw_photo.py", "draw_photo", ROOT / "tests/fixtures/images/photo.jpg", (640, 480), 4),  # JPEG of quality 88
+    ],
+)
+def test_pictures_are_those_our_scripts_draw(script, draw, picture, size, tolerance, monkeypatch) -> None:
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "scripts" / script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, Path(script).stem, module)
+    spec.loader.exec_module(module)
+    drawn = np.asarray(getattr(module, draw)(), dtype=float)
+    with Image.open(picture) as stored:
+        assert stored.size == size
+        assert abs(drawn - np.asarray(stored.convert("RGB"), dtype=float)).mean() <= tolerance
+    assert picture.stat().st_size < 500_000

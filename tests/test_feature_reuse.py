@@ -3,8 +3,7 @@
 
 import pytest
 import torch
-
-from glip_hf.demo import demo_model, demo_processor, load_demo_photo
+from random_glip import load_photo, random_model, random_processor
 
 CAPTIONS = [["cat", "remote control"], ["sofa"], ["dog", "table", "window"]]
 TOLERANCE = 1e-4  # on logits of some 10; other batch sizes sum in another order
@@ -12,7 +11,7 @@ TOLERANCE = 1e-4  # on logits of some 10; other batch sizes sum in another order
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fusion", "no fusion"])
 def model(request):
-    model = demo_model()
+    model = random_model()
     if not request.param:
         config = model.config
         config.use_fusion = False
@@ -24,14 +23,14 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def processor():
-    made = demo_processor()
+    made = random_processor()
     made.image_processor.size = {"shortest_edge": 96, "longest_edge": 160}
     return made
 
 
 @pytest.fixture(scope="module")
 def images():
-    photo = load_demo_photo()
+    photo = load_photo()
     return [photo, photo.transpose(0), photo.crop((0, 0, 320, 240))]
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_glip import PHOTO, random_model
 
 from glip_hf.conversion.weight_map import to_original
-from glip_hf.demo import ASSETS, DEMO_PHOTO, demo_model
+from glip_hf.demo import ASSETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,10 +40,10 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def readers_directory(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("reader")
-    shutil.copy(DEMO_PHOTO, path / "photo.jpg")
+    shutil.copy(PHOTO, path / "photo.jpg")
     for name in ("convert", "examples"):
         (path / name).symlink_to(ROOT / name)
-    model = demo_model()
+    model = random_model()
     torch.save({"model": to_original(model.state_dict(), model.config.anchor_scale)}, path / CHECKPOINT)
     model.config.save_pretrained(path / "sizes")
     return path

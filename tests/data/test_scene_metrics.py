@@ -7,12 +7,12 @@ import io
 import numpy as np
 import pytest
 import torch
+from random_glip import random_model, random_processor
 
 from glip_hf.boxes_glip import box_iou
 from glip_hf.data import scene_metrics
 from glip_hf.data.scene_metrics import Query, average_precision, evaluate_scenes
 from glip_hf.data.scenes import HELD_OUT, SceneConfig
-from glip_hf.demo import demo_model, demo_processor
 
 
 def query(scores: list[float], ious: list[list[float]], num_true: int, name: str = "x") -> Query:
@@ -93,7 +93,7 @@ def test_average_precision_is_that_of_pycocotools() -> None:
 
 
 def test_evaluation_runs_and_leaves_the_model_as_it_was() -> None:
-    model, processor = demo_model().train(), demo_processor()
+    model, processor = random_model().train(), random_processor()
     config = SceneConfig(resolution=96)
     metrics = evaluate_scenes(
         model, processor, num_scenes=4, config=config, batch_size=3,

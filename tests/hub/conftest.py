@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from random_glip import random_model, random_processor
 
 import glip_hf
-from glip_hf.demo import demo_model, demo_processor
 
 SOURCE = Path(glip_hf.__file__).parents[1]
 
@@ -39,9 +39,9 @@ else:
 def saved(tmp_path_factory) -> Path:
     """Directory of a small model with its processor, written by `save_pretrained`."""
     directory = tmp_path_factory.mktemp("hub") / "glip-demo"
-    processor = demo_processor()
+    processor = random_processor()
     processor.image_processor.size = {"shortest_edge": 128, "longest_edge": 213}
-    demo_model().save_pretrained(directory)
+    random_model().save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
 

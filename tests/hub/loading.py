@@ -4,9 +4,9 @@
 from pathlib import Path
 
 import torch
+from random_glip import load_photo
 
 from glip_hf import GlipForGrounding, GlipProcessor
-from glip_hf.demo import load_demo_photo
 
 LOAD = """
 import sys
@@ -49,7 +49,7 @@ torch.save(
 def expected(saved: Path) -> dict[str, torch.Tensor]:
     """What the saved model computes in this process."""
     model, processor = GlipForGrounding.from_pretrained(saved), GlipProcessor.from_pretrained(saved)
-    inputs = processor(images=load_demo_photo(), text=["cat", "remote control"], return_tensors="pt")
+    inputs = processor(images=load_photo(), text=["cat", "remote control"], return_tensors="pt")
     with torch.inference_mode():
         outputs = model.eval()(**inputs)
     found = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.3)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from random_glip import load_photo, random_model
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -26,7 +27,6 @@ from glip_hf import (
     GlipModel,
     GlipProcessor,
 )
-from glip_hf.demo import demo_model, load_demo_photo
 from glip_hf.hub import TAGS, build_model_card, save_with_code
 
 
@@ -36,7 +36,7 @@ def test_every_auto_class_loads_a_saved_directory(saved) -> None:
     assert type(AutoTokenizer.from_pretrained(saved)) is BertTokenizer
     processor = AutoProcessor.from_pretrained(saved)
     assert (type(processor), type(processor.image_processor)) == (GlipProcessor, GlipImageProcessor)
-    model, expected = AutoModelForZeroShotObjectDetection.from_pretrained(saved), demo_model()
+    model, expected = AutoModelForZeroShotObjectDetection.from_pretrained(saved), random_model()
     assert type(model) is GlipForGrounding
     state, base = model.state_dict(), AutoModel.from_pretrained(saved)
     assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
@@ -80,7 +80,7 @@ def test_directory_with_code_needs_no_trust_where_glip_hf_is_installed(saved, tm
 
 
 def test_code_of_another_repository_stays_named(tmp_path) -> None:
-    model = demo_model()
+    model = random_model()
     model.config.auto_map = {"AutoModel": "user/name--modeling.Other", "AutoConfig": "local.Gone"}
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -88,7 +88,7 @@ def test_code_of_another_repository_stays_named(tmp_path) -> None:
 
 
 def test_model_card_of_a_save(tmp_path) -> None:
-    model = demo_model()
+    model = random_model()
     model.add_model_tags("pink-sofas")
     model.save_pretrained(tmp_path / "glip-sofa")
     card = ModelCard.load(tmp_path / "glip-sofa" / "README.md")
@@ -110,9 +110,9 @@ def test_model_card_with_code_does_without_glip_hf(saved, tmp_path) -> None:
 
 def test_a_card_that_is_there_is_kept(tmp_path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    demo_model().save_pretrained(tmp_path)
+    random_model().save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
-    demo_model().save_pretrained(tmp_path / "second", is_main_process=False)
+    random_model().save_pretrained(tmp_path / "second", is_main_process=False)
     assert not (tmp_path / "second" / "README.md").exists()
 
 
@@ -136,7 +136,7 @@ def test_documentation_runs(saved, tmp_path, monkeypatch) -> None:
     text = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 5
-    image = load_demo_photo()
+    image = load_photo()
     variables = {
         "repo_or_dir": str(saved),
         "image": image,

@@ -4,8 +4,7 @@
 import pytest
 import torch
 from huggingface_hub import ModelCard
-
-from glip_hf.demo import DEMO_PHOTO, demo_model
+from random_glip import PHOTO, random_model
 
 from .hub_server import HubServer
 from .loading import LOAD, check, expected
@@ -79,9 +78,9 @@ def test_pushed_and_loaded_by_name(saved, run_python, hub, online, tmp_path) -> 
     assert "parameters" in card.text
 
     results = tmp_path / "results.pt"
-    run_python(PULL, DEMO_PHOTO, results, env=online)
+    run_python(PULL, PHOTO, results, env=online)
     loaded = torch.load(results)
-    state = demo_model().state_dict()
+    state = random_model().state_dict()
     assert loaded["state"].keys() == state.keys()
     assert all(torch.equal(loaded["state"][key], value) for key, value in state.items())
     for key, value in expected(saved).items():
@@ -97,5 +96,5 @@ def test_pushed_with_code_and_loaded_without_glip_hf(saved, run_python, hub, onl
     card = ModelCard(files["README.md"].decode())
     assert "# My own card" in card.text and "glip" in card.data.tags  # kept, and tagged
     results = tmp_path / "results.pt"
-    run_python(LOAD, "user/glip-demo", DEMO_PHOTO, results, installed=False, env=online)
+    run_python(LOAD, "user/glip-demo", PHOTO, results, installed=False, env=online)
     check(torch.load(results), saved)

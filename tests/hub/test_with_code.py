@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_glip import PHOTO
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
 import glip_hf
 from glip_hf import GlipForGrounding, GlipProcessor
-from glip_hf.demo import DEMO_PHOTO
 from glip_hf.hub import save_with_code
 from glip_hf.hub_glip import AUTO_CONFIG, AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR
 
@@ -36,7 +36,7 @@ def test_loads_and_computes_the_same_without_glip_hf(saved, run_python, tmp_path
     directory = save_with_code(tmp_path / "glip-code", model, processor)
     assert [path.name for path in sorted(directory.glob("*.py"))] == [path.name for path in SHELF]
     results = tmp_path / "results.pt"
-    run_python(LOAD + AGAIN, directory, DEMO_PHOTO, results, installed=False)
+    run_python(LOAD + AGAIN, directory, PHOTO, results, installed=False)
     check(torch.load(results), saved)
 
 

@@ -28,7 +28,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 
 HELD_OUT = frozenset((tuple(COLORS)[(3 * k + 1) % len(COLORS)], kind) for k, kind in enumerate(KINDS))
-"""(colour, kind) pairs, one a kind and two a colour, that training neither shows nor mentions."""
+"""(colour, kind) pairs, one a kind, that training neither shows nor mentions."""
 
 SPLITS = {
     "train": 0,
@@ -78,28 +78,28 @@ class SceneConfig:
     """
 
     resolution: int = 160
-    things: tuple[int, int] = (3, 8)
-    distractors: tuple[int, int] = (0, 3)
-    small: tuple[float, float] = (0.1, 0.15)
-    medium: tuple[float, float] = (0.175, 0.24)
+    things: tuple[int, int] = (5, 11)
+    distractors: tuple[int, int] = (0, 2)
+    small: tuple[float, float] = (0.12, 0.16)
+    medium: tuple[float, float] = (0.185, 0.24)
     large: tuple[float, float] = (0.275, 0.4)
     size_weights: tuple[float, float, float] = (0.3, 0.45, 0.25)
-    pattern_chance: float = 0.5
+    pattern_chance: float = 0.4
     kin_chance: float = 0.45
     twin_chance: float = 0.12
     overlap_chance: float = 0.4
-    min_visible: float = 0.6
+    min_visible: float = 0.7
     cut_chance: float = 0.15
     rotation: float = 25.0
     color_jitter: float = 14.0
-    light: float = 1.0
-    noise: float = 5.0
+    light: float = 0.8
+    noise: float = 4.0
     blur_chance: float = 0.2
     kind_only_chance: float = 0.3
-    listed: float = 0.8
+    listed: float = 0.9
     negatives: tuple[int, int] = (2, 8)
     near_chance: float = 0.7
-    families: tuple[float, float, float] = (0.5, 0.25, 0.25)
+    families: tuple[float, float, float] = (0.5, 0.2, 0.3)
     relation_gap: float = 0.08
 
 

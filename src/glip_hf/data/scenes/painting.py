@@ -101,9 +101,9 @@ def second_color(word: str, color: np.ndarray) -> np.ndarray:
     things stay alike.
     """
     if word in ("black", "white"):
-        return np.full(3, 130, dtype=np.float32)
+        return np.full(3, 165 if word == "white" else 95, dtype=np.float32)
     bright = float(np.dot(COLORS[word], (0.299, 0.587, 0.114))) > 88
-    return color * np.float32(0.35) if bright else 255 - (255 - color) * np.float32(0.35)
+    return color * np.float32(0.5) if bright else 255 - (255 - color) * np.float32(0.5)
 
 
 @lru_cache(maxsize=8)
@@ -126,7 +126,7 @@ def _smooth(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def _muted(dice: Dice) -> np.ndarray:
-    rgb = colorsys.hsv_to_rgb(dice(), dice.between(0.03, 0.42), dice.between(0.3, 0.85))
+    rgb = colorsys.hsv_to_rgb(dice(), dice.between(0.02, 0.25), dice.between(0.3, 0.85))
     return np.array(rgb, dtype=np.float32) * 255
 
 

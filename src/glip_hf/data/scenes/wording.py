@@ -25,7 +25,6 @@ ATTRIBUTE_CHANCES = {"band": 0.3, "pattern": 0.35, "color": 0.7}
 PLURALS = {
     "fish": "fish",
     "cross": "crosses",
-    "hourglass": "hourglasses",
     "butterfly": "butterflies",
 }
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Write the vocabulary that the package ships: a small WordPiece one for the demonstration model
+"""Write the vocabulary that the package ships: a small WordPiece one for the shipped model
 and the scenes.
 
     python scripts/make_vocabulary.py [OUT.txt]        # default: src/glip_hf/assets/vocab.txt

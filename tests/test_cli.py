@@ -27,7 +27,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """The demonstration model in the original's format, beside its config."""
+    """A small random model in the original's format, beside its config."""
     path = tmp_path_factory.mktemp("checkpoint") / "original.pth"
     small = random_model()
     torch.save({"model": to_original(small.state_dict(), small.config.anchor_scale), "iteration": 7}, path)

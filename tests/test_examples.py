@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Every script of examples/ and convert/ runs, as its header says, on the demonstration model."""
+"""Every script of examples/ and convert/ runs, as its header says, on a small random model."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ FOLDERS = ("examples", "convert")
 QUICK = ["run.evaluate_every=0", "run.trackers=[]", "data.workers=0", "run.checkpoint_every=2"]
 COCO = ["--train", "photos/annotations.json", "--images", "photos"]
 
-# script -> command lines to run one after the other in a directory that holds `model/` (the demonstration model),
+# script -> command lines to run one after the other in a directory that holds `model/` (a small random model),
 # `original.pth` (the same in the original's format), `sizes/` (its config), `photos/` with COCO annotations.json, and
 # `pairs.parquet` of pictures and captions, and `case.json`, recorded from the model itself.
 RUNS: dict[str, list[list[str]]] = {

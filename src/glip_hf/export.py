@@ -389,7 +389,7 @@ class OnnxGlip:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; glip export writes one.")
         options = runtime.SessionOptions()
-        # The exporter may give sides of different levels one name; a buffer that is shared on the strength of such a name
+        # The exporter may give sides of different levels one name; a buffer shared on the strength of such a name
         # does not fit other sizes.
         options.enable_mem_reuse = False
         options.intra_op_num_threads = threads or 0

@@ -11,13 +11,35 @@ from pathlib import Path
 
 from PIL import Image
 
-from glip_hf.data.scenes import SceneConfig, make_scene
+from glip_hf.data.scenes import SceneConfig, SceneSample, make_scene
 from glip_hf.demo import DEMO_PHOTO
+
+CONFIG = SceneConfig(
+    resolution=480,
+    things=(5, 11),
+    small=(0.12, 0.16),
+    size_weights=(0.3, 0.45, 0.25),
+    pattern_chance=0.4,
+    overlap_chance=0.4,
+    min_visible=0.7,
+    cut_chance=0.15,
+    rotation=25.0,
+    color_jitter=14.0,
+    light=0.8,
+    noise=4.0,
+    blur_chance=0.2,
+)
+"""Somewhat harder than what the model was trained on, and three times as large: processors resize."""
+
+
+def scene() -> SceneSample:
+    """The picture, and what is in it."""
+    return make_scene("relations", seed=7, index=5, config=CONFIG)
 
 
 def draw_scene() -> Image.Image:
-    """480 x 480, three times what the model was trained with: processors resize."""
-    return make_scene("relations", seed=7, index=5, config=SceneConfig(resolution=480)).pil
+    """480 x 480."""
+    return scene().pil
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ sion able ible ish ive ous ant ent ance ence ist ism ity ize ise ate age ure ery
 per ber ger ker ler mer ner ver ser ward wise like man men ship hood land side line work way
 time room house board ball book light
 """
+SPOKEN_LATER = {"thing"}  # by the scenes; its place is among the other words
 OTHER_THINGS = "bell bells crown crowns hourglass hourglasses key keys"  # among the scenes' words, by their places
 WORDS = """
 an the this that these those one two three four five six seven eight nine ten some many several
@@ -58,7 +59,7 @@ def make_vocabulary() -> list[str]:
     """The entries in order: special, signs, letters, pieces, words of the scenes, other words."""
     entries = [*SPECIAL, *SIGNS, *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
     entries += [f"##{piece}" for piece in PIECES.split()]
-    entries += [*sorted({*vocabulary(), *OTHER_THINGS.split()}), *WORDS.split()]
+    entries += [*sorted({*vocabulary(), *OTHER_THINGS.split()} - SPOKEN_LATER), *WORDS.split()]
     return list(dict.fromkeys(entries))
 
 

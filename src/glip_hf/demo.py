@@ -24,7 +24,7 @@ VOCABULARY = ASSETS / "vocab.txt"
 DEMO_MODEL = ASSETS / "glip-scenes"
 DEMO_PHOTO = ASSETS / "scene.png"
 DEMO_CAPTION = "the dotted yellow cross to the left of a fish"
-DEMO_NAMES = ("yellow cross", "green star", "fish", "red mug")
+DEMO_NAMES = ("yellow cross", "green star", "fish", "white heart")
 
 
 def scenes_config() -> GlipConfig:
@@ -32,8 +32,8 @@ def scenes_config() -> GlipConfig:
 
     No dropout of any kind: no scene is seen twice. Anchors of 32 pixels and up, for things of 19 to 64. Windows of 5
     cells, into which the maps of 160 pixels divide without padding. Wider initial weights in Swin and taps that start
-    in their places: with the original's, which suit long training, colours and shapes take several times as long to
-    reach the words (docs/training.md).
+    in their places, and contrastive alignment beside the dot product: with the original's, which suit long training,
+    colours and shapes take several times as long to reach the words (docs/training.md).
     """
     return GlipConfig(
         backbone_config=SwinConfig(
@@ -63,6 +63,7 @@ def scenes_config() -> GlipConfig:
         anchor_scale=4,
         num_class_channels=0,
         offset_initializer_range=0.0,
+        contrastive_loss_weight=1.0,
     )
 
 

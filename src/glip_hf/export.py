@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import time
@@ -275,25 +274,20 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_axes(graph: Any, ir: Any) -> None:
-    """Speaking names for the open axes of inputs and outputs, and for the symbols that stand for them in between."""
-    symbols: dict[str, str] = {}
-    for value in graph.inputs:
-        for size, name in zip(value.shape, INPUT_AXES[value.name]):
-            if not isinstance(size, int):
-                symbols[str(size)] = name
+    """Speaking names for the open axes of inputs and outputs, and no shapes of what lies between.
 
-    def renamed(size: Any) -> Any:
-        if isinstance(size, int):
-            return size
-        return ir.SymbolicDim(re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), str(size)))
-
-    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
-    for value in values:
-        if value.shape is not None:
-            value.shape = ir.Shape([renamed(size) for size in value.shape])
-    for value in graph.outputs:
-        names = OUTPUT_AXES[value.name]
-        value.shape = ir.Shape([size if isinstance(size, int) else name for size, name in zip(value.shape, names)])
+    ONNX Runtime lets values share a buffer whose axes have the same names. The names that the exporter leaves behind,
+    mixed with those that ONNX Runtime infers, call different sides alike; what it infers alone is right.
+    """
+    for values, axes in ((graph.inputs, INPUT_AXES), (graph.outputs, OUTPUT_AXES)):
+        for value in values:
+            pairs = zip(value.shape, axes[value.name], strict=True)
+            value.shape = ir.Shape([size if isinstance(size, int) else name for size, name in pairs])
+    outputs = set(graph.outputs)
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value not in outputs and value.shape is not None and not value.shape.is_static():
+                value.shape = None
 
 
 def export_onnx(
@@ -389,9 +383,6 @@ class OnnxGlip:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; glip export writes one.")
         options = runtime.SessionOptions()
-        # The exporter may give sides of different levels one name; a buffer shared on the strength of such a name
-        # does not fit other sizes.
-        options.enable_mem_reuse = False
         options.intra_op_num_threads = threads or 0
         try:
             self.session = runtime.InferenceSession(

@@ -25,7 +25,7 @@ from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .dyhead_glip import GlipDeformableConv, GlipDyConv, to_pyramid, to_tokens
 from .fusion_glip import GlipFusionLayer
 from .hub_glip import TAGS, GlipModelHubMixin
-from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead
+from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead, GlipTextLayer
 from .loss_glip import grounding_loss
 from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipModelOutput, GlipTextFeatures
 from .pairing_glip import check_inputs, concatenate, keep_states, pair_captions, select, split_pairs
@@ -102,6 +102,11 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, GlipReference
             for conv in (*module.lateral_convs, *module.output_convs, module.p6_conv, module.p7_conv):
                 init.kaiming_uniform_(conv.weight, a=1)
                 init.zeros_(conv.bias)
+        elif isinstance(module, GlipTextLayer):
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.normal_(linear.weight, std=self.config.text_config.initializer_range)
+                    init.zeros_(linear.bias)
         elif isinstance(module, GlipFusionLayer):
             for name in ("query_vision", "key_text", "value_vision", "value_text", "out_vision", "out_text"):
                 linear = getattr(module, name)
@@ -139,9 +144,7 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, GlipReference
                 init.normal_(module.soft_tokens.weight, std=0.01)
                 init.constant_(module.soft_tokens.bias, -math.log(1 / self.config.prior_probability - 1))
             if self.config.contrastive_loss_weight:
-                init.normal_(module.contrastive_image.weight, std=0.01)
-                init.zeros_(module.contrastive_image.bias)
-                init.zeros_(module.contrastive_log_scale)
+                init.constant_(module.contrastive_log_scale, math.log(0.07))
         elif isinstance(module, GlipModel) and module.prompt_table is not None:
             init.zeros_(module.prompt_table)
 

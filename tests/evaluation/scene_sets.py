@@ -66,7 +66,7 @@ def write_scenes(folder: Path) -> Path:
 
 def _things(scene: SceneSample, width: int, height: int) -> list[tuple[str, list[int]]]:
     """Name and box of what a picture of that shape shows wholly, and the vocabulary names."""
-    found = [(f"{thing.color} {thing.kind}", [int(side) for side in thing.box]) for thing in scene.things if thing.box]
+    found = [(f"{thing.color} {thing.kind}", [int(side) for side in thing.box]) for thing in scene.things if thing.kind]
     return [(name, box) for name, box in found if name in NAMES and box[2] < width and box[3] < height]
 
 

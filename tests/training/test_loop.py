@@ -117,10 +117,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Losses are normalised over all processes; here one of two never sees a box."""
     options = ["schedule.max_steps=3", "run.ema_decay=0.9"]
     one = run(tmp_path / "one", *options, NO_DROPOUT="1")
-    two = run(tmp_path / "two", *options, processes=2, NO_DROPOUT="1")
+    # with a tracker, whose end is also the end of what processes can say to each other
+    two = run(tmp_path / "two", *options, "run.trackers=[tensorboard]", processes=2, NO_DROPOUT="1")
     (whole,) = (json.loads(path.read_text()) for path in (tmp_path / "one").glob("losses_*.json"))
     parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "two").glob("losses_*.json"))]
     assert len(parts) == 2  # really two processes
+    assert (tmp_path / "two" / "final" / "model.safetensors").is_file()
     assert all(step["loss_bbox"] == 0 for step in parts[1]) and all(step["loss_bbox"] > 0 for step in parts[0])
     for step, shares in zip(whole, zip(*parts), strict=True):
         for name, value in step.items():

@@ -178,10 +178,10 @@ def test_all_together_are_finite_with_and_without_boxes(boxes: list) -> None:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
-def test_soft_tokens_start_at_the_prior() -> None:
+def test_initial_values_of_the_heads() -> None:
     heads = build(**WEIGHTS).auxiliary
     assert heads.soft_tokens.bias.sigmoid().tolist() == pytest.approx([0.01] * 256)
-    assert heads.contrastive_log_scale.item() == 0 and heads.contrastive_image.weight.std().item() < 0.02
+    assert heads.contrastive_log_scale.exp().item() == pytest.approx(0.07), "the temperature of MDETR"
 
 
 def test_soft_token_loss_by_hand() -> None:

@@ -258,14 +258,15 @@ class Run:
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             stopped = self._steps()
+            signal.signal(signal.SIGTERM, previous)
+            if stopped:
+                self.accelerator.print(f"asked to stop: saved {stopped}; go on with --resume latest")
+                return stopped
+            return self._finish()
         finally:
             signal.signal(signal.SIGTERM, previous)
             if settings.trackers:
-                self.accelerator.end_training()
-        if stopped:
-            self.accelerator.print(f"asked to stop: saved {stopped}; go on with --resume latest")
-            return stopped
-        return self._finish()
+                self.accelerator.end_training()  # it also takes leave of the other processes: nothing can follow
 
     def _request_stop(self, *_: Any) -> None:
         self._stop_requested = True

@@ -68,7 +68,8 @@ class SceneConfig:
         light: strength of uneven light, shadows and colour casts; 0 is flat.
         noise: standard deviation of the sensor noise, of 255.
         blur_chance: of a picture slightly out of focus.
-        kind_only_chance: of a list that names kinds without colours.
+        list_styles: weights of lists of kinds ("star"), of colours ("red thing") and of both ("red star"). Without the
+            first two, a model from nothing finds kinds alone long before it heeds colours (docs/training.md).
         listed: chance that a kind of thing present gets into the list.
         negatives: how many absent names; `near_chance`: that one differs from something present in
             one word only.
@@ -78,28 +79,28 @@ class SceneConfig:
     """
 
     resolution: int = 160
-    things: tuple[int, int] = (5, 11)
+    things: tuple[int, int] = (4, 9)
     distractors: tuple[int, int] = (0, 2)
-    small: tuple[float, float] = (0.12, 0.16)
+    small: tuple[float, float] = (0.14, 0.17)
     medium: tuple[float, float] = (0.185, 0.24)
     large: tuple[float, float] = (0.275, 0.4)
-    size_weights: tuple[float, float, float] = (0.3, 0.45, 0.25)
-    pattern_chance: float = 0.4
+    size_weights: tuple[float, float, float] = (0.25, 0.45, 0.3)
+    pattern_chance: float = 0.35
     kin_chance: float = 0.45
     twin_chance: float = 0.12
-    overlap_chance: float = 0.4
-    min_visible: float = 0.7
-    cut_chance: float = 0.15
-    rotation: float = 25.0
-    color_jitter: float = 14.0
-    light: float = 0.8
-    noise: float = 4.0
-    blur_chance: float = 0.2
-    kind_only_chance: float = 0.3
+    overlap_chance: float = 0.25
+    min_visible: float = 0.8
+    cut_chance: float = 0.1
+    rotation: float = 20.0
+    color_jitter: float = 10.0
+    light: float = 0.6
+    noise: float = 3.0
+    blur_chance: float = 0.1
+    list_styles: tuple[float, float, float] = (0.2, 0.25, 0.55)
     listed: float = 0.9
     negatives: tuple[int, int] = (2, 8)
     near_chance: float = 0.7
-    families: tuple[float, float, float] = (0.5, 0.2, 0.3)
+    families: tuple[float, float, float] = (0.45, 0.15, 0.4)
     relation_gap: float = 0.08
 
 

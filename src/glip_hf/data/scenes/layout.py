@@ -35,7 +35,7 @@ def random_pair(split: str, dice: Dice) -> Pair:
         return dice.pick(sorted(HELD_OUT))
     kinds = KINDS
     if split.startswith("novel"):
-        kinds = NOVEL_KINDS if dice.chance(0.5) else KINDS
+        kinds = NOVEL_KINDS if dice.chance(0.2) else KINDS
     return dice.pick(tuple(COLORS)), dice.pick(kinds)
 
 
@@ -98,8 +98,7 @@ def compose(plans: list[Plan], config: SceneConfig, dice: Dice) -> tuple[np.ndar
         plans: the named things. One without a centre is left out when no place is found for it.
 
     Returns:
-        picture [S, S, 3] uint8, and the named things that are in it, their boxes set, from back to
-        front.
+        picture [S, S, 3] uint8, and the things that are in it, nameless ones too, their boxes set, from back to front.
     """
     canvas = Canvas(config, dice)
     nameless = [
@@ -124,7 +123,7 @@ def compose(plans: list[Plan], config: SceneConfig, dice: Dice) -> tuple[np.ndar
         cut_off = cutout.area - int(cutout.solid[patch].sum())
         visible.append(int(cutout.area * (1 - config.min_visible)) - cut_off)
     _boxes(canvas, placed)
-    return canvas.finish(), [thing for thing, _ in placed if thing.kind and thing.box]
+    return canvas.finish(), [thing for thing, _ in placed if thing.box]
 
 
 def _find_place(canvas: Canvas, plan: Plan, cutout: Cutout, visible: list[int], dice: Dice) -> tuple[int, int] | None:
@@ -252,7 +251,7 @@ def compose_riddle(split: str, config: SceneConfig, dice: Dice) -> tuple[np.ndar
     """A scene in which only a relation tells two like things apart.
 
     Returns:
-        picture, named things, and which of them the relation is about.
+        picture, things, and which of them the relation is about.
     """
     while True:
         pair, reference_pair = random_pair(split, dice), random_pair(split, dice)

@@ -43,7 +43,7 @@ class SceneSample:
         prompt: caption and character spans of the C rows (`prompts_glip.Prompt`).
         by_relation: the row that nothing but a relation tells apart from a twin; None elsewhere.
         split, seed, index: what the sample is made from.
-        things: all named things of the picture, listed or not.
+        things: all things of the picture, listed or not, nameless ones (kind None) too.
     """
 
     image: np.ndarray
@@ -151,14 +151,16 @@ def _make(family: str, split: str, config: SceneConfig, dice: Dice) -> tuple[np.
     while True:
         if family == "riddle":
             image, things, riddle = compose_riddle(split, config, dice)
-            wording = tell_riddle(things, riddle, config, dice)
+            named = [thing for thing in things if thing.kind]
+            wording = tell_riddle(named, riddle, config, dice)
         else:
             chosen = choose_things(split, config, dice, dice.whole(*config.things))
             image, things = compose([Plan(thing) for thing in chosen], config, dice)
+            named = [thing for thing in things if thing.kind]
             if family == "list":
                 wording = list_names(things, split, config, dice)
             else:
-                wording = tell(things, config, dice)
+                wording = tell(named, config, dice)
         if wording is not None:  # else words could not tell the things of this scene apart
             return image, things, wording
 

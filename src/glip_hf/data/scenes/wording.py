@@ -58,18 +58,21 @@ def _near_miss(pair: tuple[str, str], kinds: Sequence[str], dice: Dice) -> tuple
 
 
 def list_names(things: list[Thing], split: str, config: SceneConfig, dice: Dice) -> Wording:
-    """A shuffled list of names present and absent, all of kinds or all of colours and kinds.
+    """A shuffled list of names present and absent: all kinds, all colours ("red thing"), or all both ("red star").
 
-    Every thing that a listed name fits belongs to it.
+    Every thing that a listed name fits belongs to it, of `things` also nameless ones, which have colours.
     """
     novel = split.startswith("novel")
     kinds = (*KINDS, *NOVEL_KINDS) if novel else KINDS
-    kind_only = split != "unseen" and dice.chance(config.kind_only_chance)
-    present = list(dict.fromkeys((t.color, t.kind) for t in things))
-    if kind_only:
-        # dict.fromkeys and not set(): its order does not depend on the hash seed
+    style = "pairs" if split == "unseen" else dice.weighted(("kinds", "colors", "pairs"), config.list_styles)
+    present = list(dict.fromkeys((t.color, t.kind) for t in things if t.kind))
+    # dict.fromkeys and not set(): its order does not depend on the hash seed
+    if style == "kinds":
         here = list(dict.fromkeys(kind for _, kind in present))
         absent = dice.shuffle([kind for kind in kinds if kind not in here])
+    elif style == "colors":
+        here = list(dict.fromkeys(f"{t.color} thing" for t in things))
+        absent = dice.shuffle([f"{color} thing" for color in COLORS if f"{color} thing" not in here])
     else:
         here = [" ".join(pair) for pair in present]
         absent = []
@@ -77,7 +80,7 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, dice: Dice)
     if not wanted and here and dice.chance(0.8):
         wanted = [dice.pick(here)]
     count = dice.whole(*config.negatives)
-    while not kind_only and len(absent) < count:
+    while style == "pairs" and len(absent) < count:
         pair = dice.pick(tuple(COLORS)), dice.pick(kinds)
         if split == "unseen" and dice.chance(0.3):
             pair = dice.pick(sorted(HELD_OUT))
@@ -88,7 +91,7 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, dice: Dice)
             absent.append(name)
     names = dice.shuffle([*wanted, *absent[:count]])
     prompt = build_prompt(make_names(names))
-    rows = [[t for t in things if name in (t.kind, f"{t.color} {t.kind}")] for name in names]
+    rows = [[t for t in things if name in (t.kind, f"{t.color} thing", f"{t.color} {t.kind}")] for name in names]
     return Wording(prompt, rows)
 
 
@@ -235,7 +238,7 @@ def tell_riddle(things: list[Thing], riddle: Riddle, config: SceneConfig, dice: 
 def vocabulary() -> list[str]:
     """Every word the scenes speak, sorted."""
     words = {*COLORS, *KINDS, *NOVEL_KINDS, *map(plural, (*KINDS, *NOVEL_KINDS)), *NUMBERS.values()}
-    words |= {"striped", "dotted", "checkered", "plain", "small", "large", "a", "an", "the"}
+    words |= {"striped", "dotted", "checkered", "plain", "small", "large", "thing", "a", "an", "the"}
     for text in (*OPENINGS, *JOINTS, *(w for words_ in RELATION_WORDS.values() for w in words_)):
         words |= set(text.replace(",", " ").split())
     return sorted(words)

@@ -17,8 +17,6 @@ Memory is the peak of a child: of each variant, and of the driver with a single 
 of the vocabulary count. Names come from ../shared/data/captions/lvis_v1_categories.json, or with --annotations from any
 annotation file in LVIS' or COCO's form; `--names N` takes the first N. The picture is
 tests/fixtures/images/full_chelsea.png, once a round; the rest as in `harness.py`.
-
-Results before 2026-11-23 came from lvis_vocabulary.py, which this file replaces: results/lvis_vocabulary.csv.
 """
 
 import sys

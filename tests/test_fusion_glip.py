@@ -75,13 +75,32 @@ def test_equals_the_textbook(path, block, take, monkeypatch) -> None:
     torch.testing.assert_close(new_text, expected[1], rtol=1e-10, atol=1e-10)
 
 
+def test_overwrites_only_what_nobody_differentiates() -> None:
+    layer, (vision, text, mask) = make_layer("blocks"), make_inputs()
+    vision, text = layer.norm_vision(vision), layer.norm_text(text)
+    keys, bias, values, _ = layer._absorb(text)
+    expected = attend_in_blocks(vision, keys, bias, values, mask)
+    kept = attend_in_blocks(vision, keys, bias, values, mask, overwrite=True)
+    assert kept[0].data_ptr() != vision.data_ptr()
+    with torch.no_grad():
+        own = vision.clone()
+        found = attend_in_blocks(own, keys, bias, values, mask, overwrite=True)
+    assert found[0].data_ptr() == own.data_ptr()
+    for results in (kept, found):
+        for one, other in zip(results, expected):
+            assert torch.equal(one, other)
+
+
 def test_every_path_is_taken(take, monkeypatch) -> None:
     taken = []
     for name in ("attend_eager", "attend_in_blocks", "attend_sdpa"):
         original = getattr(fusion, name)
-        monkeypatch.setattr(
-            fusion, name, lambda *args, name=name, original=original: (taken.append(name), original(*args))[1]
-        )
+
+        def noted(*args, name=name, original=original, **options):
+            taken.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(fusion, name, noted)
     make_layer("eager")(*make_inputs())
     make_layer("blocks")(*make_inputs())
     make_layer("blocks", fusion_dropout=0.1).train()(*make_inputs())
@@ -244,6 +263,37 @@ def test_huge_scores_stay_finite(path, take) -> None:
     layer.query_vision.weight.data *= 1e4
     new = layer(vision.float(), text.float(), mask)[:2]
     assert all(bool(state.isfinite().all()) for state in new)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0], ids=["alike", "rising", "far apart"])
+def test_blocks_are_exact_for_any_range_of_scores(scale, dtype) -> None:
+    """Later blocks far above the first, places where every token lies far below its highest score, tokens far below
+    all others."""
+    vision, text, mask = make_inputs()
+    keys, bias, values, _ = make_layer()._absorb(text)
+    vision[:, :8] *= 0.1
+    keys, bias = keys * scale, bias * scale
+    bias[:, :, 3] -= 40 * scale
+    exact = attend_eager(vision, keys, bias, values, mask, torch.inf)[:3]
+    args = [value.to(dtype) for value in (vision, keys, bias, values)]
+    found = AttendInBlocks.apply(*args, mask, 0.0, 0, 8, False)
+    # A score of 1,000 is known to 6e-5 in float32.
+    scores = torch.einsum("bnd,bhtd->bhnt", vision, keys).detach().abs().amax()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6 + 4e-7 * float(scores)
+    for one, other in zip(found, exact):
+        torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
+
+
+def test_a_level_is_raised_before_its_factor_is_lost() -> None:
+    """The second token's factor is exp(-100), no normal float32; in the second block its score makes up for it."""
+    vision = torch.eye(2).repeat_interleave(8, 0)[None]
+    keys = torch.tensor([[0.0, 0.0], [0.0, 85.0]])[None, None]
+    values = torch.tensor([[0.0, 0.0], [1e6, 0.0]])[None, None]
+    bias, mask = torch.tensor([0.0, -100.0])[None, None], torch.ones(1, 2, dtype=torch.bool)
+    found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.0, 0, 8, False)
+    exact = attend_eager(*(x.double() for x in (vision, keys, bias, values)), mask, torch.inf)
+    torch.testing.assert_close(found[0].double(), exact[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

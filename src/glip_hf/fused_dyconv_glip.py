@@ -286,7 +286,7 @@ class Merge(torch.autograd.Function):
         """
         Args:
             mid: [B, A, D]; low: [B, Q, D]; high: [B, A - cells of the coarsest, D]: what the convolutions gave, `high`
-                enlarged.
+                enlarged. Where no gradient is asked for, the result takes the place of `mid`.
             scale: [B, S, D], factor of each segment; shift: [B, L, D], added to each level.
             theta: [B, L, 4, D]: slope, offset, slope, offset of the two pieces.
 
@@ -295,7 +295,9 @@ class Merge(torch.autograd.Function):
         """
         ctx.save_for_backward(mid, low, high, scale, shift, theta)
         ctx.plan = plan
-        sources, out = (mid, low, high), torch.empty_like(mid)
+        # Without a backward pass `mid` is of no use but here, and fresh memory costs more than the sum itself.
+        out = torch.empty_like(mid) if any(ctx.needs_input_grad) else mid
+        sources = mid, low, high
         for level, cells, candidates in Merge._parts(plan):
             merged = shift[:, level, None]
             for kernel, segment, where in candidates:

@@ -23,11 +23,17 @@ from .configuration_glip import GlipConfig
 from .fast_path_glip import is_traced, plain_backward
 from .reference_glip import GlipReferencePart, fusion_reference
 
-BLOCK_SCORES = 2**19
-"""Scores that `attend_in_blocks` holds at a time on a CPU: 2 MiB in float32 stay in its cache."""
+BLOCK_SCORES = 2**20
+"""Scores that `attend_in_blocks` holds at a time on a CPU: 4 MiB in float32 stay in its cache."""
 
 DEVICE_BLOCK_SCORES = 2**25
 """The same on other devices, where small steps cost launches."""
+
+LARGEST_TOTAL = 1e8
+"""Sum of a block's weights of one token, relative to the level, from which on the level is raised."""
+
+SMALLEST_NORMALISER = 1e-28
+"""Sum of a place's weights over the tokens down to which no weight that counts has left float32's normal range."""
 
 MIN_BLOCK = 64
 """Visual tokens a step at least."""
@@ -125,8 +131,14 @@ class AttendInBlocks(torch.autograd.Function):
     """Both attention directions in blocks of visual tokens, so that only `block` x H * T scores exist at a time.
 
     Scores lie as [B, H * T, block]: a softmax over few tokens is fast where these are not the last dimension. The text
-    side keeps a running maximum and sum (online softmax, arXiv 1805.02867). Nothing of the size of the scores
-    is kept for the backward pass, which computes them again, and the same dropout masks (arXiv 2205.14135).
+    side keeps a running sum (online softmax, arXiv 1805.02867). Nothing of the size of the scores is kept for the
+    backward pass, which computes them again, and the same dropout masks (arXiv 2205.14135).
+
+    The forward pass takes one exponential for both directions. With a level r_t of every token and head, as a rule the
+    highest score among the first block's places, E_t = exp(S_t - r_t) are the weights of the sentence, and
+    E_t f_t / sum_t(E_t f_t) with f_t = exp(r_t + b_t - max_t(r_t + b_t)) those of the picture, b_t being the bias; f_t
+    goes into the values. Where numbers would leave the range in which that is exact, the level is raised or the softmax
+    of the block taken by itself.
     """
 
     @staticmethod
@@ -141,12 +153,14 @@ class AttendInBlocks(torch.autograd.Function):
         seed: int,
         block: int,
         residual: bool,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
             vision, keys, key_bias, values, text_mask, dropout: as for `attend_eager`.
             seed: of the dropout masks; block: visual tokens at a time.
             residual: add `vision` to the image side.
+            overwrite: put the image side where `vision` lies; there is no backward pass then.
 
         Returns:
             image side, text side and its row sums as of `attend_eager`.
@@ -155,35 +169,48 @@ class AttendInBlocks(torch.autograd.Function):
         dropping = _Dropout(dropout, seed, vision.device)
         flat_keys, flat_values = (x.reshape(batch, heads * length, width) for x in (keys, values))
         bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[..., None]
-        picture = torch.empty_like(vision)
+        picture = vision if overwrite else torch.empty_like(vision)
         precision = torch.promote_types(vision.dtype, torch.float32)
-        maximum = total = gathered = sums = None
+        level = torch.full((batch, heads * length, 1), -torch.inf, dtype=precision, device=vision.device)
+        total, sums = torch.zeros_like(level), torch.zeros_like(level)
+        gathered = torch.zeros_like(flat_keys, dtype=precision)
+        factors = folded = None
         for start in range(0, vision.shape[1], block):
             some = vision[:, start : start + block]
-            scores = torch.bmm(flat_keys, some.transpose(1, 2)).to(precision)
-            weights = _softmax_over_text(scores.unflatten(1, (heads, length)) + bias).flatten(1, 2)
-            weights = _dropped(weights, dropping.mask(weights)).to(some.dtype).transpose(1, 2)
-            torch.baddbmm(some, weights, flat_values, beta=int(residual), out=picture[:, start : start + block])
+            turned = some.transpose(1, 2)
+            weights = torch.bmm(flat_keys, turned).to(precision)
+            block_total = weights.sub_(level).exp_().sum(2, keepdim=True) if start else None
+            if block_total is None or not bool(block_total.max() < LARGEST_TOTAL):
+                weights = torch.bmm(flat_keys, turned).to(precision)
+                raised = torch.maximum(level, weights.amax(2, keepdim=True))
+                decay, level = (level - raised).exp_(), raised
+                for running in (total, sums, gathered):
+                    running *= decay
+                factors = level.view(batch, heads, length, 1) + bias
+                factors = factors.sub_(factors.amax(2, keepdim=True)).exp_()
+                folded = flat_values * factors.flatten(1, 2)
+                block_total = weights.sub_(level).exp_().sum(2, keepdim=True)
+            mask, sentence_mask = dropping.mask(weights), dropping.mask(weights)
+            total += block_total
+            dropped = _dropped(weights, sentence_mask)
+            gathered += (dropped.to(some.dtype) @ some).to(precision)
+            sums += block_total if sentence_mask is None else dropped.sum(2, keepdim=True)
 
-            highest = scores.amax(2)
-            if maximum is not None:
-                highest = torch.maximum(maximum, highest)
-            weights = scores.sub_(highest[..., None]).exp_()
-            block_total = weights.sum(2)
-            weights = _dropped(weights, dropping.mask(weights))
-            block_gathered = (weights.to(some.dtype) @ some).to(precision)
-            block_sums = weights.sum(2) if dropout > 0 else block_total
-            if maximum is None:
-                total, gathered, sums = block_total, block_gathered, block_sums
+            weights = weights.unflatten(1, (heads, length))
+            normaliser = factors.transpose(2, 3) @ weights
+            if bool(normaliser.min() > SMALLEST_NORMALISER):
+                weights, own_values = weights.mul_(normaliser.reciprocal_()), folded
+                if some.dtype != precision:  # half precision has no room for weights that lack their factors
+                    weights, own_values = weights.mul_(factors), flat_values
             else:
-                decay = (maximum - highest).exp()
-                total = total * decay + block_total
-                gathered = gathered * decay[..., None] + block_gathered
-                sums = sums * decay + block_sums
-            maximum = highest
-        sentence = (gathered / total[..., None]).to(vision.dtype)
-        sums = (sums / total).to(vision.dtype)
-        ctx.save_for_backward(vision, keys, key_bias, values, text_mask, maximum + total.log(), sentence, sums)
+                scores = torch.bmm(flat_keys, turned).to(precision).unflatten(1, (heads, length))
+                weights, own_values = _softmax_over_text(scores + bias), flat_values
+            weights = _dropped(weights.flatten(1, 2), mask).to(some.dtype).transpose(1, 2)
+            torch.baddbmm(some, weights, own_values, beta=int(residual), out=picture[:, start : start + block])
+        sentence = (gathered / total).to(vision.dtype)
+        sums = (sums / total).squeeze(2).to(vision.dtype)
+        logarithm = (level + total.log()).squeeze(2)
+        ctx.save_for_backward(vision, keys, key_bias, values, text_mask, logarithm, sentence, sums)
         ctx.settings = dropout, seed, block, residual
         return picture, sentence.unflatten(1, (heads, length)), sums.unflatten(1, (heads, length))
 
@@ -224,22 +251,30 @@ class AttendInBlocks(torch.autograd.Function):
             weights = _dropped(weights, mask).to(some.dtype).transpose(1, 2)
             grad_tokens[:, start : start + block] = change.baddbmm_(weights, grad_sentence)
         grad_bias = grad_bias.masked_fill_(~text_mask[:, None], 0).to(key_bias.dtype)
-        return grad_tokens, grad_keys.view_as(keys), grad_bias, grad_values.view_as(values), *[None] * 5
+        return grad_tokens, grad_keys.view_as(keys), grad_bias, grad_values.view_as(values), *[None] * 6
 
 
 def attend_in_blocks(
-    vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor, dropout: float = 0.0
+    vision: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    text_mask: Tensor,
+    dropout: float = 0.0,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`vision` plus the image side of `attend_eager`, its text side and row sums, in blocks: see `AttendInBlocks`.
 
-    Scores are not clamped: they are float32 at least.
+    Scores are not clamped: they are float32 at least. With `overwrite`, and where no gradient is asked for, the first
+    result may take the place of `vision`, which saves the memory of one and the time that fresh memory costs.
     """
     device = vision.device.type
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
     scores = BLOCK_SCORES if device == "cpu" else DEVICE_BLOCK_SCORES
     block = max(MIN_BLOCK, scores // key_bias.numel())
     if not torch.is_autocast_enabled(device):
-        return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True)
+        overwrite = overwrite and not torch.is_grad_enabled()
+        return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True, overwrite)
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         inputs = [x.to(dtype) for x in (vision, keys, key_bias, values)]
@@ -324,7 +359,9 @@ class GlipFusionLayer(GlipReferencePart, nn.Module):
             )
             new_vision = vision + picture
         elif dropout > 0 or (vision.device.type == "cpu" and not is_traced()):
-            new_vision, sentence, row_sums = attend_in_blocks(vision, keys, key_bias, values, text_mask, dropout)
+            new_vision, sentence, row_sums = attend_in_blocks(
+                vision, keys, key_bias, values, text_mask, dropout, overwrite=True
+            )
         else:
             picture, sentence = attend_sdpa(vision, keys, key_bias, values, text_mask)
             new_vision = vision + picture

@@ -2,7 +2,8 @@
 
 Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
-POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step. Every process leaves the losses of its steps
+POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step; STRAY=1 draws
+random numbers between the steps. Every process leaves the losses of its steps
 in OUTPUT/losses_RANK.json.
 """
 
@@ -110,6 +111,8 @@ def main() -> None:
     update, steps = run._update, []
 
     def recorded(batches: Iterator[dict]) -> tuple[dict[str, float], int]:
+        if "STRAY" in os.environ:
+            torch.rand(1)
         losses, count = update(batches)
         steps.append(losses)
         return losses, count

@@ -79,7 +79,7 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted: tuple[Path, dict
     finish(killed)
     assert killed.returncode == -signal.SIGKILL
     assert find_checkpoints(tmp_path / "checkpoints")
-    assert_equal(run(tmp_path, "run.resume=latest"), uninterrupted[1])
+    assert_equal(run(tmp_path, "run.resume=latest", STRAY="1"), uninterrupted[1])
 
 
 def test_sigterm_saves_and_exits_cleanly(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:

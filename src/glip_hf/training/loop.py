@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
@@ -112,11 +113,12 @@ class Run:
         )
         warn_if_alone(self.accelerator.num_processes)
         if self.accelerator.device.type == "cpu":
+            # MKL may else share out a product among threads as it comes, and round as it comes: read at the first
+            # product of the process, no slower, and what makes two runs equal bit for bit.
+            os.environ.setdefault("MKL_CBWR", "AUTO")
             shared = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             local = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
             torch.set_num_threads(settings.cpu_threads or max(shared // local, 1))
-        # One seed for the weights' dropout a process, so that processes do not drop the same cells.
-        set_seed(settings.seed, device_specific=True)
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.batches = make_batches(self.accelerator)
@@ -190,6 +192,13 @@ class Run:
         raised = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
         return [value > 0 for value in self.accelerator.reduce(raised, "sum").tolist()]
 
+    def _seed_step(self) -> None:
+        """Dropout as a function of (seed, step, process): whatever else draws random numbers in between (an evaluation,
+        a resume) shifts nothing, and no two processes drop the same cells.
+        """
+        key = (self.recipe.run.seed, self.progress.step, self.accelerator.process_index)
+        set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
     def _dump_batch(self, batch: dict[str, Any], losses: dict[str, float]) -> Path:
         rank = self.accelerator.process_index
         path = self.output / f"nonfinite_step_{self.progress.step:08d}_rank_{rank}.pt"
@@ -199,6 +208,7 @@ class Run:
     def _update(self, micro_batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
         """One optimiser step; returns this process's mean losses and its number of pictures."""
         settings = self.recipe.run
+        self._seed_step()
         totals: dict[str, float] = {}
         pictures = 0
         finite = True

@@ -69,6 +69,13 @@ def test_a_scene_depends_on_its_split_seed_and_index_alone() -> None:
         assert not np.array_equal(make_scene(*other).image, backwards[0].image)
 
 
+def test_families_follow_the_number_of_the_scene() -> None:
+    config = SceneConfig(families=((0, (1, 0, 0)), (3, (0, 0, 1))))
+    scenes = SceneDataset("train", 6, seed=5, config=config)
+    assert [scene.names is not None for scene in scenes] == [True] * 3 + [False] * 3
+    assert [scene.by_relation is not None for scene in scenes] == [False] * 3 + [True] * 3
+
+
 def test_streams_cannot_meet() -> None:
     assert len(set(SPLITS.values())) == len(SPLITS)
     words = [(split, seed, index) for split in (0, 1) for seed in (0, 1) for index in (0, 1)]

@@ -57,6 +57,14 @@ def test_learning_rate_schedule(name: str) -> None:
         assert multiplier(int(step)) == pytest.approx(value, rel=1e-9), step
 
 
+def test_cosine_with_a_restart() -> None:
+    recipe = ScheduleRecipe(name="cosine", warmup_steps=0, restarts=[0.6], gamma=0.5)
+    multiplier = lr_multiplier(recipe, 100)
+    values = [multiplier(step) for step in (0, 50, 60, 80, 100)]
+    assert values == pytest.approx([1, 0.5, 0.5, 0.25, 0])
+    assert multiplier(59) == pytest.approx(lr_multiplier(ScheduleRecipe(name="cosine", warmup_steps=0), 100)(59))
+
+
 def test_weight_decay_falls_for_glip_l() -> None:
     multiplier = weight_decay_multiplier(ScheduleRecipe(decay_weight_decay=True), 100_000)
     # 0.667 of the milestones 67,000 and 89,000

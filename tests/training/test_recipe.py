@@ -45,6 +45,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("schedule.name=linear", "choose one of multistep"),
         ("schedule.name=plateau", "needs run.evaluate_every"),
         ("schedule.milestones=[67000]", "fractions of the run"),
+        ("schedule.restarts=[0.8,0.7]", "the smallest first"),
         ("run.ema_decay=1", "must be in"),
         ("model.config=small", "must be a mapping"),
         ("lr", "section.key=value"),

@@ -52,7 +52,9 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ad
 
 def lr_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[[int], float]:
     """Multiplier of every learning rate at update number `step`, counted from 0."""
-    milestones = [round(fraction * max_steps) for fraction in recipe.milestones]
+    milestones, restarts = (
+        [round(fraction * max_steps) for fraction in fractions] for fractions in (recipe.milestones, recipe.restarts)
+    )
 
     def multiplier(step: int) -> float:
         warmup = 1.0
@@ -62,7 +64,10 @@ def lr_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[[int], flo
         if recipe.name == "multistep":
             return warmup * recipe.gamma ** sum(step >= milestone for milestone in milestones)
         if recipe.name == "cosine":
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(step / max_steps, 1.0)))
+            passed = [start for start in restarts if start <= step]
+            begin = passed[-1] if passed else 0
+            arc = 0.5 * (1 + math.cos(math.pi * min((step - begin) / (max_steps - begin), 1.0)))
+            return warmup * recipe.gamma ** len(passed) * arc
         return warmup
 
     return multiplier

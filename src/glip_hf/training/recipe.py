@@ -105,8 +105,10 @@ class ScheduleRecipe:
     Attributes:
         max_steps: optimiser steps; 0 takes `epochs`.
         epochs: passes over the data, if `max_steps` is 0.
-        name: `multistep` multiplies by `gamma` at `milestones` (fractions of the run); `cosine` falls to 0;
+        name: `multistep` multiplies by `gamma` at `milestones` (fractions of the run); `cosine` falls to 0 at the end;
             `plateau` multiplies by `gamma` after `patience` evaluations without a better AP.
+        restarts: fractions of the run at which a cosine starts anew (arXiv 1608.03983), each from `gamma` times the
+            height of the one before; every arc heads for 0 at the end of the run.
         warmup_steps: linear from `warmup_factor`.
         decay_weight_decay: GLIP-L also divides the weight decay by 10, at 0.667 of each milestone.
     """
@@ -115,6 +117,7 @@ class ScheduleRecipe:
     epochs: int = 30
     name: Literal["multistep", "cosine", "plateau"] = "multistep"
     milestones: list[float] = field(default_factory=lambda: [0.67, 0.89])
+    restarts: list[float] = field(default_factory=list)
     gamma: float = 0.1
     warmup_steps: int = 2000
     warmup_factor: float = 0.001
@@ -212,10 +215,12 @@ class Recipe:
             raise RecipeError(f"run.ema_decay={self.run.ema_decay} must be in [0, 1); 0 keeps no average.")
         if self.schedule.max_steps <= 0 and self.schedule.epochs <= 0:
             raise RecipeError("schedule.max_steps or schedule.epochs must be above 0.")
-        if any(not 0 < milestone < 1 for milestone in self.schedule.milestones):
-            raise RecipeError(
-                f"schedule.milestones={self.schedule.milestones} are fractions of the run: between 0 and 1."
-            )
+        for key in ("milestones", "restarts"):
+            fractions = getattr(self.schedule, key)
+            if any(not 0 < fraction < 1 for fraction in fractions) or fractions != sorted(fractions):
+                raise RecipeError(
+                    f"schedule.{key}={fractions} are fractions of the run: between 0 and 1, the smallest first."
+                )
         if self.schedule.name == "plateau" and not self.run.evaluate_every:
             raise RecipeError("schedule.name=plateau needs run.evaluate_every above 0.")
         if self.tuning.early_stopping and not self.run.evaluate_every:

@@ -73,7 +73,9 @@ class SceneConfig:
         listed: chance that a kind of thing present gets into the list.
         negatives: how many absent names; `near_chance`: that one differs from something present in
             one word only.
-        families: weights of lists, sentences and relation sentences in training.
+        families: (n, weights of lists, sentences and relation sentences), what training mixes from scene n of a stream
+            on. Relations come last: a model learns them in a few hundred steps, but only if it knows colours and kinds
+            and most of what it reads are relations (docs/training.md).
         relation_gap: least distance along the axis that a stated relation has; also the most by
             which "near" things are apart.
     """
@@ -100,7 +102,10 @@ class SceneConfig:
     listed: float = 0.9
     negatives: tuple[int, int] = (2, 8)
     near_chance: float = 0.7
-    families: tuple[float, float, float] = (0.45, 0.15, 0.4)
+    families: tuple[tuple[int, tuple[float, float, float]], ...] = (
+        (0, (0.6, 0.25, 0.15)),
+        (16_000, (0.15, 0.15, 0.7)),
+    )
     relation_gap: float = 0.08
 
 

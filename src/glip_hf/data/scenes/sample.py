@@ -131,7 +131,8 @@ def make_scene(split: str, seed: int, index: int, config: SceneConfig | None = N
     if not (0 <= seed < 2**32 and 0 <= index < 2**32):
         raise ValueError(f"seed {seed} and index {index} must lie in 0 .. 2^32 - 1.")
     dice = Dice(SPLITS[split], seed, index)
-    family = _FAMILY_OF_SPLIT.get(split) or dice.weighted(FAMILIES, config.families)
+    shares = [weights for start, weights in config.families if start <= index][-1]
+    family = _FAMILY_OF_SPLIT.get(split) or dice.weighted(FAMILIES, shares)
     image, things, wording = _make(family, split, config, dice)
     boxes = [(thing.box, row) for row, named in enumerate(wording.things) for thing in named]
     return SceneSample(

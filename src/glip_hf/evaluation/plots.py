@@ -51,7 +51,7 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     axis.set(xlabel="AP, %", xlim=(0, max(10, 1.1 * max(values))), ylim=(-0.6, len(order) - 0.4))
     axis.grid(False, axis="y")
     axis.set_title("AP by data set", fontsize=10, color=INK, loc="left")
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars
     return _png(figure)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glip_hf.fast_path_glip import may_fuse, plain_backward, shape_constants
+from glip_hf.fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
 
 PARTS = {"inner": nn.Sequential, "inner.0": nn.Linear}
 
@@ -53,6 +53,16 @@ def test_a_trace_leaves_nothing_behind() -> None:
     assert traced(torch.ones(2)).tolist() == [2, 2] and ones.cache_info().currsize == 0
 
 
+def test_what_is_watched_everywhere_or_has_gradients_is_not_overwritten() -> None:
+    assert not may_overwrite(module())
+    with torch.inference_mode():
+        assert may_overwrite(module())
+        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+        assert not may_overwrite(module())
+        handle.remove()
+        assert may_overwrite(module())
+
+
 def test_plain_parts_may_be_fused() -> None:
     assert may_fuse(module(), PARTS, torch.zeros(1))
     assert not may_fuse(module(), PARTS, torch.zeros(1, device="meta"))
@@ -75,6 +85,8 @@ def test_parts_that_must_be_called_are_not_fused(watch) -> None:
     else:
         handle = whole["inner"].register_forward_hook(lambda *_: None)
     assert not may_fuse(whole, PARTS, torch.zeros(1))
+    with torch.no_grad():
+        assert may_overwrite(whole) == (watch == "adapter")
     if watch in ("hook", "pre-hook", "backward hook", "outer"):
         handle.remove()
         assert may_fuse(whole, PARTS, torch.zeros(1))

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 import glip_hf.fused_dyconv_glip as fused
 from glip_hf.deformable_glip import view_offsets_as
 from glip_hf.dyhead_glip import GlipDyConv, to_pyramid, to_tokens
-from glip_hf.fused_dyconv_glip import Enlarge, Merge, Moments, QuirkView, TokenConvolution, fits, pyramid_plan
+from glip_hf.fused_dyconv_glip import (
+    Merge,
+    Moments,
+    QuirkView,
+    TokenConvolution,
+    enlarged,
+    enlarged_back,
+    fits,
+    pyramid_plan,
+)
 
 PYRAMIDS = [
     [(5, 7), (3, 4), (2, 2), (1, 1), (1, 1)],
@@ -151,20 +160,24 @@ def test_enlargement(shapes) -> None:
         nn.functional.interpolate(level, size=size, mode="bilinear", align_corners=True)
         for level, size in zip(to_pyramid(tokens, shapes[1:]), shapes)
     ]
-    torch.testing.assert_close(Enlarge.apply(tokens, plan), to_tokens(expected))
+    expected_tokens = to_tokens(expected)
+    for cells in (slice(0, None), slice(1, 4)):
+        torch.testing.assert_close(enlarged(tokens, plan, cells), expected_tokens[:, cells])
     means = torch.stack([level.mean((2, 3)) for level in expected], dim=1)
     torch.testing.assert_close(plan.raised_average @ tokens, means)
 
 
-def test_gradients_of_the_enlargement() -> None:
-    tokens = make_tokens(SMALL[1:], channels=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: Enlarge.apply(x, plan_of(SMALL)), [tokens])
+def test_the_transpose_of_the_enlargement() -> None:
+    plan, tokens = plan_of(SMALL), make_tokens(SMALL[1:], channels=2)
+    large = enlarged(tokens, plan, slice(0, None))
+    other = torch.randn(large.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    torch.testing.assert_close((large * other).sum(), (tokens * enlarged_back(other, plan)).sum())
 
 
 def merge_arguments(channels: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     cells = [height * width for height, width in SMALL]
-    shapes = [(sum(cells),), (sum(cells[1:]),), (sum(cells[:-1]),), (7,), (3,), (3, 4)]
+    shapes = [(sum(cells),), (sum(cells[1:]),), (sum(cells[1:]),), (7,), (3,), (3, 4)]
     return [torch.randn(2, *shape, channels, generator=generator, dtype=DOUBLE) for shape in shapes]
 
 

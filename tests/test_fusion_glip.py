@@ -75,19 +75,23 @@ def test_equals_the_textbook(path, block, take, monkeypatch) -> None:
     torch.testing.assert_close(new_text, expected[1], rtol=1e-10, atol=1e-10)
 
 
-def test_overwrites_only_what_nobody_differentiates() -> None:
-    layer, (vision, text, mask) = make_layer("blocks"), make_inputs()
-    vision, text = layer.norm_vision(vision), layer.norm_text(text)
-    keys, bias, values, _ = layer._absorb(text)
-    expected = attend_in_blocks(vision, keys, bias, values, mask)
-    kept = attend_in_blocks(vision, keys, bias, values, mask, overwrite=True)
-    assert kept[0].data_ptr() != vision.data_ptr()
+def test_overwrites_what_nobody_else_holds(take) -> None:
+    take("blocks")
+    layer, inputs = make_layer("blocks"), make_inputs()
+    expected = layer(*inputs)
+    kept = []
     with torch.no_grad():
-        own = vision.clone()
-        found = attend_in_blocks(own, keys, bias, values, mask, overwrite=True)
-    assert found[0].data_ptr() == own.data_ptr()
-    for results in (kept, found):
-        for one, other in zip(results, expected):
+        found = layer(*inputs)
+        hook = layer.norm_vision.register_forward_hook(lambda module, args, output: kept.append(output))
+        hooked = layer(*inputs)
+        hook.remove()
+        own = layer.norm_vision(inputs[0])
+        keys, bias, values, _ = layer._absorb(layer.norm_text(inputs[1]))
+        result = attend_in_blocks(own, keys, bias, values, inputs[2], overwrite=True)[0]
+    assert result.data_ptr() == own.data_ptr()
+    torch.testing.assert_close(kept[0], layer.norm_vision(inputs[0]))
+    for results in (found, hooked):
+        for one, other in zip(results[:2], expected):
             assert torch.equal(one, other)
 
 

@@ -96,6 +96,28 @@ def test_fused_inference_equals_the_attention_module(height, width, shift, batch
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_inference_overwrites_only_what_nobody_else_holds(monkeypatch) -> None:
+    ours, pixels = make_pair()[0], torch.randn(2, 3, 36, 64)
+    layer = ours.swin["encoder"]["layers"][2].blocks[0]
+    infer, overwrites = GlipSwinLayer._infer, []
+    monkeypatch.setattr(
+        GlipSwinLayer, "_infer", lambda self, x, overwrite: (overwrites.append(overwrite), infer(self, x, overwrite))[1]
+    )
+    kept = []
+    with torch.no_grad():
+        states = ours(pixels, output_hidden_states=True)
+        handle = layer.register_forward_hook(lambda module, args, output: kept.append((args[0], output[0])))
+        hooked = ours(pixels)
+        handle.remove()
+        assert not any(overwrites)
+        overwritten = ours(pixels)
+        assert all(overwrites[-5:]) and len(overwrites) == 15
+        assert torch.equal(layer(kept[0][0])[0], kept[0][1])
+    for result in (hooked, overwritten):
+        for one, other in zip(result.feature_maps, states.feature_maps, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(("height", "width", "shift"), PLACES)
 def test_fused_training_equals_the_attention_module(height, width, shift, qkv_bias) -> None:

@@ -62,6 +62,17 @@ def may_fuse(module: nn.Module, parts: dict[str, type[nn.Module]], x: Tensor) ->
     return all(type(part) is kind and not _is_watched(part) for part, kind in found)
 
 
+def may_overwrite(module: nn.Module) -> bool:
+    """Whether results of a module and its parts are nobody's but the caller's: no gradient is asked for, and no hook
+    or wrapper could have kept one."""
+    return not (
+        torch.is_grad_enabled()
+        or is_traced()
+        or torch.nn.modules.module._has_any_global_hook()
+        or any(map(_is_watched, module.modules()))
+    )
+
+
 def plain_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the `backward` of a `torch.autograd.Function` made of steps in place: it runs once, in the dtypes of its
     `forward` even if called under autocast, and cannot be differentiated itself."""
@@ -74,4 +85,4 @@ def plain_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
     return torch.autograd.function.once_differentiable(call)
 
 
-__all__ = ["is_traced", "may_fuse", "plain_backward", "shape_constants"]
+__all__ = ["is_traced", "may_fuse", "may_overwrite", "plain_backward", "shape_constants"]

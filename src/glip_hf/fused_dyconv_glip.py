@@ -12,6 +12,7 @@ kernel answers for (all levels, all but the finest, all but the finest); S = 3 *
 kernel: conv_mid's, conv_low's, conv_high's.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -227,39 +228,38 @@ class Moments(torch.autograd.Function):
         return torch.baddbmm(grad, average, grad_mean, beta=2, out=grad), None
 
 
-class Enlarge(torch.autograd.Function):
-    """Every level but the finest, enlarged to the next finer one: [B, Q, D] to [B, A - cells of the coarsest, D]."""
+def enlarged(x: Tensor, plan: PyramidPlan, cells: slice) -> Tensor:
+    """Cells `cells` of all levels but the coarsest, interpolated from the next coarser one: [B, Q, D] to [B, n, D]."""
+    rows, weights = (part[cells] for part in plan.corners)
+    picture = torch.arange(len(x), device=x.device, dtype=torch.int32)[:, None, None]
+    out = nn.functional.embedding_bag(
+        (rows + picture * x.shape[1]).flatten(0, 1),
+        x.flatten(0, 1),
+        mode="sum",
+        per_sample_weights=weights.expand(len(x), -1, -1).flatten(0, 1),
+    )
+    return out.unflatten(0, (len(x), -1))
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: PyramidPlan) -> Tensor:
-        ctx.plan = plan
-        rows, weights = plan.corners
-        picture = torch.arange(len(x), device=x.device, dtype=torch.int32)[:, None, None]
-        out = nn.functional.embedding_bag(
-            (rows + picture * x.shape[1]).flatten(0, 1),
-            x.flatten(0, 1),
-            mode="sum",
-            per_sample_weights=weights.expand(len(x), -1, -1).flatten(0, 1),
-        )
-        return out.unflatten(0, (len(x), -1))
 
-    @staticmethod
-    @plain_backward
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        members, first, weights = ctx.plan.corners_back
-        picture = torch.arange(len(grad), device=grad.device, dtype=torch.int32)[:, None]
-        out = nn.functional.embedding_bag(
-            (members + picture * grad.shape[1]).flatten(),
-            grad.flatten(0, 1),
-            (first + picture * len(members)).flatten(),
-            mode="sum",
-            per_sample_weights=weights.expand(len(grad), -1).flatten(),
-        )
-        return out.unflatten(0, (len(grad), -1)), None
+def enlarged_back(grad: Tensor, plan: PyramidPlan) -> Tensor:
+    """The transpose of `enlarged` of all cells: [B, A - cells of the coarsest, D] to [B, Q, D]."""
+    members, first, weights = plan.corners_back
+    picture = torch.arange(len(grad), device=grad.device, dtype=torch.int32)[:, None]
+    out = nn.functional.embedding_bag(
+        (members + picture * grad.shape[1]).flatten(),
+        grad.flatten(0, 1),
+        (first + picture * len(members)).flatten(),
+        mode="sum",
+        per_sample_weights=weights.expand(len(grad), -1).flatten(),
+    )
+    return out.unflatten(0, (len(grad), -1))
 
 
 class Merge(torch.autograd.Function):
-    """The weighted sum of a level's candidates and the maximum of two linear pieces of it."""
+    """The weighted sum of a level's candidates and the maximum of two linear pieces of it.
+
+    conv_high's answer is enlarged on the way, a block at a time, again in the backward pass.
+    """
 
     @staticmethod
     def _parts(plan: PyramidPlan) -> list[tuple[int, slice, list[tuple[int, int, slice]]]]:
@@ -280,13 +280,18 @@ class Merge(torch.autograd.Function):
         return parts
 
     @staticmethod
+    def _read(sources: Sequence[Tensor], kernel: int, cells: slice, plan: PyramidPlan) -> Tensor:
+        """A candidate [B, n, D]."""
+        return enlarged(sources[2], plan, cells) if kernel == 2 else sources[kernel][:, cells]
+
+    @staticmethod
     def forward(
         ctx: Any, mid: Tensor, low: Tensor, high: Tensor, scale: Tensor, shift: Tensor, theta: Tensor, plan: PyramidPlan
     ) -> Tensor:
         """
         Args:
-            mid: [B, A, D]; low: [B, Q, D]; high: [B, A - cells of the coarsest, D]: what the convolutions gave, `high`
-                enlarged. Where no gradient is asked for, the result takes the place of `mid`.
+            mid: [B, A, D]; low, high: [B, Q, D]: what the convolutions gave. Where no gradient is asked for, the result
+                takes the place of `mid`.
             scale: [B, S, D], factor of each segment; shift: [B, L, D], added to each level.
             theta: [B, L, 4, D]: slope, offset, slope, offset of the two pieces.
 
@@ -301,7 +306,7 @@ class Merge(torch.autograd.Function):
         for level, cells, candidates in Merge._parts(plan):
             merged = shift[:, level, None]
             for kernel, segment, where in candidates:
-                merged = torch.addcmul(merged, sources[kernel][:, where], scale[:, segment, None])
+                merged = torch.addcmul(merged, Merge._read(sources, kernel, where, plan), scale[:, segment, None])
             slope1, offset1, slope2, offset2 = theta[:, level, :, None].unbind(1)
             first, second = torch.addcmul(offset1, merged, slope1), torch.addcmul(offset2, merged, slope2)
             torch.maximum(first, second, out=out[:, cells])
@@ -311,12 +316,15 @@ class Merge(torch.autograd.Function):
     @plain_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *sources, scale, shift, theta = ctx.saved_tensors
-        grads = [torch.empty_like(source) for source in sources]
+        plan = ctx.plan
+        grads = [torch.empty_like(source) for source in sources[:2]]
+        grads.append(grad.new_empty(len(grad), len(plan.corners[0]), grad.shape[2]))
         grad_scale, grad_shift, grad_theta = (torch.zeros_like(x) for x in (scale, shift, theta))
-        for level, cells, candidates in Merge._parts(ctx.plan):
+        for level, cells, candidates in Merge._parts(plan):
             merged = shift[:, level, None]
-            for kernel, segment, where in candidates:
-                merged = torch.addcmul(merged, sources[kernel][:, where], scale[:, segment, None])
+            read = [Merge._read(sources, kernel, where, plan) for kernel, _, where in candidates]
+            for candidate, (_, segment, _) in zip(read, candidates):
+                merged = torch.addcmul(merged, candidate, scale[:, segment, None])
             slope1, offset1, slope2, offset2 = theta[:, level, :, None].unbind(1)
             # 1 where the first piece is larger, 0 where the second is, and half at a tie, as `torch.maximum` has it
             share = torch.addcmul(offset1 - offset2, merged, slope1 - slope2).sign_().add_(1).mul_(0.5)
@@ -327,9 +335,10 @@ class Merge(torch.autograd.Function):
                 grad_theta[:, level, 2 * piece + 1] += part.sum(1)
             grad_merged = one.mul_(slope1).addcmul_(two, slope2)
             grad_shift[:, level] += grad_merged.sum(1)
-            for kernel, segment, where in candidates:
-                grad_scale[:, segment] += (grad_merged * sources[kernel][:, where]).sum(1)
+            for candidate, (kernel, segment, where) in zip(read, candidates):
+                grad_scale[:, segment] += (grad_merged * candidate).sum(1)
                 torch.mul(grad_merged, scale[:, segment, None], out=grads[kernel][:, where])
+        grads[2] = enlarged_back(grads[2], plan)
         return *grads, grad_scale, grad_shift, grad_theta, None
 
 
@@ -385,7 +394,7 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]]) -> T
     share = hard_sigmoid(score.relu()) / (join.sum(1) @ join)[:, None]
     scale, shift, mean = share * scale, join @ (share * shift), join @ (share * mean)
     theta = layer.dynamic_relu.pieces(mean.to(tokens.dtype)).to(dtype)
-    return Merge.apply(*answers[:2], Enlarge.apply(answers[2], plan), scale, shift, theta, plan).to(tokens.dtype)
+    return Merge.apply(*answers, scale, shift, theta, plan).to(tokens.dtype)
 
 
 __all__ = ["fits", "fused_dyconv", "hard_sigmoid", "pyramid_plan"]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_glip import GlipConfig
-from .fast_path_glip import is_traced, plain_backward
+from .fast_path_glip import is_traced, may_overwrite, plain_backward
 from .reference_glip import GlipReferencePart, fusion_reference
 
 BLOCK_SCORES = 2**20
@@ -265,15 +265,14 @@ def attend_in_blocks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`vision` plus the image side of `attend_eager`, its text side and row sums, in blocks: see `AttendInBlocks`.
 
-    Scores are not clamped: they are float32 at least. With `overwrite`, and where no gradient is asked for, the first
-    result may take the place of `vision`, which saves the memory of one and the time that fresh memory costs.
+    Scores are not clamped: they are float32 at least. With `overwrite` (not with gradients) the first result may take
+    the place of `vision`, which saves the memory of one and the time that fresh memory costs.
     """
     device = vision.device.type
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
     scores = BLOCK_SCORES if device == "cpu" else DEVICE_BLOCK_SCORES
     block = max(MIN_BLOCK, scores // key_bias.numel())
     if not torch.is_autocast_enabled(device):
-        overwrite = overwrite and not torch.is_grad_enabled()
         return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True, overwrite)
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
@@ -360,7 +359,7 @@ class GlipFusionLayer(GlipReferencePart, nn.Module):
             new_vision = vision + picture
         elif dropout > 0 or (vision.device.type == "cpu" and not is_traced()):
             new_vision, sentence, row_sums = attend_in_blocks(
-                vision, keys, key_bias, values, text_mask, dropout, overwrite=True
+                vision, keys, key_bias, values, text_mask, dropout, overwrite=may_overwrite(self.norm_vision)
             )
         else:
             picture, sentence = attend_sdpa(vision, keys, key_bias, values, text_mask)

@@ -31,7 +31,7 @@ from transformers.models.swin.modeling_swin import (
 )
 from transformers.utils import can_return_tuple
 
-from .fast_path_glip import may_fuse, plain_backward, shape_constants
+from .fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
 from .reference_glip import GlipReferencePart, swin_layer_reference
 
 BLOCK_NUMBERS = 2**20
@@ -333,7 +333,7 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
         parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         return FeedForward.apply(x.flatten(0, 2), factor.flatten(0, 2), *parameters, norm.eps).view_as(x)
 
-    def _infer(self, x: Tensor) -> Tensor:
+    def _infer(self, x: Tensor, overwrite: bool) -> Tensor:
         """The whole layer in blocks, first of windows, then of cells, that a CPU's cache holds: for inference."""
         batch, height, width, channels = x.shape
         attention, area, size = self.attention, self.window**2, height * width
@@ -363,13 +363,13 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
             part = nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=added, scale=attention.scaling
             )
-            attended[some] = attention.o_proj(part.transpose(1, 2).reshape(-1, channels))
+            attended[some].view(-1, area, heads, channels // heads).copy_(part.transpose(1, 2))
         places = (places + len(cells) * picture).flatten()
-        out = torch.empty_like(rows)
+        out = rows if overwrite else torch.empty_like(rows)
         step = max(1, BLOCK_NUMBERS // (4 * channels))
         for start in range(0, len(rows), step):
             some = slice(start, start + step)
-            part = nn.functional.embedding(places[some], attended).add_(rows[some])
+            part = attention.o_proj(nn.functional.embedding(places[some], attended)).add_(rows[some])
             torch.add(part, self.mlp(self.layernorm_after(part)), out=out[some])
         return out.view_as(x)
 
@@ -395,13 +395,14 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
             x = torch.roll(x, (shift, shift), (1, 2))
         return x[:, :height, :width], weights
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, H, W, C] to the same, and attention weights [B * windows, heads, M*M, M*M] (eager only)."""
+    def forward(self, hidden_states: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
+        """[B, H, W, C] to the same, and attention weights [B * windows, heads, M*M, M*M] (eager only). `overwrite` lets
+        the result take the place of `hidden_states` (not with gradients)."""
         if self.reference:
             return swin_layer_reference(self, hidden_states)
         fused = self._may_fuse(hidden_states)
         if fused and not self.training and not torch.is_grad_enabled():
-            return self._infer(hidden_states), None
+            return self._infer(hidden_states, overwrite), None
         x = self.layernorm_before(hidden_states)
         x, weights = (self._attend_fused(x), None) if fused else self._attend_plain(x)
         hidden_states = hidden_states + self.drop_path(self.dropout(x))
@@ -516,13 +517,15 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
         def as_map(x: Tensor) -> Tensor:
             return x.permute(0, 3, 1, 2)
 
+        overwrite = not output_hidden_states and may_overwrite(self.swin)
         x, size = self.swin["embeddings"](pixel_values)
         x = x.unflatten(1, size)
-        feature_maps, attentions, hidden_states = [], [], [as_map(x)]
+        feature_maps, attentions, hidden_states = [], [], [as_map(x)] if output_hidden_states else []
         for name, stage in zip(self.stage_names[1:], self.swin["encoder"]["layers"]):
             for block in stage.blocks:
-                x, weights = block(x)
-            hidden_states.append(as_map(x))
+                x, weights = block(x, overwrite)
+            if output_hidden_states:
+                hidden_states.append(as_map(x))
             attentions.append(weights)
             if name in self.hidden_states_norms:
                 feature_maps.append(as_map(self.hidden_states_norms[name](x)))

@@ -1,7 +1,6 @@
 """Pre-train GLIP.
 
-Cost: without arguments 39 minutes on 2 CPU cores (33 with examples/launch/cpu.yaml); the released recipe took 32 GPUs
-      for days.
+Cost: without arguments 35 minutes on 2 CPU cores; the released recipe took 32 GPUs for days.
 Command: accelerate launch examples/pretrain.py
          accelerate launch examples/pretrain.py --config examples/configs/glip_swin_t_o365_goldg.yaml --data-root DIR
 Result: OUTPUT_DIR/final and final-ema, directories that GlipForGrounding.from_pretrained loads, with a card that states

@@ -112,7 +112,7 @@ def ground(
             "spans": [sample.prompt.spans for sample in samples],
         }
     size = {"shortest_edge": samples[0].image.shape[0]}  # a scene is shown as large as it is, as in training
-    inputs = processor(images=pictures, **text, size=size, return_tensors="pt").to(model.device)
+    inputs = processor(images=pictures, **text, size=size, return_tensors="pt").to(model.device, model.dtype)
     found = post_process_grounding(model(**inputs), score_threshold=score_threshold, max_detections=max_detections)
     return [{key: value.cpu() for key, value in picture.items()} for picture in found]
 

@@ -41,8 +41,8 @@ SPLITS = {
 }
 """First word of every seed, so no split shares a scene with another whatever the seeds.
 
-train: all three families mixed; detection: lists of names; sentences: attributes and relations;
-unseen: lists about `HELD_OUT` pairs; relations: only the relation tells two like things apart;
+train: all three families, mixed by `SceneConfig.families`; detection: lists of names; sentences: attributes
+and relations; unseen: lists about `HELD_OUT` pairs; relations: only the relation tells two like things apart;
 novel(_train): lists with `NOVEL_KINDS`.
 """
 

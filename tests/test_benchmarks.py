@@ -48,6 +48,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 # --- every script
 
 
+def test_half_precision(tmp_path, capsys) -> None:
+    figures = run("half_precision", tmp_path, capsys, "--scenes", "8")
+    assert 0.5 < figures["found_by_bfloat16"] <= 1 and figures["float32_detections"] > 8
+    assert 0 < figures["logits_mean_change"] < figures["logits_standard_deviation"]
+    assert abs(figures["ap_float32"] - figures["ap_bfloat16"]) < 0.2
+    assert len(rows(tmp_path / "half_precision.csv")) == 1
+
+
 def test_latency(tmp_path, capsys) -> None:
     for case, options, captions in (("three", [], 1), ("lvis", ["--captions", "2"], 2)):
         figures = run("latency", tmp_path, capsys, "--case", case, "--size", "64", "90", *options)

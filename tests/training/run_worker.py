@@ -2,16 +2,14 @@
 
 Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
-POISON_AT=n puts NaN into a picture of step n; SLOW=1 takes a while a step; STRAY=1 draws
-random numbers between the steps. Every process leaves the losses of its steps
-in OUTPUT/losses_RANK.json.
+TERM_AT=n sends it SIGTERM then; POISON_AT=n puts NaN into a picture of step n; STRAY=1 draws random numbers between the
+steps. Every process leaves the losses of its steps in OUTPUT/losses_RANK.json.
 """
 
 import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -41,10 +39,10 @@ class Pictures(torch.utils.data.Dataset):
         step = number // GROUP
         if step == int(os.environ.get("KILL_AT", -1)):
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == int(os.environ.get("TERM_AT", -1)):
+            os.kill(os.getpid(), signal.SIGTERM)
         if step == int(os.environ.get("POISON_AT", -1)):
             pixels[0, 0, 0] = torch.nan
-        if "SLOW" in os.environ:
-            time.sleep(0.2)
         boxes = torch.rand(1, 4, generator=generator) * 20 + torch.tensor([2.0, 2.0, 40.0, 40.0])
         rows = torch.zeros(1, NUM_TOKENS)
         rows[0, 1 + number % 4] = 1

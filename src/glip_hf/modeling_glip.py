@@ -323,12 +323,14 @@ class GlipModel(GlipPreTrainedModel):
             config=config.text_config, inputs_embeds=text, attention_mask=words.attention_mask
         )
         shapes = [feature_map.shape[-2:] for feature_map in image.feature_maps]
-        hidden_states, attentions, text_attentions = [vision], [], []
+        keeps_all = output_hidden_states is not None and output_hidden_states is not False
+        hidden_states, attentions, text_attentions = [vision] if keeps_all else [], [], []
         for block in self.tower["blocks"]:
             vision, text, attention, text_attention = block(
                 vision, text, shapes, text_mask, text_attention_mask, output_attentions
             )
-            hidden_states.append(vision)
+            if keeps_all:
+                hidden_states.append(vision)
             attentions.append(attention)
             text_attentions.append(text_attention)
         with_attentions = output_attentions and config.use_fusion

@@ -2,6 +2,7 @@
 """GlipModel and GlipForGrounding: what comes out, what it depends on, and how they are built, loaded and run."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_without_fusion_the_text_is_the_encoders_zero_at_padding() -> None:
     outputs, features = model(**inputs), model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
     expected = features.last_hidden_state * inputs["attention_mask"][..., None]
     assert torch.equal(outputs.text_last_hidden_state, expected) and not bool(expected[1, 6:].any())
+
+
+@torch.no_grad()
+def test_states_nobody_asked_for_are_not_kept() -> None:
+    model, inputs, states = tiny_model(), tiny_inputs(), []
+    handle = model.model.tower["blocks"][0].register_forward_hook(lambda *args: states.append(weakref.ref(args[-1][0])))
+    for asked, alive in ((False, False), (True, True)):
+        outputs = model(**inputs, output_hidden_states=asked)
+        assert (states[-1]() is not None) == alive
+    handle.remove()
+    assert outputs.hidden_states[1] is states[-1]()
 
 
 @torch.no_grad()

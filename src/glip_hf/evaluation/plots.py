@@ -135,12 +135,15 @@ def _size_frequency(evaluator: DetectionEvaluator, figures: dict[str, float]) ->
         own = [row for row in rows if not key or row["frequency"] == key]
         points = [row["objects"] for row in own], [100 * row["AP"] for row in own]
         cloud.scatter(*points, s=22, color=color, alpha=0.65, linewidths=0, label=name)
-    cloud.set(xscale="log", xlabel="objects of the class", ylabel="AP of the class, %", ylim=(-2, 102))
-    cloud.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    cloud.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    cloud.xaxis.set_minor_formatter(ticker.NullFormatter())
+    cloud.set(xlabel="objects of the class", ylabel="AP of the class, %", ylim=(-2, 102))
+    if rows:  # a logarithmic axis needs something to show
+        most, least = (extreme(row["objects"] for row in rows) for extreme in (max, min))
+        cloud.set(xscale="log", xlim=(0.8 * least, max(1.25 * most, 2.5 * least)))
+        cloud.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        cloud.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        cloud.xaxis.set_minor_formatter(ticker.NullFormatter())
     cloud.set_title("AP and number of objects", fontsize=10, color=INK, loc="left")
-    if len(groups) > 1:
+    if rows and len(groups) > 1:
         cloud.legend(frameon=False, fontsize=9)
     return _png(figure)
 

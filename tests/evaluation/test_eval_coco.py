@@ -136,5 +136,5 @@ def test_malformed_files(tmp_path):
         CocoEvaluator(tmp_path / "a.json")
     with pytest.raises(ValueError, match="no annotations"):
         CocoEvaluator({"images": [], "categories": []})
-    with pytest.raises(ValueError, match="entry 0 of the results has no bbox"):
+    with pytest.raises(ValueError, match="the results: entry 0 has no bbox"):
         CocoEvaluator(TRUTH).load_results([{"image_id": 1, "category_id": 7, "score": 1}])

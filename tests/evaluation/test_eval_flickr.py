@@ -61,6 +61,34 @@ def test_wrong_number_of_phrases(flickr_case):
     assert error["message"].removeprefix("Error, ") in str(raised.value)
 
 
+def test_other_questions_are_told_before_the_answers(flickr_case):
+    evaluator = FlickrEvaluator(flickr_case[1], sentences=[(21327638, 0), (21327638, 1)])
+    asked = {key: len(phrases) for key, phrases in evaluator.truth.items()}
+    evaluator.check_asked(asked | {(5, 0): 3})  # one more is no harm
+    with pytest.raises(ValueError, match=r"sentence 1 of image 21327638 has \d phrases .* and 0 in the annotations"):
+        evaluator.check_asked({(21327638, 0): asked["21327638", 0]})
+    with pytest.raises(ValueError, match="and 9 in the annotations: --subset"):
+        evaluator.check_asked(asked | {("21327638", 1): 9})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sentence_id": "first"}, "sentence_id 'first' of image '21327638' is no integer"),
+        ({"boxes": [[[1, 2, 3]]]}, r"sentence 0 of image 21327638: box \[1, 2, 3\] is not a list of 4 finite numbers"),
+        ({"boxes": [[[1, 2, 3, float("nan")]]]}, "box .*nan"),
+    ],
+)
+def test_predictions_that_are_none(flickr_case, change, message):
+    evaluator = FlickrEvaluator(flickr_case[1])
+    number = len(evaluator.truth["21327638", 0])
+    good = {"image_id": "21327638", "sentence_id": 0, "boxes": [[]]}
+    with pytest.raises(ValueError, match=message):
+        evaluator.update([{**good, **change} | {"boxes": change.get("boxes", [[]]) * number}])
+    with pytest.raises(ValueError, match="entry 0 has no sentence_id, boxes"):
+        evaluator.load_results([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}])
+
+
 def test_parsing(flickr_case):
     case, folder = flickr_case
     example = case["expected"]["parse_example"]

@@ -15,6 +15,8 @@ import pytest
 from eval_cases import NAMES, SIZES, recorded
 from PIL import Image
 
+from glip_hf import GlipProcessor
+from glip_hf.evaluation import distributed
 from glip_hf.evaluation.cli import main
 from glip_hf.evaluation.plots import make_sets_plot
 
@@ -80,6 +82,20 @@ def test_score_only_flickr(tmp_path, flickr_case, flags, key):
     assert main(score) == 0
     metrics, expected = read_metrics(tmp_path), case["expected"][key]["scores"]
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_only_with_pictures_has_a_gallery(coco_run, pictures, tmp_path):
+    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
+    more = ["--images", f"{pictures}", "--gallery", "1", "--output", f"{tmp_path}"]
+    assert main(["coco", *files, *more]) == 0
+    assert (tmp_path / "report.html").read_text().count("<figure") == 2
+    assert not (tmp_path / "predictions.json").exists()  # what was scored is where it was
+
+
+def test_only_one_process_scores_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "world", lambda: (1, 2))
+    assert main(["coco", "--score-only", "x.json", "--annotations", "y.json", "--output", f"{tmp_path}/out"]) == 0
+    assert not capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 # -- whole runs ------------------------------------------------------------------------------------
@@ -156,8 +172,11 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
     (tmp_path / "tasks").mkdir()
     for name in ("one", "two"):  # JSON is YAML
         write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
-    run = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{pictures}", "--output", f"{tmp_path}/odinw"]
-    assert main([*run, *common]) == 0
+    sets = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{pictures}"]
+    assert main([*sets, *common, "--output", f"{tmp_path}/odinw"]) == 0
+    again = ["--score-only", f"{tmp_path}/odinw", "--limit", "2", "--output", f"{tmp_path}/again"]
+    assert main([*sets, *again]) == 0
+    assert read_metrics(tmp_path / "again")["sets"] == read_metrics(tmp_path / "odinw")["sets"]
     metrics = read_metrics(tmp_path / "odinw")
     assert metrics["AP"] == pytest.approx((metrics["AP/one"] + metrics["AP/two"]) / 2)
     assert set(metrics["sets"]) == {"one", "two"} and metrics["run"]["pictures"] == 4
@@ -171,6 +190,72 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
         assert [(row["name"], row["pictures"]) for row in csv.DictReader(file)] == [("one", "2"), ("two", "2")]
     phrases = (tmp_path / "flickr" / "report.html").read_text()
     assert "Recall@1, all phrases" in phrases and phrases.count("<table") == 1 and "Classes" not in phrases
+
+
+@pytest.mark.parametrize("benchmark", ["coco", "odinw"])
+def test_missing_pictures_come_before_the_model(benchmark, pictures, tmp_path, capsys):
+    """All of all data sets, before a model is looked for."""
+    document = json.loads((pictures / "annotations.json").read_text())
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    for name, images in (("one", document["images"][:3]), ("two", document["images"][3:])):
+        boxes = [box for box in document["annotations"] if box["image_id"] in {image["id"] for image in images}]
+        write(tmp_path / f"{name}.json", document | {"images": images, "annotations": boxes})
+        place = {"ann_file": f"{name}.json", "img_dir": "."}
+        write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
+    data = ["--annotations", f"{pictures}/annotations.json", "--images", f"{tmp_path}"]
+    data = ["--config", f"{tmp_path}/tasks", "--data-root", f"{tmp_path}"] if benchmark == "odinw" else data
+    assert main([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
+    error = capsys.readouterr().err
+    assert "4 of 5 pictures are missing" in error and all(f"{n}.png" in error for n in range(1, 5))
+    assert len((tmp_path / "out" / "missing_pictures.txt").read_text().splitlines()) == 4
+
+
+def test_test_time_options_reach_the_run(model_folder, pictures, tmp_path):
+    """Two sizes, mirrored, voting, power mean, words around names: all in metrics.json, and boxes in the pictures."""
+    run = ["coco", "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}", "--model", model_folder]
+    options = ["--scales", "48", "64", "--max-size", "96", "--flip", "--vote", "0.5", "--score-agg", "power"]
+    options += ["--prefix", "a ", "--suffix", " here", "--separator", " . ", "--suppress", "window", "lamp"]
+    options += ["--chunk-size", "7", "--max-detections", "9", "--nms", "0.5", "--batch-size", "2", "--pairs", "3"]
+    assert main([*run, *options, "--device", "cpu", "--output", f"{tmp_path}", "--gallery", "0"]) == 0
+    chosen = read_metrics(tmp_path)["run"]["options"]
+    expected = {"scales": [48, 64], "max_size": 96, "flip": True, "vote_threshold": 0.5, "aggregation": "power"}
+    expected |= {"prefix": "a ", "suffix": " here", "separator": " . ", "negative_names": ["window", "lamp"]}
+    expected |= {"chunk_size": 7, "max_detections": 9, "nms_threshold": 0.5, "batch_size": 2, "pairs": 3}
+    assert {name: chosen[name] for name in expected} == expected
+    entries = json.loads((tmp_path / "predictions.json").read_text())
+    sizes = {10 + index: size for index, size in enumerate(SIZES)}
+    assert {entry["category_id"] for entry in entries} <= set(range(1, len(NAMES) + 1))
+    for entry in entries:
+        (x, y, w, h), (width, height) = entry["bbox"], sizes[entry["image_id"]]
+        assert x >= 0 and y >= 0 and x + w <= width + 0.01 and y + h <= height + 0.01
+    counts = [sum(entry["image_id"] == image_id for entry in entries) for image_id in sizes]
+    assert all(0 < count <= 9 for count in counts)
+
+
+def test_caption_prompts_of_a_task_file_are_asked(model_folder, pictures, tmp_path, monkeypatch):
+    """`--prompts glip` against `names`: the words that reach the processor; override categories are the classes."""
+    document = json.loads((pictures / "annotations.json").read_text())
+    override = [{"id": index, "name": f"kind {index}", "supercategory": "x"} for index in range(1, 13)]
+    prompts = [{"prefix": " ", "name": f"thing {index}", "suffix": " which is round"} for index in range(1, 13)]
+    write(tmp_path / "annotations.json", document)
+    place = {"ann_file": f"{tmp_path}/annotations.json", "img_dir": f"{pictures}"}
+    settings = {"REGISTER": {"val": place}, "TEST": '("val",)', "CAPTION_PROMPT": str(prompts)}
+    write(tmp_path / "one.yaml", {"DATASETS": {**settings, "OVERRIDE_CATEGORY": str(override)}})
+    asked, call = [], GlipProcessor.__call__
+
+    def noting(self, *args, **kwargs):
+        asked.append(kwargs.get("text"))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(GlipProcessor, "__call__", noting)
+    run = ["odinw", "--config", f"{tmp_path}/one.yaml", "--data-root", f"{tmp_path}", "--model", model_folder]
+    for chosen, words in (("names", [one["name"] for one in override]), ("glip", prompts)):
+        output = tmp_path / chosen
+        assert main([*run, "--prompts", chosen, "--limit", "1", "--device", "cpu", "--output", f"{output}"]) == 0
+        assert asked.pop() == words
+        with open(output / "one" / "per_class.csv", newline="") as file:
+            assert [row["name"] for row in csv.DictReader(file)] == [one["name"] for one in override]
 
 
 def test_plot_of_data_sets():
@@ -189,7 +274,7 @@ def test_plot_of_data_sets():
     [
         (["coco", "--images", "x"], "coco needs --annotations, --model"),
         (["odinw", "--model", "x"], "odinw needs --config"),
-        (["odinw", "--config", "x", "--score-only", "y"], "set by set"),
+        (["odinw", "--config", "nowhere", "--score-only", "y"], "nowhere: no task file"),
         (["coco", "--score-only", "nowhere.json", "--annotations", "none.json"], "none.json"),
     ],
 )

@@ -1,13 +1,16 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Whole runs: missing pictures, kill and resume, other settings, several processes."""
 
+import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from eval_cases import SIZES
 from scene_sets import in_processes
 
-from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed
+from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed, run
 from glip_hf.evaluation.driver import Detector, Options
 from glip_hf.evaluation.run import predict, score
 from glip_hf.evaluation.store import OtherSettings, PredictionStore
@@ -88,6 +91,23 @@ def test_other_settings_are_refused(task, model, processor, detector, tmp_path):
     assert len(list(predict(other, task.limited(1), tmp_path, IDENTITY, fresh=True).own())) == 1
 
 
+def test_another_vocabulary_is_refused(task, detector, tmp_path):
+    """The same file name, edited: predictions of other words do not mix with these."""
+    predict(detector, task.limited(1), tmp_path, IDENTITY)
+    edited = Task(task.name, task.pictures, ["kitten", *task.names[1:]], task.category_ids)
+    with pytest.raises(OtherSettings, match="vocabulary: '.*', now '.*--fresh"):
+        predict(detector, edited.limited(2), tmp_path, IDENTITY)
+
+
+def test_progress_and_time_left(task, detector, tmp_path, capsys):
+    predict(detector, task.limited(2), tmp_path, IDENTITY)
+    capsys.readouterr()
+    predict(detector, task, tmp_path, IDENTITY)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and f"2 of {len(SIZES)} done before" in shown
+    assert re.search(r"\[\d+:\d+<(\d+:\d+|\?), ", shown)  # elapsed < left
+
+
 def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypatch):
     monkeypatch.setattr(type(detector.model), "get_text_features", None)
     gone = [Picture(index, f"{tmp_path}/gone-{index}.jpg") for index in range(30)]
@@ -102,6 +122,26 @@ def test_damaged_picture_is_named(tmp_path, detector):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="bad.jpg"):
         predict(detector, Task("coco", [Picture(1, str(tmp_path / "bad.jpg"))], ["cat"], [1]), tmp_path, IDENTITY)
+
+
+def test_commit_is_that_of_this_package(monkeypatch, tmp_path):
+    """Not of a repository that somebody's environment lies in; then of what pip installed from, if it knows."""
+    package = tmp_path / "lib" / "run.py"
+    package.parent.mkdir()
+    package.touch()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    origins = {"direct_url.json": None}
+    distribution = SimpleNamespace(version="0", read_text=origins.get)
+    monkeypatch.setattr(run, "__file__", str(package))
+    monkeypatch.setattr(run.metadata, "distribution", lambda name: distribution)
+    assert run.provenance()["commit"] is None
+    origins["direct_url.json"] = '{"vcs_info": {"vcs": "git", "commit_id": "abc"}}'
+    assert run.provenance()["commit"] == "abc"
+    subprocess.run(["git", "-C", str(tmp_path), "add", "lib"], check=True)
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert run.provenance()["commit"] == f"{head.strip()}+"  # the file is not committed yet
 
 
 def test_no_pictures(detector, tmp_path):

@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+from glip_hf.evaluation import FlickrEvaluator
 from glip_hf.evaluation.odinw import ODINW13, mean_figures
 from glip_hf.evaluation.tasks import detection_task, flickr_task, odinw_sets, sentence_keys
 
@@ -40,6 +41,14 @@ def test_file_name_with_folder(tmp_path):
     assert detection_task("coco", coco(file_name="val2017/000000000139.jpg"), tmp_path).pictures[0].path == path
 
 
+def test_what_is_missing_is_named_by_its_first_place(tmp_path):
+    document = coco(file_name="7.jpg", coco_url="http://images.cocodataset.org/val2017/7.jpg")
+    for name, place in (("coco", "7.jpg"), ("lvis", "val2017/7.jpg")):
+        assert detection_task(name, document, tmp_path).missing_pictures() == [str(tmp_path / place)]
+    with pytest.raises(ValueError, match="picture 9 of the annotations has neither file_name nor coco_url"):
+        detection_task("coco", coco(), tmp_path)
+
+
 def test_no_categories(tmp_path):
     with pytest.raises(ValueError, match="no categories"):
         detection_task("coco", {"images": [], "categories": []}, tmp_path)
@@ -61,8 +70,23 @@ def test_flickr_sentences_of_a_picture(tmp_path):
         (1, "a dog", [[(0, 5)]]),
     ]
     assert sentence_keys(task.pictures) == [(5, 0), (5, 1)]
-    with pytest.raises(ValueError, match="no caption, file_name, tokens_positive_eval"):
+    with pytest.raises(ValueError, match="MDETR.*entry 0 has no caption, tokens_positive_eval, file_name"):
         flickr_task({"images": [{"id": 1}]}, tmp_path)
+
+
+def test_flickr_from_the_native_folder(flickr_case, tmp_path):
+    """The questions the evaluator asks, each phrase at its place in the sentence."""
+    folder = flickr_case[1]
+    task, evaluator = flickr_task(folder, tmp_path, "val"), FlickrEvaluator(folder, "val")
+    first = touch(tmp_path / "val" / f"{task.pictures[0].image_id}.jpg")
+    assert flickr_task(folder, tmp_path, "val").pictures[0].path == first
+    assert sentence_keys(task.pictures) == list(evaluator.truth)
+    for picture in task.pictures:
+        for sentence in picture.sentences:
+            phrases = [phrase.text for phrase, _ in evaluator.truth[picture.image_id, sentence.number]]
+            assert [sentence.text[begin:end] for ((begin, end),) in sentence.spans] == phrases
+    with pytest.raises(FileNotFoundError, match="train.txt"):
+        flickr_task(folder, tmp_path, "train")
 
 
 PROMPT = [{"prefix": " ", "name": "fish", "suffix": ""}, {"prefix": "", "name": "shark", "suffix": " in water"}]

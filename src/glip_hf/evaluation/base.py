@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import distributed
+from .files import check_records, integers, numbers
 
 RECALL_POINTS = np.linspace(0, 1, 101)
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -165,6 +166,7 @@ class DetectionEvaluator(Evaluator):
                 that are not finite.
         """
         for prediction in predictions:
+            check_records([prediction], ("image_id", "boxes", "scores", "labels"), "the predictions")
             self._add(
                 prediction["image_id"],
                 to_xywh(prediction["boxes"], self.plus),
@@ -174,18 +176,18 @@ class DetectionEvaluator(Evaluator):
 
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Take COCO results, each `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`."""
+        entries = list(entries)
+        check_records(entries, ("image_id", "category_id", "bbox", "score"), "the results")
         pictures: dict[int | str, list[Mapping[str, Any]]] = {}
-        for index, entry in enumerate(entries):
-            missing = {"image_id", "category_id", "bbox", "score"}.difference(entry)
-            if missing:
-                raise ValueError(f"entry {index} of the results has no {', '.join(sorted(missing))}.")
+        for entry in entries:
             pictures.setdefault(entry["image_id"], []).append(entry)
         for image_id, found in pictures.items():
+            where = f"the results, picture {image_id!r}:"
             self._add(
                 image_id,
-                np.array([entry["bbox"] for entry in found], dtype=np.float64).reshape(-1, 4),
-                np.array([entry["score"] for entry in found], dtype=np.float64),
-                np.array([entry["category_id"] for entry in found], dtype=np.int64),
+                numbers([entry["bbox"] for entry in found], 4, f"{where} bbox"),
+                numbers([entry["score"] for entry in found], None, f"{where} score"),
+                integers([entry["category_id"] for entry in found], f"{where} category_id"),
             )
 
     def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -220,12 +222,14 @@ class DetectionEvaluator(Evaluator):
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Entries of a COCO result file, picture by picture; boxes to a thousandth of a pixel."""
+        return self._entries(decimals=3)
+
+    def _entries(self, decimals: int | None = None) -> Iterator[dict[str, Any]]:
         for image_id in sorted(self._predictions, key=self._rank.__getitem__):
             found = self._predictions[image_id]
-            rows = zip(found.boxes.round(3).tolist(), found.scores.tolist(), found.labels.tolist())
-            for box, score, label in rows:
-                entry = {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-                yield entry
+            boxes = found.boxes if decimals is None else found.boxes.round(decimals)
+            for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
+                yield {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
 
     # -- single pictures ---------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -21,7 +22,7 @@ from .flickr import FlickrEvaluator, PredictionError
 from .lvis import LvisEvaluator
 from .odinw import mean_figures
 from .report import write_report, write_summary
-from .run import Result, load_predictions, predict, provenance, score
+from .run import Result, load_predictions, predict, provenance, require_pictures, score
 from .tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
 
 DESCRIPTION = """\
@@ -47,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("benchmark", choices=BENCHMARKS)
     data = parser.add_argument_group("data").add_argument
-    data("--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON")
-    data("--images", metavar="DIR", help="folder of the pictures")
+    data(
+        "--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON or Flickr30k Entities' folder"
+    )
+    data("--images", metavar="DIR", help="folder of the pictures (with --score-only: for the gallery)")
     data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: looked for)")
     data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
@@ -60,14 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run("--model", metavar="DIR|HUB", help="converted model")
     run("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
     run("--fresh", action="store_true", help="forget an earlier run's predictions in --output")
-    run("--score-only", metavar="FILE", help="score this result file; no model, no pictures")
+    run("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")
     run("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
     run("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     run("--batch-size", type=positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
     run("--pairs", type=positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
     run("--workers", type=positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
     run("--allow-padding", action="store_true", help="batch pictures of different sizes: faster, other numbers")
-    run("--gallery", type=int, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
+    run("--gallery", type=_count, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
 
     rule = parser.add_argument_group("protocol").add_argument
     rule("--standard", action="store_true", help="lvis: 300 detections a picture in place of Fixed AP")
@@ -83,8 +86,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule("--scales", nargs="+", type=positive, metavar="PIXELS", help="short sides for multi-scale testing")
     rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
     rule("--flip", action="store_true", help="test mirrored pictures as well")
-    rule("--vote", type=float, default=0.6, metavar="IOU", help="overlap that joins boxes of views (%(default)s)")
-    rule("--nms", type=float, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
+    rule("--vote", type=_fraction, default=0.6, metavar="IOU", help="overlap that joins boxes of views (%(default)s)")
+    rule("--nms", type=_fraction, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,19 +113,25 @@ def run(arguments: argparse.Namespace) -> int:
     distributed.start()
     output = Path(arguments.output or f"evaluation/{arguments.benchmark}")
     _check(arguments)
-    if arguments.score_only:
-        result = _score_only(arguments, output)
-    elif arguments.benchmark == "odinw":
+    alone = distributed.world()[0] == 0
+    if arguments.score_only and not alone:
+        return 0  # one process is enough
+    if arguments.benchmark == "odinw":
         result = _odinw(arguments, output)
+    elif arguments.score_only:
+        result = _score_only(arguments, output)
     else:
         task = _task(arguments).limited(arguments.limit)
         evaluator = _evaluator(arguments, task)
-        detector = _detector(arguments)
-        result = _evaluate(arguments, detector, task, evaluator, output)
-    if distributed.world()[0] == 0:
-        for name, value in result.metrics.items():
-            print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
-        print(f"-> {output}")
+        require_pictures([task], output)
+        result = _evaluate(arguments, _detector(arguments), task, evaluator, output)
+    if alone:
+        try:
+            for name, value in result.metrics.items():
+                print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
+            print(f"-> {output}", flush=True)
+        except BrokenPipeError:  # the reader, `head` for one, has seen enough; the folder is written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -117,21 +140,24 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: naming an option that is missing.
     """
-    odinw = arguments.benchmark == "odinw"
-    needed = ["config"] if odinw else ["annotations"]
-    if arguments.score_only:
-        if odinw:
-            raise ValueError("odinw is scored set by set: use coco --score-only with each set's annotations.")
-    else:
-        needed += ["model"] if odinw else ["model", "images"]
+    needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
+    if not arguments.score_only:
+        needed += ["model"] if arguments.benchmark == "odinw" else ["model", "images"]
     if missing := [name for name in needed if getattr(arguments, name) is None]:
         raise ValueError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
 
 
 def _task(arguments: argparse.Namespace) -> Task:
+    images = arguments.images or "."
     if arguments.benchmark == "flickr":
-        return flickr_task(arguments.annotations, arguments.images)
-    return detection_task(arguments.benchmark, arguments.annotations, arguments.images)
+        return flickr_task(arguments.annotations, images, _subset(arguments))
+    return detection_task(arguments.benchmark, arguments.annotations, images)
+
+
+def _subset(arguments: argparse.Namespace) -> str:
+    """Of Flickr30k: given, or said by the name of the annotations."""
+    name = Path(arguments.annotations).name
+    return arguments.subset or next((one for one in ("test", "train", "val") if one in name), "test")
 
 
 def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
@@ -141,12 +167,14 @@ def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
         return LvisEvaluator(arguments.annotations, ids, fixed=not arguments.standard)
     if arguments.benchmark == "coco":
         return CocoEvaluator(arguments.annotations, ids)
-    subset = arguments.subset
-    name = Path(arguments.annotations).name
-    if subset is None:
-        subset = next((s for s in ("test", "train", "val") if s in name), "test")
     sentences = sentence_keys(task.pictures) if task and arguments.limit else None
-    return FlickrEvaluator(_entities(arguments), subset, arguments.protocol, sentences=sentences)
+    evaluator = FlickrEvaluator(_entities(arguments), _subset(arguments), arguments.protocol, sentences=sentences)
+    if task is not None:
+        asked = {
+            (picture.image_id, one.number): len(one.spans) for picture in task.pictures for one in picture.sentences
+        }
+        evaluator.check_asked(asked)
+    return evaluator
 
 
 def _entities(arguments: argparse.Namespace) -> Path:
@@ -168,7 +196,7 @@ def _entities(arguments: argparse.Namespace) -> Path:
     raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
 
 
-def _detector(arguments: argparse.Namespace, prompted: bool = False) -> Any:
+def _detector(arguments: argparse.Namespace) -> Any:
     import torch
 
     from ..modeling_glip import GlipForGrounding
@@ -219,11 +247,21 @@ def _evaluate(arguments: argparse.Namespace, detector: Any, task: Task, evaluato
 
 
 def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
-    evaluator = _evaluator(arguments, None)
-    load_predictions(evaluator, arguments.score_only)
-    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": arguments.score_only}
+    """Figures of a result file; with --images also the gallery, with --limit for the first pictures."""
+    wanted = arguments.limit or arguments.images
+    task = _task(arguments).limited(arguments.limit) if wanted else None
+    evaluator = _evaluator(arguments, task)
+    shown = task if arguments.images else None
+    return _score_file(arguments, evaluator, Path(arguments.score_only), output, shown)
+
+
+def _score_file(
+    arguments: argparse.Namespace, evaluator: Evaluator, path: Path, output: Path, task: Task | None
+) -> Result:
+    load_predictions(evaluator, path)
+    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path)}
     result = Result(evaluator.summarize(), info)
-    write_report(output, result, evaluator, None, 0)
+    write_report(output, result, evaluator, task, arguments.gallery, predictions=False)
     return result
 
 
@@ -231,17 +269,22 @@ def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Every data set into a folder of its own, and the mean into this one."""
     sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
     sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
-    for one in sets:
-        one.task.check_pictures()  # of all sets before the first is computed
-    detector = _detector(arguments)
+    detector = None
+    if not arguments.score_only:
+        require_pictures([one.task for one in sets], output)  # of all sets before the first is computed
+        detector = _detector(arguments)
     figures, info = {}, {}
     for one in sets:
-        ids = [picture.image_id for picture in one.task.pictures]
-        evaluator = CocoEvaluator(one.annotations, ids)
-        result = _evaluate(arguments, detector, one.task, evaluator, output / one.task.name)
-        figures[one.task.name], info = result.metrics, result.info
+        name, pictures = one.task.name, one.task.pictures
+        evaluator = CocoEvaluator(one.annotations, [picture.image_id for picture in pictures])
+        if detector is None:
+            path, shown = Path(arguments.score_only) / name / "predictions.json", not one.task.missing_pictures()
+            result = _score_file(arguments, evaluator, path, output / name, one.task if shown else None)
+        else:
+            result = _evaluate(arguments, detector, one.task, evaluator, output / name)
+        figures[name], info = result.metrics, result.info
     info["pictures"] = sum(len(one.task.pictures) for one in sets)
-    info.pop("seconds")
+    info.pop("seconds", None)
     result = Result(mean_figures(figures), info)
     if distributed.world()[0] == 0:
         write_summary(output, result, "AP", figures, {one.task.name: len(one.task.pictures) for one in sets})

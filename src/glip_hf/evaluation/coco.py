@@ -8,7 +8,6 @@ difference of corners, as the original does (`boxlist` to COCO results).
 import contextlib
 import importlib.util
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,38 +16,13 @@ import numpy as np
 
 from .._extras import require
 from .base import MISSING, DetectionEvaluator
+from .files import listed_boxes, read_annotations
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = {
     "faster_coco_eval": ("faster_coco_eval", "COCO", "faster_coco_eval", "COCOeval_faster"),
     "pycocotools": ("pycocotools.coco", "COCO", "pycocotools.cocoeval", "COCOeval"),
 }
-
-
-def read_json(source: str | Path | Mapping[str, Any]) -> Any:
-    """A JSON file, or what was read already."""
-    if not isinstance(source, str | Path):
-        return source
-    with open(source, encoding="utf-8-sig") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{source} is not JSON: {error}") from None
-
-
-def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Mapping[str, Any]:
-    """COCO-style annotations.
-
-    Raises:
-        ValueError: if the file is no JSON object or lacks one of the lists `needed`.
-    """
-    document = read_json(source)
-    name = source if isinstance(source, str | Path) else "the annotations"
-    if not isinstance(document, Mapping):
-        raise ValueError(f"{name}: a JSON object is needed, with {', '.join(needed)}.")
-    if missing := [key for key in needed if key not in document]:
-        raise ValueError(f"{name} has no {' and no '.join(missing)}.")
-    return document
 
 
 class CocoEvaluator(DetectionEvaluator):
@@ -83,7 +57,7 @@ class CocoEvaluator(DetectionEvaluator):
         # A copy of what the backend may change; it wants `area` and `iscrowd`, which small data sets leave out.
         boxes = [
             {"iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3], **box, "id": index}
-            for index, box in enumerate(document["annotations"], start=1)
+            for index, box in enumerate(listed_boxes(document), start=1)
         ]
         self._boxes = boxes
         with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +71,7 @@ class CocoEvaluator(DetectionEvaluator):
             self._truth.createIndex()
 
     def accumulate(self) -> None:
-        entries = list(self.results())
+        entries = list(self._entries())  # not rounded: half a thousandth of a pixel may decide at a threshold
         self.precision = np.full((10, 101, len(self.category_ids)), MISSING)
         self.recall = np.full((10, len(self.category_ids)), MISSING)
         self.stats = dict.fromkeys(STATS, MISSING)
@@ -175,4 +149,4 @@ def count_labels(predictions: Iterable[Any]) -> dict[int, int]:
     return counts
 
 
-__all__ = ["CocoEvaluator", "average", "count_labels", "read_annotations", "read_json"]
+__all__ = ["CocoEvaluator", "average", "count_labels"]

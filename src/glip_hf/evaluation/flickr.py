@@ -18,6 +18,7 @@ import numpy as np
 
 from . import distributed
 from .base import Evaluator, Exhibit, to_array
+from .files import check_records, numbers
 
 PROTOCOLS = ("any", "merged")
 ALL = -1  # as k: however many boxes there are
@@ -33,12 +34,13 @@ class PredictionError(RuntimeError):
 
 @dataclass
 class Phrase:
-    """`types` of people, clothing, ...; `first_word` counts the sentence's words from 0."""
+    """`types` of people, clothing, ...; `first_word` counts the sentence's words, `begin` its characters, from 0."""
 
     text: str
     chain: str
     types: list[str]
     first_word: int
+    begin: int
 
 
 @dataclass
@@ -55,14 +57,15 @@ class Picture:
 
 def parse_sentence(line: str) -> tuple[str, list[Phrase]]:
     """`[/EN#283585/people A man] sits .` as its plain words and its phrases."""
+    line = line.strip()
     text, phrases, at = "", [], 0
     for found in _PHRASE.finditer(line):
         text += line[at : found.start()]
         chain, types, words = found.group(1), found.group(2)[1:].split("/"), found.group(3)
-        phrases.append(Phrase(words, chain, types, len(text.split())))
+        phrases.append(Phrase(words, chain, types, len(text.split()), len(text)))
         text += words
         at = found.end()
-    return (text + line[at:]).strip(), phrases
+    return text + line[at:], phrases
 
 
 def read_sentences(path: str | Path) -> list[tuple[str, list[Phrase]]]:
@@ -92,6 +95,30 @@ def read_picture(path: str | Path) -> Picture:
                 if int(thing.findtext(flag, "0")):
                     listed.append(chain)
     return picture
+
+
+def boxed_phrases(
+    folder: str | Path, subset: str
+) -> Iterator[tuple[str, int, str, list[tuple[Phrase, list[list[int]]]]]]:
+    """Picture's id, number, text and phrases (with their boxes, xyxy) of every sentence that has something to find.
+
+    Args:
+        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (a picture's id a line).
+
+    Raises:
+        FileNotFoundError: naming what the folder lacks.
+    """
+    folder = Path(folder)
+    listed = folder / f"{subset}.txt"
+    for needed in (listed, folder / "Sentences", folder / "Annotations"):
+        if not needed.exists():
+            raise FileNotFoundError(f"there is no {needed}: give the Flickr30k Entities folder.")
+    for image_id in listed.read_text().split():
+        picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
+        for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
+            known = [(phrase, picture.boxes[phrase.chain]) for phrase in phrases if phrase.chain in picture.boxes]
+            if known:
+                yield image_id, number, text, known
 
 
 def enclosing_box(boxes: Sequence[Sequence[float]]) -> list[float]:
@@ -159,26 +186,15 @@ class FlickrEvaluator(Evaluator):
         if protocol not in PROTOCOLS:
             raise ValueError(f"protocol={protocol!r}: choose 'any' or 'merged'.")
         self.protocol, self.top_k, self.iou_threshold = protocol, tuple(top_k), iou_threshold
-        folder = Path(folder)
-        listed = folder / f"{subset}.txt"
-        for needed in (listed, folder / "Sentences", folder / "Annotations"):
-            if not needed.exists():
-                raise FileNotFoundError(f"there is no {needed}: give the Flickr30k Entities folder.")
         wanted = None if sentences is None else {_key(*sentence) for sentence in sentences}
-        # (types, ground-truth boxes [G, 4]) of each phrase to find
+        # (phrase, ground-truth boxes [G, 4]) of each phrase to find
         self.truth: dict[Key, list[tuple[Phrase, np.ndarray]]] = {}
         self._texts: dict[Key, str] = {}
-        for image_id in listed.read_text().split():
-            picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
-            for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
-                if wanted is not None and (image_id, number) not in wanted:
-                    continue
-                known = [phrase for phrase in phrases if phrase.chain in picture.boxes]
-                if known:
-                    self._texts[image_id, number] = text
-                    self.truth[image_id, number] = [
-                        (phrase, self._target(picture.boxes[phrase.chain])) for phrase in known
-                    ]
+        for image_id, number, text, known in boxed_phrases(folder, subset):
+            key = image_id, number
+            if wanted is None or key in wanted:
+                self._texts[key] = text
+                self.truth[key] = [(phrase, self._target(boxes)) for phrase, boxes in known]
         self._predictions: dict[Key, dict[str, Any]] = {}
         self._hits: dict[int, dict[str, list[int]]] | None = None
 
@@ -198,8 +214,10 @@ class FlickrEvaluator(Evaluator):
 
         Raises:
             PredictionError: if there are not as many lists as phrases.
+            ValueError: for something else than such predictions.
         """
         for prediction in predictions:
+            check_records([prediction], ("image_id", "sentence_id", "boxes"), "the predictions")
             key = _key(prediction["image_id"], prediction["sentence_id"])
             if key not in self.truth:
                 continue  # another subset, or nothing in the sentence to find
@@ -214,10 +232,26 @@ class FlickrEvaluator(Evaluator):
                     f"got {len(prediction['boxes'])} predictions, expected {len(self.truth[key])} for sentence "
                     f"{key[1]} in image {key[0]}: one list of boxes for each phrase that has a box."
                 )
+            for boxes in prediction["boxes"]:
+                numbers(boxes, 4, f"sentence {key[1]} of image {key[0]}: box")
             self._predictions[key] = {**prediction, "boxes": list(prediction["boxes"])}
             self._hits = None
 
     load_results = update
+
+    def check_asked(self, asked: Mapping[tuple[int | str, int], int]) -> None:
+        """Whether these questions, phrases of each (picture, sentence), are those to answer: before they are answered.
+
+        Raises:
+            ValueError: naming the first sentence that is not.
+        """
+        known = {_key(*sentence): phrases for sentence, phrases in asked.items()}
+        for key, phrases in self.truth.items():
+            if known.get(key) != len(phrases):
+                raise ValueError(
+                    f"sentence {key[1]} of image {key[0]} has {len(phrases)} phrases with boxes in the Flickr30k "
+                    f"Entities folder and {known.get(key, 0)} in the annotations: --subset, or files of other versions?"
+                )
 
     def results(self) -> Iterator[dict[str, Any]]:
         for key in sorted(self._predictions):
@@ -313,12 +347,16 @@ class FlickrEvaluator(Evaluator):
 
 
 def _key(image_id: int | str, sentence_id: int | str) -> Key:
-    return str(image_id), int(sentence_id)
+    try:
+        return str(image_id), int(sentence_id)
+    except (TypeError, ValueError):
+        raise ValueError(f"sentence_id {sentence_id!r} of image {image_id!r} is no integer.") from None
 
 
 __all__ = [
     "FlickrEvaluator",
     "PredictionError",
+    "boxed_phrases",
     "boxes_by_phrase",
     "enclosing_box",
     "parse_sentence",

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from .base import IOU_THRESHOLDS, MISSING, RECALL_POINTS, DetectionEvaluator, Detections, iou_xywh
-from .coco import average, count_labels, read_annotations
+from .coco import average, count_labels
+from .files import listed_boxes, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 FREQUENCIES = ("r", "c", "f")  # rare (1-10 training pictures), common (11-100), frequent
@@ -60,7 +61,7 @@ class LvisEvaluator(DetectionEvaluator):
         self._held, self._prune_at = 0, PRUNE_FROM
 
         column = {category: index for index, category in enumerate(self.category_ids)}
-        boxes = [box for box in document["annotations"] if box["image_id"] in self._rank]
+        boxes = [box for box in listed_boxes(document) if box["image_id"] in self._rank]
         self._truth = {
             "image": np.array([self._rank[box["image_id"]] for box in boxes], dtype=np.int64),
             "category": np.array([column[box["category_id"]] for box in boxes], dtype=np.int64),

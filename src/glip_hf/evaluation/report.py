@@ -28,13 +28,21 @@ GALLERY_SIDE = 520  # pixels, the long side of a picture in the gallery
 TRUTH_SHOWN = 40  # boxes drawn a picture; more is a thicket
 
 
-def write_report(output: Path, result: Result, evaluator: Evaluator, task: Task | None, gallery: int = 6) -> None:
+def write_report(
+    output: Path,
+    result: Result,
+    evaluator: Evaluator,
+    task: Task | None,
+    gallery: int = 6,
+    predictions: bool = True,
+) -> None:
     """Write everything. `metrics.json` holds the figures by name and, under "run", how they came about.
 
     Args:
         output: the folder.
         task: says where pictures are; None leaves the gallery out.
         gallery: how many of the best, and how many of the worst pictures.
+        predictions: whether to write predictions.json (not where it is what was scored).
     """
     output.mkdir(parents=True, exist_ok=True)
     rows = evaluator.per_class()
@@ -43,7 +51,7 @@ def write_report(output: Path, result: Result, evaluator: Evaluator, task: Task 
         document["per_category_AP"] = {str(row["id"]): row["AP"] for row in rows}
     write_json(output / "metrics.json", document)
     _write_csv(output / "per_class.csv", rows)
-    if task is not None:
+    if predictions:
         write_predictions(output / "predictions.json", evaluator)
     plots = _write_plots(output, lambda: make_plots(evaluator, result.metrics))
     best, worst = _choose(evaluator.exhibits(), gallery) if task is not None and gallery else ([], [])
@@ -232,8 +240,8 @@ def _cards(exhibits: list[Exhibit], paths: dict[str, str]) -> str:
             continue
         found, truth = exhibit.show()
         photo = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        small = photo.copy()
-        small.thumbnail((GALLERY_SIDE, GALLERY_SIDE))  # before drawing, so that names stay legible
+        side = GALLERY_SIDE / max(photo.size)  # before drawing, so that names stay legible and hide little
+        small = photo.resize([max(round(side * length), 1) for length in photo.size])
         scale = np.array([small.width / photo.width, small.height / photo.height] * 2)
         images = []
         for boxes, what in ((found, "found"), (truth, "annotated")):
@@ -244,7 +252,8 @@ def _cards(exhibits: list[Exhibit], paths: dict[str, str]) -> str:
             drawn.save(buffer, "JPEG", quality=85)
             images.append(f'<img src="{_uri(buffer.getvalue(), "jpeg")}" alt="{what}">')
         caption = f"{html.escape(exhibit.caption)}<br>" if exhibit.caption else ""
-        text = f"{caption}{exhibit.image_id}: {round(exhibit.score * exhibit.objects)} of {exhibit.objects} right"
+        right = f"{round(exhibit.score * exhibit.objects)} of {exhibit.objects} right"
+        text = f"{caption}{html.escape(str(exhibit.image_id))}: {right}"
         cards.append(
             f'<figure class="card"><div class="pair">{"".join(images)}</div><figcaption>{text}</figcaption></figure>'
         )

@@ -1,25 +1,27 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """A whole evaluation: pictures that are there, predictions (resumed), figures, and the folder with all of it."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from . import distributed
 from .base import Evaluator
-from .coco import read_json
 from .driver import Detector, Options
+from .files import check_records, integers, numbers, read_json
 from .store import PredictionStore
 from .tasks import MissingPictures, Task
 
@@ -32,6 +34,21 @@ class Result:
 
     metrics: dict[str, float]
     info: dict[str, Any] = field(default_factory=dict)
+
+
+def require_pictures(tasks: Sequence[Task], output: str | Path) -> None:
+    """
+    Raises:
+        MissingPictures: for those of all tasks; they are also listed in `missing_pictures.txt`.
+    """
+    total = sum(len(task.pictures) for task in tasks)
+    missing = [path for task in tasks for path in task.missing_pictures()]
+    if not missing:
+        return
+    if distributed.world()[0] == 0:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        (Path(output) / "missing_pictures.txt").write_text("".join(f"{path}\n" for path in missing))
+    raise MissingPictures(missing, total)
 
 
 def predict(
@@ -49,16 +66,13 @@ def predict(
     Raises:
         MissingPictures: before anything is computed; all of them are listed in `missing_pictures.txt`.
     """
+    require_pictures([task], output)
     rank, size = distributed.world()
-    try:
-        task.check_pictures()
-    except MissingPictures as error:
-        if rank == 0:
-            Path(output).mkdir(parents=True, exist_ok=True)
-            (Path(output) / "missing_pictures.txt").write_text("".join(f"{p}\n" for p in error.paths))
-        raise
     options = {k: v for k, v in asdict(detector.options).items() if k not in Options.SPEED}
-    store = PredictionStore(output, {**identity, "task": task.name, **options}, fresh)
+    settings = {**identity, "task": task.name, **options}
+    if task.names:  # the order matters: chunks
+        settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
+    store = PredictionStore(output, settings, fresh)
     todo = [picture for picture in task.pictures if picture.image_id not in store.done][rank::size]
     total = len(task.pictures)
     # The bar counts this process's share; the others have as much to do.
@@ -103,13 +117,21 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
     entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: a JSON list of results is needed, this is a {type(entries).__name__}.")
-    if entries and "labels" in entries[0] and "boxes" in entries[0]:
-        # What a model gives is float32, and the difference of corners was taken in it.
-        evaluator.update(
-            {**entry, "boxes": torch.tensor(entry["boxes"], dtype=torch.float32).reshape(-1, 4)} for entry in entries
-        )
-    else:
+    by_picture = bool(entries) and isinstance(entries[0], Mapping) and {"boxes", "labels"} <= set(entries[0])
+    if not by_picture:
         evaluator.load_results(entries)
+        return
+    check_records(entries, ("image_id", "boxes", "scores", "labels"), "the results")
+    # What a model gives is float32, and the difference of corners was taken in it.
+    evaluator.update(
+        {
+            "image_id": entry["image_id"],
+            "boxes": numbers(entry["boxes"], 4, f"picture {entry['image_id']!r}: box").astype(np.float32),
+            "scores": numbers(entry["scores"], None, f"picture {entry['image_id']!r}: score"),
+            "labels": integers(entry["labels"], f"picture {entry['image_id']!r}: label"),
+        }
+        for entry in entries
+    )
 
 
 def provenance(model: Any = None, source: str | None = None, options: Options | None = None) -> dict[str, Any]:
@@ -144,7 +166,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with "+" for changes; None elsewhere."""
+    """The commit of the source tree this package runs from, with "+" for changes; or that pip installed it from."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str | None:
@@ -154,10 +176,14 @@ def _commit() -> str | None:
         except (OSError, subprocess.SubprocessError):
             return None
 
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
+    # An environment inside somebody's repository is not part of it.
+    if git("ls-files", "--error-unmatch", "--", Path(__file__).name):
+        return f"{git('rev-parse', 'HEAD')}{'+' if git('status', '--porcelain', '--', str(here)) else ''}"
+    try:
+        origin = json.loads(metadata.distribution("glip_hf").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
         return None
-    return commit + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    return origin.get("vcs_info", {}).get("commit_id")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -185,6 +211,7 @@ __all__ = [
     "load_predictions",
     "predict",
     "provenance",
+    "require_pictures",
     "score",
     "write_json",
     "write_predictions",

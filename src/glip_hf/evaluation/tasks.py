@@ -15,7 +15,8 @@ from typing import Any
 from ..data.sources.odinw import load_task
 from ..prompts_glip import Span
 from ..text_inputs_glip import NameInput
-from .coco import read_annotations
+from .files import check_records, read_annotations
+from .flickr import boxed_phrases
 
 SHOWN = 20  # missing pictures listed in a message; all of them go to a file
 
@@ -28,8 +29,8 @@ class MissingPictures(FileNotFoundError):
         listed = "".join(f"\n  {path}" for path in self.paths[:SHOWN])
         more = f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
         super().__init__(
-            f"{len(paths)} of {total} pictures are missing, nothing was computed (is --images the right folder?):"
-            f"{listed}{more}"
+            f"{len(paths)} of {total} pictures are missing, nothing was computed (is --images or --data-root the right "
+            f"folder?):{listed}{more}"
         )
 
 
@@ -72,13 +73,16 @@ class Task:
     def _words(self) -> tuple[list[NameInput], list[int], list[str]]:
         return self.names, self.category_ids, self.texts
 
+    def missing_pictures(self) -> list[str]:
+        """Paths of pictures that are not there."""
+        return [picture.path for picture in self.pictures if not os.path.isfile(picture.path)]
+
     def check_pictures(self) -> None:
         """
         Raises:
             MissingPictures: naming every picture that is not there.
         """
-        missing = [picture.path for picture in self.pictures if not os.path.isfile(picture.path)]
-        if missing:
+        if missing := self.missing_pictures():
             raise MissingPictures(missing, len(self.pictures))
 
 
@@ -117,39 +121,58 @@ def detection_task(
     for image in sorted(document["images"], key=lambda image: (str(type(image["id"])), image["id"])):
         url = "/".join(image.get("coco_url", "").split("/")[-2:])
         own = image.get("file_name", "")
-        candidates = (url, own, os.path.basename(own or url))
-        pictures.append(Picture(image["id"], find_picture(images, *candidates)))
+        if not (url or own):
+            raise ValueError(f"picture {image['id']!r} of the annotations has neither file_name nor coco_url.")
+        first = (url, own) if name == "lvis" else (own, url)  # what is missing is named by its first place
+        pictures.append(Picture(image["id"], find_picture(images, *first, os.path.basename(own or url))))
     ids = [category["id"] for category in categories]
     return Task(name, pictures, texts if prompts is None else list(prompts), ids, texts)
 
 
-def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path) -> Task:
-    """MDETR's `final_flickr_separateGT_*.json`: a record a sentence, gathered by picture.
+def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path, subset: str = "test") -> Task:
+    """Sentences of each picture, from MDETR's `final_flickr_separateGT_*.json` or the folder of Flickr30k Entities.
 
     Sentences without a phrase to find are left out; the evaluator does not ask for them.
+
+    Args:
+        annotations: MDETR's file, with a record a sentence; or the folder with `Sentences/` and `Annotations/`.
+        subset: of the folder.
     """
+    if isinstance(annotations, str | Path) and os.path.isdir(annotations):
+        return _entities_task(annotations, images, subset)
     document = read_annotations(annotations, "images")
+    needed = ("caption", "tokens_positive_eval", "file_name")
+    check_records(document["images"], needed, "images (is it MDETR's format?)")
     sentences: dict[int | str, list[Sentence]] = {}
     files: dict[int | str, str] = {}
     for record in document["images"]:
-        if missing := {"caption", "tokens_positive_eval", "file_name"}.difference(record):
-            raise ValueError(f"{annotations}: a record has no {', '.join(sorted(missing))}: is it MDETR's format?")
         image_id = record.get("original_img_id", record["id"])
         files[image_id] = record["file_name"]
         known = sentences.setdefault(image_id, [])
         if record["tokens_positive_eval"]:
             spans = [[(begin, end) for begin, end in phrase] for phrase in record["tokens_positive_eval"]]
             known.append(Sentence(int(record.get("sentence_id", len(known))), record["caption"], spans))
-    subsets = ("train", "val", "test")
     pictures = [
-        Picture(
-            image_id,
-            find_picture(images, file, *(os.path.join(subset, file) for subset in subsets)),
-            tuple(sorted(sentences[image_id], key=lambda sentence: sentence.number)),
-        )
+        Picture(image_id, _flickr_picture(images, file), tuple(sorted(sentences[image_id], key=lambda one: one.number)))
         for image_id, file in files.items()
     ]
     return Task("flickr", pictures)
+
+
+def _entities_task(folder: str | Path, images: str | Path, subset: str) -> Task:
+    sentences: dict[str, list[Sentence]] = {}
+    for image_id, number, text, phrases in boxed_phrases(folder, subset):
+        spans = [[(phrase.begin, phrase.begin + len(phrase.text))] for phrase, _ in phrases]
+        sentences.setdefault(image_id, []).append(Sentence(number, text, spans))
+    pictures = [
+        Picture(image_id, _flickr_picture(images, f"{image_id}.jpg"), tuple(own)) for image_id, own in sentences.items()
+    ]
+    return Task("flickr", pictures)
+
+
+def _flickr_picture(images: str | Path, file: str) -> str:
+    """In the folder, or in those of its subsets."""
+    return find_picture(images, file, *(os.path.join(subset, file) for subset in ("train", "val", "test")))
 
 
 @dataclass

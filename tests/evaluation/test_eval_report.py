@@ -2,6 +2,7 @@
 """The command from end to end, the folder it leaves, and the page in a real browser."""
 
 import csv
+import html
 import importlib.util
 import io
 import json
@@ -19,6 +20,8 @@ from glip_hf import GlipProcessor
 from glip_hf.evaluation import distributed
 from glip_hf.evaluation.cli import main
 from glip_hf.evaluation.plots import make_sets_plot
+from glip_hf.evaluation.report import write_summary
+from glip_hf.evaluation.run import Result
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -313,22 +316,57 @@ window.addEventListener("load", function () {
 """
 
 
-def test_page_in_a_browser(coco_run, tmp_path):
-    """Every picture loads, the table sorts, no script fails, nothing hangs over the edge."""
+@pytest.fixture(scope="module")
+def look(tmp_path_factory):
+    """Opens a run's page in a browser, clicks on its first table's first head, and tells what is to be seen."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        warnings.warn("no Chromium is installed: the report is not opened in a browser", stacklevel=1)
-        pytest.skip("needs Chromium")
-    page = (coco_run / "report.html").read_text()
-    catch = "<head><script>window.failures=[];onerror=function(m){failures.push(m)}</script>"
-    page = page.replace("<head>", catch).replace("</body>", CHECK + "</body>")
-    (tmp_path / "report.html").write_text(page)
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
-    command += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
-    done = subprocess.run([*command, (tmp_path / "report.html").as_uri()], capture_output=True, text=True, timeout=120)
-    title = done.stdout.split("<title>")[1].split("</title>")[0]
-    seen = json.loads(title.replace("&quot;", '"'))
+        warnings.warn("no Chromium is installed: reports are not opened in a browser", stacklevel=1)
+        pytest.skip("no Chromium is installed: the HTML page goes unchecked (apt-get install chromium)")
+    folder = tmp_path_factory.mktemp("browser")
+
+    def open_page(output):
+        page = (Path(output) / "report.html").read_text()
+        catch = "<head><script>window.failures=[];onerror=function(m){failures.push(m)}</script>"
+        page = page.replace("<head>", catch).replace("</body>", CHECK + "</body>")
+        (folder / "report.html").write_text(page)
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"]
+        command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=3000", "--dump-dom"]
+        command += [(folder / "report.html").as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        seen = json.loads(html.unescape(shown.split("<title>")[1].split("</title>")[0]))
+        assert (seen["broken"], seen["errors"], seen["wide"]) == (0, [], False)
+        return seen
+
+    return open_page
+
+
+def test_page_in_a_browser(coco_run, look):
+    """Every picture loads, the table sorts, no script fails, nothing hangs over the edge."""
+    seen = look(coco_run)
     assert seen["images"] == 8 + (2 if HAS_MATPLOTLIB else 0)
-    assert (seen["broken"], seen["errors"], seen["wide"]) == (0, [], False)
     assert seen["rows"] == len(NAMES)
     assert (seen["before"], seen["after"]) == ("cat", "sofa")  # descending by name
+
+
+@pytest.mark.filterwarnings("ignore:multiple predictions")
+def test_other_pages_in_a_browser(flickr_case, look, tmp_path):
+    """LVIS, Flickr30k, and ODinW with a name that has to be escaped and does not fit."""
+    lvis, (case, folder) = recorded("lvis"), flickr_case
+    files = [write(tmp_path / name, lvis[name]) for name in ("predictions", "gt")]
+    assert main(["lvis", "--score-only", files[0], "--annotations", files[1], "--output", f"{tmp_path}/lvis"]) == 0
+    seen = look(tmp_path / "lvis")
+    assert (seen["rows"], seen["images"]) == (40, 2 if HAS_MATPLOTLIB else 0)
+
+    found = write(tmp_path / "found.json", case["predictions_test"])
+    assert main(["flickr", "--score-only", found, "--annotations", f"{folder}", "--output", f"{tmp_path}/flickr"]) == 0
+    seen = look(tmp_path / "flickr")
+    assert seen["rows"] == len(case["expected"]["test_separate"]["scores"]) // 4
+    assert seen["images"] == (1 if HAS_MATPLOTLIB else 0)
+
+    name = "<b>&" + 60 * "x"
+    info = {"benchmark": "odinw", "model": "<i>m</i>", "date": "today", "command": "glip evaluate <x>"}
+    sets = {name: {"AP": 0.5, "APs": -1.0}, "a": {"AP": 0.25, "APs": 0.5}}
+    write_summary(tmp_path / "odinw", Result({"AP": 0.375, "APs": 0.5}, info), "AP", sets, {name: 3, "a": 2})
+    seen = look(tmp_path / "odinw")
+    assert (seen["rows"], seen["before"], seen["after"]) == (2, name, "a")

@@ -303,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("evaluate: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 __all__ = ["USER_ERRORS", "add_arguments", "main", "run"]

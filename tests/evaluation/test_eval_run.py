@@ -1,12 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Whole runs: missing pictures, kill and resume, other settings, several processes."""
 
+import copy
 import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from eval_cases import SIZES
 from scene_sets import in_processes
 
@@ -97,6 +99,16 @@ def test_another_vocabulary_is_refused(task, detector, tmp_path):
     edited = Task(task.name, task.pictures, ["kitten", *task.names[1:]], task.category_ids)
     with pytest.raises(OtherSettings, match="vocabulary: '.*', now '.*--fresh"):
         predict(detector, edited.limited(2), tmp_path, IDENTITY)
+
+
+def test_other_weights_are_refused(task, model, processor, detector, tmp_path):
+    """Trained further and saved under the same path: the old predictions are not taken for its own."""
+    predict(detector, task.limited(1), tmp_path, IDENTITY)
+    further = copy.deepcopy(model)
+    with torch.no_grad():
+        further.head.bbox_pred.bias[0] += 1e-3
+    with pytest.raises(OtherSettings, match="weights: '.*', now '.*--fresh"):
+        predict(Detector(further, processor, Options(threshold=0.3)), task.limited(2), tmp_path, IDENTITY)
 
 
 def test_progress_and_time_left(task, detector, tmp_path, capsys):

@@ -69,7 +69,8 @@ def predict(
     require_pictures([task], output)
     rank, size = distributed.world()
     options = {k: v for k, v in asdict(detector.options).items() if k not in Options.SPEED}
-    settings = {**identity, "task": task.name, **options}
+    settings = {**identity, "task": task.name, "weights": fingerprint(detector.model), **options}
+    settings["size"] = dict(detector.processor.image_processor.size)
     if task.names:  # the order matters: chunks
         settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
     store = PredictionStore(output, settings, fresh)
@@ -87,6 +88,15 @@ def predict(
         bar.close()
         store.close()
     return store
+
+
+def fingerprint(model: torch.nn.Module, values: int = 16) -> str:
+    """Tells weights apart, of a model trained further under the same path for one: the first values of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:values].cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str, float]:
@@ -208,6 +218,7 @@ def write_predictions(path: Path, evaluator: Evaluator) -> None:
 
 __all__ = [
     "Result",
+    "fingerprint",
     "load_predictions",
     "predict",
     "provenance",

@@ -13,17 +13,18 @@ from glip_hf.data import (
     StreamingBatches,
     TooManyBrokenImages,
 )
+from glip_hf.data.sources import read_hub
 from tests.data.original_formats import encoded_picture
 
 datasets = pytest.importorskip("datasets")
 
 
-def stream(count=12, shards=4, broken=()):
+def stream(count=12, shards=4, broken=(), sizes=True):
     def rows(numbers):
         for i in numbers:
             data = encoded_picture(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
             yield {
-                "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i, "height": 30,
+                "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i if sizes else None, "height": 30,
                 "caption": "a cat and two dogs", "objects": [{"bbox": [1.0, 2, 20, 20], "phrase": "two dogs"}],
             }  # fmt: skip
 
@@ -102,6 +103,41 @@ def test_broken_pictures(batches):
         ids(batches(stream(broken={1}), on_error="raise"), 6)
     with pytest.raises(TooManyBrokenImages, match="max_replaced=1"):
         ids(batches(stream(broken={1, 4}), batch_size=4, max_replaced=1), 3)
+
+
+def test_a_batch_without_a_picture_is_replaced_by_the_next(batches):
+    def read(skip):
+        return ids(batches(stream(broken={4, 8}), batch_size=1, shuffle_buffer=0, skip_batches=skip), 12 - skip)
+
+    whole = read(0)  # the order is 0, 4, 8, 1, 5, ...
+    assert whole[:5] == [[0], [1], [1], [1], [5]]
+    assert read(1) == whole[1:] and read(2) == whole[2:] and read(3) == whole[3:]
+
+
+def test_pictures_whose_size_cannot_be_read_are_reported_too(batches, caplog):
+    made = batches(stream(broken={1, 4}, sizes=False), shuffle_buffer=0)
+    assert not {1, 4} & set(itertools.chain(*ids(made, 5)))
+    assert made.num_replaced == 2 and made.stream.dropped == {"broken_image": 2} and "streamed: row" in caplog.text
+    with pytest.raises(ValueError, match="streamed: row"):
+        ids(batches(stream(broken={1}, sizes=False), on_error="raise"), 6)
+    with pytest.raises(TooManyBrokenImages, match="max_replaced=1"):
+        ids(batches(stream(broken={1, 4}, sizes=False), max_replaced=1), 6)
+
+
+def test_rows_without_a_picture(batches, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded_picture(40, 30))
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "missing.png"), None]
+    rows = {
+        "image": [{"bytes": None, "path": path} if path else None for path in paths],
+        "width": [40] * 3,
+        "height": [30] * 3,
+        "objects": [[{"bbox": [0.0, 0, 20, 20], "category": 0}]] * 3,
+    }
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    made = batches(HubStream(table.to_iterable_dataset(), "x", names=["cat"]), batch_size=1, shuffle_buffer=0)
+    assert len(ids(made, 2)) == 2 and made.stream.dropped == {"broken_image": 2} == {"broken_image": made.num_replaced}
+    with pytest.raises(ValueError, match="is a stream: read it with HubStream"):
+        read_hub(table.to_iterable_dataset())
 
 
 def test_too_many_workers_for_the_shards(batches):

@@ -274,7 +274,8 @@ class GroundingDataset(Dataset):
     def _note(self, what: str, error: Exception, failed: list[str]) -> None:
         """Report an unreadable picture, and stop if that is wanted or there have been too many."""
         if self.on_error == "raise":
-            raise type(error)(what) from error
+            # Some errors cannot be made of a message alone.
+            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(what) from error
         failed.append(what)
         worker = get_worker_info()
         self._replaced[0 if worker is None else worker.id % 1023 + 1] += 1

@@ -36,7 +36,7 @@ class StreamingBatches(IterableDataset):
         rank, world_size: this process, and how many there are.
         shuffle_buffer: records to shuffle among (the order of shards is shuffled too); 0 keeps the order.
         on_error: "raise" fails at a picture that cannot be read, "replace" puts the next one of its batch in its place.
-        max_replaced: how many may be replaced in one worker.
+        max_replaced: how many may be replaced in one worker; those of unknown size, whose header cannot be read, too.
         skip_batches: batches of this process that an earlier run used up: they are passed over without decoding a
             picture, which is exact with the same number of workers.
     """
@@ -61,7 +61,13 @@ class StreamingBatches(IterableDataset):
         self.shuffle_buffer, self.on_error, self.max_replaced = shuffle_buffer, on_error, max_replaced
         self.skip_batches = skip_batches
         self.num_replaced = 0
+        stream.on_broken = self._note
         maker.prepare(stream)
+
+    @property
+    def num_shards(self) -> int:
+        """Of the stream, for this process: the most workers that can read it."""
+        return self._shard(0).num_shards
 
     def loader(self, num_workers: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
         """The batches, read by so many workers; `options` go to `DataLoader`.
@@ -81,11 +87,19 @@ class StreamingBatches(IterableDataset):
         skip = len(range(number, self.skip_batches, workers))
         if number < self.skip_batches % workers:
             yield None
+        broken = 0
         for epoch, records in self._batches():
             if skip:
                 skip -= 1
                 continue
-            yield self._collate(epoch, records)
+            batch = self._collate(epoch, records)
+            if batch is None:
+                broken += 1
+                continue
+            # A batch without a picture is replaced by the next: both count, as they do for a resumed run.
+            for _ in range(broken + 1):
+                yield batch
+            broken = 0
 
     def _batches(self) -> Iterator[tuple[int, list[Record]]]:
         waiting: dict[bool, list[Record]] = {False: [], True: []}
@@ -124,7 +138,20 @@ class StreamingBatches(IterableDataset):
                 "workers: use num_workers no larger than that."
             )
 
-    def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any]:
+    def _note(self, what: str, error: Exception | None = None) -> None:
+        """Report a picture that cannot be read, and stop if that is wanted or there have been too many."""
+        if self.on_error == "raise":
+            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(what) from error
+        self.num_replaced += 1
+        logger.warning(f"Replaced by another sample: {what}")
+        if self.num_replaced > self.max_replaced:
+            raise TooManyBrokenImages(
+                f"{self.num_replaced} pictures of {self.stream.name} could not be read, more than "
+                f"max_replaced={self.max_replaced}. The last: {what}"
+            ) from error
+
+    def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any] | None:
+        """The batch of these records; None if no picture of it can be read."""
         samples: list[dict[str, Any] | None] = []
         failed: list[str] = []
         for record in records:
@@ -133,20 +160,14 @@ class StreamingBatches(IterableDataset):
                 sample = self.maker.make(record, (self.seed, epoch, checksum))
             except (OSError, ValueError) as error:
                 failed.append(f"{self.stream.name}, image {record.image_id!r}: {error}")
-                if self.on_error == "raise":
-                    raise type(error)(failed[-1]) from error
-                logger.warning(f"Replaced by another sample: {failed[-1]}")
+                self._note(failed[-1], error)
                 samples.append(None)
                 continue
             info = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}
             samples.append(sample | {"info": info | {"epoch": epoch, "replaced": []}})
-        self.num_replaced += len(failed)
         good = [sample for sample in samples if sample is not None]
-        if self.num_replaced > self.max_replaced or not good:
-            raise TooManyBrokenImages(
-                f"{self.num_replaced} pictures of {self.stream.name} could not be read, {len(failed)} of them in this "
-                f"batch (max_replaced={self.max_replaced}). The last: {failed[-1]}"
-            )
+        if not good:
+            return None
         if failed:
             good[0]["info"]["replaced"] = failed
         following = iter(good * len(samples))

@@ -3,7 +3,7 @@
 streamed."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -59,10 +59,18 @@ class HubImages:
         return _image_bytes(self.dataset[row][self.column])
 
 
-def _image_bytes(value: Mapping[str, Any]) -> bytes:
+def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
+    """The encoded picture of a cell.
+
+    Raises:
+        OSError, ValueError: if there is none.
+    """
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError("there is no picture")
     if value["bytes"] is not None:
         return value["bytes"]
-    with open(value["path"], "rb") as file:
+    # Streams may name files on the Hub or inside archives.
+    with require("fsspec").open(value["path"], "rb") as file:
         return file.read()
 
 
@@ -94,6 +102,8 @@ def read_hub(
     Class 0 of the data set has the number 1 here; `category_ids` leads back.
     """
     name, dataset = name or (dataset if isinstance(dataset, str) else "dataset"), _load(dataset, split, load_options)
+    if not hasattr(dataset, "_fingerprint"):
+        raise ValueError(f"{name} is a stream: read it with HubStream, or as the single source of a recipe.")
     columns = _columns(columns)
     plan = _Plan.of(dataset, columns, names)
 
@@ -173,8 +183,10 @@ class HubStream:
         name, split, columns, load_options: as for `read_hub`.
 
     A picture without usable boxes is skipped with `drop_empty`. What is damaged is left out and counted in `dropped`
-    (by the process that reads it).
+    (by the process that reads it); what is said of a picture that cannot be read goes to `on_broken`, if it is set.
     """
+
+    on_broken: Callable[[str], None] | None = None
 
     def __init__(
         self,
@@ -218,11 +230,23 @@ class HubStream:
         labels = None if self.plan.grounded else {i: i for i in self.names}
         sink = _OneTable()
         store(collected, sink, self.dropped, labels, labels, self.drop_empty, strict=False)
+        for problem in collected.problems:
+            if problem.kind == "broken_image":
+                self._report(str(problem))
         if sink.table is None or not len(sink.table):
             return None
         values = sink.table.to_pylist()[0] | {"offset": -1, "length": -1}
-        image = _image_bytes(row[self.plan.columns.image])
+        try:
+            image = _image_bytes(row[self.plan.columns.image])
+        except (OSError, ValueError) as error:
+            self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
+            self._report(f"{values['path']}, image {values['image_id']!r}: {error}")
+            return None
         return record_from_row(values, self.name, self.names, image)
+
+    def _report(self, what: str) -> None:
+        if self.on_broken is not None:
+            self.on_broken(what)
 
 
 class _OneTable:

@@ -123,6 +123,36 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+def positives(
+    labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int = 9
+) -> tuple[Tensor, Tensor]:
+    """What `grounding_loss` divides by: the number of positive locations and the sum of their centerness targets."""
+    boxes = [label["boxes"].float() for label in labels]
+    owners = assign_atss_batch(anchors, level_sizes, boxes, top_k)
+    own_anchors = anchors[(owners >= 0).nonzero(as_tuple=True)[1]]
+    boxes = torch.cat([own[row[row >= 0]] for own, row in zip(boxes, owners)])
+    boxes = decode_boxes(encode_boxes(boxes, own_anchors), own_anchors)
+    count = torch.tensor(float(len(boxes)), device=anchors.device)
+    return count, centerness_targets(boxes, own_anchors).sum()
+
+
+def accumulation_weights(num_positive: Tensor, sum_centerness: Tensor) -> list[dict[str, float]]:
+    """Factors that make the mean of M micro-batches' losses the loss of all their pictures together.
+
+    Args:
+        num_positive, sum_centerness: [M], of `positives`, means over processes.
+
+    Returns:
+        of each micro-batch the factors of `loss_bbox` and, as `positives`, of the terms divided by positive locations.
+    """
+    count, rounds = num_positive.clamp(min=1), len(num_positive)
+    by_count = count * rounds / num_positive.sum().clamp(min=1)
+    total = sum_centerness.sum()
+    by_centerness = sum_centerness * rounds / total if total > 0 else torch.ones_like(count)
+    pairs = zip(by_count.tolist(), by_centerness.tolist())
+    return [{"positives": first, "loss_bbox": second} for first, second in pairs]
+
+
 def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
     """Refuse labels that do not fit the batch.
 
@@ -218,10 +248,12 @@ def grounding_loss(
 
 
 __all__ = [
+    "accumulation_weights",
     "assign_atss",
     "assign_atss_batch",
     "centerness_targets",
     "giou_loss",
     "grounding_loss",
+    "positives",
     "token_focal_loss",
 ]

@@ -36,7 +36,11 @@ SMALLEST_NORMALISER = 1e-28
 """Sum of a place's weights over the tokens down to which no weight that counts has left float32's normal range."""
 
 MIN_BLOCK = 64
-"""Visual tokens a step at least."""
+"""Visual tokens a step at least, and on a CPU a multiple of it: with rows of 675 scores the first product took 7.6 ms,
+with rows of 640 and 704 6.0 and 6.5 (1,552 tokens and heads)."""
+
+LARGEST_BLOCK = 2048
+"""Visual tokens a step at most on a CPU, for short captions."""
 
 
 def attend_eager(
@@ -181,7 +185,8 @@ class AttendInBlocks(torch.autograd.Function):
             weights = torch.bmm(flat_keys, turned).to(precision)
             block_total = weights.sub_(level).exp_().sum(2, keepdim=True) if start else None
             if block_total is None or not bool(block_total.max() < LARGEST_TOTAL):
-                weights = torch.bmm(flat_keys, turned).to(precision)
+                if start:
+                    weights = torch.bmm(flat_keys, turned).to(precision)
                 raised = torch.maximum(level, weights.amax(2, keepdim=True))
                 decay, level = (level - raised).exp_(), raised
                 for running in (total, sums, gathered):
@@ -270,8 +275,11 @@ def attend_in_blocks(
     """
     device = vision.device.type
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
-    scores = BLOCK_SCORES if device == "cpu" else DEVICE_BLOCK_SCORES
-    block = max(MIN_BLOCK, scores // key_bias.numel())
+    if device == "cpu":
+        block = min(BLOCK_SCORES // key_bias.numel(), LARGEST_BLOCK) // MIN_BLOCK * MIN_BLOCK
+    else:
+        block = DEVICE_BLOCK_SCORES // key_bias.numel()
+    block = max(MIN_BLOCK, block)
     if not torch.is_autocast_enabled(device):
         return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True, overwrite)
     dtype = torch.get_autocast_dtype(device)

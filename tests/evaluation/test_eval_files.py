@@ -117,6 +117,8 @@ def test_first_pictures_only(score, tmp_path):
     second = TRUTH["annotations"][0] | {"image_id": 2}
     truth = TRUTH | {"annotations": [*TRUTH["annotations"], second]}
     assert score("coco", [FOUND], truth)[1]["AP"] == pytest.approx(0.5, abs=0.01)
+    for image in (truth := deepcopy(truth))["images"]:
+        del image["file_name"]  # no picture is looked for
     assert score("coco", [FOUND], truth, "--limit", "1")[1]["AP"] == pytest.approx(1)
     with open(tmp_path / "out" / "per_class.csv", newline="") as file:
         assert [row["objects"] for row in csv.DictReader(file)] == ["0", "1"]

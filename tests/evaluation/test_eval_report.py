@@ -1,6 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The command from end to end, the folder it leaves, and the page in a real browser."""
 
+import argparse
 import csv
 import html
 import importlib.util
@@ -18,7 +19,7 @@ from PIL import Image
 
 from glip_hf import GlipProcessor
 from glip_hf.evaluation import distributed
-from glip_hf.evaluation.cli import main
+from glip_hf.evaluation.cli import _subset, main
 from glip_hf.evaluation.plots import make_sets_plot
 from glip_hf.evaluation.report import write_summary
 from glip_hf.evaluation.run import Result
@@ -93,6 +94,16 @@ def test_score_only_with_pictures_has_a_gallery(coco_run, pictures, tmp_path):
     assert main(["coco", *files, *more]) == 0
     assert (tmp_path / "report.html").read_text().count("<figure") == 2
     assert not (tmp_path / "predictions.json").exists()  # what was scored is where it was
+
+
+@pytest.mark.parametrize(
+    ("name", "subset"),
+    [("final_flickr_separateGT_val.json", "val"), ("test.json", "test"), ("latest_val", "val"), ("flickr30k", "test")],
+)
+def test_subset_said_by_a_name(name, subset):
+    arguments = argparse.Namespace(annotations=f"/data/{name}", subset=None)
+    assert _subset(arguments) == subset
+    assert _subset(argparse.Namespace(annotations=name, subset="train")) == "train"
 
 
 def test_only_one_process_scores_a_file(tmp_path, monkeypatch, capsys):

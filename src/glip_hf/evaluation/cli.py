@@ -6,6 +6,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 import warnings
@@ -156,8 +157,8 @@ def _task(arguments: argparse.Namespace) -> Task:
 
 def _subset(arguments: argparse.Namespace) -> str:
     """Of Flickr30k: given, or said by the name of the annotations."""
-    name = Path(arguments.annotations).name
-    return arguments.subset or next((one for one in ("test", "train", "val") if one in name), "test")
+    said = re.search(r"(?<![a-z])(test|train|val)(?![a-z])", Path(arguments.annotations).name)
+    return arguments.subset or (said[1] if said else "test")
 
 
 def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:

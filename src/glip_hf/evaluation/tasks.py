@@ -74,8 +74,12 @@ class Task:
         return self.names, self.category_ids, self.texts
 
     def missing_pictures(self) -> list[str]:
-        """Paths of pictures that are not there."""
-        return [picture.path for picture in self.pictures if not os.path.isfile(picture.path)]
+        """Paths of pictures that are not there (or that there is none in the annotations)."""
+        return [
+            picture.path or f"(picture {picture.image_id!r} has neither file_name nor coco_url)"
+            for picture in self.pictures
+            if not os.path.isfile(picture.path)
+        ]
 
     def check_pictures(self) -> None:
         """
@@ -87,9 +91,9 @@ class Task:
 
 
 def find_picture(folder: str | Path, *candidates: str) -> str:
-    """The first of these paths in the folder that exists; the first of all if none does."""
+    """The first of these paths in the folder that exists; the first of all if none does; "" of none."""
     paths = [os.path.join(folder, candidate) for candidate in candidates if candidate]
-    return next((path for path in paths if os.path.isfile(path)), paths[0])
+    return next((path for path in paths if os.path.isfile(path)), paths[0] if paths else "")
 
 
 def detection_task(
@@ -121,8 +125,6 @@ def detection_task(
     for image in sorted(document["images"], key=lambda image: (str(type(image["id"])), image["id"])):
         url = "/".join(image.get("coco_url", "").split("/")[-2:])
         own = image.get("file_name", "")
-        if not (url or own):
-            raise ValueError(f"picture {image['id']!r} of the annotations has neither file_name nor coco_url.")
         first = (url, own) if name == "lvis" else (own, url)  # what is missing is named by its first place
         pictures.append(Picture(image["id"], find_picture(images, *first, os.path.basename(own or url))))
     ids = [category["id"] for category in categories]

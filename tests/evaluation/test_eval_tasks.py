@@ -123,7 +123,7 @@ def test_prompts_that_nobody_wrote_are_told(odinw):
 
 
 def test_odinw_errors(odinw, tmp_path):
-    with pytest.raises(ValueError, match="no split 'test'; it has val"):
+    with pytest.raises(ValueError, match="no split 'test' in REGISTER; it has val"):
         odinw_sets(odinw / "pothole.yaml", odinw, split="test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no task file"):
@@ -131,6 +131,31 @@ def test_odinw_errors(odinw, tmp_path):
     (tmp_path / "pothole.yaml").write_text("MODEL: {}")
     with pytest.raises(ValueError, match="DATASETS.REGISTER"):
         odinw_sets(tmp_path / "pothole.yaml", odinw)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"REGISTER": {"val": {"img_dir": "a"}}}, "REGISTER of 'val': entry 0 has no ann_file"),
+        ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': entry 0 is no JSON object but 'a'"),
+        ({"CAPTION_PROMPT": str([{"prefix": "a"}] * 2)}, "CAPTION_PROMPT: entry 0 has no name, suffix"),
+        ({"CAPTION_PROMPT": str(PROMPT[:1])}, "1 caption prompts for 2 categories"),
+        ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "categories: entry 0 has no name"),
+        ({"TEST": []}, "no split 'test'"),
+    ],
+)
+def test_task_files_that_are_damaged(odinw, change, message):
+    settings = yaml.safe_load((odinw / "Aquarium.yaml").read_text())
+    settings["DATASETS"] |= change
+    (odinw / "Aquarium.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=message):
+        odinw_sets(odinw / "Aquarium.yaml", odinw, "glip")
+
+
+def test_task_file_that_is_not_yaml(odinw):
+    (odinw / "pothole.yaml").write_text("DATASETS: [unclosed")
+    with pytest.raises(ValueError, match="pothole.yaml is not YAML: .*line 1"):
+        odinw_sets(odinw, odinw)
 
 
 def test_mean_over_sets_by_hand():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._extras import require
 from ..data.sources.odinw import load_task
 from ..prompts_glip import Span
 from ..text_inputs_glip import NameInput
@@ -195,16 +196,23 @@ def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split:
         prompts: "names", or "glip" for the file's caption prompts where it has some.
         split: key of `REGISTER`; default the first of `TEST`.
     """
-    settings = load_task(path)
+    try:
+        settings = load_task(path)
+    except require("yaml", "train").YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     register = settings["REGISTER"]
-    split = split or settings.get("TEST", ("test",))[0]
+    split = split or next(iter(settings.get("TEST") or ()), "test")
     if split not in register:
-        raise ValueError(f"{path}: there is no split {split!r}; it has {', '.join(sorted(register))}.")
-    document = dict(read_annotations(Path(root) / register[split]["ann_file"], "images", "annotations"))
+        raise ValueError(f"{path}: there is no split {split!r} in REGISTER; it has {', '.join(sorted(register))}.")
+    place = register[split]
+    check_records([place], ("ann_file", "img_dir"), f"{path}, REGISTER of {split!r}")
+    document = dict(read_annotations(Path(root) / place["ann_file"], "images", "annotations"))
     if settings["OVERRIDE_CATEGORY"]:
         document["categories"] = settings["OVERRIDE_CATEGORY"]
     own = settings["CAPTION_PROMPT"] if prompts == "glip" else None
-    images = Path(root) / register[split]["img_dir"]
+    if own:
+        check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
+    images = Path(root) / place["img_dir"]
     return OdinwSet(detection_task(Path(path).stem, document, images, own or None), document, bool(own))
 
 

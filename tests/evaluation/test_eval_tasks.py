@@ -75,6 +75,24 @@ def test_flickr_sentences_of_a_picture(tmp_path):
         flickr_task({"images": [{"id": 1}]}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("number", "caption", "spans"),
+    [
+        (0, "a cat", [[[0, 6]]]),
+        (0, "a cat", [[[3, 3]]]),
+        (0, "a cat", [[[0, 2, 5]]]),
+        (0, "a cat", [[0, 5]]),
+        (0, "a cat", [[[0, 5]], []]),
+        (0, None, [[[0, 5]]]),
+        ("first", "a cat", [[[0, 5]]]),
+    ],
+)
+def test_sentences_that_are_damaged(tmp_path, number, caption, spans):
+    """Told when the file is read, not when the picture's turn comes."""
+    with pytest.raises(ValueError, match="sentence .*tokens_positive_eval .* is not, for each phrase, a list"):
+        flickr_task({"images": [record(number, caption, spans)]}, tmp_path)
+
+
 def test_flickr_from_the_native_folder(flickr_case, tmp_path):
     """The questions the evaluator asks, each phrase at its place in the sentence."""
     folder = flickr_case[1]

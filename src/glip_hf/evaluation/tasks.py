@@ -153,13 +153,31 @@ def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path,
         files[image_id] = record["file_name"]
         known = sentences.setdefault(image_id, [])
         if record["tokens_positive_eval"]:
-            spans = [[(begin, end) for begin, end in phrase] for phrase in record["tokens_positive_eval"]]
-            known.append(Sentence(int(record.get("sentence_id", len(known))), record["caption"], spans))
+            number = record.get("sentence_id", len(known))
+            known.append(_sentence(number, record["caption"], record["tokens_positive_eval"]))
     pictures = [
         Picture(image_id, _flickr_picture(images, file), tuple(sorted(sentences[image_id], key=lambda one: one.number)))
         for image_id, file in files.items()
     ]
     return Task("flickr", pictures)
+
+
+def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
+    """
+    Raises:
+        ValueError: before the run, for what the processor would refuse in the middle of it.
+    """
+    try:
+        spans = [[(begin, end) for begin, end in phrase] for phrase in phrases]
+        good = all(spans) and all(0 <= begin < end <= len(caption) for phrase in spans for begin, end in phrase)
+        if good and isinstance(caption, str):
+            return Sentence(int(number), caption, spans)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"sentence {number!r}, {caption!r:.80}: tokens_positive_eval {phrases!r:.80} is not, for each phrase, a list "
+        "of [begin, end) in the caption's characters."
+    )
 
 
 def _entities_task(folder: str | Path, images: str | Path, subset: str) -> Task:

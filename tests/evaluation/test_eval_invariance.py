@@ -25,7 +25,7 @@ from glip_hf import GlipImageProcessorPil, GlipProcessor
 from glip_hf.demo import demo_model, demo_processor
 from glip_hf.evaluation.driver import Detector, Options
 from glip_hf.evaluation.run import predict
-from glip_hf.evaluation.tasks import detection_task
+from glip_hf.evaluation.tasks import detection_task, flickr_task
 
 IDENTITY = {"model": "small", "data": "scenes"}
 
@@ -70,6 +70,17 @@ def test_two_processes(detector, task, scenes, single, chunk_size, tmp_path):
     assert_each_once(tmp_path, IDS, 2)
     found = [one for share in stored(tmp_path) for one in share]
     assert_same_predictions(found, single[chunk_size], picture_sizes(scenes))
+
+
+@pytest.mark.parametrize("benchmark", ["coco", "flickr"])
+def test_batch_size_with_several_views(detector, scenes, task, benchmark):
+    """Sizes and mirrored pictures, joined by voting, of a vocabulary and of sentences."""
+    sentences = scenes / "final_flickr_separateGT_test.json"
+    asked = task if benchmark == "coco" else flickr_task(sentences, scenes)
+    views = {"scales": (96, 128), "flip": True, "chunk_size": 20}
+    alone = list(detector(**views).predict(asked))
+    together = list(detector(**views, batch_size=3, pairs=4, workers=3).predict(asked))
+    assert_same_predictions(together, alone, picture_sizes(scenes))
 
 
 def test_another_chunk_size_is_another_question(detector, single):

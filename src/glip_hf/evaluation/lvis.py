@@ -6,7 +6,7 @@ detections of a category over the whole data set. Both are federated: detections
 pictures where it is annotated or known to be absent (`neg_category_ids`); where it is not annotated exhaustively
 (`not_exhaustive_category_ids`) unmatched ones are ignored.
 
-Agrees with the package `lvis` 0.5.3 and with GLIP's own evaluator to rounding (`tests/evaluation/test_lvis.py`).
+Agrees with the package `lvis` 0.5.3 and with GLIP's own evaluator to rounding (`tests/evaluation/test_eval_lvis.py`).
 
 Letters: D detections, G ground-truth boxes (of one picture and category), S ranges of area, H IoU thresholds.
 """

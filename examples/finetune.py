@@ -25,6 +25,7 @@ from glip_hf.training.finetuning import (
     tuning_batches,
     tuning_recipe,
 )
+from glip_hf.training.recipe import assign
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import MODES, tune
 
@@ -46,8 +47,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, help="default: 200 epochs with --shots, else 24")
     parser.add_argument("--lr", type=float, help="default: that of the mode")
     parser.add_argument("--resume", help="'latest' or a checkpoint directory")
+    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases in place of TensorBoard")
     parser.add_argument("--push-to-hub", help="repository of the result, user/name")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.batch_size=8")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="e.g. data.batch_size=8"
+    )
     return parser.parse_args()
 
 
@@ -60,7 +64,8 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         "run.resume": arguments.resume,
         "run.push_to_hub": arguments.push_to_hub,
     }
-    return [f"{key}={value}" for key, value in named.items() if value is not None] + arguments.set
+    trackers = ["run.trackers=[wandb]"] if arguments.wandb else []
+    return [assign(key, value) for key, value in named.items() if value is not None] + trackers + arguments.set
 
 
 def main() -> int:

@@ -15,9 +15,11 @@ from accelerate.utils import set_seed
 
 from glip_hf.data.scene_metrics import evaluate_scenes
 from glip_hf.training.loop import Run
-from glip_hf.training.recipe import RecipeError, load_recipe
+from glip_hf.training.recipe import assign, load_recipe
 from glip_hf.training.scene_batches import scene_batches
+from glip_hf.training.source_batches import source_batches
 from glip_hf.training.start import start_model
+from glip_hf.training.tuning import tune
 
 DEFAULT = Path(__file__).parent / "configs" / "scenes.yaml"
 
@@ -32,8 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, help="optimiser steps")
     parser.add_argument("--checkpoint-every", type=int, help="steps between checkpoints")
     parser.add_argument("--resume", help="'latest' or a checkpoint directory")
+    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases in place of TensorBoard")
     parser.add_argument("--push-to-hub", help="repository of the finished model, user/name")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. optimizer.lr=5e-5")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="e.g. optimizer.lr=5e-5"
+    )
     return parser.parse_args()
 
 
@@ -46,7 +51,8 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         "run.resume": arguments.resume,
         "run.push_to_hub": arguments.push_to_hub,
     }
-    return [f"{key}={value}" for key, value in named.items() if value is not None] + arguments.set
+    trackers = ["run.trackers=[wandb]"] if arguments.wandb else []
+    return [assign(key, value) for key, value in named.items() if value is not None] + trackers + arguments.set
 
 
 def main() -> int:
@@ -55,40 +61,28 @@ def main() -> int:
         recipe = load_recipe(arguments.config, overrides(arguments))
         set_seed(recipe.run.seed)
         model, processor = start_model(recipe.model)
-    except (RecipeError, OSError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
-        return 2
-
-    if recipe.data.sources:
-        from glip_hf.training.source_batches import source_batches
+        tune(model, recipe.tuning.mode)
 
         def make_batches(accelerator):
-            return source_batches(recipe, processor, accelerator.process_index, accelerator.num_processes)
-
-        evaluate = None
-    else:
-
-        def make_batches(accelerator):
+            rank, processes = accelerator.process_index, accelerator.num_processes
+            if recipe.data.sources:
+                return source_batches(recipe, processor, rank, processes, model.config)
+            data, run = recipe.data, recipe.run
+            accumulation = run.gradient_accumulation
             return scene_batches(
-                processor,
-                recipe.data.batch_size,
-                recipe.data.scenes,
-                recipe.run.seed,
-                recipe.run.gradient_accumulation,
-                accelerator.process_index,
-                accelerator.num_processes,
-                recipe.data.workers,
+                processor, data.batch_size, data.scenes, run.seed, accumulation, rank, processes, data.workers
             )
 
         def evaluate(model):
             metrics = evaluate_scenes(model, processor, num_scenes=64)
             return {"AP": metrics["ap"], **metrics}
 
-        if not recipe.run.evaluate_every:
-            evaluate = None
-
-    final = Run(recipe, model, processor, make_batches, evaluate).train()
-    print(final)
+        measured = recipe.run.evaluate_every and not recipe.data.sources
+        run = Run(recipe, model, processor, make_batches, evaluate if measured else None)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return 2
+    run.accelerator.print(run.train())
     return 0
 
 

@@ -3,7 +3,8 @@
 Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
 TERM_AT=n sends it SIGTERM then; POISON_AT=n puts NaN into a picture of step n; STRAY=1 draws random numbers between the
-steps. Every process leaves the losses of its steps in OUTPUT/losses_RANK.json.
+steps; BREAK_AT=n makes the gradient of step n infinite. Every process leaves the losses of its steps in
+OUTPUT/losses_RANK.json.
 """
 
 import json
@@ -66,8 +67,8 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def consecutive(number: int) -> range:
-    return range(number * GROUP, (number + 1) * GROUP)
+def consecutive(size: int, number: int) -> range:
+    return range(number * size, (number + 1) * size)
 
 
 class NoProcessor:
@@ -98,12 +99,13 @@ def main() -> None:
         config.fusion_dropout = config.dropblock_prob = config.backbone_config.drop_path_rate = 0.0
         config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     model = GlipForGrounding(config)
+    order = partial(consecutive, recipe.data.batch_size // recipe.run.gradient_accumulation)
     run = Run(
         recipe,
         model,
         NoProcessor(),
         lambda accelerator: LoaderBatches(
-            Pictures(), partial(consecutive), 1000, collate, accelerator.process_index, accelerator.num_processes
+            Pictures(), order, 1000, collate, accelerator.process_index, accelerator.num_processes
         ),
     )
     update, steps = run._update, []
@@ -111,7 +113,12 @@ def main() -> None:
     def recorded(batches: Iterator[dict]) -> tuple[dict[str, float], int]:
         if "STRAY" in os.environ:
             torch.rand(1)
+        breaks = int(os.environ.get("BREAK_AT", -1)) == run.progress.step
+        parameter = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+        hook = parameter.register_hook(lambda gradient: gradient * torch.inf) if breaks else None
         losses, count = update(batches)
+        if hook:
+            hook.remove()
         steps.append(losses)
         return losses, count
 

@@ -13,7 +13,8 @@ import torch
 from glip_hf import GlipForGrounding
 from glip_hf.training.batches import ShardSampler, per_process
 from glip_hf.training.checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
-from glip_hf.training.recipe import RecipeError
+from glip_hf.training.loop import Run
+from glip_hf.training.recipe import RecipeError, load_recipe
 
 WORKER = Path(__file__).with_name("run_worker.py")
 IMPORTS = os.pathsep.join([str(WORKER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -85,12 +86,47 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted: tuple[Path, dict], tmp_p
     process = start(tmp_path, "run.checkpoint_every=0", TERM_AT="2")
     text = finish(process)
     assert process.returncode == 0, text
+    assert all(name in text for name in ("token=", "bbox=", "centerness=", "lr=", "img/s=", "GB="))
     assert "asked to stop" in text and not (tmp_path / "final").exists()
     (saved,) = find_checkpoints(tmp_path / "checkpoints")
     assert saved.name == "step_00000003"
     for end in tmp_path.glob("end_*.pt"):
         end.unlink()
     assert_equal(run(tmp_path, "run.resume=latest"), uninterrupted[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_sigterm_to_the_launcher_of_one_process_reaches_the_run(tmp_path: Path) -> None:
+    """`accelerate launch` waits for a single process and passes no signal on to it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": IMPORTS}
+    command = [*LAUNCH[:3], str(WORKER), str(tmp_path), "run.checkpoint_every=0", "schedule.max_steps=100000"]
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in launcher.stdout:  # the bar's first word comes when the run listens
+        if "train:" in line:
+            break
+    launcher.send_signal(signal.SIGTERM)
+    assert "asked to stop" in launcher.stdout.read()  # to its end: the run holds the pipe too
+    assert find_checkpoints(tmp_path / "checkpoints")
+
+
+def test_a_changed_order_of_samples_is_refused(uninterrupted: tuple[Path, dict]) -> None:
+    output, _ = uninterrupted
+    resume = f"run.resume={output / 'checkpoints' / 'step_00000002'}"
+    process = start(output.with_name("other"), resume, "data.batch_size=8", "schedule.max_steps=8")
+    text = finish(process)
+    assert process.returncode != 0 and "data.batch_size=4, this one has 8" in text
+
+
+def test_what_would_be_passed_over_in_silence_is_refused(tmp_path: Path) -> None:
+    def started(*overrides: str) -> None:
+        recipe = load_recipe(None, [f"run.output_dir={tmp_path}", *overrides])
+        Run(recipe, None, None, lambda accelerator: None)
+
+    with pytest.raises(RecipeError, match="wandbb is unknown or not installed"):
+        started("run.trackers=[wandbb]")
+    for override in ("schedule.name=plateau", "tuning.early_stopping=2"):
+        with pytest.raises(RecipeError, match="follow a validation AP"):
+            started("run.evaluate_every=1", override)
 
 
 def test_nonfinite_loss_stops_with_the_batch(tmp_path: Path) -> None:
@@ -105,6 +141,13 @@ def test_nonfinite_loss_stops_with_the_batch(tmp_path: Path) -> None:
 
 def test_nonfinite_loss_may_be_skipped(tmp_path: Path) -> None:
     end = run(tmp_path, "run.on_nonfinite=zero", POISON_AT="1")
+    assert all(value.isfinite().all() for value in end["model"].values())
+
+
+def test_nonfinite_gradient_stops_or_is_skipped(tmp_path: Path) -> None:
+    process = start(tmp_path / "stop", BREAK_AT="1")
+    assert "the gradient is not finite at step 1" in finish(process) and process.returncode != 0
+    end = run(tmp_path / "zero", "run.on_nonfinite=zero", BREAK_AT="1")
     assert all(value.isfinite().all() for value in end["model"].values())
 
 
@@ -129,9 +172,17 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert close.float().mean() > 0.995, name
 
 
-def test_accumulation_divides_the_batch(tmp_path: Path) -> None:
-    end = run(tmp_path, "schedule.max_steps=2", "run.gradient_accumulation=2", "data.batch_size=8")
-    assert all(value.isfinite().all() for value in end["model"].values())
+def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
+    """Of the two micro-batches of a step the second has no box, and the losses' normalisers are those of both."""
+    options = ["schedule.max_steps=3"]
+    one = run(tmp_path / "one", *options, NO_DROPOUT="1")
+    two = run(tmp_path / "two", *options, "run.gradient_accumulation=2", NO_DROPOUT="1")
+    steps = [json.loads((tmp_path / name / "losses_0.json").read_text()) for name in ("one", "two")]
+    for whole, parts in zip(*steps, strict=True):
+        assert parts == pytest.approx(whole, rel=2e-4)
+    for name, value in one["model"].items():
+        close = (value - two["model"][name]).abs() <= 1e-5
+        assert close.float().mean() > 0.995, name
 
 
 def test_shards_are_the_parts_of_a_batch() -> None:

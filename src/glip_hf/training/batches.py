@@ -6,12 +6,26 @@ of P takes the r-th of P equal parts. One process with G pictures sees what P pr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .recipe import RecipeError
+
+
+class TrainingBatches(Protocol):
+    """What the loop learns from."""
+
+    def steps_per_epoch(self) -> int:
+        """Micro-batches of one pass over the data, the same on every process."""
+
+    def batches(self, start: int) -> Iterator[dict[str, Any]]:
+        """This process's micro-batches from number `start` of the run on, without end.
+
+        Each holds keyword arguments of `GlipForGrounding.forward` (tensors on the CPU, `labels` a list of dicts) and
+        `sample_ids`, a list that names the samples.
+        """
 
 
 def per_process(batch_size: int, accumulation: int, processes: int) -> int:
@@ -89,4 +103,4 @@ class LoaderBatches:
         )
 
 
-__all__ = ["LoaderBatches", "ShardSampler", "per_process"]
+__all__ = ["LoaderBatches", "ShardSampler", "TrainingBatches", "per_process"]

@@ -18,10 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.dataset import GroundingDataset, SampleMaker
-from ..data.sampling import NegativeSampling
+from ..data.dataset import GroundingDataset
 from ..data.sources import Source, read_coco
-from ..data.transforms import ImageTransform
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.driver import Detector, Options
@@ -29,9 +27,10 @@ from ..evaluation.tasks import Picture, detection_task
 from ..hub_glip import CARD_NAME
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
+from .card import base_id
 from .loop import Run
 from .recipe import Recipe, RecipeError, load_recipe
-from .source_batches import SourceBatches
+from .source_batches import ON_ERROR, SourceBatches, sample_maker
 from .tuning import trained_names
 
 VALIDATION_SHARE = 0.2
@@ -180,14 +179,7 @@ def tuning_batches(
         RecipeError: if prompts are to be tuned, and the names do not fit one caption.
     """
     data = recipe.data
-    maker = SampleMaker(
-        processor.tokenizer,
-        processor.image_processor,
-        ImageTransform(tuple(data.short_sides), data.long_side, data.flip),
-        NegativeSampling(data.negatives),
-        model.config.max_text_length,
-        greenlight=bool(model.config.mlm_loss_weight),
-    )
+    maker = sample_maker(recipe, processor, model.config)
     try:
         maker.prepare(source)
     except ValueError as error:
@@ -198,7 +190,7 @@ def tuning_batches(
         source,
         maker,
         seed=recipe.run.seed,
-        on_error={"skip": "replace", "fail": "raise"}[data.on_broken],
+        on_error=ON_ERROR[data.on_broken],
         max_replaced=data.max_broken,
     )
     pad_token_id = processor.tokenizer.pad_token_id
@@ -292,18 +284,24 @@ class TuningRun(Run):
             self.accelerator.print(f"best: step {self.best.step}, AP {self.progress.best:.4f}")
         return super()._finish()
 
-    def _save_model(self, model: GlipForGrounding, directory: Path, averaged: bool) -> None:
+    @property
+    def _measured_last(self) -> bool:
+        history = self.progress.history
+        return bool(history) and history[-1]["step"] == self.progress.step == self.best.step
+
+    def _save_model(
+        self, model: GlipForGrounding, directory: Path, averaged: bool, weights: dict[str, Tensor] | None
+    ) -> None:
         if self.recipe.tuning.mode != "prompt":
-            super()._save_model(model, directory, averaged)
+            super()._save_model(model, directory, averaged, weights)
             return
         model.save_prompt_table(directory)
         (directory / CARD_NAME).write_text(self._table_card(model, directory), encoding="utf-8")
-        repository = self.recipe.run.push_to_hub
-        if repository and (averaged or self.average is None):
-            model.push_prompt_table(repository)
+        self._push(directory, averaged)
 
     def _table_card(self, model: GlipForGrounding, directory: Path) -> str:
         base = self.recipe.model.start_from
+        metadata = f"base_model: {base}\n" if base_id(self.recipe) else ""
         measured = ", ".join(
             f"{name} {value:.3f}"
             for name, value in (self.progress.history or [{}])[-1].items()
@@ -311,7 +309,7 @@ class TuningRun(Run):
         )
         count = sum(dict(model.named_parameters())[name].numel() for name in trained_names(model))
         return (
-            f"---\nbase_model: {base}\ntags: [glip, prompt-tuning]\n---\n\n# Prompt table for {base}\n\n"
+            f"---\n{metadata}tags: [glip, prompt-tuning]\n---\n\n# Prompt table for {base}\n\n"
             f"{count:,} numbers, added to the text of the base model and trained for {self.progress.step} steps; "
             f"the model itself is unchanged. Validation: {measured or 'none'}.\n\n```python\n"
             f'model = GlipForGrounding.from_pretrained("{base}")\n'

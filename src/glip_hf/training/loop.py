@@ -8,48 +8,45 @@ seed, so a run that is killed and resumed ends with the same parameters as one t
 import contextlib
 import json
 import logging
+import math
 import os
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from .._launch import warn_if_alone
+from ..boxes_glip import make_anchors
+from ..configuration_glip import PYRAMID_STRIDES
+from ..loss_glip import accumulation_weights, mean_over_processes, positives
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
+from .batches import TrainingBatches, per_process
 from .card import write_card
 from .checkpoints import resolve_checkpoint, write_checkpoint
 from .optimization import ExponentialAverage, Schedule, build_optimizer
-from .recipe import Recipe, dump_recipe
+from .recipe import Recipe, RecipeError, dump_recipe
+from .stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-
-class TrainingBatches(Protocol):
-    """What the loop learns from."""
-
-    def steps_per_epoch(self) -> int:
-        """Micro-batches of one pass over the data, the same on every process."""
-
-    def batches(self, start: int) -> Iterator[dict[str, Any]]:
-        """This process's micro-batches from number `start` of the run on, without end.
-
-        Each holds keyword arguments of `GlipForGrounding.forward` (tensors on the CPU, `labels` a list of dicts) and
-        `sample_ids`, a list that names the samples.
-        """
+SHARDED = ("FSDP", "DEEPSPEED")
+BAR_NAMES = {"images_per_second": "img/s", "memory_gb": "GB", "gradient_norm": "norm"}
+"""How the progress bar calls what is logged; a `loss_` before a name goes too."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the batch lies at the path the message names."""
+    """The loss or its gradient became NaN or infinite; the batch lies at the path the message names."""
 
 
 @dataclass
@@ -61,6 +58,8 @@ class Progress:
     best: float = float("-inf")
     evaluations_without_gain: int = 0
     history: list[dict[str, float]] | None = None
+    order: dict[str, int] | None = None
+    """What decides which samples a step holds."""
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -78,6 +77,33 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [to_device(item, device) for item in value]
     return value
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held: of the accelerator where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers whose packages are missing, which accelerate would pass over in silence.
+
+    Raises:
+        RecipeError: naming the tracker.
+    """
+    available = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name != "all" and name not in available:
+            raise RecipeError(
+                f"run.trackers={names}: {name} is unknown or not installed (pip install {name}); there are "
+                f"{', '.join(available) or 'none'}. run.trackers=[] keeps no log."
+            )
 
 
 class Run:
@@ -102,6 +128,12 @@ class Run:
         settings = recipe.run
         self.recipe, self.processor, self.evaluate = recipe, processor, evaluate
         self.output = Path(settings.output_dir)
+        check_trackers(settings.trackers)
+        if evaluate is None and (recipe.schedule.name == "plateau" or recipe.tuning.early_stopping):
+            raise RecipeError(
+                "schedule.name=plateau and tuning.early_stopping follow a validation AP, and this run has none: use "
+                "schedule.name=multistep and tuning.early_stopping=0, or examples/finetune.py."
+            )
         self.accelerator = Accelerator(
             # Said outright: several processes that find no accelerator would else not know of each other.
             cpu=not torch.accelerator.is_available(),
@@ -126,17 +158,42 @@ class Run:
         self.max_steps = recipe.schedule.max_steps or max(
             recipe.schedule.epochs * self.batches.steps_per_epoch() // accumulation, 1
         )
+        self._check_sharding()
         optimizer = build_optimizer(model, recipe.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule = Schedule(optimizer, recipe.schedule, self.max_steps)
-        self.progress = Progress(history=[])
+        order = {
+            "run.seed": settings.seed,
+            "data.batch_size": recipe.data.batch_size,
+            "run.gradient_accumulation": accumulation,
+        }
+        self.progress = Progress(history=[], order=order)
         self.average = None
         resumable: list[Any] = [self.schedule, self.progress]
         if settings.ema_decay:
             self.average = ExponentialAverage(self._trained(), settings.ema_decay)
             resumable.append(self.average)
         self.accelerator.register_for_checkpointing(*resumable)
-        self._stop_requested = False
+        self._stop = StopRequest()
+
+    def _check_sharding(self) -> None:
+        """Tell DeepSpeed what accelerate would read off a loader of its own, and refuse what cannot be averaged."""
+        recipe, accelerator = self.recipe, self.accelerator
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin is not None:
+            accumulation = recipe.run.gradient_accumulation
+            size = per_process(recipe.data.batch_size, accumulation, accelerator.num_processes)
+            plugin.deepspeed_config.update(
+                train_micro_batch_size_per_gpu=size,
+                gradient_accumulation_steps=accumulation,
+                gradient_clipping=recipe.optimizer.clip_norm,
+            )
+        flat = accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2
+        if recipe.run.ema_decay and (flat or (plugin is not None and plugin.zero_stage == 3)):
+            raise RecipeError(
+                f"run.ema_decay={recipe.run.ema_decay} averages parameters, which FSDP1 and ZeRO-3 hold flat and in "
+                "parts: set run.ema_decay=0, or use FSDP2 (fsdp_version: 2) or ZeRO-2."
+            )
 
     @property
     def unwrapped(self) -> GlipForGrounding:
@@ -165,6 +222,11 @@ class Run:
                 for name, parameter in self._trained():
                     parameter.copy_(own[name])
 
+    @property
+    def _measured_last(self) -> bool:
+        """Whether the weights at hand have been measured already."""
+        return False
+
     # -- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> Path:
@@ -182,7 +244,14 @@ class Run:
         checkpoint = resolve_checkpoint(self.recipe.run.resume, self.output / "checkpoints")
         if checkpoint is None:
             return
+        now = self.progress.order
         self.accelerator.load_state(str(checkpoint))
+        for key, value in now.items():
+            if (before := (self.progress.order or now)[key]) != value:
+                raise RecipeError(
+                    f"{checkpoint} comes from a run with {key}={before}, this one has {value}: its steps would hold "
+                    f"other samples. Set {key}={before}, or start anew from it with model.start_from."
+                )
         self.accelerator.print(f"resumed from {checkpoint}, step {self.progress.step} of {self.max_steps}")
 
     # -- one step ---------------------------------------------------------------------------------
@@ -205,6 +274,31 @@ class Run:
         torch.save({"batch": to_device(batch, torch.device("cpu")), "losses": losses}, path)
         return path
 
+    def _stop_at(self, what: str, batch: dict[str, Any], losses: dict[str, float]) -> None:
+        """Save the batch and stop, unless such steps are to be skipped."""
+        if self.recipe.run.on_nonfinite == "zero":
+            return
+        path = self._dump_batch(batch, losses)
+        raise NonFiniteLossError(
+            f"{what} is not finite at step {self.progress.step} ({losses}); samples {batch['sample_ids']} are saved "
+            f"in {path}. Lower optimizer.lr, use bf16, or set run.on_nonfinite=zero to skip such steps, as the "
+            "original did."
+        )
+
+    def _weights(self, batches: list[dict[str, Any]]) -> list[dict[str, float]]:
+        """Factors by which a step of several micro-batches has the loss of one large batch."""
+        if len(batches) == 1:
+            return [{}]
+        config, counts = self.unwrapped.config, []
+        for batch in batches:
+            height, width = batch["pixel_values"].shape[-2:]
+            shapes = [(-(-height // stride), -(-width // stride)) for stride in PYRAMID_STRIDES]
+            device = self.accelerator.device
+            anchors = make_anchors(shapes, PYRAMID_STRIDES, config.anchor_scale, device)
+            sizes = [rows * columns for rows, columns in shapes]
+            counts.append(torch.stack(positives(to_device(batch["labels"], device), anchors, sizes, config.atss_top_k)))
+        return accumulation_weights(*mean_over_processes(torch.stack(counts, dim=1)))
+
     def _update(self, micro_batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
         """One optimiser step; returns this process's mean losses and its number of pictures."""
         settings = self.recipe.run
@@ -212,32 +306,29 @@ class Run:
         totals: dict[str, float] = {}
         pictures = 0
         finite = True
-        for _ in range(settings.gradient_accumulation):
-            batch = dict(next(micro_batches))
-            sample_ids = batch.pop("sample_ids")
+        batches = [dict(next(micro_batches)) for _ in range(settings.gradient_accumulation)]
+        for batch, weights in zip(batches, self._weights(batches)):
             inputs = to_device(batch, self.accelerator.device)
+            del inputs["sample_ids"]
             with self.accelerator.accumulate(self.model):
-                outputs = self.model(**inputs)
-                losses = {name: value.item() for name, value in outputs.loss_dict.items()}
-                losses["loss"] = outputs.loss.item()
-                (broken,) = self._agree(not torch.isfinite(outputs.loss).item())
-                if broken and settings.on_nonfinite == "stop":
-                    path = self._dump_batch({**batch, "sample_ids": sample_ids}, losses)
-                    raise NonFiniteLossError(
-                        f"the loss is not finite at step {self.progress.step} ({losses}); samples "
-                        f"{sample_ids} are saved in {path}. Lower optimizer.lr, use bf16, or set "
-                        "run.on_nonfinite=zero to skip such steps, as the original did."
-                    )
+                terms = {
+                    name: value * weights.get(name, weights.get("positives", 1.0)) if name != "loss_mlm" else value
+                    for name, value in self.model(**inputs).loss_dict.items()
+                }
+                loss = sum(terms.values())
+                losses = {name: value.item() for name, value in terms.items()} | {"loss": loss.item()}
+                (broken,) = self._agree(not math.isfinite(losses["loss"]))
+                if broken:
+                    self._stop_at("the loss", batch, losses)
                 finite &= not broken
-                self.accelerator.backward(outputs.loss)
-                if self.accelerator.sync_gradients:
-                    if not finite:
-                        self.optimizer.zero_grad()
-                    elif self.recipe.optimizer.clip_norm:
-                        norm = self.accelerator.clip_grad_norm_(
-                            self.model.parameters(), self.recipe.optimizer.clip_norm
-                        )
-                        totals["gradient_norm"] = float(norm)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and finite and self.recipe.optimizer.clip_norm:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+                    totals["gradient_norm"] = norm = float(norm) if norm is not None else 0.0  # DeepSpeed clips itself
+                    # With fp16 the scaler skips such a step by itself, and tries a smaller scale.
+                    if not math.isfinite(norm) and self.accelerator.scaler is None:
+                        self._stop_at("the gradient", batch, losses)
+                        finite = False
                 if finite:
                     self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -265,21 +356,16 @@ class Run:
         if settings.trackers:
             self.accelerator.init_trackers("glip_hf")
         self._resume()
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            stopped = self._steps()
-            signal.signal(signal.SIGTERM, previous)
+            with self._stop.listening():
+                stopped = self._steps()
             if stopped:
                 self.accelerator.print(f"asked to stop: saved {stopped}; go on with --resume latest")
                 return stopped
             return self._finish()
         finally:
-            signal.signal(signal.SIGTERM, previous)
             if settings.trackers:
                 self.accelerator.end_training()  # it also takes leave of the other processes: nothing can follow
-
-    def _request_stop(self, *_: Any) -> None:
-        self._stop_requested = True
 
     def _steps(self) -> Path | None:
         settings, progress = self.recipe.run, self.progress
@@ -311,7 +397,7 @@ class Run:
                     self.accelerator.print(f"no better AP for {progress.evaluations_without_gain} evaluations")
                     break
             due = settings.checkpoint_every and progress.step % settings.checkpoint_every == 0
-            (stop,) = self._agree(self._stop_requested)
+            (stop,) = self._agree(self._stop.raised)
             if due or stop or at_end:
                 checkpoint = self.save()
                 if stop:
@@ -323,9 +409,9 @@ class Run:
         values = {name: sum(w.get(name, 0.0) for w in window) / len(window) for name in window[-1]}
         values["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         values["images_per_second"] = pictures * self.accelerator.num_processes / seconds
-        if torch.cuda.is_available():
-            values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        bar.set_postfix({name: f"{value:.3g}" for name, value in values.items() if "_" not in name})
+        values["memory_gb"] = peak_memory_gb()
+        names = {name: BAR_NAMES.get(name, name.removeprefix("loss_")) for name in values}
+        bar.set_postfix({names[name]: f"{value:.3g}" for name, value in values.items()})
         self.accelerator.log(values, step=self.progress.step)
 
     def _evaluate(self) -> bool:
@@ -351,20 +437,32 @@ class Run:
 
     def _finish(self) -> Path:
         """Measure a last time and write the Hub-ready directories."""
-        self._evaluate()
+        if not self._measured_last:
+            self._evaluate()
         final = self.output / "final"
         self.accelerator.wait_for_everyone()
+        # Every process takes part in putting sharded weights together; one writes.
+        self._export(final, averaged=False)
+        if self.average is not None:
+            with self.averaged():
+                self._export(self.output / "final-ema", averaged=True)
         if self.accelerator.is_main_process:
-            self._save_model(self.unwrapped, final, averaged=False)
-            if self.average is not None:
-                with self.averaged() as model:
-                    self._save_model(model, self.output / "final-ema", averaged=True)
             (self.output / "history.json").write_text(json.dumps(self.progress.history, indent=1))
         self.accelerator.wait_for_everyone()
         return final
 
-    def _save_model(self, model: GlipForGrounding, directory: Path, averaged: bool) -> None:
-        model.save_pretrained(directory)
+    def _export(self, directory: Path, averaged: bool) -> None:
+        weights = None
+        if self.accelerator.distributed_type in SHARDED:
+            weights = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            self._save_model(self.unwrapped, directory, averaged, weights)
+
+    def _save_model(
+        self, model: GlipForGrounding, directory: Path, averaged: bool, weights: dict[str, torch.Tensor] | None
+    ) -> None:
+        """Write the directory; `weights`, if the model itself holds a part of them only."""
+        model.save_pretrained(directory, state_dict=weights)
         self.processor.save_pretrained(directory)
         write_card(
             directory,
@@ -374,12 +472,16 @@ class Run:
             self.accelerator.num_processes,
             self.progress.history,
             averaged,
+            measured_average=self.average is not None,
         )
-        if averaged or self.average is None:
-            repository = self.recipe.run.push_to_hub
-            if repository:
-                HfApi().create_repo(repository, exist_ok=True)
-                HfApi().upload_folder(repo_id=repository, folder_path=directory)
+        self._push(directory, averaged)
+
+    def _push(self, directory: Path, averaged: bool) -> None:
+        """Upload the directory, if it is the one that is wanted: the averaged weights, where they are kept."""
+        repository = self.recipe.run.push_to_hub
+        if repository and (averaged or self.average is None):
+            HfApi().create_repo(repository, exist_ok=True)
+            HfApi().upload_folder(repo_id=repository, folder_path=directory)
 
 
-__all__ = ["NonFiniteLossError", "Progress", "Run", "TrainingBatches"]
+__all__ = ["NonFiniteLossError", "Progress", "Run"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .recipe import OptimizerRecipe, ScheduleRecipe
 
@@ -129,11 +130,24 @@ class Schedule:
         self._apply()
 
 
+def gathered(value: Tensor) -> Tensor:
+    """A tensor whole, also where processes hold a part of it each; all of them must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def put(target: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one of which this process may hold a part; all of them must do so."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
 class ExponentialAverage:
     """Running average of a model's state: average = decay * average + (1 - decay) * value, after each update.
 
     No bias correction and no warm-up, as in the original. Integer buffers are copied. It holds float32 copies on the
-    parameters' device.
+    parameters' device, of sharded parameters (FSDP2) this process's part; its state is whole.
     """
 
     def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], decay: float) -> None:
@@ -156,19 +170,21 @@ class ExponentialAverage:
         torch._foreach_add_(averages, values, alpha=1 - self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "average": self.average}
+        return {"decay": self.decay, "average": {name: gathered(value) for name, value in self.average.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.decay = state["decay"]
         for name, value in state["average"].items():
-            self.average[name].copy_(value)
+            put(self.average[name], value)
 
 
 __all__ = [
     "ExponentialAverage",
     "Schedule",
     "build_optimizer",
+    "gathered",
     "lr_multiplier",
     "parameter_groups",
+    "put",
     "weight_decay_multiplier",
 ]

@@ -3,14 +3,16 @@
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .._extras import require
+from ..configuration_glip import GlipConfig
 
 
 class RecipeError(ValueError):
@@ -48,7 +50,9 @@ class DataRecipe:
     Attributes:
         root: folder that the sources' relative paths start at.
         sources: one mapping a data set: `name` of a known one, or `format` of a reader and its arguments (see
-            `glip_hf.data.build_source`); `copies` repeats it. Empty: the generated scenes.
+            `glip_hf.data.build_source`); `copies` repeats it, or `weight` gives it a share of `epoch_samples`. A single
+            one of format `hub` may say `streaming: true`. Empty: the generated scenes.
+        epoch_samples: pictures an epoch, where sources have a `weight` in place of `copies`.
         scenes: number of generated scenes an epoch, where there are no sources.
         short_sides: shortest side of a picture, drawn from these; long_side: bound of the longest. Pixels.
         flip: probability of a horizontal flip.
@@ -63,6 +67,7 @@ class DataRecipe:
 
     root: str = "."
     sources: list[dict[str, Any]] = field(default_factory=list)
+    epoch_samples: int = 0
     scenes: int = 64_000
     short_sides: list[int] = field(default_factory=lambda: [480, 560, 640, 720, 800])
     long_side: int = 1333
@@ -205,8 +210,15 @@ class Recipe:
             "optimizer.lr": self.optimizer.lr,
         }
         for key, value in positive.items():
-            if value <= 0:
+            if not value > 0:
                 raise RecipeError(f"{key}={value} must be above 0.")
+        for section, keys in _NOT_NEGATIVE.items():
+            for key in keys:
+                if not (value := getattr(getattr(self, section), key)) >= 0:
+                    raise RecipeError(f"{section}.{key}={value} must be 0 or more.")
+        if len(self.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            raise RecipeError(f"optimizer.betas={self.optimizer.betas} must be two numbers in [0, 1).")
+        _check_config(self.model.config)
         if not self.data.short_sides or min(self.data.short_sides) < 1:
             raise RecipeError(f"data.short_sides={self.data.short_sides} must list sides in pixels.")
         if not 0 <= self.data.flip <= 1:
@@ -231,12 +243,55 @@ class Recipe:
                     f"data.sources[{index}]={source} has neither `format`, the name of its reader, nor `name`, a known "
                     "data set (see glip_hf.data.CATALOGUE)."
                 )
+        if any("weight" in source for source in self.data.sources) and self.data.epoch_samples <= 0:
+            raise RecipeError("data.sources with a weight share out an epoch: set data.epoch_samples, its pictures.")
+        streamed = [source for source in self.data.sources if source.get("streaming")]
+        if streamed and (len(self.data.sources) > 1 or streamed[0].get("format") != "hub"):
+            raise RecipeError(
+                f"data.sources={self.data.sources}: only a single source of format hub can be streamed; drop "
+                "`streaming` to mix it with others."
+            )
+        if streamed and self.schedule.max_steps <= 0:
+            raise RecipeError("a streamed source has no known length: set schedule.max_steps.")
+
+
+_NOT_NEGATIVE = {
+    "data": ("epoch_samples", "negatives", "workers", "max_broken", "scenes"),
+    "optimizer": ("text_lr", "bias_lr_factor", "weight_decay", "eps", "clip_norm"),
+    "schedule": ("max_steps", "epochs", "gamma", "warmup_steps", "warmup_factor"),
+    "tuning": ("early_stopping",),
+    "run": ("seed", "checkpoint_every", "log_every", "evaluate_every", "cpu_threads"),
+}
+
+
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)), None)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse fields that `GlipConfig` has not: Transformers would keep them in silence."""
+    known = GlipConfig().to_dict() | {"attn_implementation": None}
+    for key in config:
+        if key not in known:
+            nearest = _nearest(str(key), known)
+            hint = f"did you mean model.config.{nearest}?" if nearest else "see glip_hf.GlipConfig."
+            raise RecipeError(f"unknown key model.config.{key}: {hint}")
+
+
+def _other_section(key: str) -> str | None:
+    """The full name of `key` where some section has it."""
+    for section, kind in typing.get_type_hints(Recipe).items():
+        if key in typing.get_type_hints(kind):
+            return f"{section}.{key}"
+    return None
 
 
 def _check_type(key: str, value: Any, expected: Any) -> Any:
     """`value` as the annotated type, or a RecipeError; an int is accepted for a float."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin is Literal:
+        if value is False and "no" in arguments:
+            value = "no"  # YAML 1.1 reads it as a boolean
         if value not in arguments:
             raise RecipeError(f"{key}={value!r} is unknown: choose one of {', '.join(map(str, arguments))}.")
         return value
@@ -273,8 +328,9 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     fields = {}
     for key, value in values.items():
         if key not in hints:
-            nearest = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"known: {', '.join(hints)}."
+            nearest = _nearest(str(key), hints)
+            nearest = _other_section(str(key)) or (nearest and f"{prefix}{nearest}")
+            hint = f"did you mean {nearest}?" if nearest else f"known: {', '.join(hints)}."
             raise RecipeError(f"unknown key {prefix}{key}: {hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
@@ -289,13 +345,24 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     """Apply `section.key=value`, the value in YAML."""
     key, equals, text = assignment.partition("=")
     if not equals or "." not in key:
-        raise RecipeError(f"override {assignment!r} must read section.key=value, e.g. optimizer.lr=5e-5.")
+        full = _other_section(key)
+        example = f"did you mean {full}={text}?" if full else "e.g. optimizer.lr=5e-5."
+        raise RecipeError(f"override {assignment!r} must read section.key=value: {example}")
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise RecipeError(f"override {assignment!r}: {section} is no section.")
-    values[name] = require("yaml", "train").safe_load(text)
+    yaml = require("yaml", "train")
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {assignment!r}: the value is no valid YAML: {error}") from error
+
+
+def assign(key: str, value: str | int | float) -> str:
+    """An override that gives `key` this very value: text stays text, also where YAML would read a number in it."""
+    return f"{key}={json.dumps(value)}"
 
 
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -324,4 +391,4 @@ def dump_recipe(recipe: Recipe) -> str:
     return require("yaml", "train").safe_dump(dataclasses.asdict(recipe), sort_keys=False)
 
 
-__all__ = ["Recipe", "RecipeError", "dump_recipe", "load_recipe"]
+__all__ = ["Recipe", "RecipeError", "assign", "dump_recipe", "load_recipe"]

@@ -1,43 +1,63 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Data sets as a run learns from them: sources, mixture, samples, batches of like aspect ratio."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from ..configuration_glip import GlipConfig
 from ..data import (
     GroundingCollator,
     GroundingDataset,
     GroupedBatchSampler,
+    HubStream,
     ImageTransform,
     NegativeSampling,
     SampleMaker,
+    StreamingBatches,
     build_mixture,
 )
 from ..processing_glip import GlipProcessor
-from .batches import per_process
+from .batches import TrainingBatches, per_process
 from .recipe import Recipe
 
+logger = logging.getLogger(__name__)
 
-def build_dataset(recipe: Recipe, processor: GlipProcessor) -> GroundingDataset:
+ON_ERROR = {"skip": "replace", "fail": "raise"}
+"""`data.on_broken` in the words of the data sets."""
+
+
+def sample_maker(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> SampleMaker:
+    """How a run makes its samples; `config` is that of the model it trains."""
+    data, length = recipe.data, config.max_text_length
+    return SampleMaker(
+        processor.tokenizer,
+        processor.image_processor,
+        ImageTransform(tuple(data.short_sides), data.long_side, data.flip),
+        NegativeSampling(num_negatives=data.negatives, max_tokens=length - 2),
+        length,
+        greenlight=config.mlm_loss_weight > 0,
+    )
+
+
+def build_dataset(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> GroundingDataset:
     """The recipe's sources as one data set of training samples.
 
     Raises:
         ValueError: for a source that cannot be read as described; names it.
     """
-    data = recipe.data
-    maker = SampleMaker(
-        processor.tokenizer,
-        processor.image_processor,
-        ImageTransform(tuple(data.short_sides), data.long_side, data.flip),
-        NegativeSampling(num_negatives=data.negatives),
-        greenlight=recipe.model.config.get("mlm_loss_weight", 0) > 0,
+    data, seed = recipe.data, recipe.run.seed
+    mixture = build_mixture(data.sources, data.root, data.cache_dir, seed, data.epoch_samples or None)
+    return GroundingDataset(
+        mixture,
+        sample_maker(recipe, processor, config),
+        seed=seed,
+        on_error=ON_ERROR[data.on_broken],
+        max_replaced=data.max_broken,
     )
-    mixture = build_mixture(data.sources, data.root, data.cache_dir, recipe.run.seed)
-    on_error = {"skip": "replace", "fail": "raise"}[data.on_broken]
-    return GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
 
 
 class SourceBatches:
@@ -86,10 +106,45 @@ class _NamedBatch:
         return batch
 
 
-def source_batches(recipe: Recipe, processor: GlipProcessor, rank: int, processes: int) -> SourceBatches:
-    """Batches of the recipe's sources for one process."""
-    dataset = build_dataset(recipe, processor)
+class StreamedBatches:
+    """`TrainingBatches` of a single streamed source; see `StreamingBatches` for the order."""
+
+    def __init__(self, recipe: Recipe, processor: GlipProcessor, rank: int, processes: int, config: GlipConfig) -> None:
+        data = recipe.data
+        options = dict(data.sources[0])
+        for key in ("format", "streaming", "copies", "weight"):
+            options.pop(key, None)
+        self.options = {
+            "stream": HubStream(**options),
+            "maker": sample_maker(recipe, processor, config),
+            "collator": _NamedBatch(GroundingCollator(processor.tokenizer.pad_token_id, with_info=True)),
+            "batch_size": per_process(data.batch_size, recipe.run.gradient_accumulation, processes),
+            "seed": recipe.run.seed,
+            "rank": rank,
+            "world_size": processes,
+            "on_error": ON_ERROR[data.on_broken],
+            "max_replaced": data.max_broken,
+        }
+        self.workers = min(data.workers, StreamingBatches(**self.options).num_shards)
+        if self.workers < data.workers:
+            logger.warning(f"data.workers={data.workers}: the stream has shards for {self.workers} of them only.")
+
+    def steps_per_epoch(self) -> int:
+        raise ValueError("a streamed source has no known length: set schedule.max_steps.")
+
+    def batches(self, start: int) -> Iterator[dict[str, Any]]:
+        stream = StreamingBatches(**self.options, skip_batches=start)
+        return stream.loader(self.workers, generator=torch.Generator().manual_seed(start))
+
+
+def source_batches(
+    recipe: Recipe, processor: GlipProcessor, rank: int, processes: int, config: GlipConfig
+) -> TrainingBatches:
+    """Batches of the recipe's sources for one process; `config` is that of the model to train."""
+    if recipe.data.sources[0].get("streaming"):
+        return StreamedBatches(recipe, processor, rank, processes, config)
+    dataset = build_dataset(recipe, processor, config)
     return SourceBatches(dataset, recipe, processor.tokenizer.pad_token_id, rank, processes)
 
 
-__all__ = ["SourceBatches", "build_dataset", "source_batches"]
+__all__ = ["ON_ERROR", "SourceBatches", "StreamedBatches", "build_dataset", "sample_maker", "source_batches"]

@@ -1,11 +1,14 @@
 """`check_data` names what is wrong, all of it, with file and id."""
 
+import argparse
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from glip_hf.data import KINDS, check_data
+from glip_hf.data.cli import add_arguments, run
 from tests.data.original_formats import SIZES, coco_content, write_tsv
 
 
@@ -101,14 +104,14 @@ def test_every_damage_of_a_grounding_set_is_named(mdetr_set, tmp_path, tokenizer
         box | {"id": 14, "tokens_positive": [["a", 4]]},
         box | {"id": 15, "image_id": 2, "tokens_positive": [[0, 3]]},
         box | {"id": 16, "image_id": 2, "tokens_positive": [[1196, 1199]]},
-        box | {"id": 17, "tokens_positive": []},  # a box without a phrase is allowed
+        box | {"id": 17, "tokens_positive": []},  # a box without a phrase is allowed, and told
     ]
     content["images"].append(content["images"][0] | {"id": 2, "caption": "cat " * 300})
     content["images"].append(content["images"][0] | {"id": 3, "data_source": "web"})
     (tmp_path / "final_mixed.json").write_text(json.dumps(content))
     report = check_data(mdetr_set, tokenizer=tokenizer)
     assert report.counts == {
-        "span_outside": 2, "span_empty": 2, "malformed": 2, "caption_too_long": 1, "phrase_truncated": 1
+        "span_outside": 2, "span_empty": 2, "malformed": 2, "caption_too_long": 1, "phrase_truncated": 1, "no_phrase": 1
     }  # fmt: skip
     assert [p.where for p in of_kind(report, "span_outside")] == [
         "annotation 10 of image 0",
@@ -119,6 +122,33 @@ def test_every_damage_of_a_grounding_set_is_named(mdetr_set, tmp_path, tokenizer
     assert of_kind(report, "caption_too_long")[0].detail.startswith("302 tokens, 256 fit")
     assert of_kind(report, "phrase_truncated")[0].where == "annotation 16 of image 2"
     assert "data_source 'web' has no folder" in of_kind(report, "malformed")[0].detail
+
+
+def test_what_training_copes_with_is_a_warning(coco_set, tmp_path):
+    content = coco_content()
+    free = max(entry["id"] for entry in content["categories"]) + 1
+    content["categories"] += [{"id": free, "name": "(_)"}, {"id": free + 1, "name": content["categories"][0]["name"]}]
+    box = {"image_id": 10, "category_id": content["categories"][0]["id"], "bbox": [1, 1, 5, 5]}
+    content["annotations"] = [box | {"id": 1, "area": float("nan")}, box | {"id": 2, "area": -3}, box | {"id": 3}]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    report = check_data(coco_set)
+    assert report.ok and report.counts == {"empty_name": 1, "duplicate_name": 1, "bad_area": 2}
+    assert of_kind(report, "bad_area")[1].detail == "area -3"
+    assert of_kind(report, "empty_name")[0].where == f"category {free}"
+    content["annotations"] = [box | {"id": 1, "iscrowd": "maybe"}]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert of_kind(check_data(coco_set), "malformed")[0].detail == "iscrowd 'maybe'"
+
+
+def test_a_recipe_is_checked_where_it_says(coco_set, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    names = f"annotations: {Path(coco_set['annotations']).name}, images: {Path(coco_set['images']).name}"
+    text = f"data: {{root: {tmp_path}, epoch_samples: 9, sources: [{{format: coco, {names}, weight: 2}}]}}"
+    recipe.write_text(text)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--recipe", str(recipe)])) == 0
+    assert "0 errors" in capsys.readouterr().out
 
 
 def test_unreadable_files(coco_set, tmp_path):
@@ -173,7 +203,7 @@ def test_many_findings_are_counted_and_few_kept(coco_set, tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(content))
     report = check_data(coco_set, max_per_kind=7)
     assert report.counts["empty_box"] == 50 and len(report.problems) == 7
-    assert "and 45 more" in str(report)
+    assert "and 43 more" in str(report) and "and 48 more" in "\n".join(report.lines(2))
 
 
 def test_a_data_set_of_the_hub(tmp_path):

@@ -16,6 +16,7 @@ from random_glip import load_photo, random_model, random_processor, save_random_
 from glip_hf.data.shards import (
     GroundedPair,
     Pair,
+    UnreadableShard,
     list_shards,
     read_pairs,
     reader_spec,
@@ -207,6 +208,25 @@ def test_a_broken_shard_stops_nobody(labeller: CaptionLabeller, tmp_path: Path) 
     counts = label_shards(labeller, shards, str(tmp_path / "out"))
     assert counts["broken_shard"] == 2 and counts["labelled"] == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"c.tar", "c.stats.json"}
+
+
+def test_shards_that_break_off(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:40] = b"\xff" * 36  # the first page; the footer says all is well
+    (tmp_path / "a.parquet").write_bytes(content)
+    whole = write_tar(tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[: len(whole) // 2])
+    for name in ("a.parquet", "b.tar"):
+        with pytest.raises(UnreadableShard, match=name):
+            list(read_pairs(str(tmp_path / name)))
+
+
+def test_a_caption_is_text(tmp_path: Path) -> None:
+    table = pa.table({"image": [b"x"], "caption": [["a cat", "a dog"]]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="row 0: column 'caption' holds"):
+        list(read_pairs(str(tmp_path / "a.parquet")))
 
 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -34,11 +34,20 @@ KINDS = DAMAGE | {
     "box_overhang": "a box reaches more than a pixel out of the picture and is clipped",
     "caption_too_long": "a caption is cut at the model's limit",
     "phrase_truncated": "a phrase is cut off with the end of its caption",
+    "no_phrase": "a box of a caption has no words",
+    "bad_area": "an area is negative, infinite or NaN",
+    "empty_name": "a category's name has no letter once it is cleaned",
+    "duplicate_name": "two categories have the same name once it is cleaned",
 }
 """Everything `check_data` finds, and what it is."""
 
-WARNINGS = frozenset({"box_overhang", "caption_too_long", "phrase_truncated"})
+WARNINGS = frozenset(
+    {"box_overhang", "caption_too_long", "phrase_truncated", "no_phrase", "bad_area", "empty_name", "duplicate_name"}
+)
 """Kinds that training copes with; all others lose something."""
+
+_NOT_READ = ("copies", "weight", "streaming")
+"""Entries of a data set's dictionary that say how it is mixed and read, not what it is."""
 
 _FILES: dict[str, Callable[..., CocoFile]] = {
     "coco": coco_file,
@@ -80,7 +89,7 @@ class DataReport:
         if self.counts[problem.kind] <= self.max_per_kind:
             self.problems.append(problem)
 
-    def lines(self, examples: int = 5) -> Iterator[str]:
+    def lines(self, examples: int = 20) -> Iterator[str]:
         """The report as text, with so many examples of each kind."""
         for name, counts in self.sources.items():
             yield (
@@ -141,7 +150,7 @@ def check_data(
         specs = [specs]
     report, begun = DataReport(max_per_kind), time.monotonic()
     for spec in specs:
-        resolved = {key: value for key, value in resolve_spec(spec).items() if key not in ("copies", "weight")}
+        resolved = {key: value for key, value in resolve_spec(spec).items() if key not in _NOT_READ}
         reader = resolved.pop("format")
         name = resolved.get("name") or str(
             resolved.get("annotations") or resolved.get("task") or resolved.get("yaml_file") or reader
@@ -203,7 +212,10 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         categories = None
         if not file.grounded and (file.categories or found):
             try:
-                categories = number_categories(file.categories or found, file.path)[0]
+                categories, names = number_categories(file.categories or found, file.path)
+                ids = {label: category for category, label in categories.items()}
+                for problem in _check_names(str(file.path), {ids[label]: name for label, name in names.items()}):
+                    report.add(problem)
             except ValueError as error:
                 report.add(Problem("malformed", str(file.path), "categories", str(error)))
         elif not file.grounded and found is not None:
@@ -229,6 +241,24 @@ def _examine(columns: Columns, categories: Iterable[int] | None) -> Iterator[Pro
     over = (boxes[:, :2] < -1).any(1) | (boxes[:, 2] > widths) | (boxes[:, 3] > heights)
     rows = np.flatnonzero(sound)[over]
     yield from (columns.describe("box_overhang", int(row)) for row in rows)
+    areas = np.frombuffer(columns.areas, dtype=np.float32)
+    for row in np.flatnonzero(~hurt & ~((areas >= 0) & np.isfinite(areas))):
+        problem = columns.describe("bad_area", int(row))
+        yield Problem(problem.kind, problem.file, problem.where, f"area {areas[row]:g}")
+    if columns.grounded:
+        counts = np.diff(np.frombuffer(columns.span_ends, dtype=np.int64), prepend=0)
+        yield from (columns.describe("no_phrase", int(row)) for row in np.flatnonzero(~hurt & (counts == 0)))
+
+
+def _check_names(file: str, names: Mapping[int, str]) -> Iterator[Problem]:
+    """Names, by category id, that no caption can tell apart or that no box can be found by."""
+    first: dict[str, int] = {}
+    for category, name in names.items():
+        cleaned = clean_name(name).strip().lower()
+        if not any(letter.isalnum() for letter in cleaned):
+            yield Problem("empty_name", file, f"category {category}", repr(name))
+        elif (other := first.setdefault(cleaned, category)) != category:
+            yield Problem("duplicate_name", file, f"category {category}", f"{name!r}, as of category {other}")
 
 
 def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-root", metavar="DIR", help="where relative paths begin")
     add("--pictures", choices=("decode", "header", "none"), default="decode", help="how far to read (%(default)s)")
     add("--tokenizer", metavar="DIR|HUB", help="also find captions and phrases that are cut off")
+    add("--examples", type=int, default=20, metavar="N", help="findings of each kind to list (%(default)s)")
     add("--json", action="store_true", help="the whole report as JSON")
 
 
@@ -43,26 +44,29 @@ def run(arguments: argparse.Namespace) -> int:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    report = check_data(_specs(arguments), arguments.data_root, images=arguments.pictures, tokenizer=tokenizer)
-    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    specs, root = _specs(arguments)
+    report = check_data(specs, root, images=arguments.pictures, tokenizer=tokenizer)
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else "\n".join(report.lines(arguments.examples)))
     return 0 if report.ok else 1
 
 
-def _specs(arguments: argparse.Namespace) -> list[dict]:
+def _specs(arguments: argparse.Namespace) -> tuple[list[dict], str | None]:
+    """What to check, and where its relative paths begin."""
     if (arguments.annotations is None) == (arguments.recipe is None):
         raise ValueError("name a file of annotations, or a --recipe.")
     if arguments.recipe is not None:
         from ..training.recipe import load_recipe
 
-        sources = load_recipe(arguments.recipe).data.sources
-        if not sources:
+        data = load_recipe(arguments.recipe).data
+        if not data.sources:
             raise ValueError(f"{arguments.recipe} has no data.sources: generated scenes need no check.")
-        return sources
+        # As in training, where the recipe's root counts unless the command line has another.
+        return data.sources, arguments.data_root or data.root
     names = {"tsv": "yaml_file", "odinw": "task"}
     spec = {"format": arguments.format, names.get(arguments.format, "annotations"): arguments.annotations}
     if arguments.images is not None:
         spec["images"] = arguments.images
-    return [spec]
+    return [spec], arguments.data_root
 
 
 __all__ = ["add_arguments", "run"]

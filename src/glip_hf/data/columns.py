@@ -140,6 +140,8 @@ class Columns:
                 self.spans.append(begin)
                 self.spans.append(end)
             self.categories.append(category)
+            if crowd not in (0, 1, None):
+                raise ValueError(f"iscrowd {crowd!r}")
             self.crowd.append(bool(crowd))
             if area is None:
                 area = box[2] * box[3] if self.xywh else (box[2] - box[0] + 1) * (box[3] - box[1] + 1)

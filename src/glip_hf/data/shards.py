@@ -19,6 +19,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -156,10 +157,22 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
     caption = _column(names, (caption_column,) if caption_column else CAPTION_COLUMNS, "column of captions", path)
     key = next((name for name in ID_COLUMNS if name in names), None)
     number = 0
-    for batch in table.iter_batches(ROWS_A_READ, columns=[name for name in (image, caption, key) if name]):
+    batches = table.iter_batches(ROWS_A_READ, columns=[name for name in (image, caption, key) if name])
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            raise UnreadableShard(f"{path} breaks off after row {number}: {error}") from error
+        if batch is None:
+            return
         for row in batch.to_pylist():
             value = row[image]
             value = value.get("bytes") if isinstance(value, Mapping) else value
+            if not isinstance(row[caption], str | None):
+                raise ValueError(
+                    f"{path}: row {number}: column {caption!r} holds {row[caption]!r:.60}, a caption is text: name "
+                    "another column, or make a row of each caption."
+                )
             yield Pair(str(row[key]) if key else f"{number:08d}", value, row[caption])
             number += 1
 
@@ -179,7 +192,7 @@ def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair
                         yield _pair(current, parts, caption_column)
                     current, parts = key, {}
                 parts[ending.lower()] = tar.extractfile(member).read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UnreadableShard(f"{path} cannot be read as a tar file: {error}") from error
     if current is not None:
         yield _pair(current, parts, caption_column)

@@ -48,7 +48,8 @@ class DataRecipe:
     """What is learned from.
 
     Attributes:
-        root: folder that the sources' relative paths start at.
+        root: folder that the sources' relative paths start at; by default they are looked for in `.`, `$DATASET`,
+            `DATASET`, `OUTPUT`, `data` and `MODEL`.
         sources: one mapping a data set: `name` of a known one, or `format` of a reader and its arguments (see
             `glip_hf.data.build_source`); `copies` repeats it, or `weight` gives it a share of `epoch_samples`. A single
             one of format `hub` may say `streaming: true`. Empty: the generated scenes.
@@ -65,7 +66,7 @@ class DataRecipe:
         cache_dir: where annotations are kept in Arrow form; default the `datasets` cache.
     """
 
-    root: str = "."
+    root: str | None = None
     sources: list[dict[str, Any]] = field(default_factory=list)
     epoch_samples: int = 0
     scenes: int = 64_000

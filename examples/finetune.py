@@ -95,7 +95,7 @@ def main() -> int:
             model,
             processor,
             lambda accelerator: tuning_batches(data.train, processor, recipe, model, accelerator),
-            Validation(data, processor, recipe.data.batch_size),
+            Validation(data, processor, recipe.data.batch_size, recipe.data.on_broken),
         )
     except (ImportError, OSError, ValueError) as error:
         print(f"finetune: {error}", file=sys.stderr)

@@ -96,16 +96,24 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted: tuple[Path, dict], tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
-def test_sigterm_to_the_launcher_of_one_process_reaches_the_run(tmp_path: Path) -> None:
-    """`accelerate launch` waits for a single process and passes no signal on to it."""
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_to_the_launcher_reaches_the_run(tmp_path: Path, processes: int) -> None:
+    """`accelerate launch` passes no signal on to a single process; of several it ends the loaders' workers too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": IMPORTS}
-    command = [*LAUNCH[:3], str(WORKER), str(tmp_path), "run.checkpoint_every=0", "schedule.max_steps=100000"]
-    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in launcher.stdout:  # the bar's first word comes when the run listens
-        if "train:" in line:
+    launch = [*LAUNCH, "--num_processes", "2"] if processes == 2 else LAUNCH[:3]
+    launcher = subprocess.Popen(
+        [*launch, str(WORKER), str(tmp_path), "run.checkpoint_every=0", "schedule.max_steps=100000"],
+        env=environment | {"WORKERS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in launcher.stdout:
+        if "img/s=" in line:  # on its way
             break
     launcher.send_signal(signal.SIGTERM)
-    assert "asked to stop" in launcher.stdout.read()  # to its end: the run holds the pipe too
+    text = launcher.stdout.read()  # to its end: the run holds the pipe too
+    assert "asked to stop" in text, text
     assert find_checkpoints(tmp_path / "checkpoints")
 
 

@@ -5,6 +5,7 @@ Micro-batch m of a run holds samples m * G .. (m + 1) * G - 1 of a fixed order, 
 of P takes the r-th of P equal parts. One process with G pictures sees what P processes see together.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +41,15 @@ def per_process(batch_size: int, accumulation: int, processes: int) -> int:
             f"run.gradient_accumulation={accumulation}: change one of them."
         )
     return batch_size // (accumulation * processes)
+
+
+def outlive_sigterm(worker_id: int) -> None:
+    """`worker_init_fn`: go on until the run itself stops.
+
+    Launchers and schedulers send SIGTERM to all processes of a group. A worker that died of it would bring down the run
+    before it has saved; one whose run has died sees that for itself.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ShardSampler(Sampler[list[int]]):
@@ -96,6 +106,7 @@ class LoaderBatches:
                 batch_sampler=ShardSampler(self.order, self.rank, self.processes, start),
                 collate_fn=self.collate,
                 num_workers=self.workers,
+                worker_init_fn=outlive_sigterm,
                 # Its own generator: a loader otherwise draws its workers' seed from the global one, which
                 # would shift every later dropout of a resumed run.
                 generator=torch.Generator().manual_seed(start),
@@ -103,4 +114,4 @@ class LoaderBatches:
         )
 
 
-__all__ = ["LoaderBatches", "ShardSampler", "TrainingBatches", "per_process"]
+__all__ = ["LoaderBatches", "ShardSampler", "TrainingBatches", "outlive_sigterm", "per_process"]

@@ -8,7 +8,9 @@ are frozen.
 """
 
 import json
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.dataset import GroundingDataset
+from ..data.records import ImageRef
 from ..data.sources import Source, read_coco
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
@@ -32,6 +35,8 @@ from .loop import Run
 from .recipe import Recipe, RecipeError, load_recipe
 from .source_batches import ON_ERROR, SourceBatches, sample_maker
 from .tuning import trained_names
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.2
 """Share of the training pictures held out where no validation file is given."""
@@ -200,18 +205,36 @@ def tuning_batches(
     return batches
 
 
+def _unreadable(paths: list[str]) -> dict[str, str]:
+    """What is wrong with the pictures that cannot be decoded, by path."""
+
+    def problem(path: str) -> str | None:
+        try:
+            ImageRef(path).load().close()
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        return {path: text for path, text in zip(paths, pool.map(problem, paths)) if text is not None}
+
+
 class Validation:
     """COCO's figures on the validation pictures, through the one post-processing path.
 
     Args:
         data: whose validation pictures; they are shared out to the processes.
         batch_size: pictures a pass of the backbone.
+        on_broken: `skip` warns of pictures that cannot be read and leaves them out; `fail` stops. All are read once,
+            now, so that no evaluation can fail in the middle of a run.
 
     Raises:
-        MissingPictures: if one is not there.
+        ValueError: naming the pictures that cannot be read, if there are to be none or none is left.
     """
 
-    def __init__(self, data: TuningData, processor: GlipProcessor, batch_size: int = 4) -> None:
+    def __init__(
+        self, data: TuningData, processor: GlipProcessor, batch_size: int = 4, on_broken: str = "skip"
+    ) -> None:
         self.data, self.processor, self.batch_size = data, processor, batch_size
         # The training file's names in their order: a prompt table knows no other caption.
         source = data.train
@@ -219,7 +242,14 @@ class Validation:
         self.task = detection_task("validation", data.annotations, data.images, categories=categories)
         wanted = {str(image_id) for image_id in data.validation.image_ids()}
         self.task.pictures = [p for p in self.task.pictures if str(p.image_id) in wanted]
-        self.task.check_pictures()
+        broken = _unreadable([picture.path for picture in self.task.pictures])
+        self.task.pictures = [picture for picture in self.task.pictures if picture.path not in broken]
+        if broken:
+            listed = "; ".join(list(broken.values())[:5])
+            what = f"{len(broken)} validation pictures cannot be read: {listed}"
+            if on_broken == "fail" or not self.task.pictures:
+                raise ValueError(f"{what}. Repair them, or leave them out with data.on_broken=skip.")
+            logger.warning(f"{what}. They are left out.")
 
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
         """`AP`, `AP50`, ... of the model, the same on every process."""

@@ -21,7 +21,7 @@ from ..data import (
     build_mixture,
 )
 from ..processing_glip import GlipProcessor
-from .batches import TrainingBatches, per_process
+from .batches import TrainingBatches, outlive_sigterm, per_process
 from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class SourceBatches:
                 batch_sampler=self.sampler,
                 collate_fn=self.collate,
                 num_workers=self.workers,
+                worker_init_fn=outlive_sigterm,
                 persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator().manual_seed(start),
@@ -134,7 +135,8 @@ class StreamedBatches:
 
     def batches(self, start: int) -> Iterator[dict[str, Any]]:
         stream = StreamingBatches(**self.options, skip_batches=start)
-        return stream.loader(self.workers, generator=torch.Generator().manual_seed(start))
+        generator = torch.Generator().manual_seed(start)
+        return stream.loader(self.workers, generator=generator, worker_init_fn=outlive_sigterm)
 
 
 def source_batches(

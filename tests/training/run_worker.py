@@ -3,8 +3,8 @@
 Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
 TERM_AT=n sends it SIGTERM then; POISON_AT=n puts NaN into a picture of step n; STRAY=1 draws random numbers between the
-steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many. Every process leaves the losses of
-its steps in OUTPUT/losses_RANK.json.
+steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many. Every process leaves the losses
+of its steps in OUTPUT/losses_RANK.json.
 """
 
 import json

@@ -8,7 +8,7 @@ from random_glip import random_config, random_processor
 from training.coco_pictures import write_rectangles
 
 from glip_hf.data import TooManyBrokenImages
-from glip_hf.training.recipe import load_recipe
+from glip_hf.training.recipe import RecipeError, load_recipe
 from glip_hf.training.source_batches import SourceBatches, StreamedBatches, build_dataset, source_batches
 
 datasets = pytest.importorskip("datasets")
@@ -97,6 +97,8 @@ def test_a_stream_goes_on_where_it_was(photos: Path, workers: int) -> None:
     whole = names(0, 6)
     assert {name.split()[0] for name in itertools.chain(*whole[:4])} == {f"pairs/p{i}" for i in range(8)}
     assert names(2, 4) == whole[2:]
+    with pytest.raises(RecipeError, match="set schedule.max_steps"):
+        made(streamed(photos), root=photos).steps_per_epoch()
     # as many workers as the stream has shards, not more
     assert made(streamed(photos), "schedule.max_steps=5", "data.workers=9", root=photos).workers == 2
 

@@ -252,8 +252,6 @@ class Recipe:
                 f"data.sources={self.data.sources}: only a single source of format hub can be streamed; drop "
                 "`streaming` to mix it with others."
             )
-        if streamed and self.schedule.max_steps <= 0:
-            raise RecipeError("a streamed source has no known length: set schedule.max_steps.")
 
 
 _NOT_NEGATIVE = {

@@ -22,7 +22,7 @@ from ..data import (
 )
 from ..processing_glip import GlipProcessor
 from .batches import TrainingBatches, outlive_sigterm, per_process
-from .recipe import Recipe
+from .recipe import Recipe, RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class StreamedBatches:
             logger.warning(f"data.workers={data.workers}: the stream has shards for {self.workers} of them only.")
 
     def steps_per_epoch(self) -> int:
-        raise ValueError("a streamed source has no known length: set schedule.max_steps.")
+        raise RecipeError("a streamed source has no known length: set schedule.max_steps.")
 
     def batches(self, start: int) -> Iterator[dict[str, Any]]:
         stream = StreamingBatches(**self.options, skip_batches=start)

@@ -138,3 +138,12 @@ def test_pictures_are_those_our_scripts_draw(script, draw, picture, size, tolera
         assert stored.size == size
         assert abs(drawn - np.asarray(stored.convert("RGB"), dtype=float)).mean() <= tolerance
     assert picture.stat().st_size < 500_000
+
+
+def test_contact_sheet_of_predictions(tmp_path, monkeypatch) -> None:
+    script = load_script("draw_predictions.py")
+    monkeypatch.setattr(script, "EACH", 1)
+    monkeypatch.setattr("sys.argv", ["draw_predictions.py", str(tmp_path / "new" / "sheet.png")])
+    script.main()
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert sheet.height > 4 * sheet.width  # four splits below each other

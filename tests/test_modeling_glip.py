@@ -350,9 +350,13 @@ def test_save_and_load(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     loaded, report = GlipForGrounding.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert_same(loaded(**inputs), model(**inputs), atol=0, rtol=0)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    # Products round by where their operands lie in memory: on some processors the last bit of a result differs.
+    assert_same(loaded(**inputs), model(**inputs), atol=1e-5, rtol=1e-5)
     body = GlipModel.from_pretrained(tmp_path)
-    assert torch.equal(body(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    assert all(torch.equal(value, body.state_dict()[name]) for name, value in model.model.state_dict().items())
+    found, expected = body(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- regularisation

@@ -247,7 +247,11 @@ class Validation:
         if broken:
             listed = "; ".join(list(broken.values())[:5])
             what = f"{len(broken)} validation pictures cannot be read: {listed}"
-            if on_broken == "fail" or not self.task.pictures:
+            if not self.task.pictures:
+                raise ValueError(
+                    f"all {len(broken)} validation pictures are missing or broken: {listed}. Is the folder right?"
+                )
+            if on_broken == "fail":
                 raise ValueError(f"{what}. Repair them, or leave them out with data.on_broken=skip.")
             logger.warning(f"{what}. They are left out.")
 

@@ -6,6 +6,7 @@ import torch
 from tiny import lively, tiny_config
 from torch import Tensor, nn
 
+import glip_hf.deformable_glip as deformable
 import glip_hf.fused_dyconv_glip as fused
 from glip_hf.deformable_glip import view_offsets_as
 from glip_hf.dyhead_glip import GlipDyConv, to_pyramid, to_tokens
@@ -63,6 +64,23 @@ def test_equals_the_block_level_by_level(shapes, batch, block, monkeypatch) -> N
         torch.autograd.grad((found * weight).sum(), inputs), torch.autograd.grad((expected * weight).sum(), inputs)
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shapes", PYRAMIDS)
+def test_inference_in_the_memory_of_its_input(shapes, batch, overwrite, monkeypatch) -> None:
+    monkeypatch.setattr(deformable, "COLUMN_BLOCK", 3)
+    monkeypatch.setattr(deformable, "LOCATED_BLOCK", 6)
+    layer, tokens = make_layer(), make_tokens(shapes, batch)
+    given, expected = tokens.clone(), plain(layer, tokens, shapes)
+    found = layer(tokens, shapes, overwrite)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    if overwrite:
+        assert found.data_ptr() == tokens.data_ptr()
+    else:
+        assert torch.equal(tokens, given)
 
 
 def test_the_fused_form_is_the_one_that_runs(monkeypatch) -> None:

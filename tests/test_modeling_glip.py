@@ -67,6 +67,28 @@ def test_states_nobody_asked_for_are_not_kept() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("use_fusion", [True, False])
+def test_what_others_hold_is_not_overwritten(use_fusion) -> None:
+    model, inputs = tiny_model(use_fusion=use_fusion), tiny_inputs()
+    image = model.get_image_features(inputs.pop("pixel_values"))
+    given, kept = image.last_hidden_state.clone(), []
+    plain = model(**inputs, image_features=image)
+    states = model.model(**inputs, image_features=image, output_hidden_states=True).hidden_states
+    assert torch.equal(image.last_hidden_state, given) and torch.equal(states[0], given)
+    assert len({state.data_ptr() for state in states}) == len(states)
+    handles = [
+        block.register_forward_hook(lambda module, args, output: kept.append(output[0]))
+        for block in model.model.tower["blocks"]
+    ]
+    hooked = model(**inputs, image_features=image)
+    for handle in handles:
+        handle.remove()
+    for one, other in zip(kept, states[1:], strict=True):
+        torch.testing.assert_close(one, other)
+    assert_same(plain, hooked)
+
+
+@torch.no_grad()
 def test_states_and_attentions_on_request() -> None:
     model, inputs = tiny_model(), tiny_inputs()
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True)

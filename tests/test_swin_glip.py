@@ -118,6 +118,17 @@ def test_inference_overwrites_only_what_nobody_else_holds(monkeypatch) -> None:
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("block", [1, 700])
+@pytest.mark.parametrize("size", [(36, 64), (33, 58)])
+def test_patches_and_merging_in_strips(size, block, monkeypatch) -> None:
+    ours, pixels = make_pair()[0], torch.randn(2, 3, *size)
+    whole = ours(pixels)  # with gradients nothing goes in strips
+    monkeypatch.setattr(swin, "BLOCK_NUMBERS", block)
+    with torch.no_grad():
+        for one, other in zip(ours(pixels).feature_maps, whole.feature_maps, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(("height", "width", "shift"), PLACES)
 def test_fused_training_equals_the_attention_module(height, width, shift, qkv_bias) -> None:

@@ -18,6 +18,9 @@ TAPS = 9
 COLUMN_BLOCK = 256
 """Output positions whose 9 taps are gathered at a time on a CPU: the product then reads them from its cache."""
 
+LOCATED_BLOCK = 8192
+"""Output positions whose taps are located at a time in inference; a multiple of `COLUMN_BLOCK`."""
+
 KEPT_COLUMNS = 24 << 20
 """Bytes of gathered taps that are kept for the backward pass; more are gathered again, in blocks of this size."""
 
@@ -215,12 +218,21 @@ class SampledProduct(torch.autograd.Function):
     where that is large."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        kernel: Tensor,
+        bias: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """
         Args:
             source: [R, C].
             rows: [P, K, 4] int32; weights: [P, K, 4] in the dtype of `source`.
             kernel: [D, K * C], taps outermost; bias: [D].
+            out: [P, D], where to put the result; there is no backward pass then.
 
         Returns:
             [P, D].
@@ -229,11 +241,12 @@ class SampledProduct(torch.autograd.Function):
         size = kernel.shape[1]
         rows, weights = rows.view(-1, 4), weights.view(-1, 4)
         columns = None
-        if any(ctx.needs_input_grad) and positions * size * source.element_size() <= KEPT_COLUMNS:
+        kept = out is None and any(ctx.needs_input_grad)
+        if kept and positions * size * source.element_size() <= KEPT_COLUMNS:
             columns = _gather_taps(source, rows, weights).view(-1, size)
             out = torch.addmm(bias, columns, kernel.t())
         else:
-            out = source.new_empty(positions, len(kernel))
+            out = source.new_empty(positions, len(kernel)) if out is None else out
             step = COLUMN_BLOCK * TAPS
             for i, (some_rows, some_weights) in enumerate(zip(rows.split(step), weights.split(step))):
                 block = _gather_taps(source, some_rows, some_weights).view(-1, size)
@@ -276,26 +289,45 @@ class SampledProduct(torch.autograd.Function):
                 grad_source = scattered if block >= positions else grad_source.add_(scattered)
         if grad_weights is not None:
             grad_weights = grad_weights.view(-1, TAPS, 4)
-        return grad_source, None, grad_weights, grad_kernel, grad.sum(0) if for_bias else None
+        return grad_source, None, grad_weights, grad_kernel, grad.sum(0) if for_bias else None, None
 
 
-def sampled_product(source: Tensor, moves: Tensor, mask: Tensor, grid: TapGrid, kernel: Tensor, bias: Tensor) -> Tensor:
+def sampled_product(
+    source: Tensor,
+    moves: Tensor,
+    mask: Tensor,
+    grid: TapGrid,
+    kernel: Tensor,
+    bias: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """The deformable convolution of B pictures' rows: [B, P, D].
 
     Args:
         source: [B, rows of a picture, C]; moves: [B, P, K, 2]; mask: [B, P, K]; kernel: [D, C, 3, 3]; bias: [D].
+        out: [B, P, D], where to put the result (not with gradients).
     """
-    batch, picture_rows = source.shape[:2]
+    batch, picture_rows, _ = source.shape
     precision = torch.promote_types(moves.dtype, torch.float32)
-    rows, weights = LocateTaps.apply(moves.to(precision), mask.to(precision), grid, picture_rows)
-    out = SampledProduct.apply(
-        source.flatten(0, 1),
-        rows.flatten(0, 1),
-        weights.flatten(0, 1).to(source.dtype),
-        kernel.permute(0, 2, 3, 1).flatten(1),
-        bias,
-    )
-    return out.unflatten(0, (batch, -1))
+    moves, mask = moves.to(precision), mask.to(precision)
+    kernel = kernel.permute(0, 2, 3, 1).flatten(1)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (source, moves, mask, kernel, bias)):
+        rows, weights = LocateTaps.apply(moves, mask, grid, picture_rows)
+        weights = weights.flatten(0, 1).to(source.dtype)
+        out = SampledProduct.apply(source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
+        return out.unflatten(0, (batch, -1))
+    if out is None:
+        out = source.new_empty(batch, mask.shape[1], len(kernel))
+    for picture in range(batch):
+        for start in range(0, mask.shape[1], LOCATED_BLOCK):
+            some = slice(start, start + LOCATED_BLOCK)
+            own = slice(picture, picture + 1)
+            here = TapGrid(*(part[some] for part in grid))
+            rows, weights = LocateTaps.apply(moves[own, some], mask[own, some], here, picture_rows)
+            SampledProduct.apply(
+                source[picture], rows[0], weights[0].to(source.dtype), kernel, bias, out[picture, some]
+            )
+    return out
 
 
 def deform_conv2d_cpu(

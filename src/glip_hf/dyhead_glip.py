@@ -96,10 +96,11 @@ class GlipDyConv(GlipReferencePart, nn.Module):
         self.scale_attention = nn.Conv2d(config.d_model, 1, 1)
         self.dynamic_relu = GlipDynamicReLU(config.d_model, config.dynamic_relu_reduction)
 
-    def forward(self, tokens: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
+    def forward(self, tokens: Tensor, spatial_shapes: list[tuple[int, int]], overwrite: bool = False) -> Tensor:
         """
         Args:
             tokens: [B, A, D]; spatial_shapes: height and width of each level.
+            overwrite: the result may take the place of `tokens` (not with gradients).
 
         Returns:
             [B, A, D].
@@ -111,7 +112,7 @@ class GlipDyConv(GlipReferencePart, nn.Module):
                 # As in the released recipe: under autocast deformable convolutions stay in float32.
                 with torch.autocast("cpu", enabled=False):
                     return fused_dyconv(self, tokens.float(), spatial_shapes)
-            return fused_dyconv(self, tokens, spatial_shapes)
+            return fused_dyconv(self, tokens, spatial_shapes, overwrite)
         return to_tokens(self._plain(to_pyramid(tokens, spatial_shapes)))
 
     def _plain(self, pyramid: list[Tensor]) -> list[Tensor]:

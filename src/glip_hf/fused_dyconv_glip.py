@@ -39,15 +39,13 @@ class PyramidPlan(NamedTuple):
     sizes: tuple[int, ...]
     """Cells of each level."""
     neighbours: Tensor
-    """[A, K] int64: cell * K + tap, the product that tap `tap` of each cell reads; -1 beyond the map."""
+    """[A, K] int32: (1 + cell) * K + tap, the product that tap `tap` of each cell reads; 0 beyond the map."""
     readers: Tensor
-    """[A, K] int64: the cell that reads a cell as its tap, -1 for none."""
+    """[A, K] int32: 1 + the cell that reads a cell as its tap, 0 for none."""
     grids: tuple[TapGrid, TapGrid, TapGrid]
     """Of conv_mid, conv_low and conv_high."""
     quirk: Tensor
     """[Q * 27] int64: where in [A * 27] conv_high finds its offsets and masks; see `view_offsets_as`."""
-    quirk_back: Tensor
-    """[A * 27] int64: the reverse; Q * 27 for none."""
     averages: tuple[Tensor, Tensor, Tensor]
     """[levels, Q]: the mean over each level, as a matrix."""
     raised_average: Tensor
@@ -111,12 +109,9 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
         corners.append(rows.flatten(0, 1) + start)
         shares.append(share.flatten(0, 1))
 
-    total, answered = starts[-1], starts[-1] - sizes[0]
+    answered = starts[-1] - sizes[0]
     neighbours = torch.cat(cells)
-    neighbours = torch.where(neighbours < 0, -1, neighbours * TAPS + torch.arange(TAPS, device=device))
-    quirk = torch.cat(quirk)
-    quirk_back = torch.full((total * 3 * TAPS,), len(quirk), dtype=torch.int64, device=device)
-    quirk_back[quirk] = torch.arange(len(quirk), device=device)
+    neighbours = torch.where(neighbours < 0, 0, (1 + neighbours) * TAPS + torch.arange(TAPS, device=device))
     corners, shares = torch.cat(corners), torch.cat(shares)
     order = corners.flatten().argsort(stable=True)
     count = torch.bincount(corners.flatten(), minlength=answered)
@@ -131,11 +126,10 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
     eye = torch.eye(len(sizes), device=device, dtype=dtype)
     return PyramidPlan(
         sizes,
-        neighbours,
-        torch.cat(readers),
+        neighbours.int(),
+        (1 + torch.cat(readers)).int(),
         tuple(TapGrid(*(torch.cat(parts) for parts in zip(*grid))) for grid in grids),
-        quirk,
-        quirk_back,
+        torch.cat(quirk),
         (torch.block_diag(*averages), coarse_averages, coarse_averages),
         raised.to(dtype),
         (corners.int(), shares),
@@ -145,19 +139,34 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
 
 
 def _of_pictures(index: Tensor, pictures: int, stride: int) -> Tensor:
-    """An index [...] of one picture's rows to [B, ...] of all pictures' rows behind a row of zeros; -1 is that row."""
-    first = torch.arange(pictures, device=index.device).view(-1, *[1] * index.dim()) * stride
-    return torch.where(index < 0, 0, 1 + index + first)
+    """An index [A, K] of one picture's rows to [B * A, K] of all pictures' rows, `stride` a picture; 0 is none's."""
+    if pictures == 1:
+        return index
+    first = torch.arange(pictures, dtype=torch.int32, device=index.device)[:, None, None] * stride
+    return torch.where(index > 0, index + first, 0).flatten(0, 1)
+
+
+def scratch_size(cells: int, outputs: int) -> int:
+    """Numbers that `TokenConvolution` holds for so many cells: of each, and of a row of zeros, nine products."""
+    return (1 + cells) * TAPS * (outputs + -outputs % ROW_NUMBERS)
 
 
 class TokenConvolution(torch.autograd.Function):
     """A plain 3x3 convolution of all levels: one product for all taps, then every cell sums the nine it reads."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, plan: PyramidPlan) -> Tensor:
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        plan: PyramidPlan,
+        scratch: Tensor | None = None,
+    ) -> Tensor:
         """
         Args:
             tokens: [B, A, D]; weight: [O, D, 3, 3]; bias: [O].
+            scratch: of `scratch_size` numbers at least; what it holds is lost.
 
         Returns:
             [B, A, O].
@@ -166,13 +175,12 @@ class TokenConvolution(torch.autograd.Function):
         # Rows of whole cache lines: with 9 * 27 columns the product took 46 ms, with 9 * 32 it took 31 (18,134 cells).
         outputs = len(weight)
         kernel = nn.functional.pad(weight.permute(1, 2, 3, 0), (0, -outputs % ROW_NUMBERS)).flatten(1)  # [D, K * O]
-        products = tokens.new_empty(1 + batch * cells, kernel.shape[1])
+        size = scratch_size(batch * cells, outputs)
+        products = (tokens.new_empty(size) if scratch is None else scratch[:size]).view(-1, kernel.shape[1])
         products[0] = 0
         torch.mm(tokens.flatten(0, 1), kernel, out=products[1:])
-        # Row 0 of a cell stands for its nine products.
         rows = _of_pictures(plan.neighbours, batch, cells * TAPS)
-        rows = torch.where(rows > 0, rows + (TAPS - 1), 0).int()
-        out = nn.functional.embedding_bag(rows.flatten(0, 1), products.view(-1, kernel.shape[1] // TAPS), mode="sum")
+        out = nn.functional.embedding_bag(rows, products.view(-1, kernel.shape[1] // TAPS), mode="sum")
         out = out[:, :outputs]
         ctx.save_for_backward(tokens, weight)
         ctx.plan = plan
@@ -183,16 +191,16 @@ class TokenConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
         batch, cells, _ = tokens.shape
-        rows = _of_pictures(ctx.plan.readers, batch, cells).int()
+        rows = _of_pictures(ctx.plan.readers, batch, cells)
         table = nn.functional.pad(grad.flatten(0, 1), (0, 0, 1, 0))
-        grad_products = nn.functional.embedding(rows.flatten(0, 1), table).flatten(1)  # [B * A, K * O]
+        grad_products = nn.functional.embedding(rows, table).flatten(1)  # [B * A, K * O]
         grad_tokens = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_tokens = (grad_products @ weight.permute(2, 3, 0, 1).flatten(0, 2)).view_as(tokens)
         if ctx.needs_input_grad[1]:
             grad_weight = tokens.flatten(0, 1).t() @ grad_products
             grad_weight = grad_weight.unflatten(1, (3, 3, -1)).permute(3, 0, 1, 2)
-        return grad_tokens, grad_weight, grad.sum((0, 1)), None
+        return grad_tokens, grad_weight, grad.sum((0, 1)), None, None
 
 
 class QuirkView(torch.autograd.Function):
@@ -206,8 +214,9 @@ class QuirkView(torch.autograd.Function):
     @staticmethod
     @plain_backward
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = nn.functional.pad(grad.flatten(1), (0, 1))[:, ctx.plan.quirk_back]
-        return grad.view(ctx.shape), None
+        grad_moves = grad.new_zeros(ctx.shape)
+        grad_moves.flatten(1).index_copy_(1, ctx.plan.quirk, grad.flatten(1))  # no two cells read the same number
+        return grad_moves, None
 
 
 class Moments(torch.autograd.Function):
@@ -292,14 +301,23 @@ class Merge(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mid: Tensor, low: Tensor, high: Tensor, scale: Tensor, shift: Tensor, theta: Tensor, plan: PyramidPlan
+        ctx: Any,
+        mid: Tensor,
+        low: Tensor,
+        high: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        theta: Tensor,
+        plan: PyramidPlan,
+        out: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
-            mid: [B, A, D]; low, high: [B, Q, D]: what the convolutions gave. Where no gradient is asked for, the result
-                takes the place of `mid`.
+            mid: [B, A, D]; low, high: [B, Q, D]: what the convolutions gave.
             scale: [B, S, D], factor of each segment; shift: [B, L, D], added to each level.
             theta: [B, L, 4, D]: slope, offset, slope, offset of the two pieces.
+            out: [B, A, D], where to put the result; there is no backward pass then. By default it takes the place of
+                `mid` where no gradient is asked for.
 
         Returns:
             [B, A, D].
@@ -307,7 +325,8 @@ class Merge(torch.autograd.Function):
         ctx.save_for_backward(mid, low, high, scale, shift, theta)
         ctx.plan = plan
         # Without a backward pass `mid` is of no use but here, and fresh memory costs more than the sum itself.
-        out = torch.empty_like(mid) if any(ctx.needs_input_grad) else mid
+        if out is None:
+            out = torch.empty_like(mid) if any(ctx.needs_input_grad) else mid
         sources = mid, low, high
         for level, cells, candidates in Merge._parts(plan):
             merged = shift[:, level, None]
@@ -345,7 +364,7 @@ class Merge(torch.autograd.Function):
                 grad_scale[:, segment] += (grad_merged * candidate).sum(1)
                 torch.mul(grad_merged, scale[:, segment, None], out=grads[kernel][:, where])
         grads[2] = enlarged_back(grads[2], plan)
-        return *grads, grad_scale, grad_shift, grad_theta, None
+        return *grads, grad_scale, grad_shift, grad_theta, None, None
 
 
 def fits(shapes: list[tuple[int, int]]) -> bool:
@@ -354,14 +373,23 @@ def fits(shapes: list[tuple[int, int]]) -> bool:
     return len(shapes) > 1 and all(-(-a // 2) == b for fine, coarse in pairs for a, b in zip(fine, coarse))
 
 
-def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-    """All levels [B, A, D] to the same shape; `layer` is a `GlipDyConv`, `shapes` the heights and widths."""
+def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], overwrite: bool = False) -> Tensor:
+    """All levels [B, A, D] to the same shape; `layer` is a `GlipDyConv`, `shapes` the heights and widths.
+
+    With `overwrite` (not with gradients) the result takes the place of `tokens`, and the widest intermediates share one
+    piece of memory: what comes and goes block after block otherwise leaves the C library with holes that do not fit.
+    """
     # Means of squares of half precision are of no use: all but the products is in float32 at least.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     plan = pyramid_plan(tuple((int(height), int(width)) for height, width in shapes), tokens.device, dtype)
     branches = (layer.conv_mid, layer.conv_low, layer.conv_high)
     finest, levels = plan.sizes[0], len(plan.sizes)
-    moves = TokenConvolution.apply(tokens, layer.offset_conv.weight, layer.offset_conv.bias, plan)
+    overwrite = overwrite and tokens.dtype == dtype and tokens.is_contiguous()
+    offset_conv, scratch = layer.offset_conv, None
+    if overwrite:
+        size = scratch_size(len(tokens) * tokens.shape[1], len(offset_conv.weight))
+        scratch = tokens.new_empty(max(size, tokens.numel()))
+    moves = TokenConvolution.apply(tokens, offset_conv.weight, offset_conv.bias, plan, scratch)
     moves = (moves, moves[:, finest:], QuirkView.apply(moves, plan))
     answers = [
         sampled_product(
@@ -371,6 +399,7 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]]) -> T
             grid,
             branch.conv.weight,
             branch.conv.bias,
+            scratch[: tokens.numel()].view_as(tokens) if overwrite and branch is layer.conv_mid else None,
         )
         for branch, move, grid in zip(branches, moves, plan.grids)
     ]
@@ -400,7 +429,7 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]]) -> T
     share = hard_sigmoid(score.relu()) / (join.sum(1) @ join)[:, None]
     scale, shift, mean = share * scale, join @ (share * shift), join @ (share * mean)
     theta = layer.dynamic_relu.pieces(mean.to(tokens.dtype)).to(dtype)
-    return Merge.apply(*answers, scale, shift, theta, plan).to(tokens.dtype)
+    return Merge.apply(*answers, scale, shift, theta, plan, tokens if overwrite else None).to(tokens.dtype)
 
 
 __all__ = ["fits", "fused_dyconv", "hard_sigmoid", "pyramid_plan"]

@@ -338,21 +338,35 @@ class GlipFusionLayer(GlipReferencePart, nn.Module):
             out_bias * self.gamma_vision,
         )
 
+    def _normalise(self, vision: Tensor, overwrite: bool) -> Tensor:
+        """`norm_vision`; with `overwrite` the result takes the place of `vision`."""
+        if not overwrite or torch.is_autocast_enabled(vision.device.type) or not may_overwrite(self.norm_vision):
+            return self.norm_vision(vision)
+        for some in vision.flatten(0, 1).split(LARGEST_BLOCK):
+            some.copy_(self.norm_vision(some))
+        return vision
+
     def forward(
-        self, vision: Tensor, text: Tensor, text_mask: Tensor, output_attentions: bool = False
+        self,
+        vision: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        output_attentions: bool = False,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """
         Args:
             vision: [B, N, D] tokens of all levels; text: [B, T, hidden size of the text encoder].
             text_mask: [B, T] bool, True at real tokens; it masks the picture's attention only, as in the original.
             output_attentions: also return both attention matrices.
+            overwrite: the new vision may take the place of `vision` (not with gradients).
 
         Returns:
             new vision, new text, attention of the picture [B, H, N, T] and of the sentence [B, H, T, N] or None.
         """
         if self.reference:
             return fusion_reference(self, vision, text, text_mask, output_attentions)
-        vision, text = self.norm_vision(vision), self.norm_text(text)
+        vision, text = self._normalise(vision, overwrite), self.norm_text(text)
         keys, key_bias, values, out_bias = self._absorb(text)
         dropout = self.config.fusion_dropout if self.training else 0.0
         if dropout == 0:

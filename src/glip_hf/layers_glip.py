@@ -13,6 +13,7 @@ from transformers.models.bert.modeling_bert import BertAttention, BertIntermedia
 
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .dyhead_glip import GlipDyConv
+from .fast_path_glip import may_overwrite
 from .fusion_glip import GlipFusionLayer
 from .reference_glip import GlipReferencePart, text_layer_reference
 
@@ -43,14 +44,21 @@ class GlipFeaturePyramid(nn.Module):
 
     def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
         """Maps at strides 8, 16, 32 to P3..P7, [B, D, H_i, W_i] each."""
-        merged = [conv(x) for conv, x in zip(self.lateral_convs, feature_maps)]
-        for i in (1, 0):
-            size = merged[i].shape[-2:]
-            merged[i] = merged[i] + nn.functional.interpolate(merged[i + 1], size=size, mode="nearest")
-        if self.training and self.drop_prob > 0:
-            # Not on the top-down path, and not on P5.
-            merged[:2] = [drop_block(x, self.drop_prob, self.drop_size) for x in merged[:2]]
-        p3, p4, p5 = (conv(x) for conv, x in zip(self.output_convs, merged))
+        merged, levels = None, []
+        for x, lateral, output in list(zip(feature_maps, self.lateral_convs, self.output_convs))[::-1]:
+            above, merged = merged, lateral(x)
+            if above is None:
+                levels.append(output(merged))
+                continue
+            above = nn.functional.interpolate(above, size=merged.shape[-2:], mode="nearest")
+            merged = merged + above if torch.is_grad_enabled() or not may_overwrite(lateral) else merged.add_(above)
+            above = None
+            dropped = merged
+            if self.training and self.drop_prob > 0:
+                # Not on the top-down path, and not on P5.
+                dropped = drop_block(merged, self.drop_prob, self.drop_size)
+            levels.append(output(dropped))
+        p5, p4, p3 = levels
         p6 = self.p6_conv(p5)
         return [p3, p4, p5, p6, self.p7_conv(p6.relu())]
 
@@ -99,18 +107,21 @@ class GlipBlock(GradientCheckpointingLayer):
         text_mask: Tensor,
         text_attention_mask: Tensor | None,
         output_attentions: bool = False,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """
         Args:
             vision: [N, A, D]; text: [N, T, E].
             spatial_shapes: height and width of each level.
             text_mask: [N, T] bool; text_attention_mask: the same in the form the text layer's attention takes.
+            overwrite: what is computed may take the place of `vision` (not with gradients).
         """
         attention = text_attention = None
         if self.fusion is not None:
-            vision, text, attention, text_attention = self.fusion(vision, text, text_mask, output_attentions)
+            vision, text, attention, text_attention = self.fusion(vision, text, text_mask, output_attentions, overwrite)
             text = self.text_layer(text, text_attention_mask)
-        return self.dyconv(vision, spatial_shapes), text, attention, text_attention
+            overwrite = may_overwrite(self)  # the fusion's result is this block's own
+        return self.dyconv(vision, spatial_shapes, overwrite), text, attention, text_attention
 
 
 class GlipTokenConv(nn.Conv2d):
@@ -160,11 +171,17 @@ class GlipGroundingHead(nn.Module):
         embedding = nn.functional.normalize(text, dim=-1)
         tokens = self.text_projection(embedding / 2)
         token_bias = embedding @ self.bias_lang.to(embedding.dtype) + self.bias0
-        logits = vision @ tokens.transpose(1, 2) / self.log_scale.exp() + token_bias[:, None]
+        # Scale and bias within the product: logits are the widest tensor here, and every pass over them counts.
+        tokens = (tokens / self.log_scale.exp()).transpose(1, 2)
+        if torch.is_autocast_enabled(vision.device.type):
+            logits = vision @ tokens + token_bias[:, None]  # summed in float32
+        else:
+            logits = torch.baddbmm(token_bias[:, None], vision, tokens)
+        clamp = torch.clamp if torch.is_grad_enabled() else torch.clamp_
 
         regression = self.bbox_pred(vision) * self.level_scales(spatial_shapes)[:, None]
         return (
-            logits.clamp(-self.clamp_value, self.clamp_value),
+            clamp(logits, -self.clamp_value, self.clamp_value),
             regression,
             self.centerness(vision).squeeze(-1),
         )

@@ -23,6 +23,7 @@ from .auxiliary_losses_glip import GlipAuxiliaryHeads
 from .boxes_glip import decode_boxes, make_anchors
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .dyhead_glip import GlipDeformableConv, GlipDyConv, to_pyramid, to_tokens
+from .fast_path_glip import may_overwrite
 from .fusion_glip import GlipFusionLayer
 from .hub_glip import TAGS, GlipModelHubMixin
 from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead, GlipTextLayer
@@ -214,6 +215,8 @@ class GlipModel(GlipPreTrainedModel):
                     "that cuts odd sides, pad pictures to sides that are multiples of 32 (GlipImageProcessor does)."
                 )
         pyramid = self.neck(backbone.feature_maps)
+        hidden_states, attentions = backbone.hidden_states, backbone.attentions
+        del backbone, feature_map  # their memory serves the tokens
         tokens = to_tokens(pyramid)
         if pixel_mask is None:
             image_sizes = torch.tensor([[height, width]], device=tokens.device).repeat(batch, 1)
@@ -224,8 +227,8 @@ class GlipModel(GlipPreTrainedModel):
             last_hidden_state=tokens,
             feature_maps=tuple(to_pyramid(tokens, [level.shape[-2:] for level in pyramid])),
             image_sizes=image_sizes,
-            hidden_states=backbone.hidden_states,
-            attentions=backbone.attentions,
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     @can_return_tuple
@@ -325,9 +328,11 @@ class GlipModel(GlipPreTrainedModel):
         shapes = [feature_map.shape[-2:] for feature_map in image.feature_maps]
         keeps_all = output_hidden_states is not None and output_hidden_states is not False
         hidden_states, attentions, text_attentions = [vision] if keeps_all else [], [], []
-        for block in self.tower["blocks"]:
+        # The first block's input is the caller's.
+        overwrite = not keeps_all and may_overwrite(self.tower)
+        for i, block in enumerate(self.tower["blocks"]):
             vision, text, attention, text_attention = block(
-                vision, text, shapes, text_mask, text_attention_mask, output_attentions
+                vision, text, shapes, text_mask, text_attention_mask, output_attentions, overwrite and i > 0
             )
             if keeps_all:
                 hidden_states.append(vision)

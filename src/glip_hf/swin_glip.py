@@ -412,6 +412,9 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
         return hidden_states + self.drop_path(x), weights
 
 
+MERGED_PARTS = {"reduction": nn.Linear, "norm": nn.LayerNorm}
+
+
 class GlipSwinMerging(nn.Module):
     """Four neighbouring cells become one of twice the channels; an odd side is padded with zeros."""
 
@@ -429,7 +432,14 @@ class GlipSwinMerging(nn.Module):
         rows, columns = height // 2, width // 2
         # Order of the four: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1)
         x = x.view(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(batch, rows, columns, 4 * channels)))
+        if torch.is_grad_enabled() or not may_fuse(self, MERGED_PARTS, x):
+            return self.reduction(self.norm(x.reshape(batch, rows, columns, 4 * channels)))
+        out = x.new_empty(batch, rows, columns, 2 * channels)
+        step = max(1, BLOCK_NUMBERS // (columns * 4 * channels))
+        for picture, place in zip(x, out):
+            for some, answer in zip(picture.split(step), place.split(step)):
+                answer.copy_(self.reduction(self.norm(some.reshape(-1, columns, 4 * channels))))
+        return out
 
 
 class GlipSwinStage(nn.Module):
@@ -495,6 +505,23 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
         elif isinstance(module, SwinRelativePositionBias):
             init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
 
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """[B, 3, H, W] to the patches' [B, H / 4, W / 4, C], rounded up; in strips where nobody looks on."""
+        embeddings = self.swin["embeddings"]
+        if embeddings.position_embeddings is not None or not may_overwrite(embeddings):
+            x, size = embeddings(pixel_values)
+            return x.unflatten(1, size)
+        patch, (batch, _, height, width) = self.config.patch_size, pixel_values.shape
+        columns, channels = -(-width // patch), self.config.embed_dim
+        x = None
+        step = max(1, BLOCK_NUMBERS // (batch * columns * channels))
+        for i, strip in enumerate(pixel_values.split(step * patch, dim=2)):
+            part, size = embeddings(strip)
+            if x is None:
+                x = part.new_empty(batch, -(-height // patch), columns, channels)
+            x[:, i * step : i * step + size[0]] = part.unflatten(1, size)
+        return x
+
     @can_return_tuple
     def forward(
         self,
@@ -518,8 +545,7 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
             return x.permute(0, 3, 1, 2)
 
         overwrite = not output_hidden_states and may_overwrite(self.swin)
-        x, size = self.swin["embeddings"](pixel_values)
-        x = x.unflatten(1, size)
+        x = self._embed(pixel_values)
         feature_maps, attentions, hidden_states = [], [], [as_map(x)] if output_hidden_states else []
         for name, stage in zip(self.stage_names[1:], self.swin["encoder"]["layers"]):
             for block in stage.blocks:

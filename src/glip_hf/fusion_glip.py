@@ -339,8 +339,9 @@ class GlipFusionLayer(GlipReferencePart, nn.Module):
         )
 
     def _normalise(self, vision: Tensor, overwrite: bool) -> Tensor:
-        """`norm_vision`; with `overwrite` the result takes the place of `vision`."""
-        if not overwrite or torch.is_autocast_enabled(vision.device.type) or not may_overwrite(self.norm_vision):
+        """`norm_vision`; with `overwrite`, on a CPU, the result takes the place of `vision`."""
+        overwrite = overwrite and vision.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if not overwrite or not may_overwrite(self.norm_vision):
             return self.norm_vision(vision)
         for some in vision.flatten(0, 1).split(LARGEST_BLOCK):
             some.copy_(self.norm_vision(some))

@@ -51,8 +51,8 @@ class GlipFeaturePyramid(nn.Module):
                 levels.append(output(merged))
                 continue
             above = nn.functional.interpolate(above, size=merged.shape[-2:], mode="nearest")
-            merged = merged + above if torch.is_grad_enabled() or not may_overwrite(lateral) else merged.add_(above)
-            above = None
+            merged = merged.add_(above) if may_overwrite(lateral) else merged + above
+            above = None  # not needed during the convolution
             dropped = merged
             if self.training and self.drop_prob > 0:
                 # Not on the top-down path, and not on P5.

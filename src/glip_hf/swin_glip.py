@@ -506,9 +506,10 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
             init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
 
     def _embed(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, H, W] to the patches' [B, H / 4, W / 4, C], rounded up; in strips where nobody looks on."""
+        """[B, 3, H, W] to the patches' [B, H / 4, W / 4, C], rounded up; on a CPU in strips where nobody looks on."""
         embeddings = self.swin["embeddings"]
-        if embeddings.position_embeddings is not None or not may_overwrite(embeddings):
+        in_strips = pixel_values.device.type == "cpu" and embeddings.position_embeddings is None
+        if not in_strips or not may_overwrite(embeddings):
             x, size = embeddings(pixel_values)
             return x.unflatten(1, size)
         patch, (batch, _, height, width) = self.config.patch_size, pixel_values.shape

@@ -307,7 +307,7 @@ def sampled_product(
         source: [B, rows of a picture, C]; moves: [B, P, K, 2]; mask: [B, P, K]; kernel: [D, C, 3, 3]; bias: [D].
         out: [B, P, D], where to put the result (not with gradients).
     """
-    batch, picture_rows, _ = source.shape
+    batch, picture_rows = source.shape[:2]
     precision = torch.promote_types(moves.dtype, torch.float32)
     moves, mask = moves.to(precision), mask.to(precision)
     kernel = kernel.permute(0, 2, 3, 1).flatten(1)

@@ -5,6 +5,7 @@
     python benchmarks/latency.py --case coco80           # 800 x 1066, the 80 names of COCO in 194 tokens
     python benchmarks/latency.py --case lvis --runs 1    # 480 x 640, the 1,203 names of LVIS in 31 captions
     python benchmarks/latency.py --case coco80 --json | tail -1
+    python benchmarks/latency.py --case coco80 --compile default --no-reference --memory-runs 0
 
 Both forms run in turn in one process (`harness.py`), peak memory comes from children (`peak_memory.py`), the floor from
 a count (`floor.py`). The textbook form pads every caption to 256 tokens and encodes picture and caption again for each;
@@ -33,6 +34,7 @@ from benchmarks.harness import Variant
 from benchmarks.part_timer import part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
 from glip_hf import GlipForGrounding
+from glip_hf.compilation import MODES, compile_for_inference
 from glip_hf.postprocess_glip import merge_detections, post_process_grounding
 
 LVIS_TOKENS = (
@@ -98,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the case")
     parser.add_argument("--captions", type=int, help="only so many of the case's captions")
     parser.add_argument("--no-reference", action="store_true", help="time the fast form alone")
+    parser.add_argument("--compile", choices=MODES, help="time the fast form under torch.compile as well")
     arguments = harness.begin(parser, argv, "latency")
     case = CASES[arguments.case]
     height, width = arguments.size or case.size
@@ -117,7 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory = peak_memory(variants, arguments)
     torch.set_num_threads(arguments.threads)
     small = arguments.tiny
-    times = harness.time_in_turn(variants | harness.calibration(device, dtype, small), arguments.runs, arguments.warmup)
+    timed = variants | harness.calibration(device, dtype, small)
+    if arguments.compile:  # not in a forked child, and not with hooks at the borders of its parts
+        compiled = compile_for_inference(model, arguments.compile)
+        timed["compiled"] = Variant(lambda: run_fast(compiled, *given[1:]), variants["fast"].prepare)
+    times = harness.time_in_turn(timed, arguments.runs, arguments.warmup)
     seconds, results = time_parts(model, variants)
     rates = harness.Rates.of(times, small)
     padded = picture["pixel_values"].shape[-2:]
@@ -125,9 +132,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = {"case": arguments.case, "size": f"{height}x{width}", "captions": len(tokens), "tokens": sum(tokens)}
     figures |= harness.time_figures(times, rates, floor.total(list(counted.values())).seconds(rates))
     figures |= memory_figures(memory)
-    if "reference" in results:
+    if arguments.compile:
+        model.set_reference(False)
+        results["compiled"] = timed["compiled"].run()
+        figures |= {"compile": arguments.compile, "seconds_compiled": times["compiled"].median}
+        figures["compiled_over_fast"] = times["compiled"].median / times["fast"].median
+    if len(results) > 1:
         pairs = zip(*(logits for _, logits in results.values()))
-        figures["largest_logit_difference"] = max(float((a - b).abs().max()) for a, b in pairs)
+        figures["largest_logit_difference"] = max(float((a - b).abs().max()) for a, *others in pairs for b in others)
     figures["parts"] = harness.shares(seconds)
     figures["floor_parts_seconds"] = {name: one.seconds(rates) for name, one in counted.items()}
     harness.print_parts(seconds, {name: one.seconds(rates) for name, one in counted.items()})

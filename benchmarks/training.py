@@ -22,6 +22,7 @@ if __name__ == "__main__":  # the folder above in place of this one: see __init_
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,13 +50,13 @@ def random_labels(batch: int, height: int, width: int, tokens: int, device: str)
     return labels
 
 
-def stepper(model: GlipForGrounding, inputs: dict, arguments: argparse.Namespace) -> Callable[[], float]:
-    """A function that does one training step and returns its loss."""
+def stepper(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float]:
+    """A function that does one training step on some inputs and returns its loss."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-8, fused=True)
     half = arguments.dtype != "float32"
 
-    def step() -> float:
+    def step(inputs: dict[str, Any]) -> float:
         with torch.autocast(arguments.device, torch.bfloat16, enabled=half):
             loss = model(**inputs).loss
         loss.backward()
@@ -84,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     caption = harness.random_caption(arguments.tokens, 1, model.config.text_config.vocab_size, device, batch)
     inputs = harness.random_picture(height, width, device, batch) | caption
     inputs["labels"] = random_labels(batch, height, width, arguments.tokens, device)
-    step = stepper(model, inputs, arguments)
+    train = stepper(model, arguments)
+
+    def step() -> float:
+        return train(inputs)
 
     def switch(reference: bool, checkpointing: bool) -> Callable[[], None]:
         def prepare() -> None:

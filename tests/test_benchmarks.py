@@ -91,6 +91,23 @@ def test_training(tmp_path, capsys) -> None:
     assert rows(tmp_path / "training.csv")[0]["batch"] == "2"
 
 
+def test_training_data(tmp_path, capsys) -> None:
+    options = ["--short-side", "64", "--workers", "0", "1", "--batches", "3"]
+    figures = run("training_data", tmp_path, capsys, *options)
+    assert 0 <= figures["waiting_share"] < 1 and 10 < figures["picture_kib"] < 300 and figures["tokens"] > 10
+    rates = ["loader_pictures_a_second_0", "loader_pictures_a_second_1", "step_pictures_a_second"]
+    assert all(math.isfinite(figures[key]) and figures[key] > 0 for key in rates)
+    assert rows(tmp_path / "training_data.csv")[0]["batch"] == "2"
+
+
+def test_latency_of_a_compiled_model(tmp_path, capsys, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    monkeypatch.setattr("glip_hf.compilation._check_compiler", lambda device: None)
+    figures = run("latency", tmp_path, capsys, "--size", "64", "90", "--no-reference", "--compile", "default")
+    assert compiled and figures["compiled_over_fast"] > 0 and figures["largest_logit_difference"] < 1e-4
+
+
 def test_vocabulary(tmp_path, capsys) -> None:
     names = [{"id": 7 - i, "name": name} for i, name in enumerate(["cat", "remote control", "lamp"])]
     (tmp_path / "names.json").write_text(json.dumps({"categories": names}))

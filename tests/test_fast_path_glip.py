@@ -68,7 +68,7 @@ def test_plain_parts_may_be_fused() -> None:
     assert not may_fuse(module(), PARTS, torch.zeros(1, device="meta"))
 
 
-@pytest.mark.parametrize("watch", ["hook", "pre-hook", "backward hook", "forward", "adapter", "outer"])
+@pytest.mark.parametrize("watch", ["hook", "pre-hook", "backward hook", "forward", "adapter", "compiled", "outer"])
 def test_parts_that_must_be_called_are_not_fused(watch) -> None:
     whole = module()
     linear = whole["inner"][0]
@@ -82,6 +82,8 @@ def test_parts_that_must_be_called_are_not_fused(watch) -> None:
         linear.forward = nn.Linear.forward.__get__(linear)
     elif watch == "adapter":
         whole["inner"][0] = nn.Sequential(linear)
+    elif watch == "compiled":
+        linear.compile(backend="eager")
     else:
         handle = whole["inner"].register_forward_hook(lambda *_: None)
     assert not may_fuse(whole, PARTS, torch.zeros(1))

@@ -120,8 +120,7 @@ class TapGrid(NamedTuple):
     """[P, 1] int32: the row of R where it starts."""
 
 
-@shape_constants(maxsize=64)
-def tap_grid(height: int, width: int, stride: int, start: int, device: torch.device) -> TapGrid:
+def make_tap_grid(height: int, width: int, stride: int, start: int, device: torch.device) -> TapGrid:
     """The grid of a 3x3 convolution with padding 1 over a map of `height` x `width` that starts at row `start`."""
     step = torch.arange(3, device=device) - 1
     step = torch.stack([step.repeat_interleave(3), step.repeat(3)], dim=-1)  # [K, (dy, dx)]
@@ -132,6 +131,10 @@ def tap_grid(height: int, width: int, stride: int, start: int, device: torch.dev
     limit = torch.tensor([height, width], device=device, dtype=torch.float32).expand_as(base).contiguous()
     width_of, start_of = (torch.full((len(base), 1), x, dtype=torch.int32, device=device) for x in (width, start))
     return TapGrid(base, limit, width_of, start_of)
+
+
+tap_grid = shape_constants(maxsize=64)(make_tap_grid)
+"""The same, kept."""
 
 
 class LocateTaps(torch.autograd.Function):
@@ -422,6 +425,7 @@ __all__ = [
     "deform_conv2d_cpu",
     "deform_conv2d_torch",
     "deform_conv2d_torchvision",
+    "make_tap_grid",
     "sampled_product",
     "tap_grid",
     "view_offsets_as",

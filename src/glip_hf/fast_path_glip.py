@@ -38,13 +38,15 @@ def shape_constants(maxsize: int) -> Callable[[Callable[..., Any]], Callable[...
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether something hangs on the call of a module: a hook, or a `forward` of its own (offloading, adapters)."""
+    """Whether something hangs on the call of a module: a hook, a `forward` of its own (offloading, adapters), or
+    `compile()`, whose results may be memory that a recorded graph uses again."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in vars(module)
+        or module._compiled_call_impl is not None
     )
 
 

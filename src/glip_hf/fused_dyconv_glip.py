@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .deformable_glip import TAPS, TapGrid, sampled_product, tap_grid
+from .deformable_glip import TAPS, TapGrid, make_tap_grid, sampled_product
 from .fast_path_glip import plain_backward, shape_constants
 
 MERGE_BLOCK = 1024
@@ -88,12 +88,12 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
         for sign, found in ((1, cells), (-1, readers)):
             cell = _cell(y + sign * dy, x + sign * dx, height, width)
             found.append(torch.where(cell < 0, -1, cell + starts[i]))
-        grids[0].append(tap_grid(height, width, 1, starts[i], device))
+        grids[0].append(make_tap_grid(height, width, 1, starts[i], device))
         if i == 0:
             continue
         fine_height, fine_width = shapes[i - 1]
-        grids[1].append(tap_grid(fine_height, fine_width, 2, starts[i - 1], device))
-        grids[2].append(tap_grid(height, width, 1, starts[i], device))
+        grids[1].append(make_tap_grid(fine_height, fine_width, 2, starts[i - 1], device))
+        grids[2].append(make_tap_grid(height, width, 1, starts[i], device))
         # Value f of the coarser [18 or 9, h, w] is value f of the finer [18 or 9, H, W]. Masks follow the offsets.
         first = torch.where(channel < 2 * TAPS, 0, 2 * TAPS)
         flat = (channel - first) * sizes[i] + index[:, None]

@@ -196,6 +196,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=self._collate,
+            pin_memory=self.device.type == "cuda",
         )
         results = (
             self.postprocess(detections, **postprocess_params)

@@ -5,6 +5,7 @@ import copy
 import json
 import threading
 import time
+import types
 from contextlib import contextmanager
 
 import pytest
@@ -77,6 +78,22 @@ def assert_same(found, expected, tolerance=1e-4):
 def test_grouping_changes_nothing(detect, expected, chunk_size, batch_size, pairs):
     found = detect(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs)
     assert_same(found, expected[chunk_size])
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_filled_up_captions_change_nothing(model, processor, detect, expected, chunk_size):
+    """Captions of a multiple of 8 tokens each, for compiled models."""
+    lengths = []
+
+    def note(module, args, kwargs):
+        lengths.append(kwargs["text_features"].last_hidden_state.shape[1])
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        assert_same(detect(chunk_size=chunk_size, batch_size=3, caption_multiple=8), expected[chunk_size])
+    finally:
+        hook.remove()
+    assert lengths and not any(length % 8 for length in lengths)
 
 
 def test_every_picture_and_caption_is_encoded_once(model, processor, task):
@@ -344,6 +361,22 @@ def test_pictures_are_read_while_the_model_works(model, processor, task, monkeyp
     found = list(Detector(model, processor, Options(workers=1)).predict(task.limited(2)))
     assert [one["image_id"] for one in found] == [10, 11]
     assert not readers()
+
+
+def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, monkeypatch):
+    """In pinned memory, by a reading thread. No GPU needed: pinning is counted, the model's device pretended."""
+    pinned, detector = [], Detector(model, processor)
+
+    def pin(tensor):
+        pinned.append(threading.current_thread().name)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    list(detector._load(task.pictures))
+    assert not pinned
+    detector.model = types.SimpleNamespace(device=torch.device("cuda"))
+    shown = list(detector._load(task.pictures))
+    assert len(pinned) == 2 * len(shown) and all(name.startswith(READERS) for name in pinned)
 
 
 def test_order_is_that_of_the_pictures(model, processor, task, monkeypatch):

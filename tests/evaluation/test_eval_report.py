@@ -14,10 +14,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from eval_cases import NAMES, SIZES, recorded
 from PIL import Image
 
-from glip_hf import GlipProcessor
+from glip_hf import GlipProcessor, compilation
 from glip_hf.evaluation import distributed
 from glip_hf.evaluation.cli import _subset, main
 from glip_hf.evaluation.plots import make_sets_plot
@@ -52,6 +53,25 @@ def coco_run(model_folder, pictures, tmp_path_factory):
 
 def read_metrics(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled(coco_run, model_folder, pictures, tmp_path, monkeypatch, mode):
+    """Compiled in the mode that is asked for; the same figures."""
+    modes = []
+
+    def compiler(function, **options):
+        modes.append(options["mode"])
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(compilation, "_check_compiler", lambda device: None)
+    arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
+    assert main(["coco", *arguments, "--output", f"{tmp_path}", "--device", "cpu", "--compile", mode]) == 0
+    assert modes and set(modes) == {mode}
+    found, expected = read_metrics(tmp_path), read_metrics(coco_run)
+    assert found["AP"] == pytest.approx(expected["AP"], abs=1e-6)
+    assert found["run"]["options"]["caption_multiple"] == (1 if mode == "default" else 64)
 
 
 # -- scoring files ---------------------------------------------------------------------------------

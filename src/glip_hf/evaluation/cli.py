@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._arguments import positive
+from ..compilation import CAPTION_MULTIPLE, MODES, compile_for_inference, records_graphs
 from . import distributed
 from .base import Evaluator
 from .coco import CocoEvaluator
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run("--batch-size", type=positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
     run("--pairs", type=positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
     run("--workers", type=positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
+    run("--compile", choices=MODES, metavar="MODE", help=f"torch.compile in this mode: {', '.join(MODES)}")
     run("--allow-padding", action="store_true", help="batch pictures of different sizes: faster, other numbers")
     run("--gallery", type=_count, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
 
@@ -228,6 +230,9 @@ def _detector(arguments: argparse.Namespace) -> Any:
         pairs=arguments.pairs,
         workers=arguments.workers,
     )
+    if arguments.compile:
+        model = compile_for_inference(model.eval(), arguments.compile)
+        options.caption_multiple = CAPTION_MULTIPLE if records_graphs(arguments.compile) else 1
     return Detector(model, GlipProcessor.from_pretrained(arguments.model), options)
 
 

@@ -50,7 +50,8 @@ class Options:
             the long side; flip: also mirrored; vote_threshold: IoU from which detections of several views join.
         allow_padding: let pictures of different sizes share a batch: faster, and slightly different numbers.
         batch_size: pictures a pass of the backbone (speed). pairs: (picture, caption) pairs a pass of the head
-            (speed; None: found automatically). workers: threads that read pictures (speed).
+            (speed; None: found automatically). workers: threads that read pictures (speed). caption_multiple: captions
+            are filled up to a multiple of so many tokens (speed, for CUDA graphs; see `compilation`).
     """
 
     chunk_size: int | None = None
@@ -72,11 +73,12 @@ class Options:
     batch_size: int = 1
     pairs: int | None = None
     workers: int = 2
+    caption_multiple: int = 1
 
-    SPEED = ("batch_size", "pairs", "workers")
+    SPEED = ("batch_size", "pairs", "workers", "caption_multiple")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_detections", "workers"):
+        for name in ("batch_size", "max_detections", "workers", "caption_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
@@ -106,10 +108,11 @@ class Captions:
         for name in ("hidden", "input_ids", "positive_maps", "label_ids"):
             getattr(self, name).extend(getattr(other, name))
 
-    def take(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Inputs of the model for these captions, padded to the longest of them."""
+    def take(self, rows: Sequence[int], multiple: int = 1) -> dict[str, Any]:
+        """Inputs of the model for these captions, padded to the longest of them, and that to a multiple."""
         lengths = torch.tensor([len(self.input_ids[row]) for row in rows], device=self.hidden[rows[0]].device)
         longest, classes = int(lengths.max()), max(len(self.label_ids[row]) for row in rows)
+        longest += -longest % multiple
         features = GlipTextFeatures(
             last_hidden_state=_stack([self.hidden[row] for row in rows], longest),
             attention_mask=(torch.arange(longest, device=lengths.device) < lengths[:, None]).long(),
@@ -124,7 +127,7 @@ class Captions:
 
 def _stack(values: list[Tensor], *sizes: int, fill: int = 0) -> Tensor:
     """Values in one tensor, filled up at the end where one is smaller than `sizes` in the first dimensions."""
-    if len(values) == 1:
+    if len(values) == 1 and tuple(values[0].shape[: len(sizes)]) == sizes:
         return values[0][None]
     stacked = values[0].new_full((len(values), *sizes, *values[0].shape[len(sizes) :]), fill)
     for row, value in zip(stacked, values):
@@ -263,7 +266,12 @@ class Detector:
             if picture.path in str(error):
                 raise
             raise ValueError(f"{picture.path}: {error}") from error
-        return Shown(index, view, made["pixel_values"], made["pixel_mask"], made["original_sizes"])
+        pixels, mask = (self._staged(made[name]) for name in ("pixel_values", "pixel_mask"))
+        return Shown(index, view, pixels, mask, made["original_sizes"])
+
+    def _staged(self, value: Tensor) -> Tensor:
+        """In memory that a GPU copies from by itself, if that is where it goes."""
+        return value.pin_memory() if self.model.device.type == "cuda" else value
 
     def _size(self, view: View) -> dict[str, dict[str, int]]:
         """The image processor's option for a view's size."""
@@ -359,12 +367,13 @@ class Detector:
         width = max(shown.pixel_values.shape[-1] for shown in batch)
 
         def joined(values: list[Tensor]) -> Tensor:
+            values = [value.to(device, non_blocking=device.type == "cuda") for value in values]
             if len(values) == 1:
                 return values[0]
             return torch.cat([pad(v, (0, width - v.shape[-1], 0, height - v.shape[-2])) for v in values])
 
-        pixels = joined([shown.pixel_values for shown in batch]).to(device, dtype)
-        mask = joined([shown.pixel_mask for shown in batch]).to(device)
+        pixels = joined([shown.pixel_values for shown in batch]).to(dtype)
+        mask = joined([shown.pixel_mask for shown in batch])
         sizes = torch.cat([shown.original_sizes for shown in batch])
         return self.model.get_image_features(pixels, mask), sizes
 
@@ -379,7 +388,7 @@ class Detector:
         outputs = self.model(
             image_features=features,
             original_sizes=original_sizes[rows],
-            **captions.take([caption for _, caption in pairs]),
+            **captions.take([caption for _, caption in pairs], self.options.caption_multiple),
         )
         options = self.options
         found = post_process_grounding(

@@ -1,0 +1,153 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Does the loader keep up with training? The loader alone, a training step alone, and both together.
+
+    python benchmarks/training_data.py                          # 480 x 640, 2 pictures a step, 0, 1 and 2 workers
+    python benchmarks/training_data.py --workers 0 4 8 --batch 8
+
+Pictures are JPEG files of 640 x 480 with detail of every size, about as large as COCO's; they lie in a temporary folder
+and in the page cache, so discs and networks are not measured. They go through what a run does with them
+(`SourceBatches`): decoding, resizing, flipping, captions with up to 85 negative names, batches. The step is that of
+`training.py`, on the same batch in both roles: alone, and after waiting for the next batch of the loader with the most
+workers. The two run in turn; `waiting_share` is the part of the second that the model waited.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import harness
+from benchmarks.harness import synchronise
+from benchmarks.training import stepper
+from glip_hf import GlipConfig
+from glip_hf.data.scenes.wording import vocabulary
+from glip_hf.demo import scenes_processor
+from glip_hf.training.loop import to_device
+from glip_hf.training.recipe import DataRecipe, Recipe, RunRecipe
+from glip_hf.training.source_batches import SourceBatches, build_dataset
+
+PICTURES, BOXES, NAMES = 64, 7, 80
+
+
+def write_pictures(folder: Path, count: int, seed: int) -> Path:
+    """JPEG files and their COCO file; its path."""
+    rng = np.random.default_rng(seed)
+    width, height = 640, 480
+    words = [word for word in vocabulary() if word.isalpha() and len(word) > 2][:NAMES]
+    images, annotations = [], []
+    for number in range(count):
+        noise = sum(
+            np.asarray(
+                Image.fromarray(rng.integers(0, 256, (height // scale, width // scale, 3), np.uint8)).resize(
+                    (width, height), Image.Resampling.BICUBIC
+                ),
+                np.float32,
+            )
+            for scale in (2, 8, 40, 160)
+        )
+        Image.fromarray((noise / 4).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": width, "height": height})
+        for _ in range(BOXES):
+            x, y = rng.uniform(0, 400), rng.uniform(0, 300)
+            box = [x, y, rng.uniform(40, 200), rng.uniform(40, 150)]
+            name = int(rng.integers(len(words))) + 1
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": name, "bbox": box})
+    categories = [{"id": i, "name": word} for i, word in enumerate(words, 1)]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, workers: int) -> Iterator[dict]:
+    """Batches of a run with so many workers, without end."""
+    source = {"format": "coco", "annotations": str(annotations), "images": str(folder)}
+    data = DataRecipe(
+        sources=[source],
+        short_sides=[arguments.short_side],
+        batch_size=arguments.batch,
+        workers=workers,
+        cache_dir=str(folder / "cache"),
+    )
+    recipe = Recipe(data=data, run=RunRecipe(seed=arguments.seed))
+    processor = scenes_processor()
+    dataset = build_dataset(recipe, processor, config)
+    batches = SourceBatches(dataset, recipe, processor.tokenizer.pad_token_id, rank=0, processes=1)
+    return batches.batches(0)
+
+
+def pictures_a_second(batches: Iterator[dict], size: int, count: int) -> float:
+    """Of the loader alone; the first batch, for which workers start, does not count."""
+    next(batches)
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    return size * count / (time.perf_counter() - begun)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = harness.make_parser(__doc__, runs=3)
+    parser.add_argument("--short-side", type=int, default=480, help="of the pictures, pixels; the long one: 4/3 of it")
+    parser.add_argument("--batch", type=int, default=2, help="pictures a step")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes to measure")
+    parser.add_argument("--batches", type=int, default=60, help="that the loader alone makes")
+    arguments = harness.begin(parser, argv, "training_data")
+    model = harness.load_model(arguments).train()
+    torch.set_num_threads(arguments.threads)
+    step = stepper(model, arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        annotations = write_pictures(folder, max(PICTURES, arguments.batch), arguments.seed)
+        size = statistics.mean(path.stat().st_size for path in folder.glob("*.jpg"))
+        figures: dict[str, Any] = {"short_side": arguments.short_side, "batch": arguments.batch}
+        figures["picture_kib"] = size / 1024
+        for workers in arguments.workers:
+            batches = loader(folder, annotations, model.config, arguments, workers)
+            rate = pictures_a_second(batches, arguments.batch, arguments.batches)
+            figures[f"loader_pictures_a_second_{workers}"] = rate
+            del batches  # its workers end
+        batches = loader(folder, annotations, model.config, arguments, max(arguments.workers))
+        next(batches)
+        alone, both, waiting, tokens = [], [], [], []
+        for number in range(arguments.warmup + arguments.runs):
+            begun = time.perf_counter()
+            inputs = to_device(dict(next(batches)), arguments.device)
+            del inputs["sample_ids"]
+            waited = time.perf_counter() - begun
+            step(inputs)
+            synchronise()
+            together = time.perf_counter() - begun
+            begun = time.perf_counter()
+            step(inputs)
+            synchronise()
+            if number >= arguments.warmup:
+                alone.append(time.perf_counter() - begun)
+                both.append(together)
+                waiting.append(waited)
+                tokens.append(inputs["input_ids"].shape[1])
+        del batches
+    one = figures[f"loader_pictures_a_second_{max(arguments.workers)}"] / max(max(arguments.workers), 1)
+    figures |= {
+        "tokens": statistics.mean(tokens),
+        "step_seconds": statistics.median(alone),
+        "step_and_loader_seconds": statistics.median(both),
+        "waiting_share": sum(waiting) / sum(both),
+        "step_pictures_a_second": arguments.batch / statistics.median(alone),
+        "workers_that_keep_up": arguments.batch / statistics.median(alone) / one,
+    }
+    harness.finish(arguments, "training_data", [figures], figures)
+
+
+if __name__ == "__main__":
+    main()

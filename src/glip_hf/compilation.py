@@ -1,0 +1,107 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`torch.compile` for inference: few graphs, whatever the sizes and however many blocks."""
+
+import copy
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .modeling_glip import GlipForGrounding
+
+MODES = ("default", "reduce-overhead", "max-autotune")
+"""Those of `torch.compile`; the last two record CUDA graphs."""
+
+CAPTION_MULTIPLE = 64
+"""Tokens that captions are filled up to a multiple of where CUDA graphs are recorded: one for each size."""
+
+
+_ENCODERS = ("get_image_features", "get_text_features")
+
+
+def records_graphs(mode: str) -> bool:
+    """Whether a mode records CUDA graphs (on a GPU)."""
+    return mode != "default"
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    if isinstance(value, dict):  # an output of a model
+        return type(value)(**{name: _copied(item) for name, item in value.items()})
+    return value
+
+
+def _as_a_step(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A recorded graph writes over what its last run gave: every call begins anew and hands out copies."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return _copied(function(*args, **kwargs))
+
+    return call
+
+
+def _check_compiler(device: torch.device) -> None:
+    """
+    Raises:
+        FileNotFoundError: on a CPU without a C++ compiler.
+    """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise FileNotFoundError(
+            f"torch.compile on a CPU needs a C++ compiler and {name} is not there: install one, or name it in CXX."
+        )
+
+
+def compile_for_inference(
+    model: GlipForGrounding, mode: str = "default", backend: str | Callable[..., Any] = "inductor"
+) -> GlipForGrounding:
+    """A GLIP with compiled parts: Swin with the pyramid, the text encoder, the blocks of the tower (one graph for
+    all), the head. It shares the weights of `model`, which stays as it is.
+
+    Sizes are dynamic, but a square, a side that is a whole number of windows, and a side of one cell make graphs of
+    their own. Making one takes minutes. Modes with CUDA graphs record one for every size they meet: give them captions
+    filled up to few lengths (`CAPTION_MULTIPLE`; padding changes no result) and pictures of few sizes.
+
+    On a CPU the fused forms of the model, which a compiler does not see, are faster (benchmarks/README.md). Not yet
+    measured on a GPU.
+
+    Args:
+        model: in evaluation mode; what is compiled is for inference.
+        mode: of `MODES`. With CUDA graphs every result is a copy, so that the next call cannot change it.
+        backend: of `torch.compile`; modes are inductor's.
+
+    Raises:
+        ValueError: for an unknown mode, or a model in training mode.
+        FileNotFoundError: on a CPU without a C++ compiler.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} is unknown: {', '.join(MODES)}.")
+    if model.training:
+        raise ValueError("the model is in training mode and what is compiled is for inference: call model.eval().")
+    options: dict[str, Any] = {"backend": backend, "dynamic": True}
+    if backend == "inductor":
+        _check_compiler(model.device)
+        options["mode"] = mode
+    compiled, base = copy.copy(model), copy.copy(model.model)
+    compiled._modules = {**model._modules, "model": base, "head": copy.copy(model.head)}
+    blocks = nn.ModuleList(copy.copy(block) for block in model.model.tower["blocks"])
+    base._modules = {**model.model._modules, "tower": nn.ModuleDict({"blocks": blocks})}
+    for part in (*blocks, compiled.head):
+        part.compile(**options)
+    functions = {name: torch.compile(getattr(base, name), **options) for name in _ENCODERS}
+    functions["forward"] = compiled.forward
+    for name, function in functions.items():
+        setattr(compiled, name, _as_a_step(function) if records_graphs(mode) else function)
+    return compiled
+
+
+__all__ = ["CAPTION_MULTIPLE", "MODES", "compile_for_inference", "records_graphs"]

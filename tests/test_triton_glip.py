@@ -38,6 +38,7 @@ def run_cases(interpreted: bool) -> None:
     assert " passed" in result.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_in_the_interpreter() -> None:
     run_cases(interpreted=True)

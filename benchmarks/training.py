@@ -21,6 +21,7 @@ if __name__ == "__main__":  # the folder above in place of this one: see __init_
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,10 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     caption = harness.random_caption(arguments.tokens, 1, model.config.text_config.vocab_size, device, batch)
     inputs = harness.random_picture(height, width, device, batch) | caption
     inputs["labels"] = random_labels(batch, height, width, arguments.tokens, device)
-    train = stepper(model, arguments)
-
-    def step() -> float:
-        return train(inputs)
+    step = functools.partial(stepper(model, arguments), inputs)
 
     def switch(reference: bool, checkpointing: bool) -> Callable[[], None]:
         def prepare() -> None:

@@ -8,7 +8,7 @@ Pictures are JPEG files of 640 x 480 with detail of every size, about as large a
 and in the page cache, so discs and networks are not measured. They go through what a run does with them
 (`SourceBatches`): decoding, resizing, flipping, captions with up to 85 negative names, batches. The step is that of
 `training.py`, on the same batch in both roles: alone, and after waiting for the next batch of the loader with the most
-workers. The two run in turn; `waiting_share` is the part of the second that the model waited.
+workers. The two run in turn; `waiting_share` is the part of the latter that the model waited.
 """
 
 import sys
@@ -112,17 +112,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = statistics.mean(path.stat().st_size for path in folder.glob("*.jpg"))
         figures: dict[str, Any] = {"short_side": arguments.short_side, "batch": arguments.batch}
         figures["picture_kib"] = size / 1024
+        most = max(arguments.workers)
         for workers in arguments.workers:
             batches = loader(folder, annotations, model.config, arguments, workers)
-            rate = pictures_a_second(batches, arguments.batch, arguments.batches)
-            figures[f"loader_pictures_a_second_{workers}"] = rate
+            of_loader = pictures_a_second(batches, arguments.batch, arguments.batches)
+            figures[f"loader_pictures_a_second_{workers}"] = of_loader
             del batches  # its workers end
-        batches = loader(folder, annotations, model.config, arguments, max(arguments.workers))
+        batches = loader(folder, annotations, model.config, arguments, most)
         next(batches)
         alone, both, waiting, tokens = [], [], [], []
         for number in range(arguments.warmup + arguments.runs):
             begun = time.perf_counter()
-            inputs = to_device(dict(next(batches)), arguments.device)
+            inputs = to_device(dict(next(batches)), model.device)
             del inputs["sample_ids"]
             waited = time.perf_counter() - begun
             step(inputs)
@@ -137,14 +138,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 waiting.append(waited)
                 tokens.append(inputs["input_ids"].shape[1])
         del batches
-    one = figures[f"loader_pictures_a_second_{max(arguments.workers)}"] / max(max(arguments.workers), 1)
+    rate = arguments.batch / statistics.median(alone)
+    of_a_worker = figures[f"loader_pictures_a_second_{most}"] / max(most, 1)
     figures |= {
         "tokens": statistics.mean(tokens),
         "step_seconds": statistics.median(alone),
         "step_and_loader_seconds": statistics.median(both),
         "waiting_share": sum(waiting) / sum(both),
-        "step_pictures_a_second": arguments.batch / statistics.median(alone),
-        "workers_that_keep_up": arguments.batch / statistics.median(alone) / one,
+        "step_pictures_a_second": rate,
+        "workers_that_keep_up": rate / of_a_worker,
     }
     harness.finish(arguments, "training_data", [figures], figures)
 

@@ -302,6 +302,16 @@ def test_device_is_honoured(processor, photo) -> None:
     assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-3)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_come_in_pinned_memory(detector, monkeypatch, device) -> None:
+    """No GPU needed: what the loader is asked for."""
+    asked = []
+    monkeypatch.setattr("glip_hf.pipeline.DataLoader", lambda *_, **options: asked.append(options) or [])
+    detector.device = torch.device(device)
+    assert list(detector.get_iterator([], 0, 1, {}, {}, {})) == []
+    assert [options["pin_memory"] for options in asked] == [device == "cuda"]
+
+
 class Photos(Dataset):
     def __init__(self, photos):
         self.photos = photos

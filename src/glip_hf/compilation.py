@@ -19,13 +19,17 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 CAPTION_MULTIPLE = 64
 """Tokens that captions are filled up to a multiple of where CUDA graphs are recorded: one for each size."""
 
-
 _ENCODERS = ("get_image_features", "get_text_features")
 
 
-def records_graphs(mode: str) -> bool:
+def _records_graphs(mode: str | None) -> bool:
     """Whether a mode records CUDA graphs (on a GPU)."""
-    return mode != "default"
+    return mode in MODES[1:]
+
+
+def caption_multiple(mode: str | None) -> int:
+    """Tokens that captions are best filled up to a multiple of in a mode; None is not compiled."""
+    return CAPTION_MULTIPLE if _records_graphs(mode) else 1
 
 
 def _copied(value: Any) -> Any:
@@ -100,8 +104,8 @@ def compile_for_inference(
     functions = {name: torch.compile(getattr(base, name), **options) for name in _ENCODERS}
     functions["forward"] = compiled.forward
     for name, function in functions.items():
-        setattr(compiled, name, _as_a_step(function) if records_graphs(mode) else function)
+        setattr(compiled, name, _as_a_step(function) if _records_graphs(mode) else function)
     return compiled
 
 
-__all__ = ["CAPTION_MULTIPLE", "MODES", "compile_for_inference", "records_graphs"]
+__all__ = ["CAPTION_MULTIPLE", "MODES", "caption_multiple", "compile_for_inference"]

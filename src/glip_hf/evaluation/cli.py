@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._arguments import positive
-from ..compilation import CAPTION_MULTIPLE, MODES, compile_for_inference, records_graphs
+from ..compilation import MODES, caption_multiple, compile_for_inference
 from . import distributed
 from .base import Evaluator
 from .coco import CocoEvaluator
@@ -229,10 +229,10 @@ def _detector(arguments: argparse.Namespace) -> Any:
         batch_size=arguments.batch_size,
         pairs=arguments.pairs,
         workers=arguments.workers,
+        caption_multiple=caption_multiple(arguments.compile),
     )
     if arguments.compile:
         model = compile_for_inference(model.eval(), arguments.compile)
-        options.caption_multiple = CAPTION_MULTIPLE if records_graphs(arguments.compile) else 1
     return Detector(model, GlipProcessor.from_pretrained(arguments.model), options)
 
 

@@ -20,15 +20,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from torch import Tensor
 
 from glip_hf import GlipConfig, GlipForGrounding
+from glip_hf.products_glip import onednn_available, onednn_linear
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -212,41 +213,62 @@ COPY_BYTES = 256 * MIB
 
 
 def calibration(device: str, dtype: torch.dtype, small: bool = False) -> dict[str, Variant]:
-    """A plain matrix product and a plain copy, to be timed in turn with the variants; see `Rates`."""
+    """A plain matrix product and a plain copy, to be timed in turn with the variants; in float32 on a CPU also the same
+    product by oneDNN. See `Rates`."""
     side, size = (256, MIB) if small else (GEMM_SIDE, COPY_BYTES)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return {"gemm": Variant(lambda: torch.mm(a, b, out=product)), "copy": Variant(lambda: target.copy_(source))}
+    variants = {"gemm": Variant(lambda: torch.mm(a, b, out=product)), "copy": Variant(lambda: target.copy_(source))}
+    if device == "cpu" and dtype == torch.float32 and onednn_available():
+        variants["gemm_onednn"] = Variant(torch.no_grad()(lambda: onednn_linear(a, b)))
+    return variants
 
 
 @dataclass
 class Rates:
-    """What this machine reaches. gemm: operations a second, a multiplication and an addition counting two; copy: bytes
-    read and written a second."""
+    """What this machine reaches. gemm: operations a second of `torch.mm`, a multiplication and an addition counting
+    two; copy: bytes read and written a second; onednn: as gemm, by the other library, where that was timed."""
 
     gemm: float
     copy: float
+    onednn: float = 0.0
 
     @classmethod
     def of(cls, times: dict[str, Seconds], small: bool = False) -> "Rates":
         side, size = (256, MIB) if small else (GEMM_SIDE, COPY_BYTES)
-        return cls(2 * side**3 / times["gemm"].median, 2 * size / times["copy"].median)
+        onednn = 2 * side**3 / times["gemm_onednn"].median if "gemm_onednn" in times else 0.0
+        return cls(2 * side**3 / times["gemm"].median, 2 * size / times["copy"].median, onednn)
+
+    @property
+    def fastest(self) -> "Rates":
+        """With the rate of the faster library."""
+        return replace(self, gemm=max(self.gemm, self.onednn))
+
+
+class Countable(Protocol):
+    """What takes some time at least: `floor.Work`."""
+
+    def seconds(self, rates: Rates) -> float: ...
 
 
 def time_figures(
-    times: dict[str, Seconds], rates: Rates, floor: float, fast: str = "fast", other: str = "reference"
+    times: dict[str, Seconds], rates: Rates, work: Countable, fast: str = "fast", other: str = "reference"
 ) -> dict[str, float]:
-    """Medians of two variants, the second's over the first's, and the first's over the floor, in seconds."""
+    """Medians of two variants, the second's over the first's, and the first's over the least that `work` takes by
+    `torch.mm` (floor) and by the faster library (fastest floor), in seconds."""
     figures = {"seconds": times[fast].median, "cpu_seconds": times[fast].median_cpu}
     if other in times:
         figures[f"seconds_{other}"] = times[other].median
         figures[f"cpu_seconds_{other}"] = times[other].median_cpu
         figures[f"ratio_vs_{other}"] = times[other].median / times[fast].median
         figures[f"ratio_vs_{other}_cpu"] = times[other].median_cpu / times[fast].median_cpu
-    figures |= {"floor_seconds": floor, "time_over_floor": times[fast].median / floor}
-    return figures | {"gemm_gflop_s": rates.gemm / 1e9, "copy_gb_s": rates.copy / 1e9}
+    for name, reached in (("floor", rates), ("fastest_floor", rates.fastest)):
+        least = work.seconds(reached)
+        figures |= {f"{name}_seconds": least, f"time_over_{name}": times[fast].median / least}
+    figures |= {"gemm_gflop_s": rates.gemm / 1e9, "copy_gb_s": rates.copy / 1e9}
+    return figures | ({"onednn_gflop_s": rates.onednn / 1e9} if rates.onednn else {})
 
 
 def shares(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

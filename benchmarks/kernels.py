@@ -9,8 +9,9 @@
 
 A fusion runs against the textbook form *at the same number of tokens*, so that nothing is gained by leaving padding
 out; the deformable convolution against `grid_sample` and a matrix product, and against its matrix product alone
-(`ratio_over_gemm`). Offsets are normal with a spread of `--offset-spread` cells, masks uniform; weights are random.
-Timing, memory and records as in `harness.py`; the floor counts one kernel (`floor.py`).
+(by PyTorch, `ratio_over_gemm`, and by the faster library, `ratio_over_fastest_gemm`). Offsets are normal with a
+spread of `--offset-spread` cells, masks uniform; weights are random. Timing, memory and records as in `harness.py`; the
+floor counts one kernel (`floor.py`).
 """
 
 import importlib.util

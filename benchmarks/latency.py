@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     padded = picture["pixel_values"].shape[-2:]
     counted = floor.parts_floor(model.config, *padded, tokens, dtype.itemsize)
     figures = {"case": arguments.case, "size": f"{height}x{width}", "captions": len(tokens), "tokens": sum(tokens)}
-    figures |= harness.time_figures(times, rates, floor.total(list(counted.values())).seconds(rates))
+    figures |= harness.time_figures(times, rates, floor.total(list(counted.values())))
     figures |= memory_figures(memory)
     if arguments.compile:
         timed["compiled"].prepare()

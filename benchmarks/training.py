@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     least = {name: one.seconds(rates) for name, one in counted.items()}
 
     figures = {"size": f"{height}x{width}", "batch": batch, "tokens": arguments.tokens}
-    figures |= harness.time_figures(times, rates, sum(least.values())) | memory_figures(memory)
+    figures |= harness.time_figures(times, rates, floor.total(list(counted.values()))) | memory_figures(memory)
     for name in variants:
         figures[f"images_a_second_{name}"] = batch / times[name].median
         if name.endswith("checkpointed"):

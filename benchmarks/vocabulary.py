@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     figures = {"names": len(task.names), "captions": len(lengths), "tokens": sum(lengths)}
     figures["size"] = "x".join(str(side) for side in pixels.shape[-2:])
-    figures |= harness.time_figures(times, rates, sum(least.values()))
+    figures |= harness.time_figures(times, rates, floor.total(list(counted.values())))
     once = times["vocabulary"].median
     figures["seconds_vocabulary_once"], figures["cpu_seconds_vocabulary_once"] = once, times["vocabulary"].median_cpu
     for name in ("naive", "reference"):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from locations import SHARED
 
+from glip_hf import products_glip
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -22,6 +24,15 @@ def shared() -> Path:
         )
         pytest.skip(f"needs the recorded reference data, not found at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(params=["mkl", "onednn"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Matrix products in float32 by one library, then by the other, whichever is the faster here."""
+    if request.param == "onednn" and not products_glip.onednn_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    monkeypatch.setattr(products_glip, "_gain", {"mkl": lambda _: 0.0, "onednn": lambda _: 2.0}[request.param])
+    return request.param
 
 
 @pytest.fixture(autouse=True)

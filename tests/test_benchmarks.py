@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import floor, harness, part_timer, peak_memory
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding
+from glip_hf.reference_glip import set_reference_parts
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -192,9 +193,13 @@ def test_variants_run_in_turn() -> None:
 
 def test_figures() -> None:
     times = {"fast": Seconds([1.0, 4.0, 2.0], [2, 2, 2]), "reference": Seconds([8.0, 9.0, 7.0], [10, 10, 10])}
-    figures = harness.time_figures(times, harness.Rates(2e9, 1e9), 0.5)
+    figures = harness.time_figures(times, harness.Rates(2e9, 1e9, 4e9), floor.Work(operations=1e9))
     assert (figures["seconds"], figures["seconds_reference"]) == (2, 8)
     assert (figures["ratio_vs_reference"], figures["ratio_vs_reference_cpu"], figures["time_over_floor"]) == (4, 5, 4)
+    assert (figures["time_over_fastest_floor"], figures["onednn_gflop_s"]) == (8, 4)
+    slower = harness.time_figures(times, harness.Rates(2e9, 1e9, 1e9), floor.Work(operations=1e9))
+    assert slower["time_over_fastest_floor"] == slower["time_over_floor"] == 4
+    assert "onednn_gflop_s" not in harness.time_figures(times, harness.Rates(2e9, 1e9), floor.Work(operations=1e9))
     memory = {"fast": peak_memory.Memory(300, 100), "reference": peak_memory.Memory(900, 100)}
     figures = peak_memory.memory_figures(memory)
     assert figures["peak_memory_ratio"] == pytest.approx(1 / 3) and figures["peak_beyond_ratio"] == 0.25
@@ -205,6 +210,9 @@ def test_rates_are_those_of_the_calibration() -> None:
     rates = harness.Rates.of(times)
     assert rates.gemm == harness.GEMM_SIDE**3 and rates.copy == harness.COPY_BYTES / 2
     assert floor.Work(3 * rates.gemm, 2 * rates.copy).seconds(rates) == 5
+    assert rates.fastest == rates
+    fastest = harness.Rates.of(times | {"gemm_onednn": Seconds([1.0], [1])}).fastest
+    assert (fastest.gemm, fastest.copy) == (2 * rates.gemm, rates.copy)
 
 
 def test_memory_is_measured_before_threads_start() -> None:
@@ -302,7 +310,7 @@ def test_the_fusion_counts_its_cheaper_form() -> None:
     layer, vision = model.model.tower["blocks"][0].fusion, torch.randn(1, 500, config.d_model)
     for tokens, cheaper in ((4, False), (256, True)):
         text, mask = torch.randn(1, tokens, 24), torch.ones(1, tokens, dtype=torch.bool)
-        layer.reference = True
+        set_reference_parts(layer, True)
         textbook = operations(lambda text=text, mask=mask: layer(vision, text, mask))
         counted = floor.fusion_floor(config, 500, tokens).operations
         assert counted == textbook if cheaper else counted < 0.6 * textbook

@@ -7,7 +7,14 @@ from tiny import lively, tiny_config
 from torch import Tensor
 
 import glip_hf.fusion_glip as fusion
-from glip_hf.fusion_glip import AttendInBlocks, GlipFusionLayer, attend_eager, attend_in_blocks, attend_sdpa
+from glip_hf.fusion_glip import (
+    AttendInBlocks,
+    GlipFusionLayer,
+    _Dropout,
+    attend_eager,
+    attend_in_blocks,
+    attend_sdpa,
+)
 
 PATHS = ["eager", "sdpa", "blocks"]
 LENGTHS = (7, 4)
@@ -199,14 +206,29 @@ def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
     (vision, keys, bias, values), mask = arguments()
     found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.4, 11, 5, False)
     *_, picture, sentence = attend_eager(vision, keys, bias, values, mask, 50000.0)
-    generator = torch.Generator().manual_seed(11)
-    masks = [torch.empty(2, 6, 5, dtype=torch.float64).bernoulli_(0.6, generator=generator) / 0.6 for _ in range(2)]
-    masks = [kept.unflatten(1, (2, 3)) for kept in masks]  # [B, H, T, N]
-    assert not torch.equal(*masks)
-    picture, sentence = picture * masks[0].transpose(2, 3), sentence * masks[1]
+    # Of both attentions of the first pair, then of the second; as they lie in a block: [N, H * T]
+    dropping = _Dropout(0.4, 11, torch.device("cpu"))
+    masks = torch.stack([dropping.mask(torch.empty(5, 6, dtype=torch.float64)) for _ in range(4)]).unflatten(0, (2, 2))
+    masks = masks.unflatten(3, (2, 3)).transpose(2, 3)  # [B, 2, H, N, T]
+    assert not torch.equal(masks[:, 0], masks[:, 1])
+    picture, sentence = picture * masks[:, 0], sentence * masks[:, 1].transpose(2, 3)
     torch.testing.assert_close(found[0], torch.einsum("bhnt,bhtd->bnd", picture, values))
     torch.testing.assert_close(found[1], torch.einsum("bhtn,bnd->bhtd", sentence, vision))
     torch.testing.assert_close(found[2], sentence.sum(-1))
+
+
+def test_masks_of_dropout() -> None:
+    like = torch.empty(333, 1001)
+    first, second = (_Dropout(0.1, 5, like.device) for _ in range(2))
+    masks = [first.mask(like) for _ in range(2)]
+    assert all(torch.equal(mask, second.mask(like)) for mask in masks)
+    assert not torch.equal(*masks) and not torch.equal(masks[0], _Dropout(0.1, 6, like.device).mask(like))
+    for mask in masks:
+        assert mask.unique().tolist() == pytest.approx([0, 1 / 0.9], abs=1e-4)
+        # Everywhere alike: over all, and in every column by itself, five standard deviations at most
+        assert mask.mean().item() == pytest.approx(1, abs=5 * (1 / 9 / mask.numel()) ** 0.5)
+        assert (mask.mean(0) - 1).abs().max() < 5 * (1 / 9 / len(mask)) ** 0.5
+    assert _Dropout(0.0, 5, like.device).mask(like) is None
 
 
 def test_dropout_follows_the_global_seed() -> None:

@@ -67,6 +67,7 @@ def check_detections(case: Case, outputs: object, score_tolerance: float, share:
     assert checked >= 5
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", SMALL)
 def test_small_case(name: str, attention: str) -> None:

@@ -48,6 +48,7 @@ def run(name: str, attention: str) -> tuple[Case, GlipForGrounding, object]:
     return case, model, outputs
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", SIZES)
 def test_losses_and_gradients(name: str, attention: str) -> None:

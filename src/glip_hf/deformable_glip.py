@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import is_torchvision_available, is_triton_available
 
 from .fast_path_glip import is_traced, plain_backward, shape_constants
+from .products_glip import linear, pack, product_over_rows
 
 TAPS = 9
 COLUMN_BLOCK = 256
@@ -247,14 +248,15 @@ class SampledProduct(torch.autograd.Function):
         kept = out is None and any(ctx.needs_input_grad)
         if kept and positions * size * source.element_size() <= KEPT_COLUMNS:
             columns = _gather_taps(source, rows, weights).view(-1, size)
-            out = torch.addmm(bias, columns, kernel.t())
+            out = linear(columns, kernel, bias)
         else:
             out = source.new_empty(positions, len(kernel)) if out is None else out
             step = COLUMN_BLOCK * TAPS
+            packed = pack(kernel, COLUMN_BLOCK)
             for i, (some_rows, some_weights) in enumerate(zip(rows.split(step), weights.split(step))):
                 block = _gather_taps(source, some_rows, some_weights).view(-1, size)
                 start = i * COLUMN_BLOCK
-                torch.addmm(bias, block, kernel.t(), out=out[start : start + COLUMN_BLOCK])
+                linear(block, packed, bias, out[start : start + COLUMN_BLOCK])
         ctx.save_for_backward(source, rows, weights, kernel, columns)
         return out
 
@@ -273,12 +275,12 @@ class SampledProduct(torch.autograd.Function):
         for start in range(0, positions, block):
             some = slice(start, start + block)
             taps = slice(start * TAPS, (start + block) * TAPS)
-            grad_taps = (grad[some] @ kernel).view(-1, channels)
+            grad_taps = linear(grad[some], kernel.t()).view(-1, channels)
             if for_kernel:
                 gathered = columns
                 if gathered is None:
                     gathered = _gather_taps(source, rows[taps], weights[taps]).view(-1, kernel.shape[1])
-                grad_kernel.addmm_(grad[some].t(), gathered)
+                product_over_rows(grad[some], gathered, grad_kernel)
                 gathered = None
             if for_weights:
                 entry = torch.arange(grad_taps.shape[0] * 4, dtype=torch.int32, device=grad.device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .deformable_glip import TAPS, TapGrid, make_tap_grid, sampled_product
 from .fast_path_glip import plain_backward, shape_constants
+from .products_glip import linear, product_over_rows
 
 MERGE_BLOCK = 1024
 """Cells that are averaged, and merged in the last pass, at a time."""
@@ -174,13 +175,13 @@ class TokenConvolution(torch.autograd.Function):
         batch, cells, _ = tokens.shape
         # Rows of whole cache lines: with 9 * 27 columns the product took 46 ms, with 9 * 32 it took 31 (18,134 cells).
         outputs = len(weight)
-        kernel = nn.functional.pad(weight.permute(1, 2, 3, 0), (0, -outputs % ROW_NUMBERS)).flatten(1)  # [D, K * O]
+        kernel = nn.functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % ROW_NUMBERS)).flatten(0, 2)
         size = scratch_size(batch * cells, outputs)
-        products = (tokens.new_empty(size) if scratch is None else scratch[:size]).view(-1, kernel.shape[1])
+        products = (tokens.new_empty(size) if scratch is None else scratch[:size]).view(-1, len(kernel))
         products[0] = 0
-        torch.mm(tokens.flatten(0, 1), kernel, out=products[1:])
+        linear(tokens.flatten(0, 1), kernel, out=products[1:])
         rows = _of_pictures(plan.neighbours, batch, cells * TAPS)
-        out = nn.functional.embedding_bag(rows, products.view(-1, kernel.shape[1] // TAPS), mode="sum")
+        out = nn.functional.embedding_bag(rows, products.view(-1, len(kernel) // TAPS), mode="sum")
         out = out[:, :outputs]
         ctx.save_for_backward(tokens, weight)
         ctx.plan = plan
@@ -196,9 +197,9 @@ class TokenConvolution(torch.autograd.Function):
         grad_products = nn.functional.embedding(rows, table).flatten(1)  # [B * A, K * O]
         grad_tokens = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_tokens = (grad_products @ weight.permute(2, 3, 0, 1).flatten(0, 2)).view_as(tokens)
+            grad_tokens = linear(grad_products, weight.permute(1, 2, 3, 0).flatten(1)).view_as(tokens)
         if ctx.needs_input_grad[1]:
-            grad_weight = tokens.flatten(0, 1).t() @ grad_products
+            grad_weight = product_over_rows(tokens.flatten(0, 1), grad_products)
             grad_weight = grad_weight.unflatten(1, (3, 3, -1)).permute(3, 0, 1, 2)
         return grad_tokens, grad_weight, grad.sum((0, 1)), None, None
 

@@ -15,6 +15,7 @@ from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .dyhead_glip import GlipDyConv
 from .fast_path_glip import may_overwrite
 from .fusion_glip import GlipFusionLayer
+from .products_glip import GlipLinear, speed_up_linears
 from .reference_glip import GlipReferencePart, text_layer_reference
 
 
@@ -76,6 +77,7 @@ class GlipTextLayer(GlipReferencePart, nn.Module):
         self.attention = BertAttention(config)
         self.intermediate = BertIntermediate(config)
         self.output = BertOutput(config)
+        speed_up_linears(self)
 
     def _clamp(self, x: Tensor) -> Tensor:
         return x.clamp(-self.clamp_value, self.clamp_value)
@@ -155,7 +157,7 @@ class GlipGroundingHead(nn.Module):
         self.bbox_pred = GlipTokenConv(config.d_model, 4, 1)
         self.centerness = GlipTokenConv(config.d_model, 1, 1)
         self.level_scales = GlipLevelScales(len(PYRAMID_STRIDES))
-        self.text_projection = nn.Linear(text_size, config.d_model)
+        self.text_projection = GlipLinear(text_size, config.d_model)
         self.log_scale = nn.Parameter(torch.empty(1))
         self.bias_lang = nn.Parameter(torch.empty(text_size))
         self.bias0 = nn.Parameter(torch.empty(1))

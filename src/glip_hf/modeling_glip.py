@@ -30,6 +30,7 @@ from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead, GlipT
 from .loss_glip import grounding_loss
 from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipModelOutput, GlipTextFeatures
 from .pairing_glip import check_inputs, concatenate, keep_states, pair_captions, select, split_pairs
+from .products_glip import speed_up_linears
 from .prompt_table_glip import GlipPromptTableMixin
 from .reference_glip import (
     GlipReferenceMixin,
@@ -161,6 +162,7 @@ class GlipModel(GlipPreTrainedModel):
             self.backbone = AutoBackbone.from_config(config.backbone_config)
         self.neck = GlipFeaturePyramid(config, list(self.backbone.channels))
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        speed_up_linears(self.text_model)
         self.prompt_table = None
         if config.prompt_table_length:
             self.prompt_table = nn.Parameter(torch.empty(config.prompt_table_length, config.text_config.hidden_size))

@@ -39,6 +39,13 @@ class GlipReferencePart:
     reference: bool = False
 
 
+def set_reference_parts(module: nn.Module, on: bool) -> None:
+    """Choose the form of a module and of all its parts."""
+    for part in module.modules():
+        if isinstance(part, GlipReferencePart):
+            part.reference = on
+
+
 class GlipReferenceMixin(GlipReferencePart):
     """The switch, for models."""
 
@@ -57,9 +64,7 @@ class GlipReferenceMixin(GlipReferencePart):
         """
         if on and not self.reference:
             self._fast_attention = None if self.config.reference else self.config._attn_implementation
-        for module in self.modules():
-            if isinstance(module, GlipReferencePart):
-                module.reference = on
+        set_reference_parts(self, on)
         self.config.reference = on
         self.set_attn_implementation("eager" if on else self._fast_attention or "sdpa")
 
@@ -437,6 +442,7 @@ __all__ = [
     "deform_conv2d_reference",
     "dyconv_reference",
     "fusion_reference",
+    "set_reference_parts",
     "swin_layer_reference",
     "text_layer_reference",
 ]

@@ -32,6 +32,7 @@ from transformers.models.swin.modeling_swin import (
 from transformers.utils import can_return_tuple
 
 from .fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
+from .products_glip import GlipLinear, linear, product_over_rows, speed_up_linears
 from .reference_glip import GlipReferencePart, swin_layer_reference
 
 BLOCK_NUMBERS = 2**20
@@ -146,7 +147,7 @@ class WindowAttention(torch.autograd.Function):
         """
         heads, area = position_bias.shape[:2]
         table = x.new_empty(x.shape[0] * x.shape[1] + 1, len(weight))
-        torch.addmm(bias, x.flatten(0, 1), weight.t(), out=table[1:])
+        linear(x.flatten(0, 1), weight, bias, table[1:])
         table[0] = bias
         width = weight.shape[1] // heads
         query, key, value = nn.functional.embedding(rows[0], table.view(-1, width)).view(3, -1, area, width)
@@ -187,9 +188,9 @@ class WindowAttention(torch.autograd.Function):
             grad_position = grad_scores.view(batch * windows, heads, area, area).sum(0)
         rows = nn.functional.embedding(from_windows, grad_parts.view(-1, width)).view(-1, len(weight))
         if ctx.needs_input_grad[0]:
-            grad_x = (rows @ weight).view_as(x)
+            grad_x = linear(rows, weight.t()).view_as(x)
         if ctx.needs_input_grad[1]:
-            grad_weight = rows.t() @ x.flatten(0, 1)
+            grad_weight = product_over_rows(rows, x.flatten(0, 1))
         return grad_x, grad_weight, grad_bias, grad_position, None, None, None
 
 
@@ -215,8 +216,8 @@ class FeedForward(torch.autograd.Function):
         block = max(1, BLOCK_NUMBERS // len(weight1))
         for some, scale, place in zip(x.split(block), factor.split(block), out.split(block)):
             inner = nn.functional.layer_norm(some, norm_weight.shape, norm_weight, norm_bias, eps)
-            inner = nn.functional.gelu(nn.functional.linear(inner, weight1, bias1))
-            torch.addcmul(some, nn.functional.linear(inner, weight2, bias2), scale, out=place)
+            inner = nn.functional.gelu(linear(inner, weight1, bias1))
+            torch.addcmul(some, linear(inner, weight2, bias2), scale, out=place)
         ctx.save_for_backward(x, factor, norm_weight, norm_bias, weight1, bias1, weight2)
         ctx.eps, ctx.block = eps, block
         return out
@@ -232,14 +233,21 @@ class FeedForward(torch.autograd.Function):
         for some, scale, own_grad, place in zip(*pieces):
             branch_grad = own_grad * scale
             normed, mean, deviation = torch.native_layer_norm(some, norm_weight.shape, norm_weight, norm_bias, ctx.eps)
-            wide = nn.functional.linear(normed, weight1, bias1)
-            totals[4].addmm_(branch_grad.t(), nn.functional.gelu(wide))
+            wide = linear(normed, weight1, bias1)
+            product_over_rows(branch_grad, nn.functional.gelu(wide), totals[4])
             totals[5] += branch_grad.sum(0)
-            grad_wide = torch.ops.aten.gelu_backward(branch_grad @ weight2, wide)
-            totals[2].addmm_(grad_wide.t(), normed)
+            grad_wide = torch.ops.aten.gelu_backward(linear(branch_grad, weight2.t()), wide)
+            product_over_rows(grad_wide, normed, totals[2])
             totals[3] += grad_wide.sum(0)
             change, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-                grad_wide @ weight1, some, norm_weight.shape, mean, deviation, norm_weight, norm_bias, [True] * 3
+                linear(grad_wide, weight1.t()),
+                some,
+                norm_weight.shape,
+                mean,
+                deviation,
+                norm_weight,
+                norm_bias,
+                [True] * 3,
             )
             torch.add(own_grad, change, out=place)
             totals[0] += grad_weight
@@ -251,17 +259,17 @@ RECOMPUTED_WIDTH = 256
 """Channels up to which `FeedForward` pays: on one core, forward and backward of 25,600 rows of 24 channels took 27 ms
 and not 37; of 9,000 rows of 96 channels 81 and 83, of 3,000 of 192 channels 73 and 74, in a fifth of the memory."""
 
-FEED_FORWARD_PARTS = {"mlp.fc1": nn.Linear, "mlp.fc2": nn.Linear, "mlp.activation_fn": GELUActivation}
+FEED_FORWARD_PARTS = {"mlp.fc1": GlipLinear, "mlp.fc2": GlipLinear, "mlp.activation_fn": GELUActivation}
 
 FUSED_PARTS = {
     "layernorm_before": nn.LayerNorm,
     "layernorm_after": nn.LayerNorm,
     "mlp": SwinMLP,
     "attention": SwinAttention,
-    "attention.q_proj": nn.Linear,
-    "attention.k_proj": nn.Linear,
-    "attention.v_proj": nn.Linear,
-    "attention.o_proj": nn.Linear,
+    "attention.q_proj": GlipLinear,
+    "attention.k_proj": GlipLinear,
+    "attention.v_proj": GlipLinear,
+    "attention.o_proj": GlipLinear,
     "attention.relative_position_bias": SwinRelativePositionBias,
 }
 
@@ -278,6 +286,7 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
         self.mlp = SwinMLP(config, dim)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SwinDropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        speed_up_linears(self)
 
     def _may_fuse(self, x: Tensor) -> bool:
         attention = self.attention
@@ -354,7 +363,7 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
             last = min(first + step, batch * count)
             some = slice(first * area, last * area)
             part = self.layernorm_before(nn.functional.embedding(source[some], rows))
-            part = nn.functional.linear(part, weight, bias)
+            part = linear(part, weight, bias)
             part[padded[some].nonzero().squeeze(1)] = bias
             query, key, value = part.view(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
             added = position_bias[None]
@@ -417,7 +426,7 @@ class GlipSwinMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = GlipLinear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:

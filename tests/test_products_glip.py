@@ -1,0 +1,192 @@
+"""Products by either library are the same up to rounding, and go by oneDNN only where they may."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_inputs, tiny_model
+from torch import Tensor, nn
+
+from glip_hf import products_glip
+from glip_hf.products_glip import GlipLinear, linear, pack, product_over_rows, speed_up_linears
+
+SHAPES = [(200, 24, 40), (8, 8, 8), (2100, 16, 24), (5, 16, 24), (64, 4, 16), (64, 16, 4), (0, 16, 24), (64, 0, 16)]
+"""Rows, columns summed over, columns of the result: large enough or not, and none."""
+
+
+def matrices(rows: int, summed: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((rows, summed), (columns, summed), (columns,))
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of oneDNN is an error, though it would pay."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("went by oneDNN")
+
+    monkeypatch.setattr(products_glip, "_gain", lambda _: 2.0)
+    monkeypatch.setattr(products_glip, "onednn_linear", refuse)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("shape", "packed"),
+    [(shape, packed) for shape in SHAPES for packed in (False, True) if not (packed and 0 in shape)],
+)
+def test_linear(shape: tuple[int, int, int], packed: bool) -> None:
+    x, weight, bias = matrices(*shape)
+    used = pack(weight, len(x)) if packed else weight
+    expected = nn.functional.linear(x, weight)
+    added = torch.randn(expected.shape)
+    torch.testing.assert_close(linear(x, used), expected)
+    torch.testing.assert_close(linear(x, used, bias), expected + bias)
+    torch.testing.assert_close(linear(x, used, added), expected + added)
+    for summand in (None, bias, added):
+        out = torch.full_like(expected, torch.nan)
+        assert linear(x, used, summand, out) is out
+        torch.testing.assert_close(out, expected if summand is None else expected + summand)
+
+
+@pytest.mark.usefixtures("library")
+def test_linear_of_more_dimensions() -> None:
+    x, weight, bias = matrices(60, 16, 24)
+    torch.testing.assert_close(
+        linear(x.view(3, 4, 5, 16), weight, bias), nn.functional.linear(x, weight, bias).view(3, 4, 5, 24)
+    )
+    torch.testing.assert_close(linear(x[0], weight, bias), nn.functional.linear(x[0], weight, bias))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_product_over_rows(shape: tuple[int, int, int]) -> None:
+    x, weight, _ = matrices(*shape)
+    y = torch.randn(len(x), len(weight))
+    tolerance = {"atol": 1e-4, "rtol": 1e-5}  # sums of up to 2,100 products
+    for first, second in ((x, y), (y, x)):
+        expected = first.t() @ second
+        torch.testing.assert_close(product_over_rows(first, second), expected, **tolerance)
+        total = torch.randn(expected.shape)
+        sums = total + expected
+        assert product_over_rows(first, second, total) is total
+        torch.testing.assert_close(total, sums, **tolerance)
+
+
+@pytest.mark.usefixtures("library")
+@given(
+    sizes=st.tuples(*[st.integers(1, 40)] * 3),
+    turned=st.booleans(),
+    cut=st.booleans(),
+    same=st.booleans(),
+)
+def test_matrices_however_they_lie(sizes: tuple[int, int, int], turned: bool, cut: bool, same: bool) -> None:
+    x, weight, bias = matrices(*sizes)
+    y = torch.randn(sizes[0], sizes[2])
+
+    def laid(matrix: Tensor) -> Tensor:
+        if same:  # as the gradient of a sum: strides of 0
+            matrix = torch.tensor(0.5).expand_as(matrix)
+        elif turned:
+            matrix = matrix.t().contiguous().t()
+        return torch.cat([matrix, matrix], dim=1)[:, : matrix.shape[1]] if cut else matrix
+
+    x, weight, y = laid(x), laid(weight), laid(y)
+    torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(product_over_rows(x, y), x.t() @ y, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    "wanted", [(True, True, True), (False, True, True), (True, False, False), (False, True, False)]
+)
+def test_gradients(wanted: tuple[bool, ...]) -> None:
+    values = [x.requires_grad_(grad) for x, grad in zip(matrices(60, 16, 24), wanted)]
+    values[0] = values[0].view(3, 20, 16)
+    asked = [x for x, grad in zip(values, wanted) if grad]
+    found = torch.autograd.grad(linear(*values).sin().sum(), asked)
+    expected = torch.autograd.grad(nn.functional.linear(*values).sin().sum(), asked)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("library")
+def test_gradients_of_gradients() -> None:
+    def twice(function: object) -> tuple[Tensor, ...]:
+        values = [x.requires_grad_() for x in matrices(60, 16, 24)]
+        first = torch.autograd.grad(function(*values).sin().sum(), values, create_graph=True)
+        return torch.autograd.grad(sum(x.square().sum() for x in first), values)
+
+    torch.testing.assert_close(twice(linear), twice(nn.functional.linear), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("never")
+def test_only_plain_float32_goes_by_onednn() -> None:
+    x, weight, bias = matrices(200, 24, 40)
+
+    class Special(Tensor):
+        pass
+
+    expected = nn.functional.linear(x, weight, bias)
+    with pytest.raises(AssertionError, match="went by oneDNN"):
+        linear(x, weight, bias)
+    assert linear(x.double(), weight.double()).dtype == torch.float64
+    assert linear(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
+    assert type(linear(x, weight.as_subclass(Special))) is Special
+    assert linear(x.to("meta"), weight.to("meta")).shape == expected.shape
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+        assert product_over_rows(x, x).shape == (24, 24)
+    assert pack(weight.double(), 10).dtype == torch.float64
+    layer = GlipLinear(24, 40)
+    layer.reference = True
+    layer(x)
+    layer.reference = False
+    graph = torch.export.export(layer, (x,)).graph
+    assert torch.ops.aten.linear.default in [node.target for node in graph.nodes]
+
+
+def test_the_faster_library_is_found_once_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not products_glip.onednn_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    asked, elapsed = [], iter([1.0, 1.0, *[1.3, 1.0] * products_glip.TRIALS, 1.0, 1.0, *[1.0, 0.9] * 5])
+    monkeypatch.setattr(products_glip, "_seconds", lambda form: asked.append(form()) or next(elapsed))
+    threads = iter([1, 1, 2, 2, 1])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: next(threads))
+    products_glip._gain.cache_clear()
+    try:
+        assert [products_glip.onednn_pays() for _ in range(5)] == [True, True, False, False, True]
+    finally:
+        products_glip._gain.cache_clear()
+    assert len(asked) == 4 * (1 + products_glip.TRIALS)
+    for native, onednn in zip(asked[::2], asked[1::2]):
+        torch.testing.assert_close(native, onednn)
+
+
+def test_linears_built_elsewhere() -> None:
+    class Own(nn.Linear):
+        pass
+
+    module = nn.Sequential(nn.Linear(3, 4), nn.ModuleList([nn.Linear(4, 4, bias=False), Own(4, 4)]), nn.ReLU())
+    state = copy.deepcopy(module.state_dict())
+    speed_up_linears(module)
+    assert [type(part) for part in (module[0], *module[1])] == [GlipLinear, GlipLinear, Own]
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def test_the_model_is_the_same_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not products_glip.onednn_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+    model, calls = tiny_model(), []
+    inputs = tiny_inputs()
+    counted = products_glip.onednn_linear
+    monkeypatch.setattr(products_glip, "onednn_linear", lambda *args: calls.append(args) or counted(*args))
+    logits = {}
+    for gain in (0.0, 2.0):
+        monkeypatch.setattr(products_glip, "_gain", lambda _, gain=gain: gain)
+        with torch.inference_mode():
+            logits[gain] = model(**inputs).logits
+        assert bool(calls) == bool(gain)
+    torch.testing.assert_close(*logits.values(), atol=1e-4, rtol=1e-4)

@@ -159,7 +159,7 @@ def test_gradients_of_the_quirk() -> None:
 @pytest.mark.parametrize("shapes", PYRAMIDS)
 def test_moments(shapes) -> None:
     tokens, plan = make_tokens(shapes), plan_of(shapes)
-    mean, square = Moments.apply(tokens, plan.averages[0])
+    mean, square = Moments.apply(tokens, plan.sizes)
     for i, level in enumerate(to_pyramid(tokens, shapes)):
         torch.testing.assert_close(mean[:, i], level.mean((2, 3)))
         torch.testing.assert_close(square[:, i], level.square().mean((2, 3)))
@@ -167,7 +167,7 @@ def test_moments(shapes) -> None:
 
 def test_gradients_of_the_moments() -> None:
     tokens = make_tokens(SMALL, channels=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: Moments.apply(x, plan_of(SMALL).averages[0]), [tokens])
+    assert torch.autograd.gradcheck(lambda x: Moments.apply(x, plan_of(SMALL).sizes), [tokens])
 
 
 @pytest.mark.parametrize("shapes", PYRAMIDS)

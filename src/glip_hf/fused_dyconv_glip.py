@@ -47,8 +47,6 @@ class PyramidPlan(NamedTuple):
     """Of conv_mid, conv_low and conv_high."""
     quirk: Tensor
     """[Q * 27] int64: where in [A * 27] conv_high finds its offsets and masks; see `view_offsets_as`."""
-    averages: tuple[Tensor, Tensor, Tensor]
-    """[levels, Q]: the mean over each level, as a matrix."""
     raised_average: Tensor
     """[L - 1, Q]: the mean of conv_high's answer *after* its enlargement to the finer level."""
     corners: tuple[Tensor, Tensor]
@@ -116,8 +114,6 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
     corners, shares = torch.cat(corners), torch.cat(shares)
     order = corners.flatten().argsort(stable=True)
     count = torch.bincount(corners.flatten(), minlength=answered)
-    averages = [torch.full((1, size), 1 / size, device=device, dtype=dtype) for size in sizes]
-    coarse_averages = torch.block_diag(*averages[1:])
     # Of each weight of the enlargement: the level it is for, and its part of that level's mean
     level_of = torch.arange(len(sizes) - 1, device=device).repeat_interleave(torch.tensor(sizes[:-1], device=device))
     parts = shares / torch.tensor(sizes[:-1], device=device)[level_of, None]
@@ -131,7 +127,6 @@ def pyramid_plan(shapes: tuple[tuple[int, int], ...], device: torch.device, dtyp
         (1 + torch.cat(readers)).int(),
         tuple(TapGrid(*(torch.cat(parts) for parts in zip(*grid))) for grid in grids),
         torch.cat(quirk),
-        (torch.block_diag(*averages), coarse_averages, coarse_averages),
         raised.to(dtype),
         (corners.int(), shares),
         ((order // 4).int(), (count.cumsum(0) - count).int(), shares.flatten()[order]),
@@ -224,24 +219,28 @@ class Moments(torch.autograd.Function):
     """Mean and mean square of every channel of every level."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, Q, D] and a matrix of averages [levels, Q] to [B, levels, D] twice."""
-        average = average.expand(len(x), -1, -1)
-        ctx.save_for_backward(x, average)
-        mean = x.new_zeros(len(x), average.shape[1], x.shape[2])
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """[B, Q, D], levels of `sizes` cells one after the other, to [B, levels, D] twice."""
+        ctx.save_for_backward(x)
+        ctx.sizes = sizes
+        mean = x.new_zeros(len(x), len(sizes), x.shape[2])
         square = torch.zeros_like(mean)
-        for some, weights in zip(x.split(MERGE_BLOCK, dim=1), average.split(MERGE_BLOCK, dim=2)):
-            mean.baddbmm_(weights, some)
-            square.baddbmm_(weights, some.square())
-        return mean, square
+        for i, level in enumerate(x.split(sizes, dim=1)):
+            for some in level.split(MERGE_BLOCK, dim=1):
+                mean[:, i] += some.sum(1)
+                square[:, i] += some.square().sum(1)
+        count = x.new_tensor(sizes)[:, None]
+        return mean.div_(count), square.div_(count)
 
     @staticmethod
     @plain_backward
     def backward(ctx: Any, grad_mean: Tensor, grad_square: Tensor) -> tuple[Tensor, None]:
-        x, average = ctx.saved_tensors
-        average = average.transpose(1, 2)
-        grad = torch.bmm(average, grad_square).mul_(x)
-        return torch.baddbmm(grad, average, grad_mean, beta=2, out=grad), None
+        (x,) = ctx.saved_tensors
+        grad = torch.empty_like(x)
+        for i, (level, place) in enumerate(zip(x.split(ctx.sizes, dim=1), grad.split(ctx.sizes, dim=1))):
+            size = ctx.sizes[i]
+            torch.addcmul(grad_mean[:, i, None] / size, level, grad_square[:, i, None] * (2 / size), out=place)
+        return grad, None
 
 
 def enlarged(x: Tensor, plan: PyramidPlan, cells: slice) -> Tensor:
@@ -385,6 +384,7 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
     plan = pyramid_plan(tuple((int(height), int(width)) for height, width in shapes), tokens.device, dtype)
     branches = (layer.conv_mid, layer.conv_low, layer.conv_high)
     finest, levels = plan.sizes[0], len(plan.sizes)
+    counts = (levels, levels - 1, levels - 1)
     overwrite = overwrite and tokens.dtype == dtype and tokens.is_contiguous()
     offset_conv, scratch = layer.offset_conv, None
     if overwrite:
@@ -405,12 +405,11 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
         for branch, move, grid in zip(branches, moves, plan.grids)
     ]
     answers = [answer.to(dtype) for answer in answers]
-    moments = [Moments.apply(answer, average) for answer, average in zip(answers, plan.averages)]
+    moments = [Moments.apply(answer, plan.sizes[-count:]) for answer, count in zip(answers, counts)]
     mean, square = (torch.cat(parts, dim=1) for parts in zip(*moments))
     raised = plan.raised_average.expand(len(tokens), -1, -1) @ answers[2]
 
     # GroupNorm as factor and summand of each segment's channels
-    counts = (levels, levels - 1, levels - 1)
     weight, bias = (
         torch.cat([parameter.to(dtype).expand(count, -1) for parameter, count in zip(parameters, counts)])
         for parameters in zip(*((branch.norm.weight, branch.norm.bias) for branch in branches))

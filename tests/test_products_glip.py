@@ -31,6 +31,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(products_glip, "_gain", lambda _: 2.0)
     monkeypatch.setattr(products_glip, "onednn_linear", refuse)
+    monkeypatch.setattr(products_glip, "_pointwise", refuse)
 
 
 @pytest.mark.usefixtures("library")
@@ -38,6 +39,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     ("shape", "packed"),
     [(shape, packed) for shape in SHAPES for packed in (False, True) if not (packed and 0 in shape)],
 )
+@torch.no_grad()
 def test_linear(shape: tuple[int, int, int], packed: bool) -> None:
     x, weight, bias = matrices(*shape)
     used = pack(weight, len(x)) if packed else weight
@@ -53,6 +55,7 @@ def test_linear(shape: tuple[int, int, int], packed: bool) -> None:
 
 
 @pytest.mark.usefixtures("library")
+@torch.no_grad()
 def test_linear_of_more_dimensions() -> None:
     x, weight, bias = matrices(60, 16, 24)
     torch.testing.assert_close(
@@ -63,6 +66,7 @@ def test_linear_of_more_dimensions() -> None:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
 def test_product_over_rows(shape: tuple[int, int, int]) -> None:
     x, weight, _ = matrices(*shape)
     y = torch.randn(len(x), len(weight))
@@ -83,6 +87,7 @@ def test_product_over_rows(shape: tuple[int, int, int]) -> None:
     cut=st.booleans(),
     same=st.booleans(),
 )
+@torch.no_grad()
 def test_matrices_however_they_lie(sizes: tuple[int, int, int], turned: bool, cut: bool, same: bool) -> None:
     x, weight, bias = matrices(*sizes)
     y = torch.randn(sizes[0], sizes[2])
@@ -123,6 +128,7 @@ def test_gradients_of_gradients() -> None:
 
 
 @pytest.mark.usefixtures("never")
+@torch.no_grad()
 def test_only_plain_float32_goes_by_onednn() -> None:
     x, weight, bias = matrices(200, 24, 40)
 
@@ -190,3 +196,17 @@ def test_the_model_is_the_same_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
             logits[gain] = model(**inputs).logits
         assert bool(calls) == bool(gain)
     torch.testing.assert_close(*logits.values(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("never")
+def test_the_forward_pass_of_training_stays_with_mkl() -> None:
+    """Where taps read must not depend on the machine's libraries; the backward pass may."""
+    x, weight, bias = matrices(256, 24, 40)
+    out = linear(x, weight.requires_grad_(), bias)
+    with pytest.raises(AssertionError, match="went by oneDNN"):
+        out.sum().backward()
+
+    model, inputs = tiny_model(), tiny_inputs()
+    model(**inputs)
+    with torch.inference_mode(), pytest.raises(AssertionError, match="went by oneDNN"):
+        model(**inputs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import is_torchvision_available, is_triton_available
 
 from .fast_path_glip import is_traced, plain_backward, shape_constants
-from .products_glip import linear, pack, product_over_rows
+from .products_glip import apply_function, linear, pack, product_over_rows
 
 TAPS = 9
 COLUMN_BLOCK = 256
@@ -256,7 +256,8 @@ class SampledProduct(torch.autograd.Function):
             for i, (some_rows, some_weights) in enumerate(zip(rows.split(step), weights.split(step))):
                 block = _gather_taps(source, some_rows, some_weights).view(-1, size)
                 start = i * COLUMN_BLOCK
-                linear(block, packed, bias, out[start : start + COLUMN_BLOCK])
+                whole = packed if len(block) == COLUMN_BLOCK else kernel
+                linear(block, whole, bias, out[start : start + COLUMN_BLOCK])
         ctx.save_for_backward(source, rows, weights, kernel, columns)
         return out
 
@@ -319,7 +320,7 @@ def sampled_product(
     if torch.is_grad_enabled() and any(x.requires_grad for x in (source, moves, mask, kernel, bias)):
         rows, weights = LocateTaps.apply(moves, mask, grid, picture_rows)
         weights = weights.flatten(0, 1).to(source.dtype)
-        out = SampledProduct.apply(source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
+        out = apply_function(SampledProduct, source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
         return out.unflatten(0, (batch, -1))
     if out is None:
         out = source.new_empty(batch, mask.shape[1], len(kernel))
@@ -329,8 +330,8 @@ def sampled_product(
             own = slice(picture, picture + 1)
             here = TapGrid(*(part[some] for part in grid))
             rows, weights = LocateTaps.apply(moves[own, some], mask[own, some], here, picture_rows)
-            SampledProduct.apply(
-                source[picture], rows[0], weights[0].to(source.dtype), kernel, bias, out[picture, some]
+            apply_function(
+                SampledProduct, source[picture], rows[0], weights[0].to(source.dtype), kernel, bias, out[picture, some]
             )
     return out
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .deformable_glip import TAPS, TapGrid, make_tap_grid, sampled_product
 from .fast_path_glip import plain_backward, shape_constants
-from .products_glip import linear, product_over_rows
+from .products_glip import apply_function, linear, product_over_rows
 
 MERGE_BLOCK = 1024
 """Cells that are averaged, and merged in the last pass, at a time."""
@@ -390,7 +390,7 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
     if overwrite:
         size = scratch_size(len(tokens) * tokens.shape[1], len(offset_conv.weight))
         scratch = tokens.new_empty(max(size, tokens.numel()))
-    moves = TokenConvolution.apply(tokens, offset_conv.weight, offset_conv.bias, plan, scratch)
+    moves = apply_function(TokenConvolution, tokens, offset_conv.weight, offset_conv.bias, plan, scratch)
     moves = (moves, moves[:, finest:], QuirkView.apply(moves, plan))
     answers = [
         sampled_product(

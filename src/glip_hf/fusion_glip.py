@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .configuration_glip import GlipConfig
 from .fast_path_glip import is_traced, may_overwrite, plain_backward
-from .products_glip import GlipLinear, linear, pack, product_over_rows
+from .products_glip import GlipLinear, apply_function, linear, product_over_rows
 from .reference_glip import GlipReferencePart, fusion_reference
 
 BLOCK_SCORES = 2**20
@@ -217,7 +217,6 @@ class AttendInBlocks(torch.autograd.Function):
         level = vision.new_full((heads.numel(),), -torch.inf, dtype=precision)
         total, sums = torch.zeros_like(level), torch.zeros_like(level)
         gathered = keys.new_zeros(keys.shape[::-1], dtype=precision)
-        keys = pack(keys, block)
         for start in range(0, len(vision), block):
             some = vision[start : start + block]
             weights = dropped = block_total = None  # so that the next scores take the place of the last
@@ -232,7 +231,7 @@ class AttendInBlocks(torch.autograd.Function):
                 factors = level.view(heads) + bias
                 factors = factors.sub_(factors.amax(1, keepdim=True)).exp_()
                 summed = torch.block_diag(*factors)  # [H, H * T]: sums a head's weights times their factors
-                folded = pack((values * factors.view(-1, 1)).t().contiguous(), block)
+                folded = (values * factors.view(-1, 1)).t().contiguous()
                 block_total = weights.sub_(level).exp_().sum(0)
             mask, sentence_mask = dropping.mask(weights), dropping.mask(weights)
             total += block_total
@@ -338,11 +337,13 @@ def attend_in_blocks(
         block = DEVICE_BLOCK_SCORES // scores
     block = max(MIN_BLOCK, block)
     if not torch.is_autocast_enabled(device):
-        return AttendInBlocks.apply(vision, keys, key_bias, values, text_mask, dropout, seed, block, True, overwrite)
+        return apply_function(
+            AttendInBlocks, vision, keys, key_bias, values, text_mask, dropout, seed, block, True, overwrite
+        )
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         inputs = [x.to(dtype) for x in (vision, keys, key_bias, values)]
-        picture, sentence, row_sums = AttendInBlocks.apply(*inputs, text_mask, dropout, seed, block, False)
+        picture, sentence, row_sums = apply_function(AttendInBlocks, *inputs, text_mask, dropout, seed, block, False)
         return vision + picture, sentence, row_sums
 
 

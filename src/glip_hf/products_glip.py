@@ -6,12 +6,17 @@ convolves by oneDNN, which takes those of 512 bits wherever they are: on an AMD 
 GFLOP/s on two cores and the second 490. A product is a convolution with a kernel of one cell, so each can do the work
 of the other; the results differ by rounding.
 
+The forward pass of training stays with MKL, as the original's did: where a tap of a deformable convolution reads is
+decided by its place, and a place that rounding moves across a border shows in the gradients (of a recorded case the
+norms moved by up to 1.1e-4, where MKL differs by 2e-6). Its backward pass and inference have no such borders.
+
 Letters: M rows, K columns that are summed over, N columns of the result.
 """
 
 import functools
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,9 +31,9 @@ SMALLEST_GAIN = 1.25
 TRIAL_SIDE = 512
 TRIALS = 5
 
-SMALLEST_ROWS = 8
+SMALLEST_ROWS = 64
 """Rows from which on a product goes by oneDNN, which brings the other matrix into an order of its own first: on two
-cores 20 rows of 768 times 768 columns took 120 us and 174, 194 rows 530 us and 1,150."""
+cores 20 rows of 768 times 768 columns took 162 us and 174, 194 rows 540 us and 1,120."""
 
 SMALLEST_COLUMNS = 8
 """The same for columns: a product with few of them reads memory, however it is computed."""
@@ -37,12 +42,36 @@ PLACED_ROWS = 2048
 """Rows at a time of a result that has its place already: the library gives memory of its own, copied from the cache."""
 
 
+ROW_UNIT, SUMMED_ROWS = 64, 1024
+"""`product_over_rows` goes by oneDNN for multiples of the first, up to twice the second, or in blocks of the second."""
+
+
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`nn.functional.linear` of [M, K], [N, K] and [N] by oneDNN, through the operator that `torch.compile` puts in the
-    place of linear layers on CPUs."""
-    if not (weight.is_mkldnn or weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()  # rows of strides 0, as gradients of sums have them, took minutes
+    """`nn.functional.linear` of [M, K], [N, K] and [N] by oneDNN.
+
+    As a convolution, whose code for each shape it meets takes 0.06 MiB. Of the operator that `torch.compile` puts in
+    the place of linear layers it is 0.6 MiB (oneDNN keeps the last 1,024), so that is for `pack` and `_turned_product`,
+    which meet few shapes.
+    """
+    if weight.is_mkldnn:
+        return _pointwise(x, weight, bias)
+    # Not `conv2d`: that one sends single pictures to MKL where there is one thread.
+    as_map = x.contiguous().view(1, x.shape[0], 1, x.shape[1]).permute(0, 3, 1, 2)
+    kernel = weight.contiguous()[:, :, None, None]
+    out = torch.mkldnn_convolution(as_map, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
+    return out.permute(0, 2, 3, 1).view(x.shape[0], weight.shape[0])
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+def _turned_product(x: Tensor, y: Tensor) -> Tensor:
+    """x^T y of [M, N] and [M, K] by oneDNN."""
+    # The first operand must be turned in memory, the second not: let that be the smaller one.
+    if x.shape[1] <= y.shape[1]:
+        return _pointwise(x.t(), y.contiguous().t())
+    return _pointwise(y.t(), x.contiguous().t()).t()
 
 
 def _seconds(function: Callable[[], object]) -> float:
@@ -72,6 +101,10 @@ def onednn_pays() -> bool:
     return onednn_available() and _gain(torch.get_num_threads()) >= SMALLEST_GAIN
 
 
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
+"""Whether products stay with MKL for now; see `apply_function`."""
+
+
 def _may_leave_mkl(*matrices: Tensor) -> bool:
     """Whether products of these matrices go by oneDNN, if they are not too small. Not those of tensors of other kinds
     (quantised, distributed), which bring products of their own."""
@@ -79,27 +112,36 @@ def _may_leave_mkl(*matrices: Tensor) -> bool:
         all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu" for x in matrices)
         and not is_traced()
         and not torch.is_autocast_enabled("cpu")
+        and not _kept.get()
         and onednn_pays()
     )
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`; where gradients are on, the products of its forward pass stay with MKL. The function
+    itself cannot tell: within `forward` they are off."""
+    token = _kept.set(torch.is_grad_enabled())
+    try:
+        return function.apply(*args)
+    finally:
+        _kept.reset(token)
 
 
 def pack(weight: Tensor, rows: int) -> Tensor:
     """`weight` [N, K] for several calls of `linear` with `rows` rows each, without gradients: in oneDNN's own order
     where that is used. Nothing but `linear` can read it then."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, rows) if _may_leave_mkl(weight) else weight
+    if torch.is_grad_enabled() or not _may_leave_mkl(weight):
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
-class LinearByOneDNN(torch.autograd.Function):
-    """`nn.functional.linear` whose products, those of the backward pass too, go by the faster library."""
+class TrainedLinear(torch.autograd.Function):
+    """`nn.functional.linear` whose backward pass goes by the faster library."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias)
+        return nn.functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,7 +154,7 @@ class LinearByOneDNN(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """`nn.functional.linear` by the faster library.
+    """`nn.functional.linear` by the faster library; where a gradient is asked for, only its backward pass.
 
     Args:
         x: [..., K]; weight: [N, K], or what `pack` made of it.
@@ -123,11 +165,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     if not weight.is_mkldnn:
         large = x.numel() >= SMALLEST_ROWS * x.shape[-1] and min(weight.shape) >= SMALLEST_COLUMNS
         fast = large and _may_leave_mkl(x, weight)
-        if plain and not fast:
-            return nn.functional.linear(x, weight, bias)
-        if _wants_gradient(x, weight, bias):
-            return LinearByOneDNN.apply(x, weight, bias) if plain else x @ weight.t() + bias
+        if torch.is_grad_enabled():
+            if fast and plain and any(part is not None and part.requires_grad for part in (x, weight, bias)):
+                return TrainedLinear.apply(x, weight, bias)
+            fast = False
         if not fast:
+            if plain:
+                return nn.functional.linear(x, weight, bias)
             return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
     rows = x.flatten(0, -2)
     if plain:
@@ -144,15 +188,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
 
 def product_over_rows(x: Tensor, y: Tensor, total: Tensor | None = None) -> Tensor:
     """x^T y of [M, N] and [M, K]: [N, K]; with `total` [N, K] it is added to that, in place."""
-    fast = min(*x.shape, *y.shape) >= SMALLEST_COLUMNS and _may_leave_mkl(x, y) and not _wants_gradient(x, y)
-    if not fast:
+    rows = len(x)
+    large = rows >= ROW_UNIT and min(x.shape[1], y.shape[1]) >= SMALLEST_COLUMNS
+    if torch.is_grad_enabled() or not large or not _may_leave_mkl(x, y):
         return x.t() @ y if total is None else total.addmm_(x.t(), y)
-    # The first operand must be turned in memory, the second not: let that be the smaller one.
-    if x.shape[1] <= y.shape[1]:
-        product = onednn_linear(x.t(), y.t())
-    else:
-        product = onednn_linear(y.t(), x.t()).t()
-    return product if total is None else total.add_(product)
+    if total is None:
+        total = x.new_zeros(x.shape[1], y.shape[1])
+    step = rows if rows % ROW_UNIT == 0 and rows <= 2 * SUMMED_ROWS else SUMMED_ROWS
+    for some, other in zip(x.split(step), y.split(step)):
+        if len(some) == step:
+            total += _turned_product(some, other)
+        else:  # a number of rows that may not come again is not worth the code
+            total.addmm_(some.t(), other)
+    return total
 
 
 class GlipLinear(GlipReferencePart, nn.Linear):
@@ -173,6 +221,7 @@ def speed_up_linears(module: nn.Module) -> None:
 
 __all__ = [
     "GlipLinear",
+    "apply_function",
     "linear",
     "onednn_available",
     "onednn_linear",

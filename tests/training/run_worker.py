@@ -79,6 +79,8 @@ class NoProcessor:
 
 def main() -> None:
     output, *overrides = sys.argv[1:]
+    if "NO_ONEDNN" in os.environ:
+        torch.backends.mkldnn.set_flags(False)
     recipe = load_recipe(
         None,
         [

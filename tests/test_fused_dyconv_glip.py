@@ -15,6 +15,7 @@ from glip_hf.fused_dyconv_glip import (
     Moments,
     QuirkView,
     TokenConvolution,
+    convolve_levels,
     enlarged,
     enlarged_back,
     fits,
@@ -133,6 +134,25 @@ def test_token_convolution(shapes) -> None:
     tokens, conv = make_tokens(shapes, channels=3), nn.Conv2d(3, 5, 3, padding=1).double()
     found = TokenConvolution.apply(tokens, conv.weight, conv.bias, plan_of(shapes))
     torch.testing.assert_close(found, to_tokens([conv(level) for level in to_pyramid(tokens, shapes)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("shapes", PYRAMIDS)
+def test_convolution_level_by_level(shapes, dtype) -> None:
+    tokens, conv = make_tokens(shapes, channels=3).to(dtype), nn.Conv2d(3, 5, 3, padding=1, dtype=dtype)
+    with torch.no_grad():
+        found = convolve_levels(tokens, conv.weight, conv.bias, shapes)
+        torch.testing.assert_close(found, to_tokens([conv(level) for level in to_pyramid(tokens, shapes)]))
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@torch.no_grad()
+def test_inference_convolves_by_what_is_there(onednn, monkeypatch) -> None:
+    layer, tokens = make_layer(), make_tokens(SMALL)
+    expected = plain(layer, tokens, SMALL)
+    monkeypatch.setattr(fused, "onednn_available", lambda: onednn)
+    monkeypatch.setattr(fused.TokenConvolution if onednn else fused, "apply" if onednn else "convolve_levels", None)
+    torch.testing.assert_close(layer(tokens, SMALL), expected)
 
 
 def test_gradients_of_the_token_convolution() -> None:

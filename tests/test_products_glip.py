@@ -13,13 +13,15 @@ from glip_hf import products_glip
 from glip_hf.products_glip import GlipLinear, linear, pack, product_over_rows, speed_up_linears
 
 SHAPES = [(200, 24, 40), (8, 8, 8), (2100, 16, 24), (5, 16, 24), (64, 4, 16), (64, 16, 4), (0, 16, 24), (64, 0, 16)]
-"""Rows, columns summed over, columns of the result: large enough or not, and none."""
+SHAPES += [(12, 600, 500), (100, 24, 200), (128, 24, 129), (129, 24, 129)]
+"""Rows, columns summed over, columns of the result: large enough or not, none, and few rows of a large weight."""
 
 
 def matrices(rows: int, summed: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = ((rows, summed), (columns, summed), (columns,))
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return x / max(summed, 1) ** 0.5, weight, bias  # products of x and weight are of size 1
 
 
 @pytest.fixture
@@ -159,7 +161,10 @@ def test_only_plain_float32_goes_by_onednn() -> None:
 def test_the_faster_library_is_found_once_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     if not products_glip.onednn_available():
         pytest.skip("this build of PyTorch has no oneDNN")
-    asked, elapsed = [], iter([1.0, 1.0, *[1.3, 1.0] * products_glip.TRIALS, 1.0, 1.0, *[1.0, 0.9] * 5])
+    asked, elapsed = (
+        [],
+        iter([1.0, 1.0, *[1.3, 1.0] * products_glip.TRIALS, 1.0, 1.0, *[1.0, 0.9] * products_glip.TRIALS]),
+    )
     monkeypatch.setattr(products_glip, "_seconds", lambda form: asked.append(form()) or next(elapsed))
     threads = iter([1, 1, 2, 2, 1])
     monkeypatch.setattr(torch, "get_num_threads", lambda: next(threads))

@@ -96,6 +96,33 @@ def test_fused_inference_equals_the_attention_module(height, width, shift, batch
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-12, atol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [0, 2])
+def test_fused_inference_in_half_precision(shift, monkeypatch) -> None:
+    layer = make_layer(shift).eval()
+    x = torch.randn(2, 5, 9, 8)
+    expected = layer(x.double())[0]
+    monkeypatch.setattr(layer, "_attend_plain", None)
+    found = layer.bfloat16()(x.bfloat16())[0]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_shares(masked) -> None:
+    query, key = torch.randn(2, 6, 16, 8).unbind()
+    added = torch.randn(3, 2, 16, 16)
+    if masked:
+        added[..., 5:] += swin.REGION_PENALTY
+        added[0] = swin.REGION_PENALTY  # one and the same penalty changes nothing
+    expected = (query @ key.transpose(1, 2) * 0.3 + added.flatten(0, 1)).double().softmax(-1)
+    found = swin.attention_shares(query, key, added, 0.3, masked)
+    torch.testing.assert_close(found, expected.float())
+    tiny = torch.finfo(torch.float32).tiny
+    assert not masked or not ((found > 0) & (found < tiny)).any()  # denormal numbers are slow
+    assert torch.equal(swin.attention_shares(query, key, added[:1, :1].expand_as(added), 0.3, masked)[0], found[0])
+
+
 def test_inference_overwrites_only_what_nobody_else_holds(monkeypatch) -> None:
     ours, pixels = make_pair()[0], torch.randn(2, 3, 36, 64)
     layer = ours.swin["encoder"]["layers"][2].blocks[0]

@@ -16,7 +16,7 @@ from .fast_path_glip import is_traced, plain_backward, shape_constants
 from .products_glip import apply_function, linear, pack, product_over_rows
 
 TAPS = 9
-COLUMN_BLOCK = 256
+COLUMN_BLOCK = 512
 """Output positions whose 9 taps are gathered at a time on a CPU: the product then reads them from its cache."""
 
 LOCATED_BLOCK = 8192

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .deformable_glip import TAPS, TapGrid, make_tap_grid, sampled_product
 from .fast_path_glip import plain_backward, shape_constants
-from .products_glip import apply_function, linear, product_over_rows
+from .products_glip import apply_function, linear, onednn_available, product_over_rows
 
 MERGE_BLOCK = 1024
 """Cells that are averaged, and merged in the last pass, at a time."""
@@ -142,37 +142,17 @@ def _of_pictures(index: Tensor, pictures: int, stride: int) -> Tensor:
     return torch.where(index > 0, index + first, 0).flatten(0, 1)
 
 
-def scratch_size(cells: int, outputs: int) -> int:
-    """Numbers that `TokenConvolution` holds for so many cells: of each, and of a row of zeros, nine products."""
-    return (1 + cells) * TAPS * (outputs + -outputs % ROW_NUMBERS)
-
-
 class TokenConvolution(torch.autograd.Function):
     """A plain 3x3 convolution of all levels: one product for all taps, then every cell sums the nine it reads."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        tokens: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        plan: PyramidPlan,
-        scratch: Tensor | None = None,
-    ) -> Tensor:
-        """
-        Args:
-            tokens: [B, A, D]; weight: [O, D, 3, 3]; bias: [O].
-            scratch: of `scratch_size` numbers at least; what it holds is lost.
-
-        Returns:
-            [B, A, O].
-        """
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, plan: PyramidPlan) -> Tensor:
+        """[B, A, D], [O, D, 3, 3] and [O] to [B, A, O]."""
         batch, cells, _ = tokens.shape
         # Rows of whole cache lines: with 9 * 27 columns the product took 46 ms, with 9 * 32 it took 31 (18,134 cells).
         outputs = len(weight)
         kernel = nn.functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % ROW_NUMBERS)).flatten(0, 2)
-        size = scratch_size(batch * cells, outputs)
-        products = (tokens.new_empty(size) if scratch is None else scratch[:size]).view(-1, len(kernel))
+        products = tokens.new_empty(1 + batch * cells, len(kernel))
         products[0] = 0
         linear(tokens.flatten(0, 1), kernel, out=products[1:])
         rows = _of_pictures(plan.neighbours, batch, cells * TAPS)
@@ -196,7 +176,23 @@ class TokenConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = product_over_rows(tokens.flatten(0, 1), grad_products)
             grad_weight = grad_weight.unflatten(1, (3, 3, -1)).permute(3, 0, 1, 2)
-        return grad_tokens, grad_weight, grad.sum((0, 1)), None, None
+        return grad_tokens, grad_weight, grad.sum((0, 1)), None
+
+
+def convolve_levels(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """The same without gradients, level by level: 5.7 ms in place of 7.7 (18,134 cells), in an eighth of the memory.
+    By oneDNN, that is; the convolution that PyTorch has otherwise takes 47."""
+    outputs = len(weight)
+    # Whole cache lines here too: with 27 outputs 6.3 ms.
+    pad = -outputs % ROW_NUMBERS
+    weight = nn.functional.pad(weight, (0, 0) * 3 + (0, pad)).contiguous(memory_format=torch.channels_last)
+    bias = nn.functional.pad(bias, (0, pad))
+    out = tokens.new_empty(*tokens.shape[:2], outputs)
+    sizes = [height * width for height, width in shapes]
+    for (height, width), level, place in zip(shapes, tokens.split(sizes, dim=1), out.split(sizes, dim=1)):
+        answer = nn.functional.conv2d(level.unflatten(1, (height, width)).permute(0, 3, 1, 2), weight, bias, padding=1)
+        place.copy_(answer[:, :outputs].flatten(2).transpose(1, 2))
+    return out
 
 
 class QuirkView(torch.autograd.Function):
@@ -376,8 +372,7 @@ def fits(shapes: list[tuple[int, int]]) -> bool:
 def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], overwrite: bool = False) -> Tensor:
     """All levels [B, A, D] to the same shape; `layer` is a `GlipDyConv`, `shapes` the heights and widths.
 
-    With `overwrite` (not with gradients) the result takes the place of `tokens`, and the widest intermediates share one
-    piece of memory: what comes and goes block after block otherwise leaves the C library with holes that do not fit.
+    With `overwrite` (not with gradients) the result takes the place of `tokens`.
     """
     # Means of squares of half precision are of no use: all but the products is in float32 at least.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
@@ -386,11 +381,11 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
     finest, levels = plan.sizes[0], len(plan.sizes)
     counts = (levels, levels - 1, levels - 1)
     overwrite = overwrite and tokens.dtype == dtype and tokens.is_contiguous()
-    offset_conv, scratch = layer.offset_conv, None
-    if overwrite:
-        size = scratch_size(len(tokens) * tokens.shape[1], len(offset_conv.weight))
-        scratch = tokens.new_empty(max(size, tokens.numel()))
-    moves = apply_function(TokenConvolution, tokens, offset_conv.weight, offset_conv.bias, plan, scratch)
+    offsets = layer.offset_conv.weight, layer.offset_conv.bias
+    if torch.is_grad_enabled() or not onednn_available():
+        moves = apply_function(TokenConvolution, tokens, *offsets, plan)
+    else:
+        moves = convolve_levels(tokens, *offsets, shapes)
     moves = (moves, moves[:, finest:], QuirkView.apply(moves, plan))
     answers = [
         sampled_product(
@@ -400,7 +395,6 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
             grid,
             branch.conv.weight,
             branch.conv.bias,
-            scratch[: tokens.numel()].view_as(tokens) if overwrite and branch is layer.conv_mid else None,
         )
         for branch, move, grid in zip(branches, moves, plan.grids)
     ]

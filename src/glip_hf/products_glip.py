@@ -29,14 +29,21 @@ SMALLEST_GAIN = 1.25
 """How much faster oneDNN must be at a product of `TRIAL_SIDE` to be used: far from where noise would decide."""
 
 TRIAL_SIDE = 512
-TRIALS = 5
+TRIALS = 15
+"""Of each: a process that had to share the cores during 5 of them took the slower library for good."""
 
-SMALLEST_ROWS = 64
-"""Rows from which on a product goes by oneDNN, which brings the other matrix into an order of its own first: on two
-cores 20 rows of 768 times 768 columns took 162 us and 174, 194 rows 540 us and 1,120."""
+SMALLEST_SIDE = 8
+"""Rows and columns from which on a product goes by oneDNN: with fewer it reads memory, however it is computed."""
 
-SMALLEST_COLUMNS = 8
-"""The same for columns: a product with few of them reads memory, however it is computed."""
+SMALLEST_WEIGHT = 2**18
+"""Numbers of a weight from which on few rows, less than `FEW_ROWS`, go by oneDNN: a call takes some 30 us."""
+
+FEW_ROWS = 64
+
+TURNED_ROWS = 128
+"""Rows up to which a weight with more rows than that is the first operand and not the second, which oneDNN brings into
+an order of its own. 8 rows of 768 columns times a weight of 3,072: MKL 620 us, oneDNN 830, turned 290; 64 rows 2,410,
+1,320, 830; 128 rows 4,220, 1,880, 1,590; 194 rows 5,330, 2,480, 2,350 (two cores, weights from memory)."""
 
 PLACED_ROWS = 2048
 """Rows at a time of a result that has its place already: the library gives memory of its own, copied from the cache."""
@@ -55,9 +62,16 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     """
     if weight.is_mkldnn:
         return _pointwise(x, weight, bias)
-    # Not `conv2d`: that one sends single pictures to MKL where there is one thread.
+    if len(x) <= TURNED_ROWS < len(weight):
+        out = _convolve(weight, x, None).t()
+        return out.contiguous() if bias is None else torch.add(out, bias, out=x.new_empty(out.shape))
+    return _convolve(x, weight, bias)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     as_map = x.contiguous().view(1, x.shape[0], 1, x.shape[1]).permute(0, 3, 1, 2)
     kernel = weight.contiguous()[:, :, None, None]
+    # Not `conv2d`: that one sends single pictures to MKL where there is one thread.
     out = torch.mkldnn_convolution(as_map, kernel, bias, (0, 0), (1, 1), (1, 1), 1)
     return out.permute(0, 2, 3, 1).view(x.shape[0], weight.shape[0])
 
@@ -99,7 +113,7 @@ def onednn_available() -> bool:
 
 
 def onednn_pays() -> bool:
-    """Whether products in float32 go by oneDNN: measured once for each number of threads, in some 20 ms."""
+    """Whether products in float32 go by oneDNN: measured once for each number of threads, in some 40 ms."""
     return onednn_available() and _gain(torch.get_num_threads()) >= SMALLEST_GAIN
 
 
@@ -155,6 +169,11 @@ class TrainedLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad.sum(0) if for_bias else None
 
 
+def _is_large(rows: int, weight: Tensor) -> bool:
+    """Whether so many rows times a weight are worth a call of oneDNN."""
+    return min(rows, *weight.shape) >= SMALLEST_SIDE and (rows >= FEW_ROWS or weight.numel() >= SMALLEST_WEIGHT)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """`nn.functional.linear` by the faster library; where a gradient is asked for, only its backward pass.
 
@@ -165,8 +184,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     """
     plain = out is None and (bias is None or bias.dim() == 1)
     if not weight.is_mkldnn:
-        large = x.numel() >= SMALLEST_ROWS * x.shape[-1] and min(weight.shape) >= SMALLEST_COLUMNS
-        fast = large and _may_leave_mkl(x, weight)
+        fast = _may_leave_mkl(x, weight) and _is_large(x.numel() // max(x.shape[-1], 1), weight)
         if torch.is_grad_enabled():
             if fast and plain and any(part is not None and part.requires_grad for part in (x, weight, bias)):
                 return TrainedLinear.apply(x, weight, bias)
@@ -191,7 +209,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
 def product_over_rows(x: Tensor, y: Tensor, total: Tensor | None = None) -> Tensor:
     """x^T y of [M, N] and [M, K]: [N, K]; with `total` [N, K] it is added to that, in place."""
     rows = len(x)
-    large = rows >= ROW_UNIT and min(x.shape[1], y.shape[1]) >= SMALLEST_COLUMNS
+    large = rows >= ROW_UNIT and min(x.shape[1], y.shape[1]) >= SMALLEST_SIDE
     if torch.is_grad_enabled() or not large or not _may_leave_mkl(x, y):
         return x.t() @ y if total is None else total.addmm_(x.t(), y)
     if total is None:

@@ -311,7 +311,7 @@ def _processor() -> str:
 def circumstances(arguments: argparse.Namespace) -> dict[str, Any]:
     """When, what and where: the first columns of every row."""
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = bool(_git("status", "--porcelain", "--", "src", "benchmarks"))
+    changed = bool(_git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results"))
     machine = torch.cuda.get_device_name() if arguments.device != "cpu" else f"{_processor()}, {os.cpu_count()} cores"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),

@@ -298,20 +298,11 @@ class SampledProduct(torch.autograd.Function):
         return grad_source, None, grad_weights, grad_kernel, grad.sum(0) if for_bias else None, None
 
 
-def sampled_product(
-    source: Tensor,
-    moves: Tensor,
-    mask: Tensor,
-    grid: TapGrid,
-    kernel: Tensor,
-    bias: Tensor,
-    out: Tensor | None = None,
-) -> Tensor:
+def sampled_product(source: Tensor, moves: Tensor, mask: Tensor, grid: TapGrid, kernel: Tensor, bias: Tensor) -> Tensor:
     """The deformable convolution of B pictures' rows: [B, P, D].
 
     Args:
         source: [B, rows of a picture, C]; moves: [B, P, K, 2]; mask: [B, P, K]; kernel: [D, C, 3, 3]; bias: [D].
-        out: [B, P, D], where to put the result (not with gradients).
     """
     batch, picture_rows = source.shape[:2]
     precision = torch.promote_types(moves.dtype, torch.float32)
@@ -322,8 +313,7 @@ def sampled_product(
         weights = weights.flatten(0, 1).to(source.dtype)
         out = apply_function(SampledProduct, source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
         return out.unflatten(0, (batch, -1))
-    if out is None:
-        out = source.new_empty(batch, mask.shape[1], len(kernel))
+    out = source.new_empty(batch, mask.shape[1], len(kernel))
     for picture in range(batch):
         for start in range(0, mask.shape[1], LOCATED_BLOCK):
             some = slice(start, start + LOCATED_BLOCK)

@@ -180,10 +180,10 @@ class TokenConvolution(torch.autograd.Function):
 
 
 def convolve_levels(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The same without gradients, level by level: 5.7 ms in place of 7.7 (18,134 cells), in an eighth of the memory.
-    By oneDNN, that is; the convolution that PyTorch has otherwise takes 47."""
+    """What `TokenConvolution` computes, level by level and without gradients: by oneDNN in 5.7 ms in place of 7.7
+    (18,134 cells) and in an eighth of the memory. PyTorch's own convolution takes 47 ms."""
     outputs = len(weight)
-    # Whole cache lines here too: with 27 outputs 6.3 ms.
+    # A kernel of whole cache lines here too: with 27 outputs 6.3 ms.
     pad = -outputs % ROW_NUMBERS
     weight = nn.functional.pad(weight, (0, 0) * 3 + (0, pad)).contiguous(memory_format=torch.channels_last)
     bias = nn.functional.pad(bias, (0, pad))

@@ -30,15 +30,13 @@ SMALLEST_GAIN = 1.25
 
 TRIAL_SIDE = 512
 TRIALS = 15
-"""Of each: a process that had to share the cores during 5 of them took the slower library for good."""
+"""With 5, a process that had to share the cores during them took the slower library for good."""
 
 SMALLEST_SIDE = 8
 """Rows and columns from which on a product goes by oneDNN: with fewer it reads memory, however it is computed."""
 
-SMALLEST_WEIGHT = 2**18
-"""Numbers of a weight from which on few rows, less than `FEW_ROWS`, go by oneDNN: a call takes some 30 us."""
-
-FEW_ROWS = 64
+FEW_ROWS, SMALLEST_WEIGHT = 64, 2**18
+"""Fewer rows than the first go by oneDNN only if the weight has the second's numbers: a call takes some 30 us."""
 
 TURNED_ROWS = 128
 """Rows up to which a weight with more rows than that is the first operand and not the second, which oneDNN brings into
@@ -47,7 +45,6 @@ an order of its own. 8 rows of 768 columns times a weight of 3,072: MKL 620 us, 
 
 PLACED_ROWS = 2048
 """Rows at a time of a result that has its place already: the library gives memory of its own, copied from the cache."""
-
 
 ROW_UNIT, SUMMED_ROWS = 64, 1024
 """`product_over_rows` goes by oneDNN for multiples of the first, up to twice the second, or in blocks of the second."""

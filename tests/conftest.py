@@ -26,11 +26,18 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def has_onednn() -> None:
+    """Skip where oneDNN cannot be called."""
+    if not products_glip.onednn_available():
+        pytest.skip("this build of PyTorch has no oneDNN")
+
+
 @pytest.fixture(params=["mkl", "onednn"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Matrix products in float32 by one library, then by the other, whichever is the faster here."""
-    if request.param == "onednn" and not products_glip.onednn_available():
-        pytest.skip("this build of PyTorch has no oneDNN")
+    if request.param == "onednn":
+        request.getfixturevalue("has_onednn")
     monkeypatch.setattr(products_glip, "_gain", {"mkl": lambda _: 0.0, "onednn": lambda _: 2.0}[request.param])
     return request.param
 

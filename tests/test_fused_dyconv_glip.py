@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import glip_hf.deformable_glip as deformable
 import glip_hf.fused_dyconv_glip as fused
 from glip_hf.deformable_glip import view_offsets_as
-from glip_hf.dyhead_glip import GlipDyConv, to_pyramid, to_tokens
+from glip_hf.dyhead_glip import GlipDyConv
 from glip_hf.fused_dyconv_glip import (
     Merge,
     Moments,
@@ -20,6 +20,8 @@ from glip_hf.fused_dyconv_glip import (
     enlarged_back,
     fits,
     pyramid_plan,
+    to_pyramid,
+    to_tokens,
 )
 
 PYRAMIDS = [

@@ -158,13 +158,10 @@ def test_only_plain_float32_goes_by_onednn() -> None:
     assert torch.ops.aten.linear.default in [node.target for node in graph.nodes]
 
 
+@pytest.mark.usefixtures("has_onednn")
 def test_the_faster_library_is_found_once_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products_glip.onednn_available():
-        pytest.skip("this build of PyTorch has no oneDNN")
-    asked, elapsed = (
-        [],
-        iter([1.0, 1.0, *[1.3, 1.0] * products_glip.TRIALS, 1.0, 1.0, *[1.0, 0.9] * products_glip.TRIALS]),
-    )
+    asked, trials = [], products_glip.TRIALS
+    elapsed = iter([1.0, 1.0, *[1.3, 1.0] * trials, 1.0, 1.0, *[1.0, 0.9] * trials])
     monkeypatch.setattr(products_glip, "_seconds", lambda form: asked.append(form()) or next(elapsed))
     threads = iter([1, 1, 2, 2, 1])
     monkeypatch.setattr(torch, "get_num_threads", lambda: next(threads))
@@ -173,7 +170,7 @@ def test_the_faster_library_is_found_once_for_each_number_of_threads(monkeypatch
         assert [products_glip.onednn_pays() for _ in range(5)] == [True, True, False, False, True]
     finally:
         products_glip._gain.cache_clear()
-    assert len(asked) == 4 * (1 + products_glip.TRIALS)
+    assert len(asked) == 4 * (1 + trials)
     for native, onednn in zip(asked[::2], asked[1::2]):
         torch.testing.assert_close(native, onednn)
 
@@ -189,9 +186,8 @@ def test_linears_built_elsewhere() -> None:
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.usefixtures("has_onednn")
 def test_the_model_is_the_same_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products_glip.onednn_available():
-        pytest.skip("this build of PyTorch has no oneDNN")
     model, calls = tiny_model(), []
     inputs = tiny_inputs()
     counted = products_glip.onednn_linear

@@ -110,17 +110,19 @@ def test_fused_inference_in_half_precision(shift, monkeypatch) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_shares(masked) -> None:
-    query, key = torch.randn(2, 6, 16, 8).unbind()
-    added = torch.randn(3, 2, 16, 16)
-    if masked:
-        added[..., 5:] += swin.REGION_PENALTY
-        added[0] = swin.REGION_PENALTY  # one and the same penalty changes nothing
-    expected = (query @ key.transpose(1, 2) * 0.3 + added.flatten(0, 1)).double().softmax(-1)
-    found = swin.attention_shares(query, key, added, 0.3, masked)
+    query, key = torch.randn(2, 12, 16, 8).unbind()  # 2 pictures of 3 windows, 2 heads
+    position_bias, mask = torch.randn(2, 16, 16), torch.zeros(3, 16, 16)
+    mask[..., 5:] = swin.REGION_PENALTY
+    mask[0] = swin.REGION_PENALTY  # one and the same penalty changes nothing
+    added = (position_bias + masked * mask[:, None]).repeat(2, 1, 1, 1).flatten(0, 1)
+    expected = (query @ key.transpose(1, 2) * 0.3 + added).double().softmax(-1)
+    found = swin.attention_shares(query, key, position_bias, mask if masked else None, 0.3)
     torch.testing.assert_close(found, expected.float())
     tiny = torch.finfo(torch.float32).tiny
     assert not masked or not ((found > 0) & (found < tiny)).any()  # denormal numbers are slow
-    assert torch.equal(swin.attention_shares(query, key, added[:1, :1].expand_as(added), 0.3, masked)[0], found[0])
+    mask = mask[:1].expand_as(mask) if masked else None
+    same = swin.attention_shares(query, key, position_bias[:1].expand_as(position_bias), mask, 0.3)
+    assert torch.equal(same[0], found[0])
 
 
 def test_inference_overwrites_only_what_nobody_else_holds(monkeypatch) -> None:

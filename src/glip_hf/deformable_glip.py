@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import is_torchvision_available, is_triton_available
 
 from .fast_path_glip import is_traced, plain_backward, shape_constants
-from .products_glip import apply_function, linear, pack, product_over_rows
+from .products_glip import PackedWeight, apply_function, linear, pack, product_over_rows
 
 TAPS = 9
 COLUMN_BLOCK = 512
@@ -217,26 +217,27 @@ def _scatter_taps(taps: Tensor, rows: Tensor, weights: Tensor, size: int) -> Ten
     )
 
 
+def _multiply_taps(
+    source: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor | PackedWeight, bias: Tensor, out: Tensor
+) -> None:
+    """Taps of rows and weights [P * K, 4], gathered `COLUMN_BLOCK` positions at a time, times the kernel: to `out`."""
+    step = COLUMN_BLOCK * TAPS
+    for some_rows, some_weights, place in zip(rows.split(step), weights.split(step), out.split(COLUMN_BLOCK)):
+        taps = _gather_taps(source, some_rows, some_weights)
+        linear(taps.view(-1, TAPS * source.shape[1]), kernel, bias, place)
+
+
 class SampledProduct(torch.autograd.Function):
     """Taps gathered from channels-last rows and multiplied by the kernel, without the 9 times larger matrix of taps
     where that is large."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        source: Tensor,
-        rows: Tensor,
-        weights: Tensor,
-        kernel: Tensor,
-        bias: Tensor,
-        out: Tensor | None = None,
-    ) -> Tensor:
+    def forward(ctx: Any, source: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         """
         Args:
             source: [R, C].
             rows: [P, K, 4] int32; weights: [P, K, 4] in the dtype of `source`.
             kernel: [D, K * C], taps outermost; bias: [D].
-            out: [P, D], where to put the result; there is no backward pass then.
 
         Returns:
             [P, D].
@@ -245,19 +246,12 @@ class SampledProduct(torch.autograd.Function):
         size = kernel.shape[1]
         rows, weights = rows.view(-1, 4), weights.view(-1, 4)
         columns = None
-        kept = out is None and any(ctx.needs_input_grad)
-        if kept and positions * size * source.element_size() <= KEPT_COLUMNS:
+        if positions * size * source.element_size() <= KEPT_COLUMNS:
             columns = _gather_taps(source, rows, weights).view(-1, size)
             out = linear(columns, kernel, bias)
         else:
-            out = source.new_empty(positions, len(kernel)) if out is None else out
-            step = COLUMN_BLOCK * TAPS
-            packed = pack(kernel, COLUMN_BLOCK)
-            for i, (some_rows, some_weights) in enumerate(zip(rows.split(step), weights.split(step))):
-                block = _gather_taps(source, some_rows, some_weights).view(-1, size)
-                start = i * COLUMN_BLOCK
-                whole = packed if len(block) == COLUMN_BLOCK else kernel
-                linear(block, whole, bias, out[start : start + COLUMN_BLOCK])
+            out = source.new_empty(positions, len(kernel))
+            _multiply_taps(source, rows, weights, kernel, bias, out)
         ctx.save_for_backward(source, rows, weights, kernel, columns)
         return out
 
@@ -314,15 +308,15 @@ def sampled_product(source: Tensor, moves: Tensor, mask: Tensor, grid: TapGrid, 
         out = apply_function(SampledProduct, source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
         return out.unflatten(0, (batch, -1))
     out = source.new_empty(batch, mask.shape[1], len(kernel))
+    packed = pack(kernel, COLUMN_BLOCK)
     for picture in range(batch):
         for start in range(0, mask.shape[1], LOCATED_BLOCK):
             some = slice(start, start + LOCATED_BLOCK)
             own = slice(picture, picture + 1)
             here = TapGrid(*(part[some] for part in grid))
             rows, weights = LocateTaps.apply(moves[own, some], mask[own, some], here, picture_rows)
-            apply_function(
-                SampledProduct, source[picture], rows[0], weights[0].to(source.dtype), kernel, bias, out[picture, some]
-            )
+            weights = weights.view(-1, 4).to(source.dtype)
+            _multiply_taps(source[picture], rows.view(-1, 4), weights, packed, bias, out[picture, some])
     return out
 
 

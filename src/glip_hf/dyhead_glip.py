@@ -11,21 +11,8 @@ from torch import Tensor, nn
 from .configuration_glip import GlipConfig
 from .deformable_glip import TAPS, deform_conv2d, view_offsets_as
 from .fast_path_glip import may_fuse
-from .fused_dyconv_glip import fits, fused_dyconv, hard_sigmoid
+from .fused_dyconv_glip import fits, fused_dyconv, hard_sigmoid, to_pyramid, to_tokens
 from .reference_glip import GlipReferencePart, dyconv_reference
-
-
-def to_tokens(pyramid: list[Tensor]) -> Tensor:
-    """Levels [B, D, H_i, W_i] to tokens [B, A, D], finest first, row-major."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
-
-
-def to_pyramid(tokens: Tensor, spatial_shapes: list[tuple[int, int]]) -> list[Tensor]:
-    """Inverse of `to_tokens`; the levels are channels-last views."""
-    sizes = [height * width for height, width in spatial_shapes]
-    return [
-        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
-    ]
 
 
 class GlipDynamicReLU(nn.Module):
@@ -138,4 +125,4 @@ class GlipDyConv(GlipReferencePart, nn.Module):
         return hard_sigmoid(self.scale_attention(candidate.mean((2, 3), keepdim=True)).relu())
 
 
-__all__ = ["GlipDyConv", "GlipDynamicReLU", "to_pyramid", "to_tokens"]
+__all__ = ["GlipDyConv", "GlipDynamicReLU"]

@@ -34,6 +34,19 @@ def hard_sigmoid(x: Tensor) -> Tensor:
     return nn.functional.relu6(x + 3) / 6
 
 
+def to_tokens(pyramid: Sequence[Tensor]) -> Tensor:
+    """Levels [B, D, H_i, W_i] to tokens [B, A, D], finest first, row-major."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
+
+
+def to_pyramid(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Inverse of `to_tokens`; the levels are channels-last views."""
+    sizes = [height * width for height, width in spatial_shapes]
+    return [
+        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
+    ]
+
+
 class PyramidPlan(NamedTuple):
     """Constants of the sizes of a pyramid's levels."""
 
@@ -187,12 +200,8 @@ def convolve_levels(tokens: Tensor, weight: Tensor, bias: Tensor, shapes: Sequen
     pad = -outputs % ROW_NUMBERS
     weight = nn.functional.pad(weight, (0, 0) * 3 + (0, pad)).contiguous(memory_format=torch.channels_last)
     bias = nn.functional.pad(bias, (0, pad))
-    out = tokens.new_empty(*tokens.shape[:2], outputs)
-    sizes = [height * width for height, width in shapes]
-    for (height, width), level, place in zip(shapes, tokens.split(sizes, dim=1), out.split(sizes, dim=1)):
-        answer = nn.functional.conv2d(level.unflatten(1, (height, width)).permute(0, 3, 1, 2), weight, bias, padding=1)
-        place.copy_(answer[:, :outputs].flatten(2).transpose(1, 2))
-    return out
+    answers = [nn.functional.conv2d(level, weight, bias, padding=1) for level in to_pyramid(tokens, shapes)]
+    return to_tokens([answer[:, :outputs] for answer in answers])
 
 
 class QuirkView(torch.autograd.Function):
@@ -426,4 +435,4 @@ def fused_dyconv(layer: Any, tokens: Tensor, shapes: list[tuple[int, int]], over
     return Merge.apply(*answers, scale, shift, theta, plan, tokens if overwrite else None).to(tokens.dtype)
 
 
-__all__ = ["fits", "fused_dyconv", "hard_sigmoid", "pyramid_plan"]
+__all__ = ["fits", "fused_dyconv", "hard_sigmoid", "pyramid_plan", "to_pyramid", "to_tokens"]

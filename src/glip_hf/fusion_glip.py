@@ -217,25 +217,22 @@ class AttendInBlocks(torch.autograd.Function):
         level = vision.new_full((heads.numel(),), -torch.inf, dtype=precision)
         total, sums = torch.zeros_like(level), torch.zeros_like(level)
         gathered = keys.new_zeros(keys.shape[::-1], dtype=precision)
-        packed_keys = pack(keys, block)
+        block_keys = pack(keys, block)
         for start in range(0, len(vision), block):
             some = vision[start : start + block]
-            whole = len(some) == block
-            used_keys = packed_keys if whole else keys
             weights = dropped = block_total = None  # so that the next scores take the place of the last
             if start:
-                weights = linear(some, used_keys, -level.to(some.dtype)).to(precision).exp_()
+                weights = linear(some, block_keys, -level.to(some.dtype)).to(precision).exp_()
                 block_total = weights.sum(0)
             if block_total is None or not bool(block_total.max() < LARGEST_TOTAL):
-                weights = linear(some, used_keys).to(precision)
+                weights = linear(some, block_keys).to(precision)
                 raised = torch.maximum(level, weights.amax(0))
                 decay, level = (level - raised).exp_(), raised
                 total, sums, gathered = total * decay, sums * decay, gathered.mul_(decay)
                 factors = level.view(heads) + bias
                 factors = factors.sub_(factors.amax(1, keepdim=True)).exp_()
                 summed = torch.block_diag(*factors)  # [H, H * T]: sums a head's weights times their factors
-                folded = (values * factors.view(-1, 1)).t().contiguous()
-                packed_values = pack(folded, block)
+                folded = pack((values * factors.view(-1, 1)).t().contiguous(), block)
                 block_total = weights.sub_(level).exp_().sum(0)
             mask, sentence_mask = dropping.mask(weights), dropping.mask(weights)
             total += block_total
@@ -249,7 +246,7 @@ class AttendInBlocks(torch.autograd.Function):
             normaliser = linear(weights, summed)
             if bool(normaliser.min() > SMALLEST_NORMALISER):
                 _of_heads(weights, heads).mul_(normaliser.reciprocal_()[..., None])
-                own_values = packed_values if whole else folded
+                own_values = folded
                 if some.dtype != precision:  # half precision has no room for weights that lack their factors
                     weights, own_values = weights.mul_(factors.view(-1)), values.t()
             else:

@@ -22,8 +22,9 @@ from transformers.utils import can_return_tuple
 from .auxiliary_losses_glip import GlipAuxiliaryHeads
 from .boxes_glip import decode_boxes, make_anchors
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
-from .dyhead_glip import GlipDeformableConv, GlipDyConv, to_pyramid, to_tokens
+from .dyhead_glip import GlipDeformableConv, GlipDyConv
 from .fast_path_glip import may_overwrite
+from .fused_dyconv_glip import to_pyramid, to_tokens
 from .fusion_glip import GlipFusionLayer
 from .hub_glip import TAGS, GlipModelHubMixin
 from .layers_glip import GlipBlock, GlipFeaturePyramid, GlipGroundingHead, GlipTextLayer

@@ -17,7 +17,7 @@ import functools
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -140,12 +140,20 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
         _kept.reset(token)
 
 
-def pack(weight: Tensor, rows: int) -> Tensor:
-    """`weight` [N, K] for several calls of `linear` with `rows` rows each, without gradients: in oneDNN's own order
-    where that is used. Nothing but `linear` can read it then."""
+class PackedWeight(NamedTuple):
+    """A weight [N, K] as it is, and in oneDNN's own order for products of so many rows."""
+
+    plain: Tensor
+    packed: Tensor
+    rows: int
+
+
+def pack(weight: Tensor, rows: int) -> Tensor | PackedWeight:
+    """`weight` [N, K] for several calls of `linear`, most of them with `rows` rows, without gradients: in oneDNN's own
+    order for those, where that is used. Nothing but `linear` can read it then."""
     if torch.is_grad_enabled() or not _may_leave_mkl(weight):
         return weight
-    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return PackedWeight(weight, torch.ops.mkldnn._reorder_linear_weight(weight, rows), rows)
 
 
 class TrainedLinear(torch.autograd.Function):
@@ -171,7 +179,7 @@ def _is_large(rows: int, weight: Tensor) -> bool:
     return min(rows, *weight.shape) >= SMALLEST_SIDE and (rows >= FEW_ROWS or weight.numel() >= SMALLEST_WEIGHT)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """`nn.functional.linear` by the faster library; where a gradient is asked for, only its backward pass.
 
     Args:
@@ -180,8 +188,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
         out: [M, N], where to put the result (not with gradients); `x` is [M, K] then.
     """
     plain = out is None and (bias is None or bias.dim() == 1)
+    count = x.numel() // max(x.shape[-1], 1)
+    if isinstance(weight, PackedWeight):
+        weight = weight.packed if count == weight.rows else weight.plain
     if not weight.is_mkldnn:
-        fast = _may_leave_mkl(x, weight) and _is_large(x.numel() // max(x.shape[-1], 1), weight)
+        fast = _may_leave_mkl(x, weight) and _is_large(count, weight)
         if torch.is_grad_enabled():
             if fast and plain and any(part is not None and part.requires_grad for part in (x, weight, bias)):
                 return TrainedLinear.apply(x, weight, bias)

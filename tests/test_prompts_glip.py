@@ -12,7 +12,6 @@ from transformers import BertTokenizer
 
 from glip_hf.prompts_glip import (
     Name,
-    binary_map,
     build_prompt,
     build_prompts,
     check_span,
@@ -20,12 +19,9 @@ from glip_hf.prompts_glip import (
     clean_name,
     find_phrase,
     greenlight_map,
-    label_to_tokens,
     make_names,
-    name_tokens,
     od_label_map,
     positive_map,
-    span_tokens,
 )
 
 VOCAB = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
@@ -47,6 +43,16 @@ def bert(request):
 
 def encode(tokenizer, caption, **options):
     return tokenizer(caption, verbose=False, **options).encodings[0]
+
+
+def row_tokens(offsets, spans, num_tokens=None, exact=False):
+    """The tokens of each row, ascending."""
+    rows = positive_map(offsets, spans, num_tokens, exact=exact, normalize=False)
+    return [np.flatnonzero(row).tolist() for row in rows]
+
+
+def prompt_tokens(prompt, encoding):
+    return row_tokens(encoding.offsets, prompt.spans, exact=prompt.exact)
 
 
 # -- by hand ---------------------------------------------------------------------------------------
@@ -132,23 +138,22 @@ def test_names_must_be_text(entry):
 def test_negative_names_follow_and_own_nothing(tokenizer):
     (prompt,) = build_prompts(make_names(["cat", "dog"]), tokenizer, negative_names=["sky", "background"])
     assert prompt.caption == "cat. dog. sky. background"
-    assert prompt.row_tokens(encode(tokenizer, prompt.caption)) == [[1], [3]]
+    assert prompt_tokens(prompt, encode(tokenizer, prompt.caption)) == [[1], [3]]
     assert build_prompt([], negative_names=["sky"]).caption == "sky"
 
 
 def test_name_tokens_are_the_names_own(tokenizer):
     caption = "cat    . dog"
-    encoding = encode(tokenizer, caption)
-    assert list(name_tokens(encoding, 0, 7)) == [1]
-    assert list(span_tokens(encoding, 0, 7)) == []  # the original's rule gives up after three spaces
-    assert list(name_tokens(encoding, 0, 0)) == list(name_tokens(encoding, 3, 6)) == []
-    assert list(span_tokens(encoding, 0, 0)) == []  # crashes the original
+    offsets = encode(tokenizer, caption).offsets
+    assert row_tokens(offsets, [[(0, 7)], [(0, 0)], [(3, 6)]], exact=True) == [[1], [], []]
+    # The original's rule gives up after three spaces, and the original crashes on a span that ends at 0.
+    assert row_tokens(offsets, [[(0, 7)], [(0, 0)]]) == [[], []]
 
 
 @pytest.mark.parametrize("first", ["(only)", "\0", "​", "   "])
 def test_a_name_without_tokens_takes_none_of_its_neighbours(tokenizer, first):
     (prompt,) = build_prompts(make_names([first, "cat", first, "dog"]), tokenizer)
-    rows = prompt.row_tokens(encode(tokenizer, prompt.caption))
+    rows = prompt_tokens(prompt, encode(tokenizer, prompt.caption))
     assert [len(row) for row in rows] == [0, 1, 0, 1]
 
 
@@ -210,11 +215,11 @@ def test_check_span():
 
 
 def test_greenlight_and_od_maps_by_hand(tokenizer):
-    encoding = encode(tokenizer, "cat. hot dog. bird")
-    assert np.flatnonzero(greenlight_map(encoding, [[5, 12]], 8)).tolist() == [3, 4]
-    assert (greenlight_map(encoding, [[0, 3], [-1, -1, -1]], 8) == -1).all()
+    offsets = encode(tokenizer, "cat. hot dog. bird").offsets
+    assert np.flatnonzero(greenlight_map(offsets, [[5, 12]], 8)).tolist() == [3, 4]
+    assert (greenlight_map(offsets, [[0, 3], [-1, -1, -1]], 8) == -1).all()
     expected = [-1, 3, -1, 7, 7, -1, -1, -1]
-    assert od_label_map(encoding, {3: [0, 3], 7: [5, 12]}, 8).tolist() == expected
+    assert od_label_map(offsets, {3: [0, 3], 7: [5, 12]}, 8).tolist() == expected
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -254,9 +259,20 @@ def test_chunks_keep_order_and_never_exceed_their_limits(names, separator, size,
             ", ",
             " . ",
         }:  # boundaries of words: a name's tokens are those it has alone
-            for row, label in zip(prompt.row_tokens(encoding), prompt.label_ids, strict=True):
+            for row, label in zip(prompt_tokens(prompt, encoding), prompt.label_ids, strict=True):
                 alone = tokenizer(clean_name(names[label]), add_special_tokens=False)["input_ids"]
                 assert [encoding.ids[token] for token in row] == alone
+
+
+def original_rule(encoding, begin, end):
+    """The tokens of a span by `char_to_token`, as the original looks them up."""
+
+    def first(characters):
+        found = (encoding.char_to_token(character) for character in characters if character >= 0)
+        return next((token for token in found if token is not None), None)
+
+    start, stop = first(range(begin, begin + 3)), first(range(end - 1, end - 4, -1))
+    return [] if start is None or stop is None else range(start, stop + 1)
 
 
 @settings(deadline=None)
@@ -264,14 +280,17 @@ def test_chunks_keep_order_and_never_exceed_their_limits(names, separator, size,
 def test_maps_agree_and_cover_real_tokens_only(caption, spans):
     encoding = encode(BertTokenizer(str(VOCAB)), caption)
     rows = [[span] for span in spans] + [spans]
-    dense = positive_map(encoding, rows)
+    dense = positive_map(encoding.offsets, rows, 256)
     assert dense.shape == (len(rows), 256) and dense.dtype == np.float32
-    assert [np.flatnonzero(row).tolist() for row in dense] == label_to_tokens(encoding, rows)
+    binary = positive_map(encoding.offsets, rows, 256, normalize=False)
+    assert binary.dtype == bool and (binary == (dense != 0)).all()
+    for row, row_spans in zip(binary, rows, strict=True):
+        expected = sorted({token for span in row_spans for token in original_rule(encoding, *span)})
+        assert np.flatnonzero(row).tolist() == expected
     covered = np.flatnonzero(dense.any(0))
     assert all(0 < token < len(encoding.ids) - 1 for token in covered)
     sums = dense.sum(-1)
     assert ((sums == 0) | (abs(sums - 1) < 1e-5)).all()
-    assert set(np.unique(binary_map(dense))) <= {0, 1}
 
 
 # -- the reference's own results -------------------------------------------------------------------
@@ -319,7 +338,7 @@ def test_detection_captions_as_the_original(shared, bert):
             assert prompt.caption == query["query"], title
             encoding = encode(bert, prompt.caption)
             assert len(encoding.ids) == query["num_tokens_untruncated"], title
-            rows = zip(prompt.label_ids, prompt.row_tokens(encoding), strict=True)
+            rows = zip(prompt.label_ids, prompt_tokens(prompt, encoding), strict=True)
             tokens = {str(class_ids[label]): row for label, row in rows if row}
             assert tokens == query["label_to_token"], title
             seen += 1
@@ -332,7 +351,7 @@ def test_positive_maps_as_the_original(shared, bert):
         options = {"truncation": True, "max_length": case["max_length"]} if case["truncation"] else {}
         encoding = encode(bert, case["caption"], **options)
         assert encoding.ids == case["input_ids"], title
-        dense = positive_map(encoding, spans)
+        dense = positive_map(encoding.offsets, spans, 256)
         if "raises" in case:  # zero width at 0: the original crashes, here the span has no tokens
             assert not dense.any(), title
             continue
@@ -342,23 +361,23 @@ def test_positive_maps_as_the_original(shared, bert):
             expected[row, column] = value
         np.testing.assert_allclose(dense, expected, rtol=1e-6, atol=0, err_msg=title)
         np.testing.assert_allclose(dense.sum(-1), case["row_sums"], rtol=1e-6, err_msg=title)
-        assert [list(map(int, pair)) for pair in zip(*binary_map(dense).nonzero(), strict=True)] == case["binary"]
-        tokens = {str(row): found for row, found in enumerate(label_to_tokens(encoding, spans), start=1)}
+        assert [list(map(int, pair)) for pair in zip(*dense.nonzero(), strict=True)] == case["binary"]
+        tokens = {str(row): found for row, found in enumerate(row_tokens(encoding.offsets, spans, 256), start=1)}
         assert tokens == case["label_to_token_plus1"], title
 
 
 def test_auxiliary_maps_as_the_original(shared, bert):
     cases = load(shared, "data/positive_maps/greenlight_and_od_label_maps.json")
     for case in cases["greenlight_map"]:
-        encoding = encode(bert, case["caption"], truncation=True, max_length=256)
-        vector = greenlight_map(encoding, case["spans"], case["length"])
+        offsets = encode(bert, case["caption"], truncation=True, max_length=256).offsets
+        vector = greenlight_map(offsets, case["spans"], case["length"])
         assert str(vector.dtype) == case["dtype"]
         assert bool((vector == -1).all()) == case["minus_ones_all"], case["name"]
         assert np.flatnonzero(vector == 1).tolist() == case["ones"], case["name"]
     for case in cases["positive_map_for_od_labels"]:
-        encoding = encode(bert, case["caption"], truncation=True, max_length=256)
+        offsets = encode(bert, case["caption"], truncation=True, max_length=256).offsets
         spans = {int(label): span for label, span in case["label_to_positions"].items()}
-        vector = od_label_map(encoding, spans)
+        vector = od_label_map(offsets, spans, 256)
         expected = {int(token): value for token, value in case["values"].items()}
         assert {int(t): float(vector[t]) for t in np.flatnonzero(vector != case["fill"])} == expected
 
@@ -369,13 +388,13 @@ def test_parity_captions_and_spans(shared, bert):
         (prompt,) = build_prompts(make_names(case["classes"]), bert)
         encoding = encode(bert, prompt.caption)
         assert (prompt.caption, encoding.ids) == (case["caption"], case["input_ids"])
-        rows = {str(row): tokens for row, tokens in enumerate(prompt.row_tokens(encoding), start=1)}
+        rows = {str(row): tokens for row, tokens in enumerate(prompt_tokens(prompt, encoding), start=1)}
         assert rows == case["label_to_token"]
     for case in cases["char_spans_to_token_map"]:
         encoding = encode(bert, case["caption"])
         assert encoding.ids == case["input_ids"]
-        assert label_to_tokens(encoding, case["char_spans"]) == case["token_indices"]
-        values = positive_map(encoding, case["char_spans"]).max(-1)
+        assert row_tokens(encoding.offsets, case["char_spans"]) == case["token_indices"]
+        values = positive_map(encoding.offsets, case["char_spans"]).max(-1)
         np.testing.assert_allclose(values, case["row_value"], rtol=1e-6)
 
 
@@ -391,7 +410,7 @@ def test_parity_positive_maps_of_whole_runs(shared, bert):
     for caption, classes, expected in runs:
         (prompt,) = build_prompts(make_names(classes), bert)
         assert prompt.caption == caption
-        rows = enumerate(prompt.row_tokens(encode(bert, caption)), start=1)
+        rows = enumerate(prompt_tokens(prompt, encode(bert, caption)), start=1)
         assert {str(row): tokens for row, tokens in rows} == expected
 
 

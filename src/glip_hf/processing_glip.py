@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
 from .postprocess_glip import post_process_grounding
-from .prompts_glip import MAX_TEXT_LENGTH, shorten, span_tokens
+from .prompts_glip import MAX_TEXT_LENGTH, Offsets, positive_map, shorten
 from .text_inputs_glip import (
     PROMPT_OPTIONS,
     NameInput,
@@ -210,9 +210,9 @@ class GlipProcessor(GlipHubProcessorMixin):
                 options,
                 text_kwargs.get("max_length"),
             )
-            words, encodings = self._encode(queries, text_kwargs)
+            words, offsets = self._encode(queries, text_kwargs)
             if things is not None:
-                self._add_positive_maps(data["labels"], things, queries, words, encodings, category_ids, return_tensors)
+                self._add_positive_maps(data["labels"], things, queries, words, offsets, category_ids, return_tensors)
             data |= words
         batch = GlipBatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["labels"])
         batch.text_labels = None if queries is None else [query.names for query in queries]
@@ -220,51 +220,42 @@ class GlipProcessor(GlipHubProcessorMixin):
 
     # -- captions -> tensors -----------------------------------------------------------------------
 
-    def _encode(self, queries: list[Query], text_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Token ids and maps of all captions, and their (truncated, unpadded) encodings."""
-        captions = [prompt.caption for query in queries for prompt in query.prompts]
+    def _encode(self, queries: list[Query], text_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[Offsets]]:
+        """Token ids and maps of all captions, and the offset mapping of each, truncated and padded."""
         prompts = [prompt for query in queries for prompt in query.prompts]
         max_length = text_kwargs.get("max_length") or MAX_TEXT_LENGTH
-        special = {
-            "add_special_tokens": text_kwargs.get("add_special_tokens", True),
-            "verbose": False,
-        }
-        words = dict(self.tokenizer(captions, **text_kwargs | {"truncation": True, "max_length": max_length}))
-        cut = self.tokenizer(captions, truncation=True, max_length=max_length, **special).encodings
-        whole = self.tokenizer(captions, truncation=False, **special).encodings
-
-        rows, widths = [], [len(ids) for ids in words["input_ids"]]
-        for prompt, short, long in zip(prompts, cut, whole, strict=True):
+        options = text_kwargs | {"truncation": True, "max_length": max_length}
+        encoded = self.tokenizer([prompt.caption for prompt in prompts], **options)
+        words, widths, rows = dict(encoded), [len(ids) for ids in encoded["input_ids"]], []
+        for prompt, encoding, width in zip(prompts, encoded.encodings, widths, strict=True):
             # Looked up in the whole caption, so that a phrase across the cut keeps its first part.
-            # The last token of a cut caption is [SEP], whatever the whole one has there.
-            kept = len(short.ids) - (short.special_tokens_mask[-1] if short.ids else 0)
-            tokens = prompt.row_tokens(long)
-            unread = [any(long.ids[token] == self.tokenizer.unk_token_id for token in row) for row in tokens]
-            rows.append(([[token for token in row if token < kept] for row in tokens], tokens, unread))
+            parts = [encoding, *encoding.overflowing]
+            offsets, ids, special = (
+                [value for part in parts for value in getattr(part, name)]
+                for name in ("offsets", "ids", "special_tokens_mask")
+            )
+            tokens = positive_map(offsets, prompt.spans, exact=prompt.exact, normalize=False) & ~np.array(special, bool)
+            unknown = tokens[:, np.array(ids) == self.tokenizer.unk_token_id].any(-1)
+            rows.append((tokens[:, :width], tokens, unknown))
         self._warn_of_lost_rows(queries, rows, max_length)
 
         classes = max(len(prompt.label_ids) for prompt in prompts)
         label_ids = np.full((len(prompts), classes), -1, dtype=np.int64)
         maps = [np.zeros((classes, width), dtype=bool) for width in widths]
-        for n, (prompt, (kept_rows, *_)) in enumerate(zip(prompts, rows, strict=True)):
+        for n, (prompt, (kept, *_)) in enumerate(zip(prompts, rows, strict=True)):
             label_ids[n, : len(prompt.label_ids)] = prompt.label_ids
-            shift = self._left_padding(widths[n], cut[n])
-            for row, tokens in enumerate(kept_rows):
-                maps[n][row, [token + shift for token in tokens]] = True
+            maps[n][: len(kept)] = kept
         words["positive_map"] = np.stack(maps) if len(set(widths)) == 1 else maps
         words["label_ids"] = label_ids
         if len(prompts) != len(queries):
             counts = [len(query.prompts) for query in queries]
             words["image_indices"] = np.repeat(np.arange(len(queries), dtype=np.int64), counts)
-        return words, cut
-
-    def _left_padding(self, width: int, encoding: Any) -> int:
-        return width - len(encoding.ids) if self.tokenizer.padding_side == "left" else 0
+        return words, [encoding.offsets for encoding in encoded.encodings]
 
     def _warn_of_lost_rows(
         self,
         queries: list[Query],
-        rows: list[tuple[list[list[int]], list[list[int]], list[bool]]],
+        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
         max_length: int,
     ) -> None:
         """Warns of names and phrases that can only score 0, or that the vocabulary cannot spell; refuses a picture
@@ -274,13 +265,13 @@ class GlipProcessor(GlipHubProcessorMixin):
             found = False
             for prompt in query.prompts:
                 for label, kept, tokens, unread in zip(prompt.label_ids, *rows[n], strict=True):
-                    found = found or bool(tokens)
+                    found = found or tokens.any()
                     if unread:
                         unknown.append(query.names[label])
-                    if not tokens:
+                    if not tokens.any():
                         empty.append(query.names[label])
-                    elif len(kept) < len(tokens):
-                        (partly if kept else beyond).append(query.names[label])
+                    elif kept.sum() < tokens.sum():
+                        (partly if kept.any() else beyond).append(query.names[label])
                 n += 1
             if not found and all(prompt.exact for prompt in query.prompts):
                 raise ValueError(
@@ -305,7 +296,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         things: list[list[Mapping[str, Any]]],
         queries: list[Query],
         words: dict[str, Any],
-        encodings: list[Any],
+        offsets: list[Offsets],
         category_ids: Any,
         return_tensors: str | None,
     ) -> None:
@@ -328,13 +319,10 @@ class GlipProcessor(GlipHubProcessorMixin):
             kept = [int(position) for position in target["class_labels"]]
             dense = np.zeros((len(kept), name_map.shape[1]), dtype=np.float32)
             classes = np.zeros(len(kept), dtype=np.int64)
-            shift = self._left_padding(dense.shape[1], encodings[picture])
             for row, position in enumerate(kept):
                 thing = things[picture][position]
                 if thing.get("tokens_positive") is not None:
-                    for begin, end in thing["tokens_positive"]:
-                        tokens = span_tokens(encodings[picture], begin, end)
-                        dense[row, [token + shift for token in tokens]] = 1
+                    dense[row] = positive_map(offsets[picture], [thing["tokens_positive"]], normalize=False)
                     classes[row] = thing.get("category_id", 0)
                 else:
                     classes[row] = _label_of(thing, ids, query.names, picture)

@@ -17,7 +17,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +25,7 @@ MAX_TEXT_LENGTH = 256
 """Tokens a caption may have, [CLS] and [SEP] included; the released models know no longer ones."""
 
 Span = tuple[int, int]
-
-
-class CharToToken(Protocol):
-    """What is needed of a tokenised caption: a `tokenizers.Encoding`, or a `BatchEncoding` of
-    one."""
-
-    def char_to_token(self, char_pos: int, /) -> int | None: ...
+Offsets = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -62,20 +56,13 @@ class Prompt:
         caption: the text the tokenizer sees.
         spans: for each row (class or phrase), the spans that name it; length C.
         label_ids: the label of each row; length C.
-        exact: rows are class names, whose spans cover the name and nothing else. Their tokens are
-            looked up inside the span only; those of phrases with the original's fallbacks (see
-            `span_tokens`).
+        exact: rows are class names, whose spans cover the name and nothing else (see `positive_map`).
     """
 
     caption: str
     spans: list[list[Span]]
     label_ids: list[int]
     exact: bool = False
-
-    def row_tokens(self, encoding: CharToToken) -> list[list[int]]:
-        """The tokens of each row, ascending. A row without tokens is an empty list."""
-        lookup = name_tokens if self.exact else span_tokens
-        return [sorted({token for begin, end in row for token in lookup(encoding, begin, end)}) for row in self.spans]
 
 
 # -- names to captions -----------------------------------------------------------------------------
@@ -329,114 +316,94 @@ def check_span(caption: str, span: Sequence[int]) -> Span:
 # -- spans to tokens -------------------------------------------------------------------------------
 
 
-def _first_token(encoding: CharToToken, characters: Iterable[int]) -> int | None:
-    """Token of the first of these characters that belongs to one. Before the text there is none."""
-    for character in characters:
-        if character >= 0 and (token := encoding.char_to_token(character)) is not None:
-            return token
-    return None
-
-
-def span_tokens(encoding: CharToToken, begin: int, end: int) -> range:
-    """Tokens of a span by the original's rule, which training and evaluation data were made with.
-
-    First token: that of character `begin`, else `begin + 1`, else `begin + 2`; last token: that of
-        `end - 1`,
-    else `end - 2`, else `end - 3`. If either is missing, or they cross, the span has no tokens: no
-    clipping. So a span that runs more than two characters over the end of a truncated encoding is
-    lost whole, and a zero-width span inside a word is that word. A span ending at 0 crashes the
-    original; here it has no tokens.
-    """
-    first = _first_token(encoding, range(begin, begin + 3))
-    last = _first_token(encoding, range(end - 1, end - 4, -1))
-    if first is None or last is None:
-        return range(0)
-    return range(first, last + 1)
-
-
-def name_tokens(encoding: CharToToken, begin: int, end: int) -> range:
-    """Tokens of a class name: those of its own characters, however many spaces surround them.
-
-    Equal to `span_tokens` for every name of real vocabularies; it differs where that loses a name
-    (three spaces at an end) or crashes (an empty first name).
-    """
-    first = _first_token(encoding, range(begin, end))
-    if first is None:
-        return range(0)
-    return range(first, _first_token(encoding, range(end - 1, begin - 1, -1)) + 1)
-
-
-# -- the forms a token map takes -------------------------------------------------------------------
-
-
-def label_to_tokens(
-    encoding: CharToToken, spans: Sequence[Sequence[Sequence[int]]], columns: int = MAX_TEXT_LENGTH
-) -> list[list[int]]:
-    """Tokens below `columns` of every row's spans, ascending; empty lists where there are none."""
-    return [
-        sorted({t for begin, end in row for t in span_tokens(encoding, begin, end) if t < columns}) for row in spans
-    ]
-
-
 def positive_map(
-    encoding: CharToToken, spans: Sequence[Sequence[Sequence[int]]], columns: int = MAX_TEXT_LENGTH
+    offsets: Offsets,
+    spans: Sequence[Sequence[Sequence[int]]],
+    num_tokens: int | None = None,
+    *,
+    exact: bool = False,
+    normalize: bool = True,
 ) -> np.ndarray:
-    """Which tokens each box or phrase is named by, rows normalised.
+    """The tokens that stand for each class name, phrase or box (a row).
+
+    First token of a span: that of character `begin`, else of `begin + 1`, else of `begin + 2`; last token: that of
+    `end - 1`, else of `end - 2`, else of `end - 3`. If either is missing or they cross, the span has no tokens, so a
+    span that ends more than two characters after a truncated caption is lost as a whole, and a zero-width span inside a
+    word is that word. This is the original's rule, which training and evaluation data were made with. A span that ends
+    at 0 crashes the original; here it has no tokens.
 
     Args:
-        encoding: the tokenised caption. Truncated for training; the original evaluates with an
-            untruncated one, where a span across the last column keeps its first part.
-        spans: for each row a list of spans.
-        columns: width of the map, whatever the length of the caption.
+        offsets: offset mapping of the tokenised caption, (0, 0) for special and padding tokens. Truncated for
+            training; the original evaluates with an untruncated one, where a span across the last column keeps its
+            first part.
+        spans: for each row its spans, [begin, end) in characters of the caption.
+        num_tokens: T, default `len(offsets)`. Further columns are zero, columns beyond it are cut off.
+        exact: look for tokens between `begin` and `end` only, however many spaces are there. For class names, whose
+            spans cover the name and nothing else: the same for names of real vocabularies, but no name is lost.
+        normalize: rows sum to 1, or are 0 where a row has no tokens; the loss binarises them.
 
     Returns:
-        [rows, columns] float32: 1 / (n + 1e-6) at the n tokens of a row, zero elsewhere. What the
-        loss sees is `binary_map` of it.
+        [K, T] float32, 1 / (n + 1e-6) at the n tokens of a row; with `normalize=False` [K, T] bool.
     """
-    tokens = label_to_tokens(encoding, spans, columns)
-    dense = np.zeros((len(tokens), columns), dtype=np.float32)
-    for row, columns_of_row in zip(dense, tokens, strict=True):
-        row[columns_of_row] = 1
+    owners = _character_tokens(offsets)
+    tokens = np.zeros((len(spans), max(len(offsets), num_tokens or 0)), dtype=bool)
+    for row, row_spans in zip(tokens, spans, strict=True):
+        for begin, end in row_spans:
+            first = _first_token(owners, range(begin, end if exact else begin + 3))
+            last = _first_token(owners, range(end - 1, begin - 1 if exact else end - 4, -1))
+            if first is not None and last is not None:
+                row[first : last + 1] = True
+    tokens = tokens[:, :num_tokens]
+    if not normalize:
+        return tokens
+    dense = tokens.astype(np.float32)
     return dense / (dense.sum(-1, keepdims=True) + np.float32(1e-6))
 
 
-def binary_map(dense: np.ndarray) -> np.ndarray:
-    """The map as the loss sees it: float32, 1.0 wherever the normalised map is not 0."""
-    return (dense != 0).astype(np.float32)
+def _character_tokens(offsets: Offsets) -> list[int | None]:
+    """The (first) token of each character; None for spaces and what the tokenizer drops."""
+    owners: list[int | None] = [None] * max((end for _, end in offsets), default=0)
+    for token, (begin, end) in reversed(list(enumerate(offsets))):
+        owners[begin:end] = [token] * (end - begin)
+    return owners
 
 
-def greenlight_map(encoding: CharToToken, spans: Iterable[Sequence[int]], columns: int = MAX_TEXT_LENGTH) -> np.ndarray:
-    """Tokens that masked language modelling may hide: [columns] float32, 1 there and 0 elsewhere.
+def _first_token(owners: Sequence[int | None], characters: Iterable[int]) -> int | None:
+    """Token of the first of these characters that has one."""
+    for character in characters:
+        if 0 <= character < len(owners) and owners[character] is not None:
+            return owners[character]
+    return None
+
+
+def greenlight_map(offsets: Offsets, spans: Iterable[Sequence[int]], num_tokens: int | None = None) -> np.ndarray:
+    """Tokens that masked language modelling may hide: [T] float32, 1 there and 0 elsewhere.
 
     A span of three elements is a stop marker: the whole vector is -1 (this caption takes no part).
     """
-    mask = np.zeros(columns, dtype=np.float32)
-    for span in spans:
-        if len(span) == 3:
-            return np.full(columns, -1, dtype=np.float32)
-        mask[[token for token in span_tokens(encoding, *span) if token < columns]] = 1
-    return mask
+    spans = list(spans)
+    if any(len(span) == 3 for span in spans):
+        return np.full(len(offsets) if num_tokens is None else num_tokens, -1, dtype=np.float32)
+    return positive_map(offsets, [spans], num_tokens, normalize=False)[0].astype(np.float32)
 
 
 def od_label_map(
-    encoding: CharToToken,
-    label_to_span: Mapping[int, Sequence[int]],
-    columns: int = MAX_TEXT_LENGTH,
+    offsets: Offsets, label_to_span: Mapping[int, Sequence[int]], num_tokens: int | None = None
 ) -> np.ndarray:
-    """Class id of every token: [columns] float32, -1 where there is none; later classes overwrite
-    earlier."""
-    labels = np.full(columns, -1, dtype=np.float32)
-    for label, (begin, end) in label_to_span.items():
-        labels[[token for token in span_tokens(encoding, begin, end) if token < columns]] = label
+    """Class id of every token: [T] float32, -1 where there is none; later classes overwrite earlier ones."""
+    rows = positive_map(offsets, [[span] for span in label_to_span.values()], num_tokens, normalize=False)
+    labels = np.full(rows.shape[1], -1, dtype=np.float32)
+    for label, row in zip(label_to_span, rows, strict=True):
+        labels[row] = label
     return labels
 
 
 __all__ = [
     "MAX_TEXT_LENGTH",
     "Name",
+    "Offsets",
     "Prompt",
     "Span",
-    "binary_map",
     "build_prompt",
     "build_prompts",
     "check_span",
@@ -444,11 +411,8 @@ __all__ = [
     "clean_name",
     "find_phrase",
     "greenlight_map",
-    "label_to_tokens",
     "make_names",
-    "name_tokens",
     "od_label_map",
     "positive_map",
     "shorten",
-    "span_tokens",
 ]

@@ -450,12 +450,12 @@ def test_grounding_targets_of_the_original(build, shared, real_tokenizer, which)
         np.testing.assert_allclose(record.areas, item["area"], rtol=1e-5)
         assert record.labels.tolist() == item["labels"]
         assert [record.height, record.width] == item["orig_size_hw"]
-        encoding = real_tokenizer(record.caption).encodings[0]
+        offsets = real_tokenizer(record.caption).encodings[0].offsets
         maps = dense(item["positive_map"], item["positive_map_shape"])
-        np.testing.assert_allclose(positive_map(encoding, record.spans), maps, rtol=1e-5)
+        np.testing.assert_allclose(positive_map(offsets, record.spans, 256), maps, rtol=1e-5)
         if which == "flickr":
             maps = dense(item["positive_map_eval"], (item["nb_eval"], 256))
-            np.testing.assert_allclose(positive_map(encoding, record.eval_spans), maps, rtol=1e-5)
+            np.testing.assert_allclose(positive_map(offsets, record.eval_spans, 256), maps, rtol=1e-5)
 
 
 def test_coco_targets_of_the_original(build, shared):

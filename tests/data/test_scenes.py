@@ -26,7 +26,7 @@ from glip_hf.data.scenes.layout import fails, holds
 from glip_hf.data.scenes.painting import Canvas, Thing, cut_out, second_color
 from glip_hf.data.scenes.shapes import SILHOUETTES
 from glip_hf.data.scenes.wording import NUMBERS, RELATION_WORDS, plural
-from glip_hf.prompts_glip import span_tokens
+from glip_hf.prompts_glip import positive_map
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = ROOT / "src/glip_hf/assets/vocab.txt"
@@ -272,9 +272,9 @@ def test_scenes_speak_whole_words_that_their_spans_own(scenes) -> None:
     for sample in (s for split in scenes.values() for s in split):
         encoding = tokenizer(sample.caption)[0]
         assert not any(token.startswith("##") or token == "[UNK]" for token in encoding.tokens)
-        for row, words in zip(sample.prompt.spans, sample.rows):
-            tokens = [t for begin, end in row for t in span_tokens(encoding, begin, end)]
-            assert [encoding.tokens[t] for t in tokens] == words.split()
+        rows = positive_map(encoding.offsets, sample.prompt.spans)
+        for row, words in zip(rows, sample.rows, strict=True):
+            assert [encoding.tokens[t] for t in np.flatnonzero(row)] == words.split()
 
 
 # -- ways out --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, label_to_tokens
+from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .columns import DAMAGE, Columns, Problem
 from .json_stream import UnreadableJson
 from .records import ImageRef, upright_size
@@ -335,9 +335,9 @@ def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Pr
             continue
         detail = f"{tokens} tokens, {limit} fit: {clean_name(caption)[:60]!r}..."
         yield Problem("caption_too_long", columns.file, f"image {image_id!r}", detail)
-        encoding = tokenizer(caption, truncation=True, max_length=limit, verbose=False).encodings[0]
+        offsets = tokenizer(caption, truncation=True, max_length=limit, verbose=False).encodings[0].offsets
         for annotation in np.flatnonzero(owners == row):
             flat = columns.spans[(ends[annotation - 1] if annotation else 0) : ends[annotation]].tolist()
             spans = list(zip(flat[::2], flat[1::2], strict=True))
-            if spans and not label_to_tokens(encoding, [spans], limit)[0]:
+            if spans and not positive_map(offsets, [spans]).any():
                 yield columns.describe("phrase_truncated", int(annotation))

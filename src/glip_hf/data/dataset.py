@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 from transformers.utils import logging
 
-from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map
+from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
 from .records import Record
 from .samplers import Key, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
@@ -154,12 +154,9 @@ class SampleMaker:
         text = self.tokenizer(
             prompt.caption, truncation=True, max_length=self.max_text_length, padding=False, verbose=False
         )
-        input_ids, encoding = text["input_ids"], text.encodings[0]
-        tokens = prompt.row_tokens(encoding)
+        input_ids, offsets = text["input_ids"], text.encodings[0].offsets
+        tokens = positive_map(offsets, prompt.spans, exact=prompt.exact, normalize=False)
         kept = np.flatnonzero(rows >= 0)
-        positive_map = np.zeros((len(kept), len(input_ids)), dtype=bool)
-        for line, box in enumerate(kept):
-            positive_map[line, tokens[rows[box]]] = True
         new_size = tuple(pixels.shape[1:])
         boxes = resize_boxes(boxes[kept], size, new_size)
         sample = {
@@ -167,13 +164,13 @@ class SampleMaker:
             "original_size": size,
             "input_ids": input_ids,
             "boxes": flip_boxes(boxes, new_size[1]) if flipped else boxes,
-            "positive_map": positive_map,
+            "positive_map": tokens[rows[kept]],
         }
         if self.greenlight:
             whole = [(0, len(prompt.caption))]
             named = [span for row in sorted(set(rows[kept].tolist())) for span in prompt.spans[row]]
             spans = whole if record.caption is not None else named
-            sample["greenlight_map"] = greenlight_map(encoding, spans, len(input_ids))
+            sample["greenlight_map"] = greenlight_map(offsets, spans)
         return sample
 
     def _prompt(self, record: Record, keep: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, np.ndarray]:

@@ -38,27 +38,34 @@ def test_round_trip(tmp_path: Path) -> None:
         ("optimizer.learning_rate=1", "unknown key optimizer.learning_rate"),
         ("optimizer.weigth_decay=1", "did you mean optimizer.weight_decay"),
         ("optimiser.lr=1", "did you mean optimizer"),
-        ("optimizer.lr=fast", "optimizer.lr='fast' must be a number"),
-        ("optimizer.lr=-1", "must be above 0"),
-        ("data.batch_size=many", "must be of type int"),
-        ("data.batch_size=true", "must be of type int"),
-        ("data.flip=2", "probability"),
-        ("data.short_sides=800", "must be a list"),
+        ("optimizer.lr=fast", "optimizer.lr='fast': Input should be a valid number"),
+        ("optimizer.lr=true", "optimizer.lr=True: Input should be a valid number"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: Input should be greater than 0"),
+        ("data.batch_size=many", "data.batch_size='many': Input should be a valid integer"),
+        ("data.batch_size=true", "data.batch_size=True: Input should be a valid integer"),
+        ("data.batch_size=1.5", "data.batch_size=1.5: Input should be a valid integer"),
+        ("data.flip=2", "data.flip=2: Input should be less than or equal to 1"),
+        ("data.aspect_grouping=1", "data.aspect_grouping=1: Input should be a valid boolean"),
+        ("data.short_sides=800", "data.short_sides=800: Input should be a valid list"),
+        ("data.short_sides=[]", "data.short_sides=[]: List should have at least 1 item"),
+        ("data.short_sides=[0]", "data.short_sides[0]=0: Input should be greater than 0"),
         ("data.sources=[{annotations: a.json}]", "neither `format`"),
-        ("schedule.name=linear", "choose one of multistep"),
+        ("schedule.name=linear", "schedule.name='linear': Input should be 'multistep', 'cosine' or 'plateau'"),
         ("schedule.name=plateau", "needs run.evaluate_every"),
-        ("schedule.milestones=[67000]", "fractions of the run"),
-        ("schedule.restarts=[0.8,0.7]", "the smallest first"),
-        ("run.ema_decay=1", "must be in"),
-        ("model.config=small", "must be a mapping"),
+        ("schedule.milestones=[67000]", "schedule.milestones[0]=67000: Input should be less than 1"),
+        ("schedule.restarts=[0.8,0.7]", "schedule.restarts=[0.8, 0.7] must be in ascending order"),
+        ("run.ema_decay=1", "run.ema_decay=1: Input should be less than 1"),
+        ("model.config=small", "model.config='small': Input should be a valid dictionary"),
         ("lr", "section.key=value"),
         ("lr=1", "did you mean optimizer.lr=1?"),
         ("run.max_steps=3", "did you mean schedule.max_steps?"),
-        ("optimizer.lr=[", "is no valid YAML"),
-        ("optimizer.lr=.nan", "must be above 0"),
-        ("optimizer.weight_decay=-1", "must be 0 or more"),
-        ("optimizer.betas=[0.9]", "two numbers"),
-        ("data.workers=-1", "must be 0 or more"),
+        ("run.seed.low=3", "run.seed=0 is not a section"),
+        ("optimizer.lr=[", "is not valid YAML"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan: Input should be greater than 0"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1: Input should be greater than or equal to 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9]: List should have at least 2 items"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas[1]=1: Input should be less than 1"),
+        ("data.workers=-1", "data.workers=-1: Input should be greater than or equal to 0"),
         ("model.config={mlm_los_weight: 1}", "did you mean model.config.mlm_loss_weight?"),
         ("data.sources=[{name: flickr30k_train, weight: 2}]", "set data.epoch_samples"),
         ("data.sources=[{format: coco, streaming: true}]", "only a single source of format hub"),
@@ -66,7 +73,39 @@ def test_round_trip(tmp_path: Path) -> None:
 )
 def test_refusals(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
-        load_recipe(None, [override])
+        load_recipe(None, ["run.seed=0", override])
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    """Of the file and of the overrides, unknown keys and bad values alike, one line each."""
+    path = tmp_path / "recipe.yaml"
+    text = "optimizer: {lr: fast, learning_rate: 1}\ndata: {batch_size: 0, short_sides: [480, tall]}\nmdoel: {}\n"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, ["lr", "model.config={d_modle: 1, depth: 2}", "schedule.name=linear"])
+    assert str(error.value).splitlines() == [
+        "9 errors in the recipe:",
+        "  override 'lr' must read section.key=value: did you mean optimizer.lr=?",
+        "  unknown key model.config.d_modle: did you mean model.config.d_model?",
+        "  unknown key model.config.depth: see glip_hf.GlipConfig.",
+        "  data.short_sides[1]='tall': Input should be a valid integer",
+        "  data.batch_size=0: Input should be greater than 0",
+        "  optimizer.lr='fast': Input should be a valid number",
+        "  unknown key optimizer.learning_rate: known: "
+        "lr, text_lr, bias_lr_factor, weight_decay, betas, eps, clip_norm, fused.",
+        "  schedule.name='linear': Input should be 'multistep', 'cosine' or 'plateau'",
+        "  unknown key mdoel: did you mean model?",
+    ]
+
+
+def test_all_contradictions_at_once() -> None:
+    overrides = ["schedule.epochs=0", "schedule.name=plateau", "tuning.early_stopping=2"]
+    with pytest.raises(RecipeError) as error:
+        load_recipe(None, [*overrides, "data.sources=[{format: coco, streaming: true, weight: 1}]"])
+    text = str(error.value)
+    assert text.startswith("5 errors in the recipe:\n")
+    for part in ("schedule.max_steps or", "schedule.name=plateau", "early_stopping", "weight", "can be streamed"):
+        assert part in text
 
 
 @pytest.mark.parametrize("value", ["2024", "no", "a: b", "~", "out #1", "1e3"])
@@ -77,10 +116,13 @@ def test_text_stays_text(value: str) -> None:
 def test_bad_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("model: [")
-    with pytest.raises(RecipeError, match="no valid YAML"):
+    with pytest.raises(RecipeError, match="is not valid YAML"):
         load_recipe(path)
     path.write_text("- a\n- b\n")
     with pytest.raises(RecipeError, match="must hold sections"):
+        load_recipe(path)
+    path.write_text("data: coco")
+    with pytest.raises(RecipeError, match=re.escape("data='coco' must be a mapping of data.* keys.")):
         load_recipe(path)
     with pytest.raises(FileNotFoundError):
         load_recipe(tmp_path / "missing.yaml")

@@ -1,162 +1,207 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The recipe of a run: one strict, typed configuration from a YAML file and command-line overrides."""
 
-import dataclasses
 import difflib
 import json
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from .._extras import require
 from ..configuration_glip import GlipConfig
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names the key, its value and the remedy."""
+    """A recipe that cannot be run; the message names every wrong key, its value and what is allowed."""
 
 
-@dataclass
-class ModelRecipe:
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `5e-5` as a string."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _ascending(values: list[float], info: ValidationInfo) -> list[float]:
+    if values != sorted(values):
+        raise ValueError(f"schedule.{info.field_name}={values} must be in ascending order.")
+    return values
+
+
+def _check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse fields that `GlipConfig` does not have: Transformers would store them without a warning."""
+    known = GlipConfig().to_dict() | {"attn_implementation": None}
+    errors = []
+    for key in config:
+        if key not in known:
+            nearest = _nearest(key, known)
+            hint = f"did you mean model.config.{nearest}?" if nearest else "see glip_hf.GlipConfig."
+            errors.append(f"unknown key model.config.{key}: {hint}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return config
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
+NonNegativeNumber = Annotated[Number, Field(ge=0)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+Fractions = Annotated[list[Annotated[Number, Field(gt=0, lt=1)]], AfterValidator(_ascending)]
+
+
+class Section(BaseModel):
+    """Unknown keys and values of another type are errors; an integer is accepted for a float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelRecipe(Section):
     """Where the model comes from.
 
     Attributes:
-        start_from: a GLIP to continue from (directory or Hub id); its configuration and processor come along.
+        start_from: a GLIP to continue from (directory or Hub id), with its configuration and processor.
         preset: otherwise, the architecture of a released checkpoint (see `glip_hf.PRESETS`); `scenes`, the small
             model for generated scenes.
         config: fields of `GlipConfig` that differ from the preset.
         backbone_weights: ImageNet Swin weights: a directory, Hub id, or an original Swin `.pth`.
         text_weights: BERT weights: a directory or Hub id.
         tokenizer: directory, Hub id or `vocab.txt`; default that of `start_from` or of `text_weights`.
-        frozen_stages: Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing.
+        frozen_stages: of Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing.
     """
 
     start_from: str | None = None
     preset: str = "scenes"
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Annotated[dict[str, Any], AfterValidator(_check_config)] = {}
     backbone_weights: str | None = None
     text_weights: str | None = None
     tokenizer: str | None = None
     frozen_stages: int = -1
 
 
-@dataclass
-class DataRecipe:
-    """What is learned from.
+class DataRecipe(Section):
+    """Training data.
 
     Attributes:
-        root: folder that the sources' relative paths start at; by default they are looked for in `.`, `$DATASET`,
-            `DATASET`, `OUTPUT`, `data` and `MODEL`.
-        sources: one mapping a data set: `name` of a known one, or `format` of a reader and its arguments (see
+        root: folder that relative paths of the sources are resolved against; by default they are searched for in `.`,
+            `$DATASET`, `DATASET`, `OUTPUT`, `data` and `MODEL`.
+        sources: one mapping per data set: `name` of a known one, or `format` of a reader and its arguments (see
             `glip_hf.data.build_source`); `copies` repeats it, or `weight` gives it a share of `epoch_samples`. A single
-            one of format `hub` may say `streaming: true`. Empty: the generated scenes.
-        epoch_samples: pictures an epoch, where sources have a `weight` in place of `copies`.
-        scenes: number of generated scenes an epoch, where there are no sources.
-        short_sides: shortest side of a picture, drawn from these; long_side: bound of the longest. Pixels.
+            source of format `hub` may set `streaming: true`. Empty: the generated scenes.
+        epoch_samples: images per epoch, where sources have a `weight` in place of `copies`.
+        scenes: generated scenes per epoch, where there are no sources.
+        short_sides: length of an image's shortest side, drawn from these; long_side: limit of the longest. Pixels.
         flip: probability of a horizontal flip.
-        batch_size: pictures an optimiser step, over all processes and accumulation steps.
-        aspect_grouping: batches hold either wide or tall pictures.
-        negatives: largest number of negative names drawn for a detection picture.
-        workers: loader processes a training process.
-        on_broken: `skip` reports a missing or broken picture and takes the next; `fail` stops.
-        max_broken: number of skipped pictures at which a run stops all the same.
-        cache_dir: where annotations are kept in Arrow form; default the `datasets` cache.
+        batch_size: images per optimiser step, over all processes and accumulation steps.
+        aspect_grouping: batches hold either wide or tall images.
+        negatives: largest number of negative class names drawn for a detection image.
+        workers: loader processes per training process.
+        on_broken: `skip` reports a missing or broken image and takes the next; `fail` stops.
+        max_broken: number of skipped images at which a run stops all the same.
+        cache_dir: where annotations are cached in Arrow format; default the `datasets` cache.
     """
 
     root: str | None = None
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    epoch_samples: int = 0
-    scenes: int = 64_000
-    short_sides: list[int] = field(default_factory=lambda: [480, 560, 640, 720, 800])
-    long_side: int = 1333
-    flip: float = 0.5
-    batch_size: int = 64
+    sources: list[dict[str, Any]] = []
+    epoch_samples: NonNegativeInt = 0
+    scenes: NonNegativeInt = 64_000
+    short_sides: list[PositiveInt] = Field([480, 560, 640, 720, 800], min_length=1)
+    long_side: PositiveInt = 1333
+    flip: Number = Field(0.5, ge=0, le=1)
+    batch_size: PositiveInt = 64
     aspect_grouping: bool = True
-    negatives: int = 85
-    workers: int = 4
+    negatives: NonNegativeInt = 85
+    workers: NonNegativeInt = 4
     on_broken: Literal["skip", "fail"] = "skip"
-    max_broken: int = 100
+    max_broken: NonNegativeInt = 100
     cache_dir: str | None = None
 
 
-@dataclass
-class OptimizerRecipe:
+class OptimizerRecipe(Section):
     """AdamW as in section 10 of GLIP's specification.
 
     Attributes:
         lr: of everything but the text encoder; text_lr: of the text encoder.
-        bias_lr_factor: multiplies the rate of every parameter whose name holds "bias"; these are never decayed.
+        bias_lr_factor: multiplies the learning rate of every parameter whose name contains "bias"; these are never
+            decayed.
         weight_decay: decoupled.
-        clip_norm: bound of the gradient's norm over the whole model; 0 does not clip.
+        clip_norm: limit of the gradient norm over the whole model; 0 does not clip.
         fused: PyTorch's fused AdamW.
     """
 
-    lr: float = 1e-4
-    text_lr: float = 1e-5
-    bias_lr_factor: float = 2.0
-    weight_decay: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    lr: PositiveNumber = 1e-4
+    text_lr: NonNegativeNumber = 1e-5
+    bias_lr_factor: NonNegativeNumber = 2.0
+    weight_decay: NonNegativeNumber = 1e-4
+    betas: list[Decay] = Field([0.9, 0.999], min_length=2, max_length=2)
+    eps: NonNegativeNumber = 1e-8
+    clip_norm: NonNegativeNumber = 1.0
     fused: bool = False
 
 
-@dataclass
-class ScheduleRecipe:
-    """How long, and the learning rate's way.
+class ScheduleRecipe(Section):
+    """Length of the run and learning-rate schedule.
 
     Attributes:
         max_steps: optimiser steps; 0 takes `epochs`.
         epochs: passes over the data, if `max_steps` is 0.
         name: `multistep` multiplies by `gamma` at `milestones` (fractions of the run); `cosine` falls to 0 at the end;
             `plateau` multiplies by `gamma` after `patience` evaluations without a better AP.
-        restarts: fractions of the run at which a cosine starts anew (arXiv 1608.03983), each from `gamma` times the
+        restarts: fractions of the run at which a cosine restarts (arXiv 1608.03983), each from `gamma` times the
             height of the one before; every arc heads for 0 at the end of the run.
         warmup_steps: linear from `warmup_factor`.
         decay_weight_decay: GLIP-L also divides the weight decay by 10, at 0.667 of each milestone.
     """
 
-    max_steps: int = 0
-    epochs: int = 30
+    max_steps: NonNegativeInt = 0
+    epochs: NonNegativeInt = 30
     name: Literal["multistep", "cosine", "plateau"] = "multistep"
-    milestones: list[float] = field(default_factory=lambda: [0.67, 0.89])
-    restarts: list[float] = field(default_factory=list)
-    gamma: float = 0.1
-    warmup_steps: int = 2000
-    warmup_factor: float = 0.001
+    milestones: Fractions = [0.67, 0.89]
+    restarts: Fractions = []
+    gamma: NonNegativeNumber = 0.1
+    warmup_steps: NonNegativeInt = 2000
+    warmup_factor: NonNegativeNumber = 0.001
     decay_weight_decay: bool = False
     patience: int = 3
 
 
-@dataclass
-class TuningRecipe:
-    """What is trained.
+class TuningRecipe(Section):
+    """Which parameters are trained.
 
     Attributes:
-        mode: `full`; `linear` (the dot product's text projection and the box heads... see `training.tuning`);
-            `head`; `prompt` (a learned table added to the text, nothing else); `lora` (needs `peft`).
+        mode: `full`; `linear` (the dot product's text projection and the box heads, see `training.tuning`); `head`;
+            `prompt` (a learned table added to the text features, nothing else); `lora` (needs `peft`).
         early_stopping: stop after this many evaluations without a better AP; 0 never.
     """
 
     mode: Literal["full", "linear", "head", "prompt", "lora"] = "full"
-    early_stopping: int = 0
+    early_stopping: NonNegativeInt = 0
 
 
-@dataclass
-class RunRecipe:
-    """Everything else.
+class RunRecipe(Section):
+    """Output, precision, checkpoints and logging.
 
     Attributes:
         output_dir: checkpoints, logs and the finished model.
         seed: of weights, sampling and dropout.
         precision: `no` (float32), `fp16`, `bf16`; `auto` leaves it to `accelerate launch`.
-        gradient_accumulation: backward passes an optimiser step.
+        gradient_accumulation: backward passes per optimiser step.
         gradient_checkpointing: recompute blocks in the backward pass.
-        ema_decay: of the averaged weights; 0 keeps none.
-        checkpoint_every, keep_checkpoints: in steps; how many stay.
+        ema_decay: of the exponential moving average of the weights; 0 keeps none.
+        checkpoint_every, keep_checkpoints: in steps; how many are kept.
         log_every, evaluate_every: in steps; 0 never.
         cpu_threads: of each process where it trains on a CPU; 0 shares the cores among the machine's processes
             (`accelerate launch` alone would give one thread to each).
@@ -167,200 +212,117 @@ class RunRecipe:
     """
 
     output_dir: str = "out/pretrain"
-    seed: int = 0
-    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    gradient_accumulation: int = 1
+    seed: NonNegativeInt = 0
+    precision: Annotated[
+        Literal["auto", "no", "fp16", "bf16"],
+        BeforeValidator(lambda value: "no" if value is False else value),  # YAML 1.1 reads `no` as a boolean
+    ] = "auto"
+    gradient_accumulation: PositiveInt = 1
     gradient_checkpointing: bool = False
-    ema_decay: float = 0.999
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    log_every: int = 20
-    evaluate_every: int = 0
-    cpu_threads: int = 0
+    ema_decay: Decay = 0.999
+    checkpoint_every: NonNegativeInt = 1000
+    keep_checkpoints: PositiveInt = 3
+    log_every: NonNegativeInt = 20
+    evaluate_every: NonNegativeInt = 0
+    cpu_threads: NonNegativeInt = 0
     resume: str = ""
     on_nonfinite: Literal["stop", "zero"] = "stop"
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    trackers: list[str] = ["tensorboard"]
     push_to_hub: str = ""
 
 
-@dataclass
-class Recipe:
+class Recipe(Section):
     """A whole run; see the sections."""
 
-    model: ModelRecipe = field(default_factory=ModelRecipe)
-    data: DataRecipe = field(default_factory=DataRecipe)
-    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
-    tuning: TuningRecipe = field(default_factory=TuningRecipe)
-    run: RunRecipe = field(default_factory=RunRecipe)
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    tuning: TuningRecipe = TuningRecipe()
+    run: RunRecipe = RunRecipe()
 
-    def __post_init__(self) -> None:
-        self.validate()
-
-    def validate(self) -> None:
-        """Refuse values that contradict each other.
-
-        Raises:
-            RecipeError: naming the key, its value and the remedy.
-        """
-        positive = {
-            "data.batch_size": self.data.batch_size,
-            "data.long_side": self.data.long_side,
-            "run.gradient_accumulation": self.run.gradient_accumulation,
-            "run.keep_checkpoints": self.run.keep_checkpoints,
-            "optimizer.lr": self.optimizer.lr,
-        }
-        for key, value in positive.items():
-            if not value > 0:
-                raise RecipeError(f"{key}={value} must be above 0.")
-        for section, keys in _NOT_NEGATIVE.items():
-            for key in keys:
-                if not (value := getattr(getattr(self, section), key)) >= 0:
-                    raise RecipeError(f"{section}.{key}={value} must be 0 or more.")
-        if len(self.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in self.optimizer.betas):
-            raise RecipeError(f"optimizer.betas={self.optimizer.betas} must be two numbers in [0, 1).")
-        _check_config(self.model.config)
-        if not self.data.short_sides or min(self.data.short_sides) < 1:
-            raise RecipeError(f"data.short_sides={self.data.short_sides} must list sides in pixels.")
-        if not 0 <= self.data.flip <= 1:
-            raise RecipeError(f"data.flip={self.data.flip} is a probability: between 0 and 1.")
-        if not 0 <= self.run.ema_decay < 1:
-            raise RecipeError(f"run.ema_decay={self.run.ema_decay} must be in [0, 1); 0 keeps no average.")
-        if self.schedule.max_steps <= 0 and self.schedule.epochs <= 0:
-            raise RecipeError("schedule.max_steps or schedule.epochs must be above 0.")
-        for key in ("milestones", "restarts"):
-            fractions = getattr(self.schedule, key)
-            if any(not 0 < fraction < 1 for fraction in fractions) or fractions != sorted(fractions):
-                raise RecipeError(
-                    f"schedule.{key}={fractions} are fractions of the run: between 0 and 1, the smallest first."
-                )
-        if self.schedule.name == "plateau" and not self.run.evaluate_every:
-            raise RecipeError("schedule.name=plateau needs run.evaluate_every above 0.")
-        if self.tuning.early_stopping and not self.run.evaluate_every:
-            raise RecipeError("tuning.early_stopping needs run.evaluate_every above 0.")
-        for index, source in enumerate(self.data.sources):
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> "Recipe":
+        """Refuse values that are valid alone but not together."""
+        errors = []
+        if not self.schedule.max_steps and not self.schedule.epochs:
+            errors.append("schedule.max_steps or schedule.epochs must be above 0.")
+        if not self.run.evaluate_every:
+            if self.schedule.name == "plateau":
+                errors.append("schedule.name=plateau needs run.evaluate_every above 0.")
+            if self.tuning.early_stopping:
+                errors.append("tuning.early_stopping needs run.evaluate_every above 0.")
+        sources = self.data.sources
+        for index, source in enumerate(sources):
             if "format" not in source and "name" not in source:
-                raise RecipeError(
+                errors.append(
                     f"data.sources[{index}]={source} has neither `format`, the name of its reader, nor `name`, a known "
                     "data set (see glip_hf.data.CATALOGUE)."
                 )
-        if any("weight" in source for source in self.data.sources) and self.data.epoch_samples <= 0:
-            raise RecipeError("data.sources with a weight share out an epoch: set data.epoch_samples, its pictures.")
-        streamed = [source for source in self.data.sources if source.get("streaming")]
-        if streamed and (len(self.data.sources) > 1 or streamed[0].get("format") != "hub"):
-            raise RecipeError(
-                f"data.sources={self.data.sources}: only a single source of format hub can be streamed; drop "
-                "`streaming` to mix it with others."
+        if any("weight" in source for source in sources) and not self.data.epoch_samples:
+            errors.append("data.sources with a weight share out an epoch: set data.epoch_samples, its images.")
+        streamed = [source for source in sources if source.get("streaming")]
+        if streamed and (len(sources) > 1 or streamed[0].get("format") != "hub"):
+            errors.append(
+                f"data.sources={sources}: only a single source of format hub can be streamed; drop `streaming` to mix "
+                "it with others."
             )
-
-
-_NOT_NEGATIVE = {
-    "data": ("epoch_samples", "negatives", "workers", "max_broken", "scenes"),
-    "optimizer": ("text_lr", "bias_lr_factor", "weight_decay", "eps", "clip_norm"),
-    "schedule": ("max_steps", "epochs", "gamma", "warmup_steps", "warmup_factor"),
-    "tuning": ("early_stopping",),
-    "run": ("seed", "checkpoint_every", "log_every", "evaluate_every", "cpu_threads"),
-}
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
 
 
 def _nearest(key: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)), None)
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse fields that `GlipConfig` has not: Transformers would keep them in silence."""
-    known = GlipConfig().to_dict() | {"attn_implementation": None}
-    for key in config:
-        if key not in known:
-            nearest = _nearest(str(key), known)
-            hint = f"did you mean model.config.{nearest}?" if nearest else "see glip_hf.GlipConfig."
-            raise RecipeError(f"unknown key model.config.{key}: {hint}")
+def _fields(section: str) -> list[str]:
+    return list(Recipe.model_fields[section].annotation.model_fields)
 
 
-def _other_section(key: str) -> str | None:
-    """The full name of `key` where some section has it."""
-    for section, kind in typing.get_type_hints(Recipe).items():
-        if key in typing.get_type_hints(kind):
-            return f"{section}.{key}"
-    return None
+def _in_other_section(key: str) -> str | None:
+    """The full name of `key` if a section has it."""
+    return next((f"{section}.{key}" for section in Recipe.model_fields if key in _fields(section)), None)
 
 
-def _check_type(key: str, value: Any, expected: Any) -> Any:
-    """`value` as the annotated type, or a RecipeError; an int is accepted for a float."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        if value is False and "no" in arguments:
-            value = "no"  # YAML 1.1 reads it as a boolean
-        if value not in arguments:
-            raise RecipeError(f"{key}={value!r} is unknown: choose one of {', '.join(map(str, arguments))}.")
-        return value
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _check_type(key, value, next(kind for kind in arguments if kind is not type(None)))
-    if origin is list:
-        if not isinstance(value, list):
-            raise RecipeError(f"{key}={value!r} must be a list.")
-        return [_check_type(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{key}={value!r} must be a mapping.")
-        return dict(value)
-    if expected is Any:
-        return value
-    if expected is float and isinstance(value, str):
-        # YAML 1.1 reads 5e-5 as a string
-        try:
-            return float(value)
-        except ValueError:
-            raise RecipeError(f"{key}={value!r} must be a number.") from None
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise RecipeError(f"{key}={value!r} must be of type {expected.__name__}.")
-    return value
-
-
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    """A dataclass from nested mappings; unknown keys are errors with the nearest name."""
-    hints = typing.get_type_hints(kind)
-    fields = {}
-    for key, value in values.items():
-        if key not in hints:
-            nearest = _nearest(str(key), hints)
-            nearest = _other_section(str(key)) or (nearest and f"{prefix}{nearest}")
-            hint = f"did you mean {nearest}?" if nearest else f"known: {', '.join(hints)}."
-            raise RecipeError(f"unknown key {prefix}{key}: {hint}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise RecipeError(f"{prefix}{key}={value!r} must be a mapping of {prefix}{key}.* keys.")
-            fields[key] = _build(hints[key], value, f"{prefix}{key}.")
-        else:
-            fields[key] = _check_type(f"{prefix}{key}", value, hints[key])
-    return kind(**fields)
+def _error_lines(error: dict[str, Any]) -> list[str]:
+    """One of pydantic's errors: the key, its value, and what is allowed."""
+    path, kind = error["loc"], error["type"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    if kind == "value_error":  # from a validator above, which names the key itself
+        return str(error["ctx"]["error"]).splitlines()
+    if kind == "extra_forbidden":
+        *sections, name = path
+        known = _fields(sections[0]) if sections else list(Recipe.model_fields)
+        nearest = _nearest(str(name), known)
+        nearest = _in_other_section(str(name)) or (nearest and ".".join([*sections, nearest]))
+        return [f"unknown key {key}: " + (f"did you mean {nearest}?" if nearest else f"known: {', '.join(known)}.")]
+    if kind == "model_type":
+        return [f"{key}={error['input']!r} must be a mapping of {key}.* keys."]
+    return [f"{key}={error['input']!r}: {error['msg']}"]
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:
     """Apply `section.key=value`, the value in YAML."""
+    yaml = require("yaml", "train")
     key, equals, text = assignment.partition("=")
     if not equals or "." not in key:
-        full = _other_section(key)
+        full = _in_other_section(key)
         example = f"did you mean {full}={text}?" if full else "e.g. optimizer.lr=5e-5."
         raise RecipeError(f"override {assignment!r} must read section.key=value: {example}")
     *sections, name = key.split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, start=1):
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"override {assignment!r}: {section} is no section.")
-    yaml = require("yaml", "train")
+            raise RecipeError(f"override {assignment!r}: {'.'.join(sections[:depth])}={values!r} is not a section.")
     try:
         values[name] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {assignment!r}: the value is no valid YAML: {error}") from error
+        raise RecipeError(f"override {assignment!r}: the value is not valid YAML: {error}") from error
 
 
 def assign(key: str, value: str | int | float) -> str:
-    """An override that gives `key` this very value: text stays text, also where YAML would read a number in it."""
+    """An override that gives `key` exactly this value: text stays text, even where YAML would read a number in it."""
     return f"{key}={json.dumps(value)}"
 
 
@@ -368,7 +330,8 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """A recipe from a YAML file (or the defaults) and overrides such as `optimizer.lr=5e-5`.
 
     Raises:
-        RecipeError: for an unknown key (with the nearest known one), a value of the wrong type, or contradictions.
+        RecipeError: with all errors at once: unknown keys (with the nearest known one), values of the wrong type or out
+            of range; where every value is valid alone, contradictions between them.
         FileNotFoundError: for a missing file.
     """
     values: dict[str, Any] = {}
@@ -377,17 +340,27 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         try:
             values = yaml.safe_load(Path(path).read_text()) or {}
         except yaml.YAMLError as error:
-            raise RecipeError(f"{path} is no valid YAML: {error}") from error
+            raise RecipeError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
-            raise RecipeError(f"{path} must hold sections ({', '.join(typing.get_type_hints(Recipe))}).")
+            raise RecipeError(f"{path} must hold sections ({', '.join(Recipe.model_fields)}).")
+    lines: list[str] = []
     for assignment in overrides:
-        _override(values, assignment)
-    return _build(Recipe, values, "")
+        try:
+            _override(values, assignment)
+        except RecipeError as error:
+            lines.append(str(error))
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        lines += [line for found in error.errors() for line in _error_lines(found)]
+    if lines:
+        raise RecipeError(lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} errors in the recipe:", *lines]))
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every key written out."""
-    return require("yaml", "train").safe_dump(dataclasses.asdict(recipe), sort_keys=False)
+    return require("yaml", "train").safe_dump(recipe.model_dump(), sort_keys=False)
 
 
 __all__ = ["Recipe", "RecipeError", "assign", "dump_recipe", "load_recipe"]

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floor, harness
+from benchmarks import floor, harness, textbook
 from benchmarks.harness import Variant
 from benchmarks.peak_memory import memory_figures, peak_memory
 from glip_hf import GlipConfig
 from glip_hf.deformable_glip import deform_conv2d
 from glip_hf.fusion_glip import GlipFusionLayer
 from glip_hf.products_glip import linear
-from glip_hf.reference_glip import deform_conv2d_reference, set_reference_parts
 
 KERNELS = ("fusion-20", "fusion-256", "deformable")
 
@@ -51,12 +50,8 @@ def fusion(arguments: argparse.Namespace, tokens: int) -> tuple[dict[str, Varian
     vision, text = torch.randn(1, locations, config.d_model), torch.randn(1, tokens, config.text_config.hidden_size)
     vision, text = (x.to(arguments.device, dtype).requires_grad_(arguments.backward) for x in (vision, text))
     mask = torch.ones(1, tokens, dtype=torch.bool, device=arguments.device)
-    call = runner(layer, (vision, text, mask), arguments.backward)
-
-    def switch(on: bool) -> Callable[[], None]:
-        return lambda: set_reference_parts(layer, on)
-
-    variants = {"fast": Variant(call, switch(False)), "reference": Variant(call, switch(True))}
+    forms = {"fast": layer, "reference": textbook.Fusion(layer, config=config)}
+    variants = {name: Variant(runner(form, (vision, text, mask), arguments.backward)) for name, form in forms.items()}
     counted = floor.fusion_floor(config, locations, tokens, dtype.itemsize)
     return variants, counted, {"visual_tokens": locations, "tokens": tokens}
 
@@ -77,7 +72,7 @@ def deformable(arguments: argparse.Namespace) -> tuple[dict[str, Variant], floor
     inputs, backward = (features, offset, mask, weight, bias), arguments.backward
     variants = {
         "fast": Variant(runner(deform_conv2d, inputs, backward)),
-        "reference": Variant(runner(deform_conv2d_reference, inputs, backward)),
+        "reference": Variant(runner(textbook.deform_conv2d, inputs, backward)),
         "product": Variant(runner(nn.functional.linear, (columns, kernel, bias), backward)),
         "fastest_product": Variant(runner(linear, (columns, kernel, bias), backward)),
     }

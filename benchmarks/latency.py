@@ -33,6 +33,7 @@ from benchmarks import floor, harness
 from benchmarks.harness import Variant
 from benchmarks.part_timer import part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
+from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding
 from glip_hf.compilation import MODES, compile_for_inference
 from glip_hf.postprocess_glip import merge_detections, post_process_grounding
@@ -113,9 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     picture["pixel_values"] = picture["pixel_values"].to(dtype)
     captions = [harness.random_caption(t, names, vocabulary, device) for t, names in zip(tokens, case.names)]
     given = (model, picture, captions, case.max_detections)
-    variants = {"fast": Variant(lambda: run_fast(*given), lambda: model.set_reference(False))}
+    models, variants = [model], {"fast": Variant(lambda: run_fast(*given))}
     if not arguments.no_reference:
-        variants["reference"] = Variant(lambda: run_plainly(*given), model.set_reference)
+        models.append(textbook_view(model))
+        variants["reference"] = Variant(lambda: run_plainly(models[1], *given[1:]))
 
     memory = peak_memory(variants, arguments)
     torch.set_num_threads(arguments.threads)
@@ -123,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     timed = variants | harness.calibration(device, dtype, small)
     if arguments.compile:  # not in a forked child, and not with hooks at the borders of its parts
         compiled = compile_for_inference(model, arguments.compile)
-        timed["compiled"] = Variant(lambda: run_fast(compiled, *given[1:]), variants["fast"].prepare)
+        timed["compiled"] = Variant(lambda: run_fast(compiled, *given[1:]))
     times = harness.time_in_turn(timed, arguments.runs, arguments.warmup)
-    seconds, results = time_parts(model, variants)
+    seconds, results = time_parts(models, variants)
     rates = harness.Rates.of(times, small)
     padded = picture["pixel_values"].shape[-2:]
     counted = floor.parts_floor(model.config, *padded, tokens, dtype.itemsize)
@@ -133,7 +135,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures |= harness.time_figures(times, rates, floor.total(list(counted.values())))
     figures |= memory_figures(memory)
     if arguments.compile:
-        timed["compiled"].prepare()
         results["compiled"] = timed["compiled"].run()
         figures |= {"compile": arguments.compile, "seconds_compiled": times["compiled"].median}
         figures["compiled_over_fast"] = times["compiled"].median / times["fast"].median

@@ -4,7 +4,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ def parts_of(model: GlipForGrounding) -> list[tuple[str, nn.Module]]:
 
 
 class PartTimer:
-    """Seconds of each part of a model while it runs, backward pass included.
+    """Seconds of each part of a model, or of several views of one, while it runs, backward pass included.
 
     Time always goes to one part: the innermost whose call is under way, or in a backward pass the one whose gradients
     are being computed. Autograd works through a graph in the reverse order of its making, so that is the part whose
@@ -31,8 +31,8 @@ class PartTimer:
     What no part claims is "other".
     """
 
-    def __init__(self, model: GlipForGrounding) -> None:
-        self._parts = parts_of(model)
+    def __init__(self, *models: GlipForGrounding) -> None:
+        self._parts = [part for model in models for part in parts_of(model)]
         self.seconds: dict[str, float] = {}
         self._stack = ["other"]
 
@@ -119,14 +119,14 @@ def differentiated() -> None:
 
 
 def time_parts(
-    model: GlipForGrounding, variants: dict[str, Variant]
+    models: Sequence[GlipForGrounding], variants: dict[str, Variant]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Seconds of each part in one run of each variant, and what the runs returned."""
+    """Seconds of each part of the models in one run of each variant, and what the runs returned."""
     seconds, results = {}, {}
     for name, variant in variants.items():
         if variant.prepare is not None:
             variant.prepare()
-        with PartTimer(model).watching() as timer:
+        with PartTimer(*models).watching() as timer:
             results[name] = variant.run()
         seconds[name] = timer.seconds
     return seconds, results

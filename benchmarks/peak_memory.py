@@ -17,10 +17,8 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,17 +47,17 @@ def reset_peak() -> float:
     return resident_mib("VmRSS")
 
 
-def _measured(variant: Variant, before_it: Callable[[], Any] | None) -> Memory:
+def _measured(variant: Variant, warm_up: bool) -> Memory:
     if variant.prepare is not None:
         variant.prepare()
-    if before_it is not None:
-        before_it()
+    if warm_up:
+        variant.run()
     before = reset_peak()
     variant.run()
     return Memory(resident_mib("VmHWM"), before)
 
 
-def _in_a_child(variant: Variant, threads: int, before_it: Callable[[], Any] | None, limit: float) -> Memory:
+def _in_a_child(variant: Variant, threads: int, warm_up: bool, limit: float) -> Memory:
     reading, writing = os.pipe()
     sys.stdout.flush()
     child = os.fork()
@@ -67,7 +65,7 @@ def _in_a_child(variant: Variant, threads: int, before_it: Callable[[], Any] | N
         code = 1
         try:
             torch.set_num_threads(threads)
-            memory = _measured(variant, before_it)
+            memory = _measured(variant, warm_up)
             os.write(writing, json.dumps([memory.peak, memory.before]).encode())
             code = 0
         except BaseException:
@@ -91,13 +89,13 @@ def _in_a_child(variant: Variant, threads: int, before_it: Callable[[], Any] | N
 def peak_memory(
     variants: dict[str, Variant],
     arguments: argparse.Namespace,
-    before_it: Callable[[], Any] | None = None,
+    warm_up: bool = False,
     limit: float = 3600,
 ) -> dict[str, Memory] | None:
     """Peak memory of each variant; see the top of this file. The median by peak of `--memory-runs` children.
 
     Args:
-        before_it: run in each child before the peak is reset: for what a first run leaves for good.
+        warm_up: run the variant once in each child before the peak is reset: for what a first run leaves for good.
         limit: seconds a child may take.
 
     Returns:
@@ -113,8 +111,8 @@ def peak_memory(
         for name, variant in variants.items():
             if variant.prepare is not None:
                 variant.prepare()
-            if before_it is not None:
-                before_it()
+            if warm_up:
+                variant.run()
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -127,7 +125,7 @@ def peak_memory(
     if torch.get_num_threads() != 1:
         raise RuntimeError("measure memory before torch.set_num_threads: a child of a parallel process may hang.")
     for name, variant in variants.items():
-        runs = [_in_a_child(variant, arguments.threads, before_it, limit) for _ in range(arguments.memory_runs)]
+        runs = [_in_a_child(variant, arguments.threads, warm_up, limit) for _ in range(arguments.memory_runs)]
         found[name] = sorted(runs, key=lambda memory: memory.peak)[len(runs) // 2]
         say(f"memory of {name}: peak {found[name].peak:.0f} MiB, {found[name].before:.0f} MiB before")
     return found

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # the folder above in place of this one: see __init_
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from benchmarks import floor, harness
 from benchmarks.harness import Variant
 from benchmarks.part_timer import differentiated, part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
+from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding
 
 BOXES = 8  # a picture
@@ -51,24 +52,25 @@ def random_labels(batch: int, height: int, width: int, tokens: int, device: str)
     return labels
 
 
-def stepper(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[dict[str, Any]], float]:
-    """A function that does one training step on some inputs and returns its loss."""
+def make_optimizer(model: GlipForGrounding) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are trained."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-8, fused=True)
-    half = arguments.dtype != "float32"
+    return torch.optim.AdamW(parameters, lr=1e-8, fused=True)
 
-    def step(inputs: dict[str, Any]) -> float:
-        with torch.autocast(arguments.device, torch.bfloat16, enabled=half):
-            loss = model(**inputs).loss
-        loss.backward()
-        differentiated()
-        with part("optimizer"):
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.item()
 
-    return step
+def train_step(
+    model: GlipForGrounding, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace, inputs: dict[str, Any]
+) -> float:
+    """One training step on some inputs; its loss."""
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.dtype != "float32"):
+        loss = model(**inputs).loss
+    loss.backward()
+    differentiated()
+    with part("optimizer"):
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,29 +88,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     caption = harness.random_caption(arguments.tokens, 1, model.config.text_config.vocab_size, device, batch)
     inputs = harness.random_picture(height, width, device, batch) | caption
     inputs["labels"] = random_labels(batch, height, width, arguments.tokens, device)
-    step = functools.partial(stepper(model, arguments), inputs)
-
-    def switch(reference: bool, checkpointing: bool) -> Callable[[], None]:
-        def prepare() -> None:
-            model.set_reference(reference)
-            if checkpointing:
-                model.activation_checkpointing_enable()
-            else:
-                model.activation_checkpointing_disable()
-
-        return prepare
-
-    variants = {"fast": Variant(step, switch(False, False)), "reference": Variant(step, switch(True, False))}
-    if not arguments.no_checkpointing:
-        variants["fast_checkpointed"] = Variant(step, switch(False, True))
-        variants["reference_checkpointed"] = Variant(step, switch(True, True))
-    memory = peak_memory(variants, arguments, before_it=step)
+    optimizer = make_optimizer(model)
+    forms, variants = {"fast": model, "reference": textbook_view(model)}, {}
+    for name, form in forms.items():
+        run = functools.partial(train_step, form, optimizer, arguments, inputs)
+        variants[name] = Variant(run, form.activation_checkpointing_disable)
+        if not arguments.no_checkpointing:
+            variants[f"{name}_checkpointed"] = Variant(run, form.activation_checkpointing_enable)
+    memory = peak_memory(variants, arguments, warm_up=True)
     torch.set_num_threads(arguments.threads)
     dtype, small = getattr(torch, arguments.dtype), arguments.tiny
     times = harness.time_in_turn(
         variants | harness.calibration(device, dtype, small), arguments.runs, max(arguments.warmup, 1)
     )
-    seconds, losses = time_parts(model, variants)
+    seconds, losses = time_parts(list(forms.values()), variants)
     rates = harness.Rates.of(times, small)
     padded = inputs["pixel_values"].shape[-2:]
     counted = floor.parts_floor(model.config, *padded, [arguments.tokens], dtype.itemsize)

@@ -17,6 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import functools
 import json
 import statistics
 import tempfile
@@ -30,7 +31,7 @@ from PIL import Image
 
 from benchmarks import harness
 from benchmarks.harness import synchronise
-from benchmarks.training import stepper
+from benchmarks.training import make_optimizer, train_step
 from glip_hf import GlipConfig
 from glip_hf.data.scenes.wording import vocabulary
 from glip_hf.demo import scenes_processor
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = harness.begin(parser, argv, "training_data")
     model = harness.load_model(arguments).train()
     torch.set_num_threads(arguments.threads)
-    step = stepper(model, arguments)
+    step = functools.partial(train_step, model, make_optimizer(model), arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         annotations = write_pictures(folder, max(PICTURES, arguments.batch), arguments.seed)

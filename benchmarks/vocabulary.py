@@ -11,7 +11,7 @@ Three variants run in turn, on the same model and through the same post-processi
   only one; the vocabulary alone is timed too, and `ratio_vs_reference_in_a_data_set` leaves it out.
 * `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: picture and text are encoded
   31 times a picture. This is what sharing the encoders gains.
-* `reference`: the same loop with the textbook form of the model (`reference_glip`).
+* `reference`: the same loop with the textbook form of the model (`textbook.py`).
 
 Memory is the peak of a child: of each variant, and of the driver with a single caption (`one_caption`); text features
 of the vocabulary count. Names come from ../shared/data/captions/lvis_v1_categories.json, or with --annotations from any
@@ -38,6 +38,7 @@ from benchmarks import floor, harness
 from benchmarks.harness import ROOT, SHARED, Variant
 from benchmarks.part_timer import part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
+from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding, GlipImageProcessorPil, GlipProcessor
 from glip_hf.evaluation.augment import join
 from glip_hf.evaluation.driver import Detector, Options
@@ -119,28 +120,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return run
 
-    def loop(name: str) -> Callable[[], None]:
+    def loop(name: str, make: Callable[[], Detector]) -> Callable[[], None]:
         def run() -> None:
-            found[name] = every_caption(make_detector(), task)
+            found[name] = every_caption(make(), task)
 
         return run
 
-    def fast() -> None:
-        model.set_reference(False)
-
-    variants = {"fast": Variant(driver(task), fast), "naive": Variant(loop("naive"), fast)}
+    models, variants = [model], {"fast": Variant(driver(task)), "naive": Variant(loop("naive", make_detector))}
     if not arguments.no_reference:
-        variants["reference"] = Variant(loop("reference"), model.set_reference)
-    memory = peak_memory(variants | {"one_caption": Variant(driver(one_caption), fast)}, arguments)
+        models.append(textbook_view(model))
+        variants["reference"] = Variant(loop("reference", detector_maker(models[1], arguments)))
+    memory = peak_memory(variants | {"one_caption": Variant(driver(one_caption))}, arguments)
     torch.set_num_threads(arguments.threads)
 
     detector, small = make_detector(), arguments.tiny
-    vocabulary = Variant(lambda: make_detector().encode_names(task.names), fast)
+    vocabulary = Variant(lambda: make_detector().encode_names(task.names))
     rates_of = harness.calibration(arguments.device, torch.float32, small)
     everything = variants | {"vocabulary": vocabulary} | rates_of
     times = harness.time_in_turn(everything, arguments.runs, arguments.warmup)
-    parts, _ = time_parts(model, variants)
-    model.set_reference(False)
+    parts, _ = time_parts(models, variants)
     rates = harness.Rates.of(times, small)
     lengths = detector.encode_names(task.names).lengths
     pixels = detector.processor(images=str(PHOTO), return_tensors="pt")["pixel_values"]

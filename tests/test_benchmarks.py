@@ -14,10 +14,9 @@ import torch
 from locations import FIXTURES
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floor, harness, part_timer, peak_memory
+from benchmarks import floor, harness, part_timer, peak_memory, textbook
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding
-from glip_hf.reference_glip import set_reference_parts
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -237,7 +236,8 @@ def test_records_take_new_columns(tmp_path) -> None:
 def test_part_timer(reference, checkpointing) -> None:
     """All time goes somewhere, to the right parts in the right order, and nothing stays behind in the model."""
     model = GlipForGrounding(harness.tiny_config(num_blocks=1)).train()
-    model.set_reference(reference)
+    if reference:
+        model = textbook.textbook_view(model)
     if checkpointing:
         model.activation_checkpointing_enable()
     inputs = harness.random_picture(64, 64, "cpu") | harness.random_caption(9, 1, 1000, "cpu")
@@ -273,8 +273,7 @@ def operations(run) -> int:
 @torch.no_grad()
 def test_counted_operations() -> None:
     """Against what PyTorch counts in the textbook form, at sizes where that does nothing needless."""
-    model, side, tokens = GlipForGrounding(harness.tiny_config()).eval(), 128, 256
-    model.set_reference()
+    model, side, tokens = textbook.textbook_view(GlipForGrounding(harness.tiny_config()).eval()), 128, 256
     config, base = model.config, model.model
     shapes = floor.level_shapes(side, side)
     assert shapes == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
@@ -306,14 +305,13 @@ def test_counted_operations() -> None:
 @torch.no_grad()
 def test_the_fusion_counts_its_cheaper_form() -> None:
     config = harness.tiny_config()
-    model = GlipForGrounding(config).eval()
+    model = textbook.textbook_view(GlipForGrounding(config).eval())
     layer, vision = model.model.tower["blocks"][0].fusion, torch.randn(1, 500, config.d_model)
     for tokens, cheaper in ((4, False), (256, True)):
         text, mask = torch.randn(1, tokens, 24), torch.ones(1, tokens, dtype=torch.bool)
-        set_reference_parts(layer, True)
-        textbook = operations(lambda text=text, mask=mask: layer(vision, text, mask))
+        applied = operations(lambda text=text, mask=mask: layer(vision, text, mask))
         counted = floor.fusion_floor(config, 500, tokens).operations
-        assert counted == textbook if cheaper else counted < 0.6 * textbook
+        assert counted == applied if cheaper else counted < 0.6 * applied
 
 
 def test_work_grows_as_it_should() -> None:

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tiny import tiny_bert, tiny_config, tiny_swin
 from transformers import AutoConfig, BertConfig, ConvNextConfig, ResNetConfig, RobertaConfig, SwinConfig
 
-from glip_hf import PRESETS, GlipConfig
+from glip_hf import PRESETS, GlipConfig, GlipForGrounding
 
 NOT_NEGATIVE = (
     "focal_alpha",
@@ -148,6 +148,22 @@ def test_preset_fields_can_be_changed_and_stay_apart() -> None:
     first.backbone_config.embed_dim = 1
     assert first.num_blocks == 2
     assert GlipConfig.from_preset("glip_large_model").backbone_config.embed_dim == 192
+
+
+def test_the_textbook_formulation_is_elsewhere(tmp_path) -> None:
+    """`reference=True`, of earlier versions, is refused by every way in; False is dropped."""
+    config = tiny_config(reference=False)
+    assert "reference" not in config.to_dict()
+    GlipForGrounding(config).save_pretrained(tmp_path)
+    GlipForGrounding.from_pretrained(tmp_path, reference=False)
+    for build in (
+        lambda: tiny_config(reference=True),
+        lambda: GlipConfig.from_preset("glip_tiny_model_o365_goldg", reference=True),
+        lambda: GlipConfig.from_pretrained(tmp_path, reference=True),
+        lambda: GlipForGrounding.from_pretrained(tmp_path, reference=True),
+    ):
+        with pytest.raises(ValueError, match=r"reference=True .* textbook_view\(model\) of benchmarks/textbook.py"):
+            build()
 
 
 def test_unknown_preset() -> None:

@@ -141,11 +141,8 @@ def test_models_and_opsets_that_cannot_be_exported(tmp_path) -> None:
     model = tiny_model(num_blocks=1)
     with pytest.raises(ValueError, match="opset=18 has no deformable convolution: take 19"):
         export_onnx(model, tmp_path / "model.onnx", opset=18)
-    model.set_reference()
-    with pytest.raises(ValueError, match="set_reference"):
-        export_program(model)
     with pytest.raises(ValueError, match="bfloat16 on cpu: load it in float32"):
-        export_program(model.set_reference(False) or model.bfloat16())
+        export_program(model.bfloat16())
     assert not list(tmp_path.iterdir())
 
 

@@ -92,9 +92,6 @@ class GlipConfig(PreTrainedConfig):
     prompt_table_length (`int`, *optional*, defaults to 0):
         Rows of the learned table that prompt tuning adds to the text, row t to token t; 0 for none, 1000 in the
         original. See `prompt_table_glip`.
-    reference (`bool`, *optional*, defaults to `False`):
-        Compute everything in the plain textbook formulation, slowly and with the same results, as the measure of the
-        fast one; see `reference_glip`. A way to run a model, not a property of it: it is never saved.
 
     Examples:
 
@@ -153,7 +150,6 @@ class GlipConfig(PreTrainedConfig):
     contrastive_hidden_size: int = 64
     offset_initializer_range: float | int | None = None
     prompt_table_length: int = 0
-    reference: bool = False
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -266,9 +262,18 @@ class GlipConfig(PreTrainedConfig):
                 f"text_config.max_position_embeddings={text.max_position_embeddings}."
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields that describe the model: `reference`, a choice of the moment, is not among them."""
-        return {key: value for key, value in super().to_dict().items() if key != "reference"}
+    @property
+    def reference(self) -> bool:
+        """Always False; `GlipConfig(reference=True)`, of earlier versions, is refused."""
+        return False
+
+    @reference.setter
+    def reference(self, on: bool) -> None:
+        if on:
+            raise ValueError(
+                "reference=True is no longer part of the model: for the textbook formulation call "
+                "textbook_view(model) of benchmarks/textbook.py."
+            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GlipConfig":

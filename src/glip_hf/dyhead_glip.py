@@ -12,7 +12,6 @@ from .configuration_glip import GlipConfig
 from .deformable_glip import TAPS, deform_conv2d, view_offsets_as
 from .fast_path_glip import may_fuse
 from .fused_dyconv_glip import fits, fused_dyconv, hard_sigmoid, to_pyramid, to_tokens
-from .reference_glip import GlipReferencePart, dyconv_reference
 
 
 class GlipDynamicReLU(nn.Module):
@@ -71,7 +70,7 @@ FUSED_PARTS = {
 }
 
 
-class GlipDyConv(GlipReferencePart, nn.Module):
+class GlipDyConv(nn.Module):
     """Every level becomes the attended mean of itself and its neighbours, all read at the level's own offsets."""
 
     def __init__(self, config: GlipConfig) -> None:
@@ -92,8 +91,6 @@ class GlipDyConv(GlipReferencePart, nn.Module):
         Returns:
             [B, A, D].
         """
-        if self.reference:
-            return to_tokens(dyconv_reference(self, to_pyramid(tokens, spatial_shapes)))
         if may_fuse(self, FUSED_PARTS, tokens) and fits(spatial_shapes):
             if torch.is_autocast_enabled("cpu"):
                 # As in the released recipe: under autocast deformable convolutions stay in float32.

@@ -121,8 +121,6 @@ def _check_request(model: GlipForGrounding, height: int | None, width: int | Non
             f"the model is {found.dtype} on {found.device}: load it in float32 on cpu for the export. Runtimes convert "
             "graphs to other precisions and devices."
         )
-    if model.config.reference:
-        raise ValueError("the model runs in the reference formulation: call model.set_reference(False) before export.")
 
 
 def _open_sides(window: int) -> tuple[int, int]:

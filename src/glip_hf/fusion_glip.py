@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from .configuration_glip import GlipConfig
 from .fast_path_glip import is_traced, may_overwrite, plain_backward
 from .products_glip import GlipLinear, apply_function, linear, pack, product_over_rows
-from .reference_glip import GlipReferencePart, fusion_reference
 
 BLOCK_SCORES = 2**20
 """Scores that `attend_in_blocks` holds at a time on a CPU: 4 MiB in float32 stay in its cache."""
@@ -358,7 +357,7 @@ class GlipAbsorbedLinear(nn.Linear):
         return self.weight, self.bias
 
 
-class GlipFusionLayer(GlipReferencePart, nn.Module):
+class GlipFusionLayer(nn.Module):
     """Layer-normed picture and sentence, each enriched by the other.
 
     The residual adds to the *normalised* input, as in the original; both updates see the same inputs.
@@ -424,8 +423,6 @@ class GlipFusionLayer(GlipReferencePart, nn.Module):
         Returns:
             new vision, new text, attention of the picture [B, H, N, T] and of the sentence [B, H, T, N] or None.
         """
-        if self.reference:
-            return fusion_reference(self, vision, text, text_mask, output_attentions)
         vision, text = self._normalise(vision, overwrite), self.norm_text(text)
         keys, key_bias, values, out_bias = self._absorb(text)
         dropout = self.config.fusion_dropout if self.training else 0.0

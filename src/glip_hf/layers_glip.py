@@ -16,7 +16,6 @@ from .dyhead_glip import GlipDyConv
 from .fast_path_glip import may_overwrite
 from .fusion_glip import GlipFusionLayer
 from .products_glip import GlipLinear, speed_up_linears
-from .reference_glip import GlipReferencePart, text_layer_reference
 
 
 def drop_block(x: Tensor, drop_prob: float, size: int) -> Tensor:
@@ -64,7 +63,7 @@ class GlipFeaturePyramid(nn.Module):
         return [p3, p4, p5, p6, self.p7_conv(p6.relu())]
 
 
-class GlipTextLayer(GlipReferencePart, nn.Module):
+class GlipTextLayer(nn.Module):
     """One BERT layer with its activations clamped, for half precision.
 
     The original also clamps the attention scores; here they go through Transformers' attention interface, whose
@@ -83,8 +82,6 @@ class GlipTextLayer(GlipReferencePart, nn.Module):
         return x.clamp(-self.clamp_value, self.clamp_value)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if self.reference:
-            return text_layer_reference(self, hidden_states, attention_mask)
         attended, _ = self.attention(hidden_states, attention_mask)
         inner = self._clamp(self.intermediate.dense(attended))
         inner = self._clamp(self.intermediate.intermediate_act_fn(inner))

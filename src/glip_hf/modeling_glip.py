@@ -33,16 +33,6 @@ from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipModelOutpu
 from .pairing_glip import check_inputs, concatenate, keep_states, pair_captions, select, split_pairs
 from .products_glip import speed_up_linears
 from .prompt_table_glip import GlipPromptTableMixin
-from .reference_glip import (
-    GlipReferenceMixin,
-    each_pair,
-    encode_text_reference,
-    is_one_pair,
-    model_reference,
-    one_by_one,
-    pad_table,
-    predict_reference,
-)
 from .swin_glip import GlipSwinBackbone
 
 
@@ -64,7 +54,7 @@ def rest_frozen_parts(module: nn.Module) -> None:
             rest_frozen_parts(child)
 
 
-class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, GlipReferenceMixin, PreTrainedModel):
+class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedModel):
     """Loading, saving and initial values (section 8a of GLIP's specification).
 
     The text layers of the head start from PyTorch's defaults, as in the original, which never calls BERT's initialiser
@@ -205,9 +195,6 @@ class GlipModel(GlipPreTrainedModel):
         Raises:
             ValueError: if the backbone's maps are not at strides 8, 16 and 32.
         """
-        if self.reference and len(pixel_values) > 1:
-            inputs = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-            return one_by_one(self.get_image_features, inputs, **kwargs)
         batch, _, height, width = pixel_values.shape
         backbone = self.backbone(pixel_values, return_dict=True, **kwargs)
         for stride, feature_map in zip(PYRAMID_STRIDES, backbone.feature_maps):
@@ -257,10 +244,13 @@ class GlipModel(GlipPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if self.reference and (len(input_ids) > 1 or input_ids.shape[1] < self.config.max_text_length):
-            return encode_text_reference(self, tokens, **kwargs)
-        text = self.text_model(**tokens, return_dict=True, **kwargs)
+        text = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
         return GlipTextFeatures(
             last_hidden_state=text.last_hidden_state,
             attention_mask=attention_mask,
@@ -296,11 +286,6 @@ class GlipModel(GlipPreTrainedModel):
             output_hidden_states = config.output_hidden_states
         check_inputs(pixel_values, image_features, "pixel_values", "image_features")
         check_inputs(input_ids, text_features, "input_ids", "text_features")
-        if self.reference and not is_one_pair(image_features, text_features, config.max_text_length):
-            pixels = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-            tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-            options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-            return model_reference(self, pixels, image_features, tokens, text_features, image_indices, **options)
         if image_features is None:
             image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
         if text_features is None:
@@ -318,7 +303,7 @@ class GlipModel(GlipPreTrainedModel):
         if not config.use_fusion:
             text = text * text_mask[..., None]
         if self.prompt_table is not None:
-            table = pad_table(self.prompt_table, words.attention_mask) if self.reference else self.prompt_table
+            table = self.prompt_table
             if text.shape[1] > len(table):
                 raise ValueError(
                     f"a caption of {text.shape[1]} tokens exceeds prompt_table_length={len(table)}: "
@@ -449,32 +434,25 @@ class GlipForGrounding(GlipPreTrainedModel):
         """
         check_inputs(pixel_values, image_features, "pixel_values", "image_features")
         check_inputs(input_ids, text_features, "input_ids", "text_features")
-        if image_features is None and not self.reference:
+        if image_features is None:
             image_features = self.get_image_features(pixel_values, pixel_mask, return_dict=True)
         hidden_words = None
         if self.auxiliary is not None and self.training and labels is not None and text_features is None:
             input_ids, hidden_words = self.auxiliary.hide_words(input_ids, attention_mask, labels)
-        if text_features is None and not self.reference:
+        if text_features is None:
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True)
-        first = pixel_values if image_features is None else image_features.last_hidden_state
-        num_images = len(first)
-        num_captions, num_tokens = (input_ids if text_features is None else text_features.last_hidden_state).shape[:2]
-        pictures, captions = pair_captions(num_images, num_captions, image_indices, first.device)
+        vision = image_features.last_hidden_state
+        num_images, num_captions = len(vision), len(text_features.last_hidden_state)
+        pictures, captions = pair_captions(num_images, num_captions, image_indices, vision.device)
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         num_pairs = max(num_images, num_captions) if pictures is None else len(pictures)
-        if self.reference:
-            pixels = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
-            tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-            pairs = each_pair(self.model, pixels, image_features, tokens, text_features, pictures, captions)
-            shapes, groups = predict_reference(self, pairs, num_tokens, **options)
-        else:
-            shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
-            whole = num_pairs <= num_images or torch.is_grad_enabled()
-            rows = [(pictures, captions)] if whole else split_pairs(pictures, num_images)
-            groups = [
-                self._predict(select(image_features, images), select(text_features, texts), **options)
-                for images, texts in rows
-            ]
+        shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
+        whole = num_pairs <= num_images or torch.is_grad_enabled()
+        rows = [(pictures, captions)] if whole else split_pairs(pictures, num_images)
+        groups = [
+            self._predict(select(image_features, images), select(text_features, texts), **options)
+            for images, texts in rows
+        ]
         outputs = concatenate([outputs for outputs, _ in groups])
         predictions = concatenate([predictions for _, predictions in groups])
 

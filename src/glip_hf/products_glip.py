@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from .fast_path_glip import is_traced
-from .reference_glip import GlipReferencePart
 
 SMALLEST_GAIN = 1.25
 """How much faster oneDNN must be at a product of `TRIAL_SIDE` to be used: far from where noise would decide."""
@@ -231,12 +230,10 @@ def product_over_rows(x: Tensor, y: Tensor, total: Tensor | None = None) -> Tens
     return total
 
 
-class GlipLinear(GlipReferencePart, nn.Linear):
+class GlipLinear(nn.Linear):
     """`nn.Linear` by the faster library."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.reference:
-            return super().forward(x)
         return linear(x, self.weight, self.bias)
 
 

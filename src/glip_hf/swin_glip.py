@@ -33,7 +33,6 @@ from transformers.utils import can_return_tuple
 
 from .fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
 from .products_glip import ROW_UNIT, GlipLinear, apply_function, linear, product_over_rows, speed_up_linears
-from .reference_glip import GlipReferencePart, swin_layer_reference
 
 BLOCK_NUMBERS = 2**20
 """Numbers that inference holds at a time, in the widest part of a layer: 4 MiB in float32 stay in a CPU's cache."""
@@ -291,7 +290,7 @@ FUSED_PARTS = {
 }
 
 
-class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
+class GlipSwinLayer(GradientCheckpointingLayer):
     """Windowed (and, in every second layer, shifted) attention and a feed-forward branch, pre-norm."""
 
     def __init__(self, config: SwinConfig, dim: int, num_heads: int, drop_path_rate: float, shift: int) -> None:
@@ -432,8 +431,6 @@ class GlipSwinLayer(GlipReferencePart, GradientCheckpointingLayer):
     def forward(self, hidden_states: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
         """[B, H, W, C] to the same, and attention weights [B * windows, heads, M*M, M*M] (eager only). `overwrite` lets
         the result take the place of `hidden_states` (not with gradients)."""
-        if self.reference:
-            return swin_layer_reference(self, hidden_states)
         fused = self._may_fuse(hidden_states)
         if fused and not self.training and not torch.is_grad_enabled():
             return self._infer(hidden_states, overwrite), None

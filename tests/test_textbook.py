@@ -1,7 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The textbook formulation: equal to what the original computed, and to the fast form (numbers, gradients, shapes)."""
-
-import json
+"""The textbook formulation: equal to what the original computed, and to the model (values, gradients, shapes)."""
 
 import pytest
 import torch
@@ -9,25 +7,16 @@ from parity_cases import build_model, load_case, record_stages
 from test_modeling_glip import FLOATS, assert_same
 from test_parity import FULL, SMALL, check_detections, check_stages
 from test_training_parity import LOSS_NAMES, SIZES, ZERO_GRADIENTS, labels_of
-from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
+from tiny import tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from torch import Tensor
 
-from glip_hf import GlipConfig, GlipForGrounding, GlipModel
+from benchmarks import textbook
+from benchmarks.textbook import textbook_view
+from glip_hf import GlipForGrounding
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.deformable_glip import deform_conv2d
-from glip_hf.reference_glip import deform_conv2d_reference
 
 LONGEST = 32  # `max_text_length` of the tiny model
-
-
-def reference_of(architecture: str, seed: int) -> GlipForGrounding:
-    """A model of its own: `build_model` hands out one for all tests."""
-    fast = build_model(architecture, seed)
-    config = type(fast.config).from_dict(fast.config.to_dict())
-    config.reference = True
-    model = GlipForGrounding(config).eval()
-    model.load_state_dict(fast.state_dict())
-    return model
 
 
 def rows_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
@@ -37,9 +26,7 @@ def rows_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 def both(inputs: dict, **overrides) -> tuple:
     """Outputs of a tiny model, fast and textbook."""
     model = tiny_model(**overrides)
-    fast = model(**inputs)
-    model.set_reference()
-    return fast, model(**inputs)
+    return model(**inputs), textbook_view(model)(**inputs)
 
 
 # --- against the original
@@ -47,7 +34,7 @@ def both(inputs: dict, **overrides) -> tuple:
 
 def run_case(name: str, atol: float, rtol: float, score_tolerance: float, share: float) -> None:
     case = load_case(name)
-    model = reference_of(case.architecture, case.description["weights_seed"])
+    model = textbook_view(build_model(case.architecture, case.description["weights_seed"]))
     ids, mask = case.input_ids()
     inputs = {**case.pixels(), "input_ids": ids, "attention_mask": mask}
     with torch.no_grad():
@@ -80,7 +67,8 @@ def test_full_size_case(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_losses_and_gradients_of_the_original(name: str) -> None:
     case = load_case(f"small_training/{name}")
-    model = reference_of(case.architecture, case.description["weights_seed"])
+    model = textbook_view(build_model(case.architecture, case.description["weights_seed"]))
+    model.zero_grad()
     ids, mask = case.input_ids()
     short, long = SIZES[name]
     pixels = case.pixels({"shortest_edge": short, "longest_edge": long})
@@ -136,8 +124,7 @@ def test_captions_of_different_lengths() -> None:
     inputs = tiny_inputs()
     inputs["attention_mask"][0, 4:] = 0
     fast, plain = both(inputs)
-    model = tiny_model()
-    model.set_reference()
+    model = textbook_view(tiny_model())
     for row, length in ((0, 4), (1, 9)):
         torch.testing.assert_close(plain.logits[row, :, :length], fast.logits[row, :, :length], atol=1e-5, rtol=1e-4)
         one = rows_of(inputs, row)
@@ -177,7 +164,7 @@ def test_features_may_be_given() -> None:
     expected, expected_body = model(**inputs), model.model(**inputs)
     tokens = {key: inputs[key] for key in ("input_ids", "attention_mask")}
     fast_image, fast_text = model.get_image_features(inputs["pixel_values"]), model.get_text_features(**tokens)
-    model.set_reference()
+    model = textbook_view(model)
     image, text = model.get_image_features(inputs["pixel_values"]), model.get_text_features(**tokens)
     assert text.last_hidden_state.shape == fast_text.last_hidden_state.shape
     torch.testing.assert_close(image.last_hidden_state, fast_image.last_hidden_state, atol=1e-5, rtol=1e-4)
@@ -192,26 +179,24 @@ def test_features_may_be_given() -> None:
 
 @torch.no_grad()
 def test_everything_is_computed_again_for_every_pair() -> None:
-    model, calls = tiny_model(), []
-    model.model.backbone.register_forward_hook(lambda *_: calls.append("picture"))
+    model, calls = textbook_view(tiny_model()), []
+    model.model.backbone.register_forward_hook(lambda *_: calls.append("image"))
     model.model.text_model.register_forward_hook(lambda *given: calls.append(given[2].last_hidden_state.shape[1]))
-    for layer in (module for module in model.modules() if type(module).__name__ == "GlipTextLayer"):
-        layer.register_forward_hook(lambda *given: calls.append(given[1][0].shape[1]))
-    model.set_reference()
+    for block in model.model.tower["blocks"]:
+        block.text_layer.register_forward_hook(lambda *given: calls.append(given[1][0].shape[1]))
     model(**tiny_inputs(1, 3))
-    assert calls == ["picture", LONGEST, LONGEST, LONGEST] * 3
+    assert calls == ["image", LONGEST, LONGEST, LONGEST] * 3
 
 
 def test_refusals() -> None:
-    model = tiny_model(prompt_table_length=6)
-    model.set_reference()
+    model = textbook_view(tiny_model(prompt_table_length=6))
     with pytest.raises(ValueError, match="exceeds prompt_table_length=6"):
         model(**tiny_inputs())
     with pytest.raises(ValueError, match="33 tokens exceed max_text_length=32"):
         model(**tiny_inputs(length=33))
-    with pytest.raises(ValueError, match="3 captions for 2 pictures"):
+    with pytest.raises(ValueError, match="3 captions for 2 images"):
         model(**tiny_inputs(2, 3))
-    with pytest.raises(ValueError, match="3 captions for 2 pictures"):
+    with pytest.raises(ValueError, match="3 captions for 2 images"):
         model.model(**tiny_inputs(2, 3))
 
 
@@ -232,9 +217,8 @@ def test_gradients_equal_in_double_precision(use_fusion) -> None:
     inputs["pixel_values"] = inputs["pixel_values"].double()
     inputs["attention_mask"][1, 7:] = 0
     pulls, found = {}, []
-    for reference in (False, True):
-        model.set_reference(reference)
-        outputs = model(**inputs)
+    for form in (model, textbook_view(model)):
+        outputs = form(**inputs)
         outputs.logits = outputs.logits * inputs["attention_mask"][:, None]
         for key in FLOATS[:3]:
             pulls.setdefault(key, torch.randn_like(outputs[key]))
@@ -252,9 +236,8 @@ def test_losses_and_gradients_equal(use_fusion) -> None:
     inputs = tiny_inputs()
     inputs["attention_mask"][1, 7:] = 0
     losses, found = [], []
-    for reference in (False, True):
-        model.set_reference(reference)
-        outputs = model(**inputs, labels=tiny_labels())
+    for form in (model, textbook_view(model)):
+        outputs = form(**inputs, labels=tiny_labels())
         losses.append(outputs.loss_dict)
         found.append(gradients(model, outputs.loss))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
@@ -269,7 +252,7 @@ def test_a_training_step(checkpointing) -> None:
     model = tiny_model(mlm_loss_weight=1.0, mask_token_id=3, backbone_config=tiny_swin(drop_path_rate=0.2)).train()
     inputs = tiny_inputs() | {"labels": tiny_labels()}
     expected = gradients(model, model(**inputs).loss)
-    model.set_reference()
+    model = textbook_view(model)
     if checkpointing:
         model.activation_checkpointing_enable()
     outputs = model(**inputs)
@@ -281,8 +264,7 @@ def test_a_training_step(checkpointing) -> None:
 
 def test_dropout_of_the_fusion() -> None:
     """Both attention matrices lose entries, and the mean over many draws is what it is without."""
-    model = tiny_model(fusion_dropout=0.5)
-    model.set_reference()
+    model = textbook_view(tiny_model(fusion_dropout=0.5))
     layer = model.model.tower["blocks"][0].fusion
     vision, text, mask = torch.randn(1, 20, 16), torch.randn(1, 6, 24), torch.ones(1, 6, dtype=torch.bool)
     with torch.no_grad():
@@ -307,7 +289,7 @@ def test_deformable_convolution(stride, size) -> None:
     weight = torch.randn(6, 8, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
     inputs = (features, offset, mask, weight, bias)
-    expected, found = deform_conv2d(*inputs, stride), deform_conv2d_reference(*inputs, stride)
+    expected, found = deform_conv2d(*inputs, stride), textbook.deform_conv2d(*inputs, stride)
     torch.testing.assert_close(found, expected)
     pull = torch.randn_like(expected)
     for ours, theirs in zip(torch.autograd.grad(found, inputs, pull), torch.autograd.grad(expected, inputs, pull)):
@@ -316,7 +298,7 @@ def test_deformable_convolution(stride, size) -> None:
 
 def test_deformable_convolution_without_offsets_is_a_convolution() -> None:
     features, weight, bias = torch.randn(1, 4, 6, 7), torch.randn(5, 4, 3, 3), torch.randn(5)
-    found = deform_conv2d_reference(features, torch.zeros(1, 18, 6, 7), torch.ones(1, 9, 6, 7), weight, bias)
+    found = textbook.deform_conv2d(features, torch.zeros(1, 18, 6, 7), torch.ones(1, 9, 6, 7), weight, bias)
     expected = torch.nn.functional.conv2d(features, weight, bias, padding=1)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -324,54 +306,46 @@ def test_deformable_convolution_without_offsets_is_a_convolution() -> None:
 def test_offsets_of_a_finer_level_are_read_as_memory() -> None:
     features, weight, bias = torch.randn(1, 4, 3, 4), torch.randn(5, 4, 3, 3), torch.randn(5)
     offset, mask = torch.randn(1, 18, 6, 7), torch.rand(1, 9, 6, 7)
-    found = deform_conv2d_reference(features, offset, mask, weight, bias)
+    found = textbook.deform_conv2d(features, offset, mask, weight, bias)
     own = offset.flatten()[: 18 * 12].view(1, 18, 3, 4), mask.flatten()[: 9 * 12].view(1, 9, 3, 4)
-    assert torch.equal(found, deform_conv2d_reference(features, *own, weight, bias))
+    assert torch.equal(found, textbook.deform_conv2d(features, *own, weight, bias))
 
 
-# --- the switch
-
-
-def test_it_is_never_saved(tmp_path) -> None:
-    config = tiny_config(reference=True)
-    assert config.reference and "reference" not in config.to_dict()
-    model = GlipForGrounding(config)
-    assert model.reference and model.config._attn_implementation == "eager"
-    model.save_pretrained(tmp_path)
-    assert "reference" not in json.loads((tmp_path / "config.json").read_text())
-    assert not GlipConfig.from_pretrained(tmp_path).reference
-    loaded = GlipForGrounding.from_pretrained(tmp_path)
-    assert not loaded.reference and loaded.config._attn_implementation == "sdpa"
+# --- the view
 
 
 @torch.no_grad()
-def test_ways_to_switch_it_on(tmp_path) -> None:
-    assert GlipConfig.from_preset("glip_tiny_model_o365_goldg", reference=True).reference
-    assert not GlipConfig.from_preset("glip_tiny_model_o365_goldg").reference
-    fast, inputs = tiny_model(), tiny_inputs()
-    fast.save_pretrained(tmp_path)
-    for cls in (GlipForGrounding, GlipModel):
-        model = cls.from_pretrained(tmp_path, reference=True)
-        parts = [module for module in model.modules() if hasattr(module, "reference")]
-        assert len(parts) > 10 and all(module.reference for module in parts)
-        configs = (model.config, model.config.backbone_config, model.config.text_config)
-        assert {config._attn_implementation for config in configs} == {"eager"}
-    expected = fast(**inputs)
-    plain = GlipForGrounding.from_pretrained(tmp_path, reference=True)
-    assert_same(plain(**inputs), expected)
-    plain.set_reference(False)
-    assert plain.config._attn_implementation == "sdpa" and not plain.config.reference
-    assert not any(getattr(module, "reference", False) for module in plain.modules())
-    assert_same(plain(**inputs), expected)
+def test_the_model_stays_as_it_is() -> None:
+    """Its results, mode, attention, checkpointing and hooks are its own; the parameters are the same objects."""
+    model, inputs = tiny_model(), tiny_inputs()
+    expected, names = model(**inputs), dict(model.named_parameters())
+    view = textbook_view(model)
+    assert {name: id(p) for name, p in view.named_parameters()} == {name: id(p) for name, p in names.items()}
+    hooked = []
+    for part in view.modules():
+        if part not in (view, view.model):
+            part.register_forward_hook(lambda *given: hooked.append(type(given[0]).__name__))
+    view.train().activation_checkpointing_enable()
+    configs = (model.config, model.config.backbone_config, model.config.text_config)
+    assert {config._attn_implementation for config in configs} == {"sdpa"}
+    assert not any(part.training or getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    found = model(**inputs)
+    assert not hooked and all(torch.equal(found[key], expected[key]) for key in FLOATS)
+    view.eval()(**inputs)
+    assert len(hooked) > 20
+
+
+def test_no_module_of_a_view_runs_code_of_the_model() -> None:
+    view = textbook_view(tiny_model(contrastive_loss_weight=0.5))
+    view.auxiliary = None  # losses are the model's own
+    found = {type(part) for part in view.modules()} - {torch.nn.ModuleDict, torch.nn.ModuleList}
+    assert {kind.__module__ for kind in found} == {"benchmarks.textbook"}
 
 
 @torch.no_grad()
-def test_switching_back_restores_the_attention() -> None:
-    model = tiny_model()
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        model.set_reference()
-        model.set_reference()
-        assert model.config._attn_implementation == "eager" and model.config.reference
-        model.set_reference(False)
-        assert model.config._attn_implementation == implementation
+def test_a_view_follows_the_weights(tmp_path) -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    view = textbook_view(model)
+    model.add_prompt_table(9).fill_(0.5)
+    model.load_state_dict(tiny_model(seed=1, prompt_table_length=9).state_dict())
+    assert_same(view(**inputs), model(**inputs))

@@ -6,7 +6,7 @@
 
 Pictures are JPEG files of 640 x 480 with detail of every size, about as large as COCO's; they lie in a temporary folder
 and in the page cache, so discs and networks are not measured. They go through what a run does with them
-(`SourceBatches`): decoding, resizing, flipping, captions with up to 85 negative names, batches. The step is that of
+(`dataset_batches`): decoding, resizing, flipping, captions with up to 85 negative names, batches. The step is that of
 `training.py`, on the same batch in both roles: alone, and after waiting for the next batch of the loader with the most
 workers. The two run in turn; `waiting_share` is the part of the latter that the model waited.
 """
@@ -35,9 +35,9 @@ from benchmarks.training import make_optimizer, train_step
 from glip_hf import GlipConfig
 from glip_hf.data.scenes.wording import vocabulary
 from glip_hf.demo import scenes_processor
+from glip_hf.training.batches import build_dataset, dataset_batches
 from glip_hf.training.loop import to_device
 from glip_hf.training.recipe import DataRecipe, Recipe, RunRecipe
-from glip_hf.training.source_batches import SourceBatches, build_dataset
 
 PICTURES, BOXES, NAMES = 64, 7, 80
 
@@ -84,7 +84,7 @@ def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, 
     recipe = Recipe(data=data, run=RunRecipe(seed=arguments.seed))
     processor = scenes_processor()
     dataset = build_dataset(recipe, processor, config)
-    batches = SourceBatches(dataset, recipe, processor.tokenizer.pad_token_id, rank=0, processes=1)
+    batches = dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank=0, processes=1)
     return batches.batches(0)
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from glip_hf.data.scene_metrics import evaluate_scenes
+from glip_hf.training.batches import recipe_batches
 from glip_hf.training.loop import Run
 from glip_hf.training.recipe import assign, load_recipe
-from glip_hf.training.scene_batches import scene_batches
-from glip_hf.training.source_batches import source_batches
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import tune
 
@@ -65,13 +64,7 @@ def main() -> int:
 
         def make_batches(accelerator):
             rank, processes = accelerator.process_index, accelerator.num_processes
-            if recipe.data.sources:
-                return source_batches(recipe, processor, rank, processes, model.config)
-            data, run = recipe.data, recipe.run
-            accumulation = run.gradient_accumulation
-            return scene_batches(
-                processor, data.batch_size, data.scenes, run.seed, accumulation, rank, processes, data.workers
-            )
+            return recipe_batches(recipe, processor, model.config, rank, processes)
 
         def evaluate(model):
             metrics = evaluate_scenes(model, processor, num_scenes=64)

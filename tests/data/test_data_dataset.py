@@ -284,7 +284,7 @@ def test_broken_pictures_fail_at_once_when_asked(damaged, maker):
 
 def test_too_many_broken_pictures(damaged, maker):
     dataset = GroundingDataset(damaged, maker(), max_replaced=1)
-    with pytest.raises(TooManyBrokenImages, match=r"2 pictures .* more than max_replaced=1.*2\.png"):
+    with pytest.raises(TooManyBrokenImages, match=r"2 images .* more than max_replaced=1.*2\.png"):
         dataset[1]
 
 

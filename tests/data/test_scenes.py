@@ -1,7 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Scenes are what their captions say, the same from the same seed, and keep what they hold out."""
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,34 @@ def test_a_scene_depends_on_its_split_seed_and_index_alone() -> None:
     assert same(SceneDataset("train", 2, seed=5, start=4)[1], backwards[5])
     for other in (("train", 5, 1), ("train", 6, 0), ("detection", 5, 0)):
         assert not np.array_equal(make_scene(*other).image, backwards[0].image)
+
+
+def digest(*parts: object) -> str:
+    """16 hexadecimal digits of bytes, or of values as JSON."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part if isinstance(part, bytes) else json.dumps(part).encode())
+    return hashed.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("split", "pixels", "text"),
+    [
+        ("train", "a17de54a3e44ab73", "a65c152bd621c6df"),
+        ("detection", "e8a9b83feddc7de3", "53655293c558210b"),
+        ("sentences", "bbad49b8fae4f1b3", "8bb18660a7bdcdb8"),
+        ("unseen", "483121ed2666da1a", "b7b4ca06be21116a"),
+        ("relations", "962a940d9cdaeb7e", "ae8f55b2f192c00e"),
+        ("novel_train", "c20e9580b40a0467", "a9888e37ed6d4915"),
+        ("novel", "aecc7883be107048", "f32897a30e8061de"),
+    ],
+)
+def test_scenes_of_a_seed_never_change(split: str, pixels: str, text: str) -> None:
+    """Hashes of the scenes that the shipped model was trained and measured on."""
+    samples = [make_scene(split, 7, index) for index in (0, 1, 2, 3, 20_000, 20_001)]
+    assert digest(*(sample.image.tobytes() for sample in samples)) == pixels
+    told = [[s.caption, s.prompt.spans, s.boxes.tolist(), s.labels.tolist(), s.by_relation] for s in samples]
+    assert digest(*told) == text
 
 
 def test_families_follow_the_number_of_the_scene() -> None:

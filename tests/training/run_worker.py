@@ -12,15 +12,16 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from random_glip import random_config
 
+from glip_hf.data import SequentialBatchSampler
 from glip_hf.modeling_glip import GlipForGrounding
-from glip_hf.training.batches import LoaderBatches
+from glip_hf.training.batches import Batches, per_process
 from glip_hf.training.loop import Run
 from glip_hf.training.recipe import load_recipe
 
@@ -34,7 +35,8 @@ class Pictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 2**31
 
-    def __getitem__(self, number: int) -> dict:
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        _, number = key
         generator = torch.Generator().manual_seed(number)
         pixels = torch.randn(3, 64, 64, generator=generator)
         step = number // GROUP
@@ -67,10 +69,6 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def consecutive(size: int, number: int) -> range:
-    return range(number * size, (number + 1) * size)
-
-
 class NoProcessor:
     """Stands in for the processor that a run saves beside its model."""
 
@@ -101,21 +99,14 @@ def main() -> None:
         config.fusion_dropout = config.dropblock_prob = config.backbone_config.drop_path_rate = 0.0
         config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     model = GlipForGrounding(config)
-    order = partial(consecutive, recipe.data.batch_size // recipe.run.gradient_accumulation)
-    run = Run(
-        recipe,
-        model,
-        NoProcessor(),
-        lambda accelerator: LoaderBatches(
-            Pictures(),
-            order,
-            1000,
-            collate,
-            accelerator.process_index,
-            accelerator.num_processes,
-            int(os.environ.get("WORKERS", 0)),
-        ),
-    )
+
+    def make_batches(accelerator: Accelerator) -> Batches:
+        processes = accelerator.num_processes
+        size = per_process(recipe.data.batch_size, recipe.run.gradient_accumulation, processes)
+        sampler = SequentialBatchSampler(size, rank=accelerator.process_index, world_size=processes)
+        return Batches(Pictures(), sampler, collate, int(os.environ.get("WORKERS", 0)))
+
+    run = Run(recipe, model, NoProcessor(), make_batches)
     update, steps = run._update, []
 
     def recorded(batches: Iterator[dict]) -> tuple[dict[str, float], int]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from glip_hf import GlipForGrounding
-from glip_hf.training.batches import ShardSampler, per_process
+from glip_hf.data import SequentialBatchSampler
+from glip_hf.training.batches import per_process
 from glip_hf.training.checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
 from glip_hf.training.loop import Run
 from glip_hf.training.recipe import RecipeError, load_recipe
@@ -194,13 +195,14 @@ def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
 
 
 def test_shards_are_the_parts_of_a_batch() -> None:
-    def order(number: int) -> range:
-        return range(number * 6, number * 6 + 6)
-
-    whole = iter(ShardSampler(order, 0, 1, 5))
-    shards = [iter(ShardSampler(order, rank, 3, 5)) for rank in range(3)]
-    for _ in range(3):
-        assert next(whole) == [sample for shard in shards for sample in next(shard)]
+    samplers = [SequentialBatchSampler(6), *(SequentialBatchSampler(2, rank=r, world_size=3) for r in range(3))]
+    for sampler in samplers:
+        sampler.advance(5)
+    whole, *shards = map(iter, samplers)
+    for number in range(5, 8):
+        batch = next(whole)
+        assert batch == [key for shard in shards for key in next(shard)]
+        assert batch == [(0, index) for index in range(6 * number, 6 * number + 6)]
 
 
 def test_batch_size_must_divide() -> None:

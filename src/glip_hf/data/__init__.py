@@ -6,12 +6,13 @@
 Needs the extra `train` (`datasets`, `pyyaml`), which is imported where it is used. See `docs/data.md`.
 """
 
+from .broken import BrokenImages, TooManyBrokenImages
 from .check import KINDS, DataReport, check_data
 from .collate import GroundingCollator
 from .columns import Problem
-from .dataset import GroundingDataset, Mixture, SampleMaker, TooManyBrokenImages, build_mixture
+from .dataset import GroundingDataset, Mixture, SampleMaker, build_mixture
 from .records import ImageRef, Record
-from .samplers import GroupedBatchSampler, aspect_groups
+from .samplers import GroupedBatchSampler, SequentialBatchSampler, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
 from .sources import CATALOGUE, READERS, HubColumns, HubStream, Source, build_source
 from .streaming import StreamingBatches
@@ -21,6 +22,7 @@ __all__ = [
     "CATALOGUE",
     "KINDS",
     "READERS",
+    "BrokenImages",
     "DataReport",
     "DetectionCaptions",
     "GroundingCollator",
@@ -35,6 +37,7 @@ __all__ = [
     "Problem",
     "Record",
     "SampleMaker",
+    "SequentialBatchSampler",
     "Source",
     "StreamingBatches",
     "TooManyBrokenImages",

@@ -2,11 +2,9 @@
 """One pass over data sets that names everything wrong with them, before a training run finds out."""
 
 import inspect
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
+from .broken import examine_images
 from .columns import DAMAGE, Columns, Problem
 from .json_stream import UnreadableJson
-from .records import ImageRef, upright_size
-from .sources import READERS, find_path, resolve_spec
+from .records import ImageRef
+from .sources import NOT_READ, READERS, find_path, resolve_spec
 from .sources.coco import CocoFile, coco_file, number_categories, parse_coco
 from .sources.hub import HubImages, collect
 from .sources.lvis import lvis_file
@@ -45,9 +44,6 @@ WARNINGS = frozenset(
     {"box_overhang", "caption_too_long", "phrase_truncated", "no_phrase", "bad_area", "empty_name", "duplicate_name"}
 )
 """Kinds that training copes with; all others lose something."""
-
-_NOT_READ = ("copies", "weight", "streaming")
-"""Entries of a data set's dictionary that say how it is mixed and read, not what it is."""
 
 _FILES: dict[str, Callable[..., CocoFile]] = {
     "coco": coco_file,
@@ -150,8 +146,9 @@ def check_data(
         specs = [specs]
     report, begun = DataReport(max_per_kind), time.monotonic()
     for spec in specs:
-        resolved = {key: value for key, value in resolve_spec(spec).items() if key not in _NOT_READ}
-        reader = resolved.pop("format")
+        resolved = resolve_spec(spec)
+        reader = resolved["format"]
+        resolved = {key: value for key, value in resolved.items() if key not in NOT_READ}
         name = resolved.get("name") or str(
             resolved.get("annotations") or resolved.get("task") or resolved.get("yaml_file") or reader
         )
@@ -169,8 +166,7 @@ def check_data(
                     for problem in _check_captions(columns, tokenizer, max_text_length):
                         report.add(problem)
                 if images != "none":
-                    threads = num_threads or os.cpu_count() or 1
-                    for problem in _check_images(columns, load, images == "decode", threads, checked):
+                    for problem in _check_images(columns, load, images == "decode", num_threads, checked):
                         report.add(problem)
         except (OSError, ValueError, KeyError, TypeError) as error:
             # What stops the reading of a whole set: a missing annotation file, a YAML without its parts, ...
@@ -199,7 +195,7 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         )
         encoded = HubImages(dataset, image_column)
         yield columns, labels, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
-    else:
+    elif reader != "scenes":  # generated: nothing can be wrong
         make = _FILES[reader]
         known = inspect.signature(make).parameters
         file = make(**({"data_root": data_root} | {key: value for key, value in spec.items() if key in known}))
@@ -288,36 +284,21 @@ def _check_images(
     columns: Columns,
     load: Callable[[ImageRef], ImageRef] | None,
     decode: bool,
-    threads: int,
+    threads: int | None,
     checked: dict[ImageRef, Any],
 ) -> Iterator[Problem]:
     """What is wrong with pictures. One that several entries name is opened once."""
     refs = [ImageRef(*place) for place in zip(columns.paths, columns.offsets, columns.lengths, strict=True)]
-    new = [ref for ref in dict.fromkeys(refs) if ref not in checked]
-
-    def examine(ref: ImageRef) -> tuple[str, str] | tuple[int, int]:
-        try:
-            image = (load(ref) if load else ref).open()
-            if decode:
-                image.load()
-            size = upright_size(image)
-            image.close()
-            return size
-        except FileNotFoundError as error:
-            return "missing_image", str(error)
-        except Exception as error:  # decoders raise almost anything on damaged files
-            return "broken_image", str(error)
-
-    with ThreadPoolExecutor(threads) as pool:
-        checked.update(zip(new, pool.map(examine, new), strict=True))
+    checked.update(examine_images((ref for ref in refs if ref not in checked), decode, threads, load))
     for row, (image_id, ref) in enumerate(zip(columns.index, refs, strict=True)):
-        first, second = checked[ref]
+        size = checked[ref]
         where = f"image {image_id!r}, {ref}"
         annotated = (columns.widths[row], columns.heights[row])
-        if isinstance(first, str):
-            yield Problem(first, columns.file, where, second)
-        elif (first, second) != annotated:
-            detail = f"it has {first} x {second} pixels, annotated are {annotated[0]} x {annotated[1]}"
+        if isinstance(size, Exception):
+            kind = "missing_image" if isinstance(size, FileNotFoundError) else "broken_image"
+            yield Problem(kind, columns.file, where, str(size))
+        elif size != annotated:
+            detail = f"it has {size[0]} x {size[1]} pixels, annotated are {annotated[0]} x {annotated[1]}"
             yield Problem("wrong_size", columns.file, where, detail)
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML")
-    add("--format", choices=sorted(set(READERS) - {"hub"}), default="coco", help="of FILE (%(default)s)")
+    add("--format", choices=sorted(set(READERS) - {"hub", "scenes"}), default="coco", help="of FILE (%(default)s)")
     add("--images", metavar="DIR", help="folder of the pictures")
     add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
     add("--data-root", metavar="DIR", help="where relative paths begin")

@@ -10,21 +10,18 @@ Letters: K boxes of a picture, T tokens of its caption.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, get_worker_info
-from transformers.utils import logging
+from torch.utils.data import Dataset
 
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
+from .broken import BrokenImages, OnError, TooManyBrokenImages
 from .records import Record
 from .samplers import Key, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
-from .sources import Source
+from .sources import Source, build_source
 from .transforms import ImageTransform, clip_and_drop, flip_boxes, resize_boxes
-
-logger = logging.get_logger(__name__)
 
 _MIXING, _CAPTION, _IMAGE = 1, 2, 3  # streams of random numbers that do not disturb each other
 
@@ -93,10 +90,6 @@ class Mixture:
             if rest:
                 parts.append(groups[self._subset(epoch, number)])
         return np.concatenate(parts)
-
-
-class TooManyBrokenImages(RuntimeError):
-    """More pictures than allowed could not be read."""
 
 
 @dataclass
@@ -205,20 +198,16 @@ class GroundingDataset(Dataset):
         maker: SampleMaker,
         *,
         seed: int = 0,
-        on_error: Literal["raise", "replace"] = "replace",
+        on_error: OnError = "replace",
         max_replaced: int = 100,
     ) -> None:
-        if on_error not in ("raise", "replace"):
-            raise ValueError(f"on_error={on_error!r} must be 'raise' or 'replace'.")
         if isinstance(mixture, Source):
             mixture = [mixture]
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture, seed=seed)
-        self.maker, self.seed, self.on_error, self.max_replaced = maker, seed, on_error, max_replaced
+        self.maker, self.seed, self.broken = maker, seed, BrokenImages(on_error, max_replaced)
         for source in self.mixture.sources:
             maker.prepare(source)
         self._epoch = 0
-        # A slot for every worker, in memory that they share with this process.
-        self._replaced = torch.zeros(1024, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -230,7 +219,7 @@ class GroundingDataset(Dataset):
     @property
     def num_replaced(self) -> int:
         """Pictures replaced so far."""
-        return int(self._replaced.sum())
+        return self.broken.count
 
     def groups(self, epoch: int = 0) -> np.ndarray:
         """See `Mixture.groups`."""
@@ -255,7 +244,8 @@ class GroundingDataset(Dataset):
                 record = self.mixture.sources[source][row]
                 sample = self.maker.make(record, (self.seed, epoch, place))
             except (OSError, ValueError) as error:
-                self._note(f"{self.mixture.sources[source].name}, sample {row}: {error}", error, failed)
+                failed.append(f"{self.mixture.sources[source].name}, sample {row}: {error}")
+                self.broken.report(failed[-1], error)
                 continue
             info = {
                 "source": record.source,
@@ -267,21 +257,6 @@ class GroundingDataset(Dataset):
             }
             return sample | {"info": info}
         raise TooManyBrokenImages("No picture of the whole mixture could be read.")
-
-    def _note(self, what: str, error: Exception, failed: list[str]) -> None:
-        """Report an unreadable picture, and stop if that is wanted or there have been too many."""
-        if self.on_error == "raise":
-            # Some errors cannot be made of a message alone.
-            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(what) from error
-        failed.append(what)
-        worker = get_worker_info()
-        self._replaced[0 if worker is None else worker.id % 1023 + 1] += 1
-        logger.warning(f"Replaced by the next sample: {what}")
-        if self.num_replaced > self.max_replaced:
-            raise TooManyBrokenImages(
-                f"{self.num_replaced} pictures could not be read, more than max_replaced={self.max_replaced}. The "
-                f"last: {what}. `glip check-data` lists them all."
-            ) from error
 
 
 def build_mixture(
@@ -299,8 +274,6 @@ def build_mixture(
     Raises:
         ValueError: for weights without `length` or not everywhere, and as `build_source`.
     """
-    from .sources import build_source
-
     entries = [{"name": spec} if isinstance(spec, str) else dict(spec) for spec in specs]
     weights = [entry.pop("weight", None) for entry in entries]
     copies = [entry.pop("copies", 1) for entry in entries]

@@ -5,6 +5,7 @@ A sample is known by its key `(epoch, index)`; a dataset that takes keys needs n
 live, and fetch ahead, across the end of an epoch.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -202,3 +203,32 @@ class GroupedBatchSampler(Sampler):
                     "another. Resume with the same data, seed and batch size * processes, or start a new run."
                 )
         self._position = (state["epoch"], state["batch"], state["total"])
+
+
+class SequentialBatchSampler(Sampler):
+    """Batches of consecutive keys of one endless epoch: micro-batch m of the run holds the samples from
+    `m * batch_size * world_size` on, of which each process takes its slice, as with `GroupedBatchSampler`.
+
+    Args:
+        batch_size: samples per batch and process.
+        rank, world_size: this process, and how many there are.
+        epoch_samples: samples that count as one pass over the data.
+    """
+
+    def __init__(self, batch_size: int, *, rank: int = 0, world_size: int = 1, epoch_samples: int = 0) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.epoch_samples = epoch_samples
+        self._position = 0
+
+    def __len__(self) -> int:
+        """Batches per pass, at least 1."""
+        return max(self.epoch_samples // (self.batch_size * self.world_size), 1)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for number in itertools.count(self._position):
+            start = (number * self.world_size + self.rank) * self.batch_size
+            yield [(0, index) for index in range(start, start + self.batch_size)]
+
+    def advance(self, batches: int = 1) -> None:
+        """Note that so many more batches have been used up."""
+        self._position += batches

@@ -7,18 +7,16 @@ the same for every number of processes and workers. Which samples share a batch 
 
 import zlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers.utils import logging
 
 from ._extras import require
+from .broken import BrokenImages, OnError
 from .collate import GroundingCollator
-from .dataset import SampleMaker, TooManyBrokenImages
+from .dataset import SampleMaker
 from .records import Record
 from .sources.hub import HubStream
-
-logger = logging.get_logger(__name__)
 
 
 class StreamingBatches(IterableDataset):
@@ -36,7 +34,8 @@ class StreamingBatches(IterableDataset):
         rank, world_size: this process, and how many there are.
         shuffle_buffer: records to shuffle among (the order of shards is shuffled too); 0 keeps the order.
         on_error: "raise" fails at a picture that cannot be read, "replace" puts the next one of its batch in its place.
-        max_replaced: how many may be replaced in one worker; those of unknown size, whose header cannot be read, too.
+        max_replaced: how many may be replaced, over all workers of this process; those of unknown size, whose header
+            cannot be read, count too.
         skip_batches: batches of this process that an earlier run used up: they are passed over without decoding a
             picture, which is exact with the same number of workers.
     """
@@ -52,17 +51,21 @@ class StreamingBatches(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         shuffle_buffer: int = 1000,
-        on_error: Literal["raise", "replace"] = "replace",
+        on_error: OnError = "replace",
         max_replaced: int = 100,
         skip_batches: int = 0,
     ) -> None:
         self.stream, self.maker, self.collator, self.batch_size = stream, maker, collator, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.shuffle_buffer, self.on_error, self.max_replaced = shuffle_buffer, on_error, max_replaced
-        self.skip_batches = skip_batches
-        self.num_replaced = 0
-        stream.on_broken = self._note
+        self.shuffle_buffer, self.skip_batches = shuffle_buffer, skip_batches
+        self.broken = BrokenImages(on_error, max_replaced)
+        stream.on_broken = self.broken.report
         maker.prepare(stream)
+
+    @property
+    def num_replaced(self) -> int:
+        """Images replaced so far."""
+        return self.broken.count
 
     @property
     def num_shards(self) -> int:
@@ -138,18 +141,6 @@ class StreamingBatches(IterableDataset):
                 "workers: use num_workers no larger than that."
             )
 
-    def _note(self, what: str, error: Exception | None = None) -> None:
-        """Report a picture that cannot be read, and stop if that is wanted or there have been too many."""
-        if self.on_error == "raise":
-            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(what) from error
-        self.num_replaced += 1
-        logger.warning(f"Replaced by another sample: {what}")
-        if self.num_replaced > self.max_replaced:
-            raise TooManyBrokenImages(
-                f"{self.num_replaced} pictures of {self.stream.name} could not be read, more than "
-                f"max_replaced={self.max_replaced}. The last: {what}"
-            ) from error
-
     def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any] | None:
         """The batch of these records; None if no picture of it can be read."""
         samples: list[dict[str, Any] | None] = []
@@ -160,7 +151,7 @@ class StreamingBatches(IterableDataset):
                 sample = self.maker.make(record, (self.seed, epoch, checksum))
             except (OSError, ValueError) as error:
                 failed.append(f"{self.stream.name}, image {record.image_id!r}: {error}")
-                self._note(failed[-1], error)
+                self.broken.report(failed[-1], error)
                 samples.append(None)
                 continue
             info = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}

@@ -1,36 +1,109 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Micro-batches of a run as a function of (seed, number): the same after a resume, for any number of workers.
 
-Micro-batch m of a run holds samples m * G .. (m + 1) * G - 1 of a fixed order, G pictures over all processes; process r
-of P takes the r-th of P equal parts. One process with G pictures sees what P processes see together.
+Every source, generated scenes included, goes the same way: records -> samples -> batches. Micro-batch m of a run holds
+G samples over all processes, of which process r of P takes the r-th of P equal parts: one process with G samples sees
+what P processes see together.
 """
 
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from .recipe import RecipeError
+from ..configuration_glip import GlipConfig
+from ..data import (
+    GroundingCollator,
+    GroundingDataset,
+    GroupedBatchSampler,
+    HubStream,
+    ImageTransform,
+    Mixture,
+    NegativeSampling,
+    SampleMaker,
+    SequentialBatchSampler,
+    StreamingBatches,
+    build_mixture,
+)
+from ..data.sources import NOT_READ, SceneSource
+from ..processing_glip import GlipProcessor
+from .recipe import Recipe, RecipeError
+
+logger = logging.getLogger(__name__)
+
+ON_ERROR = {"skip": "replace", "fail": "raise"}
+"""`data.on_broken` of a recipe in the terms of `BrokenImages`."""
 
 
-class TrainingBatches(Protocol):
-    """What the loop learns from."""
+class Batches:
+    """What the loop trains on: this process's micro-batches.
+
+    Args:
+        dataset: sample by key `(epoch, index)`, depending on nothing else; or a stream, which makes its own batches.
+        sampler: lists of keys (`GroupedBatchSampler`, `SequentialBatchSampler`); None for a stream.
+        collate: samples to keyword arguments of `GlipForGrounding.forward` (tensors on the CPU, `labels` a list of
+            dicts), and `sample_ids`, a list that names the samples.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: GroupedBatchSampler | SequentialBatchSampler | None = None,
+        collate: Callable[[list[Any]], dict[str, Any]] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.dataset, self.sampler, self.collate, self.workers = dataset, sampler, collate, workers
 
     def steps_per_epoch(self) -> int:
-        """Micro-batches of one pass over the data, the same on every process."""
+        """Micro-batches of one pass over the data, the same on every process.
+
+        Raises:
+            RecipeError: for a stream, whose length is unknown.
+        """
+        if self.sampler is None:
+            raise RecipeError("a streamed source has no known length: set schedule.max_steps.")
+        return len(self.sampler)
 
     def batches(self, start: int) -> Iterator[dict[str, Any]]:
-        """This process's micro-batches from number `start` of the run on, without end.
+        """This process's micro-batches from number `start` of the run on, without end."""
+        options = {
+            "worker_init_fn": outlive_sigterm,
+            # Its own generator: a loader otherwise draws its workers' seed from the global one, which would shift
+            # every later dropout of a resumed run.
+            "generator": torch.Generator().manual_seed(start),
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if self.sampler is None:
+            self.dataset.skip_batches = start
+            return self.dataset.loader(self.workers, **options)
+        self.sampler.advance(start)
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self.sampler,
+                collate_fn=self.collate,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                **options,
+            )
+        )
 
-        Each holds keyword arguments of `GlipForGrounding.forward` (tensors on the CPU, `labels` a list of dicts) and
-        `sample_ids`, a list that names the samples.
-        """
+
+def outlive_sigterm(worker_id: int) -> None:
+    """`worker_init_fn`: go on until the run itself stops.
+
+    Launchers and schedulers send SIGTERM to all processes of a group. A worker that died of it would bring down the run
+    before it has saved; one whose run has died sees that for itself.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def per_process(batch_size: int, accumulation: int, processes: int) -> int:
-    """Pictures of a process's micro-batch.
+    """Samples of a process's micro-batch.
 
     Raises:
         RecipeError: if `batch_size` cannot be divided.
@@ -43,75 +116,112 @@ def per_process(batch_size: int, accumulation: int, processes: int) -> int:
     return batch_size // (accumulation * processes)
 
 
-def outlive_sigterm(worker_id: int) -> None:
-    """`worker_init_fn`: go on until the run itself stops.
+class NamedCollator(GroundingCollator):
+    """A collator whose batches have `sample_ids`: source, image id and file of each sample."""
 
-    Launchers and schedulers send SIGTERM to all processes of a group. A worker that died of it would bring down the run
-    before it has saved; one whose run has died sees that for itself.
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        names = [f"{i['source']}/{i['image_id']} ({i['image']})" for i in (sample["info"] for sample in samples)]
+        return super().__call__(samples) | {"sample_ids": names}
+
+
+def sample_maker(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> SampleMaker:
+    """How a run makes its samples; `config` is that of the model it trains."""
+    data, length = recipe.data, config.max_text_length
+    transform = ImageTransform(tuple(data.short_sides), data.long_side, data.flip)
+    if not data.sources:  # generated scenes keep their size, and their captions say what is left and right
+        transform = ImageTransform((SceneSource().config.resolution,), flip=0.0)
+    return SampleMaker(
+        processor.tokenizer,
+        processor.image_processor,
+        transform,
+        NegativeSampling(num_negatives=data.negatives, max_tokens=length - 2),
+        length,
+        greenlight=config.mlm_loss_weight > 0,
+    )
+
+
+def build_dataset(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> GroundingDataset:
+    """The recipe's sources as one data set of training samples; an endless stream of scenes where it names none.
+
+    Raises:
+        ValueError: for a source that cannot be read as described; names it.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    data, seed = recipe.data, recipe.run.seed
+    if data.sources:
+        mixture = build_mixture(data.sources, data.root, data.cache_dir, seed, data.epoch_samples or None)
+    else:
+        mixture = Mixture([SceneSource(seed=seed)], seed=seed)
+    maker = sample_maker(recipe, processor, config)
+    return GroundingDataset(mixture, maker, seed=seed, on_error=ON_ERROR[data.on_broken], max_replaced=data.max_broken)
 
 
-class ShardSampler(Sampler[list[int]]):
-    """Sample numbers of this process's micro-batches, from number `start` on, without end.
+def dataset_batches(
+    dataset: GroundingDataset,
+    recipe: Recipe,
+    pad_token_id: int,
+    rank: int,
+    processes: int,
+    incomplete: str | None = None,
+) -> Batches:
+    """Batches of a data set in an order drawn from the seed, or one after the other where the recipe names no sources.
 
     Args:
-        order: gives the sample numbers of global micro-batch m.
-        rank, processes: this process and how many there are.
+        incomplete: see `GroupedBatchSampler`; default "wrap" for data sets of fewer than four batches, else "drop".
     """
-
-    def __init__(self, order: Callable[[int], Sequence[int]], rank: int, processes: int, start: int) -> None:
-        self.order, self.rank, self.processes, self.start = order, rank, processes, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while True:
-            samples = list(self.order(number))
-            size = len(samples) // self.processes
-            yield samples[self.rank * size : (self.rank + 1) * size]
-            number += 1
-
-
-class LoaderBatches:
-    """`TrainingBatches` from a map-style data set.
-
-    Args:
-        dataset: sample number to sample; must not depend on anything else.
-        order: see `ShardSampler`.
-        steps: micro-batches of one pass.
-        collate: list of samples to a batch.
-        workers: loader processes.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        order: Callable[[int], Sequence[int]],
-        steps: int,
-        collate: Callable[[list[Any]], dict[str, Any]],
-        rank: int,
-        processes: int,
-        workers: int = 0,
-    ) -> None:
-        self.dataset, self.order, self.steps, self.collate = dataset, order, steps, collate
-        self.rank, self.processes, self.workers = rank, processes, workers
-
-    def steps_per_epoch(self) -> int:
-        return self.steps
-
-    def batches(self, start: int) -> Iterator[dict[str, Any]]:
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=ShardSampler(self.order, self.rank, self.processes, start),
-                collate_fn=self.collate,
-                num_workers=self.workers,
-                worker_init_fn=outlive_sigterm,
-                # Its own generator: a loader otherwise draws its workers' seed from the global one, which
-                # would shift every later dropout of a resumed run.
-                generator=torch.Generator().manual_seed(start),
-            )
+    data = recipe.data
+    size = per_process(data.batch_size, recipe.run.gradient_accumulation, processes)
+    if data.sources:
+        sampler = GroupedBatchSampler(
+            dataset.groups if data.aspect_grouping else len(dataset),
+            size,
+            seed=recipe.run.seed,
+            rank=rank,
+            world_size=processes,
+            incomplete=incomplete or ("drop" if len(dataset) >= 4 * size * processes else "wrap"),
         )
+    else:
+        sampler = SequentialBatchSampler(size, rank=rank, world_size=processes, epoch_samples=data.scenes)
+    return Batches(dataset, sampler, NamedCollator(pad_token_id), data.workers)
 
 
-__all__ = ["LoaderBatches", "ShardSampler", "TrainingBatches", "outlive_sigterm", "per_process"]
+def streamed_batches(
+    recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int
+) -> Batches:
+    """Batches of a recipe's single streamed source; see `StreamingBatches` for the order."""
+    data = recipe.data
+    options = {key: value for key, value in data.sources[0].items() if key not in NOT_READ}
+    stream = StreamingBatches(
+        HubStream(**options),
+        sample_maker(recipe, processor, config),
+        NamedCollator(processor.tokenizer.pad_token_id),
+        per_process(data.batch_size, recipe.run.gradient_accumulation, processes),
+        seed=recipe.run.seed,
+        rank=rank,
+        world_size=processes,
+        on_error=ON_ERROR[data.on_broken],
+        max_replaced=data.max_broken,
+    )
+    workers = min(data.workers, stream.num_shards)
+    if workers < data.workers:
+        logger.warning(f"data.workers={data.workers}: the stream has shards for only {workers} of them.")
+    return Batches(stream, workers=workers)
+
+
+def recipe_batches(recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int) -> Batches:
+    """Batches of the recipe's data for one process; `config` is that of the model to train."""
+    if recipe.data.sources and recipe.data.sources[0].get("streaming"):
+        return streamed_batches(recipe, processor, config, rank, processes)
+    dataset = build_dataset(recipe, processor, config)
+    return dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank, processes)
+
+
+__all__ = [
+    "ON_ERROR",
+    "Batches",
+    "build_dataset",
+    "dataset_batches",
+    "outlive_sigterm",
+    "per_process",
+    "recipe_batches",
+    "sample_maker",
+]

@@ -10,7 +10,6 @@ are frozen.
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..data.broken import examine_images
 from ..data.dataset import GroundingDataset
 from ..data.records import ImageRef
 from ..data.sources import Source, read_coco
@@ -30,10 +30,10 @@ from ..evaluation.tasks import Picture, detection_task
 from ..hub_glip import CARD_NAME
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
+from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
 from .card import base_id
 from .loop import Run
 from .recipe import Recipe, RecipeError, load_recipe
-from .source_batches import ON_ERROR, SourceBatches, sample_maker
 from .tuning import trained_names
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def tuning_recipe(
 
 def tuning_batches(
     source: Source, processor: GlipProcessor, recipe: Recipe, model: GlipForGrounding, accelerator: Accelerator
-) -> SourceBatches:
+) -> Batches:
     """Training batches of one source; groups that are too small for a batch repeat their pictures.
 
     Raises:
@@ -198,25 +198,15 @@ def tuning_batches(
         on_error=ON_ERROR[data.on_broken],
         max_replaced=data.max_broken,
     )
-    pad_token_id = processor.tokenizer.pad_token_id
-    batches = SourceBatches(dataset, recipe, pad_token_id, accelerator.process_index, accelerator.num_processes)
     # Every picture counts where there are few: none is dropped for want of others of its aspect.
-    batches.sampler.incomplete = "wrap"
-    return batches
-
-
-def _unreadable(paths: list[str]) -> dict[str, str]:
-    """What is wrong with the pictures that cannot be decoded, by path."""
-
-    def problem(path: str) -> str | None:
-        try:
-            ImageRef(path).load().close()
-        except (OSError, ValueError) as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        return {path: text for path, text in zip(paths, pool.map(problem, paths)) if text is not None}
+    return dataset_batches(
+        dataset,
+        recipe,
+        processor.tokenizer.pad_token_id,
+        accelerator.process_index,
+        accelerator.num_processes,
+        incomplete="wrap",
+    )
 
 
 class Validation:
@@ -242,7 +232,8 @@ class Validation:
         self.task = detection_task("validation", data.annotations, data.images, categories=categories)
         wanted = {str(image_id) for image_id in data.validation.image_ids()}
         self.task.pictures = [p for p in self.task.pictures if str(p.image_id) in wanted]
-        broken = _unreadable([picture.path for picture in self.task.pictures])
+        read = examine_images(ImageRef(picture.path) for picture in self.task.pictures)
+        broken = {ref.path: str(result) for ref, result in read.items() if isinstance(result, Exception)}
         self.task.pictures = [picture for picture in self.task.pictures if picture.path not in broken]
         if broken:
             listed = "; ".join(list(broken.values())[:5])

@@ -31,7 +31,7 @@ from ..configuration_glip import PYRAMID_STRIDES
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
-from .batches import TrainingBatches, per_process
+from .batches import Batches, per_process
 from .card import write_card
 from .checkpoints import resolve_checkpoint, write_checkpoint
 from .optimization import ExponentialAverage, Schedule, build_optimizer
@@ -122,7 +122,7 @@ class Run:
         recipe: Recipe,
         model: GlipForGrounding,
         processor: GlipProcessor,
-        make_batches: Callable[[Accelerator], TrainingBatches],
+        make_batches: Callable[[Accelerator], Batches],
         evaluate: Callable[[GlipForGrounding], dict[str, float]] | None = None,
     ) -> None:
         settings = recipe.run

@@ -13,6 +13,7 @@ from .hub import HubColumns, HubStream, read_hub
 from .lvis import read_lvis
 from .mdetr import read_mdetr
 from .odinw import read_odinw
+from .scenes import SceneSource, read_scenes
 from .tsv import read_tsv
 
 READERS = {
@@ -22,7 +23,11 @@ READERS = {
     "odinw": read_odinw,
     "tsv": read_tsv,
     "hub": read_hub,
+    "scenes": read_scenes,
 }
+
+NOT_READ = ("format", "copies", "weight", "streaming")
+"""Entries of a data set's dictionary that say how it is mixed and read; the others are its reader's arguments."""
 
 _FLICKR = "mdetr_annotations/final_flickr_separateGT_{}.json"
 _MIXED_FOLDERS = {"vg": "gqa/images", "coco": "coco/train2014"}
@@ -107,7 +112,9 @@ def build_source(
         resolved["yaml_file"] = find_path(resolved["yaml_file"], data_root)
     elif "data_root" in known:
         resolved.setdefault("data_root", data_root)
-    source = reader(**({"cache_dir": cache_dir} | resolved))
+    if "cache_dir" in known:
+        resolved.setdefault("cache_dir", cache_dir)
+    source = reader(**resolved)
     return source.few_shot(**few_shot) if few_shot else source
 
 
@@ -142,6 +149,7 @@ __all__ = [
     "READERS",
     "HubColumns",
     "HubStream",
+    "SceneSource",
     "Source",
     "build_source",
     "find_path",
@@ -150,6 +158,7 @@ __all__ = [
     "read_lvis",
     "read_mdetr",
     "read_odinw",
+    "read_scenes",
     "read_tsv",
     "resolve_spec",
 ]

@@ -1,6 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """What all readers give: a `Source`, a sequence of `Record`s over a memory-mapped table."""
 
+import copy
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,11 +54,11 @@ class Source:
         self.category_ids: dict[int, int] = dict(info.get("category_ids") or {})
         self.dropped: dict[str, int] = dict(info.get("dropped") or {})
         self.prompts = dict(prompts) if prompts else None
-        self._rows, self._encoded = rows, encoded
+        self._length, self._rows, self._encoded = len(table), rows, encoded
         self._one_row = table.with_format("arrow")
 
     def __len__(self) -> int:
-        return len(self.table) if self._rows is None else len(self._rows)
+        return self._length if self._rows is None else len(self._rows)
 
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} pictures, {len(self.names)} classes)"
@@ -69,7 +70,9 @@ class Source:
         return index if self._rows is None else int(self._rows[index])
 
     def __getitem__(self, index: int) -> Record:
-        row = self.row(index)
+        return self._record(self.row(index))
+
+    def _record(self, row: int) -> Record:
         values = self._one_row[row].to_pylist()[0]
         data = self._encoded(values["offset"]) if self._encoded else None
         if data is not None:
@@ -93,9 +96,9 @@ class Source:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """The same source with these samples only, in this order; repetition is allowed."""
-        indices = np.asarray(indices, dtype=np.int64)
-        rows = indices if self._rows is None else np.asarray(self._rows)[indices]
-        return Source(self.name, self.table, self.info, rows, self.captions, self.prompts, self._encoded)
+        part, indices = copy.copy(self), np.asarray(indices, dtype=np.int64)
+        part._rows = indices if self._rows is None else np.asarray(self._rows)[indices]
+        return part
 
     def few_shot(self, shots: int, shuffle_seed: int | None = None) -> "Source":
         """At least `shots` pictures of every class, chosen by the original's rule.

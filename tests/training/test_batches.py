@@ -4,12 +4,15 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from random_glip import random_config, random_processor
 from training.coco_pictures import write_rectangles
 
-from glip_hf.data import TooManyBrokenImages
+from glip_hf.data import GroundingDataset, StreamingBatches, TooManyBrokenImages
+from glip_hf.data.scenes import make_scene
+from glip_hf.demo import scenes_config, scenes_processor
+from glip_hf.training.batches import build_dataset, recipe_batches
 from glip_hf.training.recipe import RecipeError, load_recipe
-from glip_hf.training.source_batches import SourceBatches, StreamedBatches, build_dataset, source_batches
 
 datasets = pytest.importorskip("datasets")
 
@@ -33,7 +36,7 @@ def recipe(sources: str, *overrides: str, root: Path):
 
 
 def made(*arguments, rank: int = 0, processes: int = 1, config=None, **options):
-    return source_batches(recipe(*arguments, **options), random_processor(), rank, processes, config or random_config())
+    return recipe_batches(recipe(*arguments, **options), random_processor(), config or random_config(), rank, processes)
 
 
 COCO = "{format: coco, annotations: annotations.json, images: .%s}"
@@ -52,7 +55,7 @@ def test_captions_obey_the_models_length(photos: Path) -> None:
     config = random_config()
     config.max_text_length = 8
     batches = made(f"[{COCO % ', captions: sampled'}]", root=photos, config=config)
-    assert isinstance(batches, SourceBatches)
+    assert isinstance(batches.dataset, GroundingDataset)
     for batch in itertools.islice(batches.batches(0), 4):
         assert batch["input_ids"].shape[1] <= 8 and len(batch["sample_ids"]) == 2
 
@@ -91,7 +94,7 @@ def test_a_stream_goes_on_where_it_was(photos: Path, workers: int) -> None:
 
     def names(start: int, count: int) -> list[list[str]]:
         batches = made(streamed(photos), *options, root=photos)
-        assert isinstance(batches, StreamedBatches)
+        assert isinstance(batches.dataset, StreamingBatches)
         return [batch["sample_ids"] for batch in itertools.islice(batches.batches(start), count)]
 
     whole = names(0, 6)
@@ -124,3 +127,51 @@ def test_broken_pictures_of_a_stream(photos: Path) -> None:
         read("data.on_broken=fail")
     with pytest.raises(TooManyBrokenImages, match="more than max_replaced=0"):
         read("data.max_broken=0")
+
+
+# -- generated scenes ------------------------------------------------------------------------------
+
+
+def scenes(*overrides: str, rank: int = 0, processes: int = 1):
+    run = load_recipe(None, ["data.batch_size=4", "data.scenes=12", "data.workers=0", "run.seed=3", *overrides])
+    return recipe_batches(run, scenes_processor(), scenes_config(), rank, processes)
+
+
+def test_scenes_are_samples_like_any_other() -> None:
+    """The batch is what the processor makes of the same images, captions, spans and boxes."""
+    processor, samples = scenes_processor(), [make_scene("train", 3, index) for index in range(4, 8)]
+    expected = processor(
+        images=[sample.image for sample in samples],
+        text=[sample.caption for sample in samples],
+        spans=[[list(row) for row in sample.prompt.spans] for sample in samples],
+        annotations=[sample.annotation() for sample in samples],
+        size={"shortest_edge": 160},
+        return_tensors="pt",
+    )
+    batch = next(scenes().batches(1))
+    for name in ("pixel_values", "pixel_mask", "original_sizes", "input_ids", "attention_mask"):
+        assert torch.equal(batch[name], expected[name]), name
+    for ours, theirs in zip(batch["labels"], expected["labels"], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("boxes", "positive_map"))
+
+
+def test_scenes_do_not_depend_on_processes_workers_or_resumption() -> None:
+    def read(start: int, count: int, **options) -> list[str]:
+        made = scenes(f"data.workers={options.pop('workers', 0)}", **options)
+        return [name for batch in itertools.islice(made.batches(start), count) for name in batch["sample_ids"]]
+
+    whole = read(0, 3)
+    assert [name.split()[0] for name in whole] == [f"scenes/{index}" for index in range(12)]
+    assert read(1, 2) == whole[4:] and read(0, 3, workers=2) == whole
+    first, second = (read(0, 3, rank=rank, processes=2) for rank in (0, 1))
+    assert [name for i in (0, 2, 4) for name in first[i : i + 2] + second[i : i + 2]] == whole
+    assert scenes().steps_per_epoch() == 3 and scenes("data.scenes=1").steps_per_epoch() == 1
+
+
+def test_scenes_mix_with_other_sources(photos: Path) -> None:
+    mixed = recipe(f"[{{format: scenes, length: 5, seed: 1}}, {COCO % ''}]", root=photos)
+    dataset = build_dataset(mixed, random_processor(), random_config())
+    assert dataset.mixture.lengths[0] == 5 and dataset.record(4).caption == make_scene("train", 1, 4).caption
+    assert len(dataset.groups()) == len(dataset) and dataset[0]["original_size"] == (160, 160)
+    with pytest.raises(ValueError, match="knows no 'lenght'.*'length'"):
+        build_dataset(recipe("[{format: scenes, lenght: 5}]", root=photos), random_processor(), random_config())

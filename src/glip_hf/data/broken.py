@@ -1,0 +1,91 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What happens to images that cannot be read: one policy for training, streams, validation and evaluation."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import torch
+from torch.utils.data import get_worker_info
+from transformers.utils import logging
+
+from .records import ImageRef, upright_size
+
+logger = logging.get_logger(__name__)
+
+OnError = Literal["raise", "replace"]
+
+
+class TooManyBrokenImages(RuntimeError):
+    """More images than allowed could not be read."""
+
+
+class BrokenImages:
+    """Fails at the first image that cannot be read, or logs and counts each one up to a limit.
+
+    Args:
+        on_error: "raise" fails at once, "replace" leaves the image out with a warning.
+        limit: how many images may be left out, over all loader workers of this process.
+    """
+
+    def __init__(self, on_error: OnError = "replace", limit: int = 100) -> None:
+        if on_error not in ("raise", "replace"):
+            raise ValueError(f"on_error={on_error!r} must be 'raise' or 'replace'.")
+        self.on_error, self.limit = on_error, limit
+        # One slot per worker, in memory that they share with this process.
+        self._counts = torch.zeros(1024, dtype=torch.int64).share_memory_()
+
+    @property
+    def count(self) -> int:
+        """Images left out so far."""
+        return int(self._counts.sum())
+
+    def report(self, what: str, error: Exception | None = None) -> None:
+        """Apply the policy to one image; `what` names it and the reason.
+
+        Raises:
+            FileNotFoundError, ValueError: with "raise".
+            TooManyBrokenImages: beyond the limit.
+        """
+        if self.on_error == "raise":
+            # Some errors cannot be constructed from a message alone.
+            raise (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(what) from error
+        worker = get_worker_info()
+        self._counts[0 if worker is None else worker.id % 1023 + 1] += 1
+        logger.warning(f"Replaced by another sample: {what}")
+        if self.count > self.limit:
+            raise TooManyBrokenImages(
+                f"{self.count} images could not be read, more than max_replaced={self.limit}. The last: {what}. "
+                "`glip check-data` lists them all."
+            ) from error
+
+
+def examine_images(
+    images: Iterable[ImageRef],
+    decode: bool = True,
+    num_threads: int | None = None,
+    resolve: Callable[[ImageRef], ImageRef] | None = None,
+) -> dict[ImageRef, tuple[int, int] | Exception]:
+    """Read each image once, in threads: its upright (width, height) in pixels, or the error that it raises.
+
+    Args:
+        decode: decode all pixels; otherwise only the header is read.
+        num_threads: default the number of cores.
+        resolve: from an image to the one to open in its place, where the pixels are held elsewhere.
+    """
+
+    def examine(image: ImageRef) -> tuple[int, int] | Exception:
+        try:
+            image = resolve(image) if resolve else image
+            with image.load() if decode else image.open() as opened:
+                return upright_size(opened)
+        except Exception as error:  # decoders raise almost anything on damaged files
+            return error
+
+    distinct = list(dict.fromkeys(images))
+    with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
+        return dict(zip(distinct, pool.map(examine, distinct), strict=True))
+
+
+__all__ = ["BrokenImages", "OnError", "TooManyBrokenImages", "examine_images"]

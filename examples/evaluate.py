@@ -19,7 +19,7 @@ Expected with the released weights (published, zero-shot): COCO AP 46.7 (GLIP-T 
 
 import sys
 
-from glip_hf.evaluation.cli import main
+from glip_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

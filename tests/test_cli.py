@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from random_glip import PHOTO, random_model, save_random_model
 
-from glip_hf.cli import _build_parser, _read_words, _save_targets, main
+from glip_hf.cli import build_parser, main
+from glip_hf.cli.ground import read_words, save_targets
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS
 
@@ -47,7 +48,7 @@ def photos(tmp_path, monkeypatch) -> Path:
 
 
 def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
-    return _read_words(_build_parser().parse_args(["ground", *arguments, "--model", "m"]))
+    return read_words(build_parser().parse_args(["ground", *arguments, "--model", "m"]))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +89,9 @@ def test_photos_names_and_sentences_are_told_apart(photos, arguments, photo, nam
 
 
 def test_annotated_pictures_get_names_of_their_own() -> None:
-    assert _save_targets(None, ["a.jpg"]) == [None]
-    assert _save_targets("out/x.png", ["a.jpg"]) == [Path("out/x.png")]
-    several = _save_targets("out/", ["d/a.jpg", "e/a.jpg", "https://host/b.jpg?size=2"])
+    assert save_targets(None, ["a.jpg"]) == [None]
+    assert save_targets("out/x.png", ["a.jpg"]) == [Path("out/x.png")]
+    several = save_targets("out/", ["d/a.jpg", "e/a.jpg", "https://host/b.jpg?size=2"])
     assert several == [Path("out/a.png"), Path("out/a-2.png"), Path("out/b.png")]
 
 
@@ -190,15 +191,15 @@ def test_a_broken_photo_does_not_stop_the_others(photos, model, capsys) -> None:
     "arguments, code, message",
     [
         (["ground", "photo.jpg"], 2, "nothing to look for"),
-        (["ground", "photo.jpg", "other.jpg", "cat"], 2, "other.jpg: no such photo"),
+        (["ground", "photo.jpg", "other.jpg", "cat"], 2, "other.jpg: no such image"),
         (["ground", "photo.jpg", "cat", "--phrases", "cat"], 2, "--caption"),
-        (["ground", "photo.jpg", "  "], 2, "empty name"),
-        (["ground", "photo.jpg", "more", "cat", "--save", "x.png"], 2, "2 photos need a directory"),
-        (["ground", "photo.jpg", "cat", "--save", "x.docx"], 2, "no picture format"),
+        (["ground", "photo.jpg", "  "], 2, "empty class name"),
+        (["ground", "photo.jpg", "more", "cat", "--save", "x.png"], 2, "2 images need a directory"),
+        (["ground", "photo.jpg", "cat", "--save", "x.docx"], 2, ".docx is not a supported image format"),
         (["ground", "photo.jpg", "cat", "--frobnicate"], 2, "--frobnicate"),
         (["ground", "none.jpg", "cat"], 1, "none.jpg: no such file"),
         (["ground", "none/*.jpg", "cat"], 1, "no file matches"),
-        (["ground", "cat", "cat"], 1, "no pictures in this directory"),
+        (["ground", "cat", "cat"], 1, "no images in this directory"),
         (["ground", "photo.jpg", "cat", "--device", "cuda:77"], 1, "--device cuda:77"),
         (["ground", "photo.jpg", "--caption", "a cat", "--phrases", "dog"], 1, "dog"),
     ],

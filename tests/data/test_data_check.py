@@ -1,14 +1,13 @@
 """`check_data` names what is wrong, all of it, with file and id."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from glip_hf.cli import main
 from glip_hf.data import KINDS, check_data
-from glip_hf.data.cli import add_arguments, run
 from tests.data.original_formats import SIZES, coco_content, write_tsv
 
 
@@ -145,9 +144,7 @@ def test_a_recipe_is_checked_where_it_says(coco_set, tmp_path, capsys):
     names = f"annotations: {Path(coco_set['annotations']).name}, images: {Path(coco_set['images']).name}"
     text = f"data: {{root: {tmp_path}, epoch_samples: 9, sources: [{{format: coco, {names}, weight: 2}}]}}"
     recipe.write_text(text)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    assert run(parser.parse_args(["--recipe", str(recipe)])) == 0
+    assert main(["check-data", "--recipe", str(recipe)]) == 0
     assert "0 errors" in capsys.readouterr().out
 
 

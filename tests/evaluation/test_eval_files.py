@@ -9,9 +9,9 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from eval_cases import evaluate
 
 from glip_hf.evaluation import CocoEvaluator
-from glip_hf.evaluation.cli import main
 from glip_hf.evaluation.files import integers, numbers
 
 TRUTH = {
@@ -33,7 +33,7 @@ def score(tmp_path, capsys):
         (tmp_path / "truth.json").write_text(json.dumps(truth))
         output = tmp_path / "out"
         files = ["--score-only", f"{tmp_path}/found.json", "--annotations", f"{tmp_path}/truth.json"]
-        code = main([benchmark, *files, "--output", f"{output}", *more])
+        code = evaluate([benchmark, *files, "--output", f"{output}", *more])
         metrics = json.loads((output / "metrics.json").read_text()) if code == 0 else None
         return code, metrics, capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+from eval_cases import evaluate
 from scene_sets import (
     BENCHMARKS,
     IDS,
@@ -24,7 +25,6 @@ from scene_sets import (
 
 from glip_hf.demo import demo_model, demo_processor
 from glip_hf.evaluation import distributed
-from glip_hf.evaluation.cli import main
 
 # One benchmark with every chunk size: all that fit, 40, and 5.
 OPTIONS = {"coco": [], "lvis": ["--chunk-size", "40"], "flickr": [], "odinw": ["--chunk-size", "5"]}
@@ -58,7 +58,7 @@ def figures(output):
 def test_two_processes_equal_one(benchmark, scenes, model, tmp_path):
     """Batch 3 in two processes against batch 1 in this one, over an odd number of pictures."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(command(benchmark, scenes, model, one, *OPTIONS[benchmark])) == 0
+    assert evaluate(command(benchmark, scenes, model, one, *OPTIONS[benchmark])) == 0
     launch(2, command(benchmark, scenes, model, two, "--batch-size", "3", *OPTIONS[benchmark]))
     sets = ODINW_SETS if benchmark == "odinw" else {"": IDS}
     for name, ids in sets.items():
@@ -96,7 +96,7 @@ def test_kill_and_resume(scenes, model, tmp_path):
     for kept, now in zip(before, after):
         assert now[: len(kept)] == kept
     assert_each_once(tmp_path / "run", IDS, 2)
-    assert main(command("coco", scenes, model, tmp_path / "whole", "--chunk-size", "1")) == 0
+    assert evaluate(command("coco", scenes, model, tmp_path / "whole", "--chunk-size", "1")) == 0
     found = [prediction for share in stored(tmp_path / "run") for prediction in share]
     assert_same_predictions(found, stored(tmp_path / "whole")[0], picture_sizes(scenes))
     assert figures(tmp_path / "run")[0] == pytest.approx(figures(tmp_path / "whole")[0], abs=1e-6)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from eval_cases import NAMES, SIZES, recorded
+from eval_cases import NAMES, SIZES, evaluate, recorded
 from PIL import Image
 
 from glip_hf import GlipProcessor, compilation
+from glip_hf.cli.evaluate import _subset
 from glip_hf.evaluation import distributed
-from glip_hf.evaluation.cli import _subset, main
 from glip_hf.evaluation.plots import make_sets_plot
 from glip_hf.evaluation.report import write_summary
 from glip_hf.evaluation.run import Result
@@ -47,7 +47,7 @@ def coco_run(model_folder, pictures, tmp_path_factory):
     """The output of `evaluate coco`."""
     output = tmp_path_factory.mktemp("coco")
     arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
-    assert main(["coco", *arguments, "--output", f"{output}", "--device", "cpu", "--gallery", "2"]) == 0
+    assert evaluate(["coco", *arguments, "--output", f"{output}", "--device", "cpu", "--gallery", "2"]) == 0
     return output
 
 
@@ -67,7 +67,7 @@ def test_compiled(coco_run, model_folder, pictures, tmp_path, monkeypatch, mode)
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(compilation, "_check_compiler", lambda device: None)
     arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
-    assert main(["coco", *arguments, "--output", f"{tmp_path}", "--device", "cpu", "--compile", mode]) == 0
+    assert evaluate(["coco", *arguments, "--output", f"{tmp_path}", "--device", "cpu", "--compile", mode]) == 0
     assert modes and set(modes) == {mode}
     found, expected = read_metrics(tmp_path), read_metrics(coco_run)
     assert found["AP"] == pytest.approx(expected["AP"], abs=1e-6)
@@ -82,7 +82,7 @@ def test_score_only_lvis(tmp_path, flags, key, capsys):
     case = recorded("lvis")
     files = [write(tmp_path / name, case[name]) for name in ("predictions", "gt")]
     score = ["lvis", "--score-only", files[0], "--annotations", files[1], "--output", str(tmp_path / "out"), *flags]
-    assert main(score) == 0
+    assert evaluate(score) == 0
     metrics, expected = read_metrics(tmp_path / "out"), case["expected"][key]
     assert {name: metrics[name] for name in expected["results"]} == pytest.approx(expected["results"], abs=1e-6)
     assert list(metrics["per_category_AP"].values()) == pytest.approx(expected["per_category_AP"], abs=1e-6)
@@ -92,7 +92,7 @@ def test_score_only_lvis(tmp_path, flags, key, capsys):
 def test_score_only_coco(tmp_path):
     case = recorded("coco")
     files = [write(tmp_path / name, case[name]) for name in ("detections", "gt")]
-    assert main(["coco", "--score-only", files[0], "--annotations", files[1], "--output", str(tmp_path)]) == 0
+    assert evaluate(["coco", "--score-only", files[0], "--annotations", files[1], "--output", str(tmp_path)]) == 0
     metrics, expected = read_metrics(tmp_path), case["expected"]["detections_as_given"]
     assert [metrics[name] for name in case["expected"]["stat_names"]] == pytest.approx(expected["stats"], abs=1e-6)
 
@@ -103,7 +103,7 @@ def test_score_only_flickr(tmp_path, flickr_case, flags, key):
     case, folder = flickr_case
     predictions = write(tmp_path / "predictions.json", case["predictions_test"])
     score = ["flickr", "--score-only", predictions, "--annotations", f"{folder}", "--output", f"{tmp_path}", *flags]
-    assert main(score) == 0
+    assert evaluate(score) == 0
     metrics, expected = read_metrics(tmp_path), case["expected"][key]["scores"]
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
@@ -111,7 +111,7 @@ def test_score_only_flickr(tmp_path, flickr_case, flags, key):
 def test_score_only_with_pictures_has_a_gallery(coco_run, pictures, tmp_path):
     files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
     more = ["--images", f"{pictures}", "--gallery", "1", "--output", f"{tmp_path}"]
-    assert main(["coco", *files, *more]) == 0
+    assert evaluate(["coco", *files, *more]) == 0
     assert (tmp_path / "report.html").read_text().count("<figure") == 2
     assert not (tmp_path / "predictions.json").exists()  # what was scored is where it was
 
@@ -128,7 +128,7 @@ def test_subset_said_by_a_name(name, subset):
 
 def test_only_one_process_scores_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "world", lambda: (1, 2))
-    assert main(["coco", "--score-only", "x.json", "--annotations", "y.json", "--output", f"{tmp_path}/out"]) == 0
+    assert evaluate(["coco", "--score-only", "x.json", "--annotations", "y.json", "--output", f"{tmp_path}/out"]) == 0
     assert not capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
@@ -147,7 +147,7 @@ def test_predictions_are_coco_results_that_score_the_same(coco_run, pictures, tm
     assert {entry["image_id"] for entry in entries} == {10 + index for index in range(len(SIZES))}
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "score"}
     files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
-    assert main(["coco", *files, "--output", f"{tmp_path}"]) == 0
+    assert evaluate(["coco", *files, "--output", f"{tmp_path}"]) == 0
     first, second = read_metrics(coco_run), read_metrics(tmp_path)
     names = [name for name, value in first.items() if isinstance(value, float)]
     assert len(names) == 12 and {n: second[n] for n in names} == pytest.approx({n: first[n] for n in names}, abs=1e-9)
@@ -178,7 +178,7 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
     common = ["--model", model_folder, "--device", "cpu", "--limit", "2", "--gallery", "1"]
     options = ["--chunk-size", "5", "--score-agg", "MAX", "--suppress", "window", "--batch-size", "2"]
     run = ["lvis", "--annotations", gt, "--images", f"{pictures}", "--output", f"{tmp_path}/lvis"]
-    assert main([*run, *common, *options]) == 0
+    assert evaluate([*run, *common, *options]) == 0
     metrics = read_metrics(tmp_path / "lvis")
     assert "APr" in metrics and metrics["run"]["options"]["max_detections"] == 300
     assert metrics["run"]["options"]["merged_limit"] is None
@@ -199,7 +199,7 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
         records.append({**record, "original_img_id": int(image_id), "file_name": "0.png"})
     sentences = write(tmp_path / "final_flickr_separateGT_test.json", {"images": records})
     run = ["flickr", "--annotations", sentences, "--images", f"{pictures}", "--entities", f"{folder}"]
-    assert main([*run, *common, "--output", f"{tmp_path}/flickr"]) == 0
+    assert evaluate([*run, *common, "--output", f"{tmp_path}/flickr"]) == 0
     assert 0 <= read_metrics(tmp_path / "flickr")["Recall@1_all"] <= 1
 
     place = {"ann_file": "annotations.json", "img_dir": "."}
@@ -207,9 +207,9 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
     for name in ("one", "two"):  # JSON is YAML
         write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
     sets = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{pictures}"]
-    assert main([*sets, *common, "--output", f"{tmp_path}/odinw"]) == 0
+    assert evaluate([*sets, *common, "--output", f"{tmp_path}/odinw"]) == 0
     again = ["--score-only", f"{tmp_path}/odinw", "--limit", "2", "--output", f"{tmp_path}/again"]
-    assert main([*sets, *again]) == 0
+    assert evaluate([*sets, *again]) == 0
     assert read_metrics(tmp_path / "again")["sets"] == read_metrics(tmp_path / "odinw")["sets"]
     metrics = read_metrics(tmp_path / "odinw")
     assert metrics["AP"] == pytest.approx((metrics["AP/one"] + metrics["AP/two"]) / 2)
@@ -239,7 +239,7 @@ def test_missing_pictures_come_before_the_model(benchmark, pictures, tmp_path, c
         write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
     data = ["--annotations", f"{pictures}/annotations.json", "--images", f"{tmp_path}"]
     data = ["--config", f"{tmp_path}/tasks", "--data-root", f"{tmp_path}"] if benchmark == "odinw" else data
-    assert main([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
+    assert evaluate([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
     error = capsys.readouterr().err
     assert "4 of 5 pictures are missing" in error and all(f"{n}.png" in error for n in range(1, 5))
     assert len((tmp_path / "out" / "missing_pictures.txt").read_text().splitlines()) == 4
@@ -251,7 +251,7 @@ def test_test_time_options_reach_the_run(model_folder, pictures, tmp_path):
     options = ["--scales", "48", "64", "--max-size", "96", "--flip", "--vote", "0.5", "--score-agg", "power"]
     options += ["--prefix", "a ", "--suffix", " here", "--separator", " . ", "--suppress", "window", "lamp"]
     options += ["--chunk-size", "7", "--max-detections", "9", "--nms", "0.5", "--batch-size", "2", "--pairs", "3"]
-    assert main([*run, *options, "--device", "cpu", "--output", f"{tmp_path}", "--gallery", "0"]) == 0
+    assert evaluate([*run, *options, "--device", "cpu", "--output", f"{tmp_path}", "--gallery", "0"]) == 0
     chosen = read_metrics(tmp_path)["run"]["options"]
     expected = {"scales": [48, 64], "max_size": 96, "flip": True, "vote_threshold": 0.5, "aggregation": "power"}
     expected |= {"prefix": "a ", "suffix": " here", "separator": " . ", "negative_names": ["window", "lamp"]}
@@ -286,7 +286,7 @@ def test_caption_prompts_of_a_task_file_are_asked(model_folder, pictures, tmp_pa
     run = ["odinw", "--config", f"{tmp_path}/one.yaml", "--data-root", f"{tmp_path}", "--model", model_folder]
     for chosen, words in (("names", [one["name"] for one in override]), ("glip", prompts)):
         output = tmp_path / chosen
-        assert main([*run, "--prompts", chosen, "--limit", "1", "--device", "cpu", "--output", f"{output}"]) == 0
+        assert evaluate([*run, "--prompts", chosen, "--limit", "1", "--device", "cpu", "--output", f"{output}"]) == 0
         assert asked.pop() == words
         with open(output / "one" / "per_class.csv", newline="") as file:
             assert [row["name"] for row in csv.DictReader(file)] == [one["name"] for one in override]
@@ -313,7 +313,7 @@ def test_plot_of_data_sets():
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys, tmp_path):
-    assert main([*arguments, "--output", str(tmp_path)]) == 1
+    assert evaluate([*arguments, "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -385,12 +385,14 @@ def test_other_pages_in_a_browser(flickr_case, look, tmp_path):
     """LVIS, Flickr30k, and ODinW with a name that has to be escaped and does not fit."""
     lvis, (case, folder) = recorded("lvis"), flickr_case
     files = [write(tmp_path / name, lvis[name]) for name in ("predictions", "gt")]
-    assert main(["lvis", "--score-only", files[0], "--annotations", files[1], "--output", f"{tmp_path}/lvis"]) == 0
+    assert evaluate(["lvis", "--score-only", files[0], "--annotations", files[1], "--output", f"{tmp_path}/lvis"]) == 0
     seen = look(tmp_path / "lvis")
     assert (seen["rows"], seen["images"]) == (40, 2 if HAS_MATPLOTLIB else 0)
 
     found = write(tmp_path / "found.json", case["predictions_test"])
-    assert main(["flickr", "--score-only", found, "--annotations", f"{folder}", "--output", f"{tmp_path}/flickr"]) == 0
+    assert (
+        evaluate(["flickr", "--score-only", found, "--annotations", f"{folder}", "--output", f"{tmp_path}/flickr"]) == 0
+    )
     seen = look(tmp_path / "flickr")
     assert seen["rows"] == len(case["expected"]["test_separate"]["scores"]) // 4
     assert seen["images"] == (1 if HAS_MATPLOTLIB else 0)

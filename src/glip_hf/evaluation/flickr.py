@@ -28,7 +28,7 @@ _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\]]*)\]")
 Key = tuple[str, int]  # image id, sentence id
 
 
-class PredictionError(RuntimeError):
+class PredictionError(ValueError):
     """Predictions that do not answer what was asked."""
 
 

@@ -1,31 +1,25 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""`glip evaluate` and `examples/evaluate.py`: one command line for all benchmarks.
-
-`add_arguments(parser)` and `run(arguments)` are all that a command needs; `main` is the whole of the example.
-"""
+"""`glip evaluate` and `examples/evaluate.py`: one command line for all benchmarks."""
 
 import argparse
-import os
 import re
-import sys
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .._arguments import positive
 from ..compilation import MODES, caption_multiple, compile_for_inference
-from . import distributed
-from .base import Evaluator
-from .coco import CocoEvaluator
-from .flickr import FlickrEvaluator, PredictionError
-from .lvis import LvisEvaluator
-from .odinw import mean_figures
-from .report import write_report, write_summary
-from .run import Result, load_predictions, predict, provenance, require_pictures, score
-from .tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
+from ..evaluation import distributed
+from ..evaluation.base import Evaluator
+from ..evaluation.coco import CocoEvaluator
+from ..evaluation.driver import Detector, Options
+from ..evaluation.flickr import FlickrEvaluator
+from ..evaluation.lvis import LvisEvaluator
+from ..evaluation.odinw import mean_figures
+from ..evaluation.report import write_report, write_summary
+from ..evaluation.run import Result, load_predictions, predict, provenance, require_pictures, score
+from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
+from .common import add_device_arguments, count, fraction, load_model, positive
 
 DESCRIPTION = """\
 Evaluate like the papers; one process, or several under `accelerate launch` or `torchrun`.
@@ -39,85 +33,94 @@ Evaluate like the papers; one process, or several under `accelerate launch` or `
 A run that was interrupted goes on where it stopped when it is started again with the same --output."""
 
 BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
-USER_ERRORS = (ValueError, OSError, ImportError, PredictionError)  # their messages say what to do
-CHUNKS = {"lvis": 40}  # names a caption in the published protocols; all that fit elsewhere
+CHUNKS = {"lvis": 40}
+"""Class names per caption in the published protocols; elsewhere as many as fit."""
+
 DETECTIONS = {"lvis": 300}
+"""Detections that are kept, elsewhere 100."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The whole command line, but for `prog` and the position under a parent command."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "evaluate",
+        help="COCO, LVIS, Flickr30k and ODinW, as in the papers",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     data = parser.add_argument_group("data").add_argument
     data(
         "--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON or Flickr30k Entities' folder"
     )
-    data("--images", metavar="DIR", help="folder of the pictures (with --score-only: for the gallery)")
-    data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: looked for)")
+    data("--images", metavar="DIR", help="folder of the images (with --score-only: for the gallery)")
+    data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: searched for)")
     data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
-    data("--data-root", metavar="DIR", default=".", help="odinw: what paths in task files are relative to")
+    data("--data-root", metavar="DIR", default=".", help="odinw: folder that paths in task files are relative to")
     data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
-    data("--limit", type=positive, metavar="N", help="the first N pictures only")
+    data("--limit", type=positive, metavar="N", help="the first N images only")
 
-    run = parser.add_argument_group("run").add_argument
-    run("--model", metavar="DIR|HUB", help="converted model")
-    run("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
-    run("--fresh", action="store_true", help="forget an earlier run's predictions in --output")
-    run("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")
-    run("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best there is)")
-    run("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    run("--batch-size", type=positive, default=1, metavar="N", help="pictures a pass (%(default)s)")
-    run("--pairs", type=positive, metavar="N", help="(picture, caption) pairs a pass (default: what fits)")
-    run("--workers", type=positive, default=2, metavar="N", help="threads that read pictures (%(default)s)")
-    run("--compile", choices=MODES, metavar="MODE", help=f"torch.compile in this mode: {', '.join(MODES)}")
-    run("--allow-padding", action="store_true", help="batch pictures of different sizes: faster, other numbers")
-    run("--gallery", type=_count, default=6, metavar="N", help="best and worst pictures in the report (%(default)s)")
+    group = parser.add_argument_group("run")
+    speed = group.add_argument
+    speed("--model", metavar="DIR|HUB", help="converted model")
+    speed("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
+    speed("--fresh", action="store_true", help="discard the predictions of an earlier run in --output")
+    speed("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")
+    add_device_arguments(group)
+    speed("--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (%(default)s)")
+    speed("--pairs", type=positive, metavar="N", help="(image, caption) pairs per forward pass (default: what fits)")
+    speed("--workers", type=positive, default=2, metavar="N", help="threads that read images (%(default)s)")
+    speed("--compile", choices=MODES, metavar="MODE", help=f"torch.compile in this mode: {', '.join(MODES)}")
+    speed("--allow-padding", action="store_true", help="batch images of different sizes: faster, other results")
+    speed("--gallery", type=count, default=6, metavar="N", help="best and worst images in the report (%(default)s)")
 
-    rule = parser.add_argument_group("protocol").add_argument
-    rule("--standard", action="store_true", help="lvis: 300 detections a picture in place of Fixed AP")
+    rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `Options`
+    rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
     rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
     rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
-    rule("--score-agg", choices=("mean", "max", "power"), default="mean", type=str.lower, help="tokens to a score")
-    rule("--chunk-size", type=positive, metavar="N", help="names a caption (lvis: 40, else all that fit)")
-    rule("--max-detections", type=positive, metavar="N", help="a picture; lvis: a caption (lvis: 300, else 100)")
-    rule("--separator", metavar="TEXT", help='between names (". ")')
-    rule("--prefix", metavar="TEXT", help="before every name")
-    rule("--suffix", metavar="TEXT", help="after every name")
-    rule("--suppress", nargs="+", metavar="NAME", help="names that soak up false positives")
-    rule("--scales", nargs="+", type=positive, metavar="PIXELS", help="short sides for multi-scale testing")
+    rule(
+        "--score-agg",
+        dest="aggregation",
+        choices=("mean", "max", "power"),
+        default="mean",
+        type=str.lower,
+        help="how token scores combine into the score of a class (%(default)s)",
+    )
+    rule("--chunk-size", type=positive, metavar="N", help="class names per caption (lvis: 40, else as many as fit)")
+    rule("--max-detections", type=positive, metavar="N", help="per image; lvis: per caption (lvis: 300, else 100)")
+    rule("--separator", metavar="TEXT", help='between class names (". ")')
+    rule("--prefix", metavar="TEXT", help="before every class name")
+    rule("--suffix", metavar="TEXT", help="after every class name")
+    rule("--suppress", dest="negative_names", nargs="+", metavar="NAME", help="negative class names")
+    rule("--scales", nargs="+", type=positive, default=(), metavar="PIXELS", help="short sides of multi-scale testing")
     rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
-    rule("--flip", action="store_true", help="test mirrored pictures as well")
-    rule("--vote", type=_fraction, default=0.6, metavar="IOU", help="overlap that joins boxes of views (%(default)s)")
-    rule("--nms", type=_fraction, default=0.6, metavar="IOU", help="of doubles (%(default)s)")
-
-
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
+    rule("--flip", action="store_true", help="test mirrored images as well")
+    rule(
+        "--vote",
+        dest="vote_threshold",
+        type=fraction,
+        default=0.6,
+        metavar="IOU",
+        help="IoU from which boxes of several views are merged (%(default)s)",
+    )
+    rule(
+        "--nms",
+        dest="nms_threshold",
+        type=fraction,
+        default=0.6,
+        metavar="IOU",
+        help="IoU threshold of NMS (%(default)s)",
+    )
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; the figures go to stdout and to the output folder.
-
-    Raises:
-        USER_ERRORS: with a message for the user.
-    """
+    """Evaluate; the figures go to stdout and to the output folder."""
     distributed.start()
     output = Path(arguments.output or f"evaluation/{arguments.benchmark}")
     _check(arguments)
-    alone = distributed.world()[0] == 0
-    if arguments.score_only and not alone:
+    is_main = distributed.world()[0] == 0
+    if arguments.score_only and not is_main:
         return 0  # one process is enough
     if arguments.benchmark == "odinw":
         result = _odinw(arguments, output)
@@ -128,13 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
         evaluator = _evaluator(arguments, task)
         require_pictures([task], output)
         result = _evaluate(arguments, _detector(arguments), task, evaluator, output)
-    if alone:
-        try:
-            for name, value in result.metrics.items():
-                print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
-            print(f"-> {output}", flush=True)
-        except BrokenPipeError:  # the reader, `head` for one, has seen enough; the folder is written
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_main:
+        for name, value in result.metrics.items():
+            print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
+        print(f"-> {output}", flush=True)
     return 0
 
 
@@ -199,41 +199,19 @@ def _entities(arguments: argparse.Namespace) -> Path:
     raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
 
 
-def _detector(arguments: argparse.Namespace) -> Any:
-    import torch
-
-    from ..modeling_glip import GlipForGrounding
-    from ..processing_glip import GlipProcessor
-    from .driver import Detector, Options
-
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = GlipForGrounding.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
+def _detector(arguments: argparse.Namespace) -> Detector:
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
-    options = Options(
-        chunk_size=arguments.chunk_size or CHUNKS.get(arguments.benchmark),
-        max_detections=limit,
-        merged_limit=None if arguments.benchmark == "lvis" and not arguments.standard else limit,
-        aggregation=arguments.score_agg,
-        nms_threshold=arguments.nms,
-        separator=arguments.separator,
-        prefix=arguments.prefix,
-        suffix=arguments.suffix,
-        negative_names=arguments.suppress,
-        scales=arguments.scales or (),
-        max_size=arguments.max_size,
-        flip=arguments.flip,
-        vote_threshold=arguments.vote,
-        allow_padding=arguments.allow_padding,
-        batch_size=arguments.batch_size,
-        pairs=arguments.pairs,
-        workers=arguments.workers,
-        caption_multiple=caption_multiple(arguments.compile),
-    )
+    values = vars(arguments) | {
+        "chunk_size": arguments.chunk_size or CHUNKS.get(arguments.benchmark),
+        "max_detections": limit,
+        "merged_limit": None if arguments.benchmark == "lvis" and not arguments.standard else limit,
+        "caption_multiple": caption_multiple(arguments.compile),
+    }
+    options = Options(**{field.name: values[field.name] for field in fields(Options) if field.name in values})
     if arguments.compile:
-        model = compile_for_inference(model.eval(), arguments.compile)
-    return Detector(model, GlipProcessor.from_pretrained(arguments.model), options)
+        model = compile_for_inference(model, arguments.compile)
+    return Detector(model, processor, options)
 
 
 def _evaluate(arguments: argparse.Namespace, detector: Any, task: Task, evaluator: Evaluator, output: Path) -> Result:
@@ -295,23 +273,3 @@ def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     if distributed.world()[0] == 0:
         write_summary(output, result, "AP", figures, {one.task.name: len(one.task.pictures) for one in sets})
     return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command as a program of its own; an error is one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(prog="evaluate.py")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
-            return run(arguments)
-    except USER_ERRORS as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("evaluate: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
-__all__ = ["USER_ERRORS", "add_arguments", "main", "run"]

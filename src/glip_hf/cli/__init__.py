@@ -1,0 +1,63 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The command `glip`, one module per subcommand.
+
+Exit codes: 0 success; 1 the request could not be carried out (no such image, no such model); 2 wrong usage. Errors in
+the user's input go to stderr and name the value and the remedy. Results go to stdout, notes and progress to stderr, so
+that `--json` can be piped.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.utils import logging
+
+from . import check_data, convert, evaluate, export, ground, info
+from .common import CliError, UsageError
+
+OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `glip` and its subcommands; `run` of the parsed arguments carries the subcommand out."""
+    parser = argparse.ArgumentParser(prog="glip", description="Ground any phrase in any image.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (ground, convert, info, evaluate, check_data, export):
+        module.add_parser(commands).set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments, extra = build_parser().parse_known_args(argv)
+    command = arguments.command
+    logging.disable_progress_bar()  # loading and saving weights takes seconds
+    try:
+        # argparse accepts one unbroken run of positional arguments: names after an option end up in `extra`.
+        if extra and (command != "ground" or any(word.startswith("-") for word in extra)):
+            raise UsageError(f"unrecognized arguments: {' '.join(extra)}; see glip {command} --help")
+        if extra:
+            arguments.words += extra
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return arguments.run(arguments)
+    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (CliError, ValueError, OSError, ImportError) as error:
+        print(f"glip {command}: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILURE
+    except KeyboardInterrupt:
+        hint = "; the same command resumes it" if command == "evaluate" else ""
+        print(f"glip {command}: interrupted{hint}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
+__all__ = ["build_parser", "main"]

@@ -1,0 +1,99 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Errors, argument types and model loading that the subcommands share."""
+
+import argparse
+
+import torch
+
+from ..inspection import read_config
+from ..modeling_glip import GlipForGrounding
+from ..processing_glip import GlipProcessor
+
+
+class CliError(Exception):
+    """The request cannot be carried out: the message is shown as it is, the command exits with code 1."""
+
+
+class UsageError(CliError):
+    """The command line itself is wrong; the command exits with code 2."""
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1; argparse itself reports what is not a number."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def count(text: str) -> int:
+    """An integer of at least 0."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def add_device_arguments(parser: argparse._ActionsContainer) -> None:
+    """`--device` and `--dtype`, as `load_model` takes them."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best available)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (%(default)s)"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` prefers an accelerator.
+
+    Raises:
+        CliError: if this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise CliError(f"--device {name}: not available on this machine; leave it out or use --device cpu") from None
+    return device
+
+
+def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> tuple[GlipForGrounding, GlipProcessor]:
+    """The model in evaluation mode on its device, and its processor.
+
+    Raises:
+        CliError: if `source` is not a converted model.
+        ValueError: from `read_config`.
+    """
+    target, config = choose_device(device), read_config(source)
+    try:
+        model = GlipForGrounding.from_pretrained(source, config=config, dtype=getattr(torch, dtype))
+        processor = GlipProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
+    return model.to(target).eval(), processor
+
+
+__all__ = [
+    "CliError",
+    "UsageError",
+    "add_device_arguments",
+    "choose_device",
+    "count",
+    "first_line",
+    "fraction",
+    "load_model",
+    "positive",
+]

@@ -1,0 +1,226 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`glip ground`: detections in images for class names or a caption."""
+
+import argparse
+import glob
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ..image_reading_glip import load_picture
+from ..visualize import draw_detections
+from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
+
+CAPTION_WORDS = 3
+"""A single text argument of at least this many words is a caption, not a class name."""
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
+URL_PREFIXES = ("http://", "https://")
+
+DESCRIPTION = """\
+Find what you name in images.
+
+  glip ground photo.jpg "cat" "remote control" --model DIR --save annotated.png
+  glip ground photo.jpg "two cats on a pink sofa" --model DIR
+  glip ground 'holiday/*.jpg' a.png --names cat dog --model DIR --save annotated/ --json
+
+WORDS are images first (files, a directory, quoted globs, URLs), then class names. A single text of three or more words
+is read as a caption: its noun phrases are found and grounded. --names and --caption say outright which it is."""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "ground",
+        help="detect class names or phrases in images",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("words", nargs="+", metavar="WORDS", help="images, then class names or one caption")
+    add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--names", nargs="+", metavar="NAME", help="class names; WORDS are then all images")
+    text.add_argument("--caption", metavar="TEXT", help="a caption; WORDS are then all images")
+    add("--phrases", nargs="+", metavar="PHRASE", help="of --caption (default: its noun phrases)")
+    add("--save", metavar="PATH", help="annotated image; a directory for several images")
+    add("--threshold", type=fraction, default=0.4, metavar="P", help="lowest score (%(default)s)")
+    add("--nms", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
+    add("--max-detections", type=positive, default=100, metavar="N", help="per image (%(default)s)")
+    add(
+        "--aggregation",
+        choices=("mean", "max", "power", "onehot"),
+        default="mean",
+        help="how token scores combine into the score of a class (%(default)s)",
+    )
+    add("--chunk-size", type=positive, metavar="N", help="class names per caption (default: as many as fit)")
+    add("--json", action="store_true", help="print one JSON document")
+    add_device_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    paths, names, caption = read_words(arguments)
+    targets = save_targets(arguments.save, paths)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    text = processor(
+        text=caption if names is None else names,
+        phrases=arguments.phrases,
+        chunk_size=arguments.chunk_size,
+        return_tensors="pt",
+    ).to(model.device)
+    tokens = {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.inference_mode():  # the text is encoded once for all images
+        encoded = {
+            "text_features": model.get_text_features(**tokens),
+            "positive_map": text["positive_map"],
+            "label_ids": text["label_ids"],
+        }
+
+    def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
+        """The upright image and its detections."""
+        try:
+            image = ImageOps.exif_transpose(load_picture(path))
+            pixels = processor(images=image, return_tensors="pt").to(model.device, dtype=model.dtype)
+        except (OSError, ValueError) as error:
+            raise CliError(first_line(error)) from None
+        with torch.inference_mode():
+            outputs = model(**pixels, **encoded)
+        found = processor.post_process_grounded_object_detection(
+            outputs,
+            text,
+            threshold=arguments.threshold,
+            aggregation=arguments.aggregation,
+            nms_threshold=arguments.nms,
+            max_detections=arguments.max_detections,
+        )
+        return image, found[0]
+
+    records: list[dict[str, Any]] = []
+    # disable=None: a bar only on a terminal
+    for path, target in tqdm(list(zip(paths, targets)), unit="image", disable=None if len(paths) > 1 else True):
+        record: dict[str, Any] = {"photo": path}
+        records.append(record)
+        try:
+            image, result = detect(path)
+            record |= _as_json(result, image)
+            if target is not None:
+                record["saved"] = _save(image, result, target)
+            if not arguments.json:
+                _print_detections(record, arguments.threshold)
+        except CliError as error:  # does not stop the other images
+            record["error"] = str(error)
+            tqdm.write(f"glip ground: {error}", file=sys.stderr)
+    if arguments.json:
+        asked = {"names": names} if caption is None else {"caption": caption, "phrases": text.text_labels[0]}
+        print(json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False))
+    return 1 if any("error" in record for record in records) else 0
+
+
+def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | None, str | None]:
+    """Image paths, and either class names or a caption, from the command line.
+
+    A leading word is an image if it is the first, a URL, an existing file with an image suffix, or a glob that matches
+    one; the rest are class names. With --names or --caption all words are images.
+    """
+    words = list(arguments.words)
+    names, caption = arguments.names, arguments.caption
+    explicit = names is not None or caption is not None
+    paths: list[str] = []
+    while words and (explicit or not paths or _is_image(words[0])):
+        paths += _expand(words.pop(0))
+    if not explicit:
+        if not words:
+            raise UsageError('nothing to look for: add class names ("cat" "remote control") or a caption')
+        for word in words:
+            if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(c.isspace() for c in word):
+                raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
+        if len(words) == 1 and len(words[0].split()) >= CAPTION_WORDS:
+            caption = words[0]
+        else:
+            names = words
+    if arguments.phrases and caption is None:
+        raise UsageError("--phrases are parts of a caption: give that with --caption")
+    if not all(text.strip() for text in names or [caption]):
+        raise UsageError("an empty class name or caption cannot be grounded: leave it out")
+    return paths, names, caption
+
+
+def _is_image(word: str) -> bool:
+    if word.startswith(URL_PREFIXES):
+        return True
+    if glob.has_magic(word) and not os.path.exists(word):
+        return any(Path(match).suffix.lower() in IMAGE_SUFFIXES for match in glob.glob(word, recursive=True))
+    return os.path.isfile(word) and Path(word).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _expand(word: str) -> list[str]:
+    """The images a word stands for, in order: itself, the matches of a glob, the images of a directory."""
+    if word.startswith(URL_PREFIXES) or os.path.isfile(word):
+        return [word]
+    if os.path.isdir(word):
+        found = [str(p) for p in sorted(Path(word).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise CliError(f"{word}: no images in this directory")
+        return found
+    if glob.has_magic(word):
+        found = sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise CliError(f"{word}: no file matches")
+        return found
+    raise CliError(f"{word}: no such file; images come first, then class names")
+
+
+def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
+    """Where each annotated image goes."""
+    if save is None:
+        return [None] * len(paths)
+    path = Path(save)
+    if not (path.is_dir() or save.endswith(("/", os.sep)) or path.suffix == ""):
+        if len(paths) > 1:
+            raise UsageError(f"--save {save}: {len(paths)} images need a directory, e.g. --save {path.stem}/")
+        Image.init()
+        if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+            raise UsageError(f"--save {save}: {path.suffix} is not a supported image format; use .png or .jpg")
+        return [path]
+    used: dict[str, int] = {}
+    targets: list[Path | None] = []
+    for source in paths:
+        stem = Path(source.split("?")[0]).stem
+        used[stem] = used.get(stem, 0) + 1
+        targets.append(path / (f"{stem}.png" if used[stem] == 1 else f"{stem}-{used[stem]}.png"))
+    return targets
+
+
+def _as_json(result: dict[str, Any], image: Image.Image) -> dict[str, Any]:
+    columns = (result["text_labels"], result["labels"].tolist(), result["scores"].tolist(), result["boxes"].tolist())
+    detections = [
+        {"text_label": name, "label": label, "score": round(score, 4), "box": [round(v, 2) for v in box]}
+        for name, label, score, box in zip(*columns)
+    ]
+    return {"width": image.width, "height": image.height, "detections": detections}
+
+
+def _print_detections(record: dict[str, Any], threshold: float) -> None:
+    print(f"{record['photo']} ({record['width']}x{record['height']})")
+    if not record["detections"]:
+        print(f"  nothing with a score above {threshold}; try a lower --threshold")
+    for found in record["detections"]:
+        box = " ".join(f"{v:7.1f}" for v in found["box"])
+        print(f"  {found['score']:.2f}  {box}  {found['text_label']}")
+    if "saved" in record:
+        print(f"  -> {record['saved']}")
+
+
+def _save(image: Image.Image, result: dict[str, Any], target: Path) -> str:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_detections(image, result).save(target)
+    except OSError as error:
+        raise CliError(f"--save {target}: cannot be written ({first_line(error)})") from None
+    return str(target)

@@ -1,0 +1,39 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`glip info`: variant, sizes and configuration of a model."""
+
+import argparse
+import json
+from typing import Any
+
+from ..inspection import describe
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "info",
+        help="variant, sizes and configuration of a model",
+        description="Describe a converted model (directory or Hub id) or an original checkpoint. No weights are "
+        "loaded, and nothing in a checkpoint is executed.",
+    )
+    parser.add_argument("source", metavar="DIR|HUB|PTH")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    facts = describe(arguments.source)
+    if arguments.json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return 0
+    config = facts.pop("config")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part} {count:,}" for part, count in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        print(f"{name.replace('_', ' ') + ':':22}{'-' if value in (None, '') else value}")
+    print("config:")
+    print("\n".join(f"  {line}" for line in json.dumps(config, indent=2).splitlines()))
+    return 0

@@ -4,14 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out/demo
+# Test processes, of one thread each.
+WORKERS ?= 2
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test suites slow lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+# Transformers' own common suites, fetched with pip.
+suites: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/transformers_suite/run.py -n $(WORKERS)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

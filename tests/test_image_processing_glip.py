@@ -20,9 +20,8 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 from transformers.utils import is_torchvision_available
 
-from glip_hf.image_geometry_glip import common_padded_size
 from glip_hf.image_processing_glip import GlipImageProcessor
-from glip_hf.image_processing_pil_glip import GlipImageProcessorPil
+from glip_hf.image_processing_pil_glip import GlipImageProcessorPil, common_padded_size
 
 needs_torchvision = pytest.mark.skipif(
     not is_torchvision_available(),
@@ -321,8 +320,8 @@ def test_input_is_left_alone(processor):
 # --- errors
 
 BAD_INPUTS = [
-    ([], ValueError, "no picture to process"),
-    ([[], []], ValueError, "no picture to process"),
+    ([], ValueError, "no image to process"),
+    ([[], []], ValueError, "no image to process"),
     (None, TypeError, "got NoneType"),
     ([3], TypeError, "got int"),
     ([make_photo(), None], TypeError, "got NoneType"),
@@ -340,11 +339,11 @@ BAD_INPUTS = [
     (np.full((5, 6, 3), 300), ValueError, "0..255, got 300"),
     (np.full((5, 6, 3), -1), ValueError, "0..255, got -1"),
     (np.full((5, 6), 1j), ValueError, "must be real"),
-    (np.array([["a", "b"]]), ValueError, "no picture"),
-    ("", FileNotFoundError, "no picture file"),
-    ("x" * 100_000, FileNotFoundError, "no picture file 'xxx"),
-    ("photo\0.png", FileNotFoundError, "no picture file"),
-    ("data:image/png;base64,AAAA", ValueError, "Cannot read the picture 'data:image"),
+    (np.array([["a", "b"]]), ValueError, "not an image"),
+    ("", FileNotFoundError, "no image file"),
+    ("x" * 100_000, FileNotFoundError, "no image file 'xxx"),
+    ("photo\0.png", FileNotFoundError, "no image file"),
+    ("data:image/png;base64,AAAA", ValueError, "Cannot read the image 'data:image"),
 ]
 
 
@@ -355,7 +354,7 @@ def test_bad_input(processor, images, error, message):
 
 
 def test_bad_picture_in_a_batch_is_named(processor):
-    with pytest.raises(ValueError, match="Picture 1 of 2.*NaN"):
+    with pytest.raises(ValueError, match="Image 1 of 2.*NaN"):
         processor([make_photo(), np.full((5, 6, 3), np.nan)], return_tensors="pt")
 
 
@@ -547,7 +546,7 @@ def test_annotations_stay_with_their_pictures(processor):
 
 
 def test_one_annotation_per_picture(processor):
-    with pytest.raises(ValueError, match="2 annotations for 1 pictures"):
+    with pytest.raises(ValueError, match="2 annotations for 1 images"):
         processor(make_photo(), annotations=[coco(), coco()], return_tensors="pt")
     with pytest.raises(ValueError, match="'image_id' and 'annotations'"):
         processor(make_photo(), annotations=[[1, 2]], return_tensors="pt")

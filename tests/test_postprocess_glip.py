@@ -107,7 +107,7 @@ def test_scores_boxes_and_labels_by_hand() -> None:
     found = post_process_grounding(made, target_sizes=[(640, 960)])[0]
     torch.testing.assert_close(found["scores"], torch.tensor([0.9, 0.4]))  # sqrt(0.81), sqrt(0.25 * 0.64)
     assert found["labels"].tolist() == [2, 1]
-    # Location 3: x from 3/6, of 96 pixels, ten times as large in the photo.
+    # Location 3: x from 3/6, of 96 pixels, ten times as large in the image.
     torch.testing.assert_close(found["boxes"][1], torch.tensor([480.0, 0.0, 576.0, 64.0]))
 
 
@@ -129,7 +129,7 @@ def test_sizes() -> None:
         torch.testing.assert_close(
             post_process_grounding(made, target_sizes=sizes)[0]["boxes"], relative * torch.tensor([20.0, 10, 20, 10])
         )
-    with pytest.raises(ValueError, match="2 entries for 1 picture"):
+    with pytest.raises(ValueError, match="2 entries for 1 images"):
         post_process_grounding(made, target_sizes=[(1, 1), (2, 2)])
 
 
@@ -147,7 +147,22 @@ def test_a_tie_at_the_limit_keeps_all() -> None:
     assert len(post_process_grounding(outputs(at(*hits), ONE_TOKEN_EACH), max_detections=1)[0]["scores"]) == 1
 
 
-def test_candidates_are_limited_a_level() -> None:
+def test_a_limit_of_zero_keeps_nothing_and_a_negative_one_is_refused() -> None:
+    made = outputs(at((0, 0, 0.9), (1, 1, 0.8)), ONE_TOKEN_EACH)
+    for option in ("max_detections", "pre_nms_top_k"):
+        found = post_process_grounding(made, **{option: 0})[0]
+        assert found["scores"].shape == (0,) and found["boxes"].shape == (0, 4) and found["labels"].shape == (0,)
+        with pytest.raises(ValueError, match=f"{option}=-1 must not be negative"):
+            post_process_grounding(made, **{option: -1})
+
+
+def test_unknown_arguments_are_refused() -> None:
+    made = outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH)
+    with pytest.raises(TypeError, match="'nms_treshold': did you mean 'nms_threshold'"):
+        post_process_grounding(made, nms_treshold=0.5)
+
+
+def test_candidates_are_limited_per_level() -> None:
     hits = [(i, 0, 0.9 - i / 100) for i in range(10)] + [(24 + i, 0, 0.2 + i / 100) for i in range(4)]
     found = post_process_grounding(outputs(at(*hits), ONE_TOKEN_EACH), pre_nms_top_k=2)[0]
     torch.testing.assert_close(found["scores"].square(), torch.tensor([0.9, 0.89, 0.23, 0.22]))
@@ -161,12 +176,12 @@ def test_nms_is_per_label() -> None:
     assert len(post_process_grounding(made, nms_threshold=1.0)[0]["labels"]) == 4
 
 
-def test_rows_of_padding_are_no_class() -> None:
+def test_padding_rows_are_not_classes() -> None:
     made = outputs(at((0, 0, 0.9), (1, 1, 0.8)), ONE_TOKEN_EACH, label_ids=torch.tensor([[7, -1, -1, -1]]))
     assert post_process_grounding(made)[0]["labels"].tolist() == [7]
 
 
-def test_different_names_a_picture_and_batch_equals_single() -> None:
+def test_different_classes_per_image_and_batch_equals_single() -> None:
     first, second = at((0, 0, 0.9), (5, 2, 0.7)), at((1, 3, 0.8), (9, 1, 0.5), (26, 0, 0.6))
     maps = torch.zeros(2, 3, 4, dtype=torch.bool)
     maps[0, 0, 0] = maps[0, 1, 2] = True
@@ -180,7 +195,7 @@ def test_different_names_a_picture_and_batch_equals_single() -> None:
     assert batch[0]["labels"].tolist() == [0, 1] and batch[1]["labels"].tolist() == [0, 2, 1]
 
 
-def test_chunks_of_a_picture_are_merged() -> None:
+def test_chunks_of_an_image_are_merged() -> None:
     probabilities = torch.cat([at((0, 0, 0.9), (1, 1, 0.5)), at((2, 0, 0.7)), at((3, 0, 0.8), (4, 1, 0.6))])
     maps = torch.eye(4, dtype=torch.bool)[:2].expand(3, -1, -1)
     labels = torch.tensor([[0, 1], [0, 1], [2, 3]])
@@ -204,6 +219,6 @@ def test_half_precision_outputs() -> None:
     torch.testing.assert_close(found["scores"], torch.tensor([0.5]), atol=5e-3, rtol=0)
 
 
-def test_number_maps() -> None:
+def test_integer_positive_maps() -> None:
     made = outputs(at((3, 1, 0.25)), ONE_TOKEN_EACH.long())
     assert post_process_grounding(made)[0]["labels"].tolist() == [1]

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""GlipProcessor: every form text may take, chunks, targets, and the way back to names."""
+"""GlipProcessor: every form of text input, chunks, targets, and labelled detections."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ from glip_hf.processing_glip import GlipProcessor
 VOCAB = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
 TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "positive_map", "label_ids"}
 IMAGE_KEYS = {"pixel_values", "pixel_mask", "original_sizes"}
-PICTURE = Image.new("RGB", (60, 40), (90, 120, 30))
+IMAGE = Image.new("RGB", (60, 40), (90, 120, 30))
 
 
 def make_processor(vocab=VOCAB, **options):
@@ -52,8 +52,8 @@ def words(processor, inputs, caption=0):
 # -- the forms of text -------------------------------------------------------------------------
 
 
-def test_names_for_one_picture(processor):
-    inputs = processor(images=PICTURE, text=["cat", "remote_control"], return_tensors="pt")
+def test_class_names_for_one_image(processor):
+    inputs = processor(images=IMAGE, text=["cat", "remote_control"], return_tensors="pt")
     assert set(inputs) == TEXT_KEYS | IMAGE_KEYS
     assert processor.decode(inputs["input_ids"][0]) == "[CLS] cat. remote control [SEP]"
     assert inputs["positive_map"].dtype == torch.bool
@@ -63,9 +63,9 @@ def test_names_for_one_picture(processor):
     assert inputs.text_labels == [["cat", "remote_control"]]
 
 
-def test_names_for_each_picture_are_padded_to_the_longest(processor):
+def test_class_names_per_image_are_padded_to_the_longest(processor):
     text = [["cat"], ["dog", "hot dog"]]
-    inputs = processor(images=[PICTURE, PICTURE], text=text, return_tensors="pt")
+    inputs = processor(images=[IMAGE, IMAGE], text=text, return_tensors="pt")
     assert inputs["input_ids"].shape == (2, 6)
     assert inputs["attention_mask"].sum(-1).tolist() == [3, 6]
     assert inputs["label_ids"].tolist() == [[0, -1], [0, 1]]
@@ -74,15 +74,15 @@ def test_names_for_each_picture_are_padded_to_the_longest(processor):
     assert inputs.text_labels == text and "image_indices" not in inputs
 
 
-def test_one_list_of_names_serves_every_picture(processor):
-    inputs = processor(images=[PICTURE] * 3, text=("cat", "dog"), return_tensors="np")
+def test_one_list_of_class_names_serves_every_image(processor):
+    inputs = processor(images=[IMAGE] * 3, text=("cat", "dog"), return_tensors="np")
     assert inputs["input_ids"].shape == (3, 5) and len(inputs.text_labels) == 3
 
 
 def test_caption_with_phrases(processor):
     caption = "a red car next to a cart and a blue car"
     phrases = ["red car", ("car", 2), "a red car next"]
-    inputs = processor(images=PICTURE, text=caption, phrases=phrases, return_tensors="pt")
+    inputs = processor(images=IMAGE, text=caption, phrases=phrases, return_tensors="pt")
     assert words(processor, inputs) == [(0, "red car"), (1, "car"), (2, "a red car next")]
     assert inputs["positive_map"][0, 1].nonzero().flatten().tolist() == [11]
     assert inputs.text_labels == [["red car", "car", "a red car next"]]
@@ -102,7 +102,7 @@ def test_free_text_finds_its_noun_phrases(processor):
     assert inputs.text_labels == [["running"]] and inputs["positive_map"].sum() > 0
 
 
-def test_captions_for_several_pictures(processor):
+def test_captions_for_several_images(processor):
     text = ["a cat and a dog", "a bird"]
     inputs = processor(text=text, phrases=[["dog"], None], return_tensors="pt")
     assert inputs.text_labels == [["dog"], ["a bird"]]
@@ -113,7 +113,7 @@ def test_captions_for_several_pictures(processor):
 
 
 def test_images_alone_and_text_alone(processor):
-    inputs = processor(images=[PICTURE], return_tensors="pt")
+    inputs = processor(images=[IMAGE], return_tensors="pt")
     assert set(inputs) == IMAGE_KEYS and inputs.text_labels is None
     assert set(processor(text=["cat"], return_tensors="pt")) == TEXT_KEYS
     assert set(processor(text=["cat"])) == TEXT_KEYS
@@ -133,8 +133,8 @@ def test_images_alone_and_text_alone(processor):
         ({"text": [["cat", b"dog"]]}, TypeError, "name 1 is b'dog', a bytes"),
         ({"text": {"name": "cat"}}, TypeError, "text is a dict"),
         ({"text": 7}, TypeError, "text is a int"),
-        ({"text": [""]}, ValueError, "None of the names '' for picture 0 has a token"),
-        ({"text": [["cat"], ["\0", " "]]}, ValueError, "for picture 1 has a token"),
+        ({"text": [""]}, ValueError, "None of the names '' for image 0 has a token"),
+        ({"text": [["cat"], ["\0", " "]]}, ValueError, "for image 1 has a token"),
         ({"text": "a cat", "phrases": ["dog"]}, ValueError, "'dog' is not in the caption 'a cat'"),
         ({"text": "a cat a", "phrases": ["a"]}, ValueError, "occurs 3 times.*0: character 0.*'a c"),
         ({"text": "a cat", "phrases": "cat"}, TypeError, "give a list"),
@@ -147,22 +147,24 @@ def test_images_alone_and_text_alone(processor):
         ({"text": "a", "spans": [[0, 1]], "phrases": ["a"]}, ValueError, "give one of them"),
         ({"text": [["cat"]], "phrases": [["cat"]]}, TypeError, "give a caption"),
         ({"text": ["a", "b"], "phrases": [["a"]]}, ValueError, "for 2 texts"),
-        ({"images": PICTURE, "phrases": ["cat"]}, ValueError, "belong to a caption"),
-        ({"images": PICTURE, "text": [["cat"], ["dog"]]}, ValueError, "2 texts for 1 pictures"),
-        ({"images": [PICTURE] * 2, "text": [["cat"]]}, ValueError, "1 texts for 2 pictures"),
+        ({"images": IMAGE, "phrases": ["cat"]}, ValueError, "belong to a caption"),
+        ({"images": IMAGE, "text": [["cat"], ["dog"]]}, ValueError, "2 texts for 1 images"),
+        ({"images": [IMAGE] * 2, "text": [["cat"]]}, ValueError, "1 texts for 2 images"),
         ({"text": ["cat"], "annotations": []}, ValueError, "give images as well"),
         ({"text": ["cat"], "chunk_size": 0}, ValueError, "chunk_size=0"),
         ({"text": ["dog " * 300]}, ValueError, "the name 'dog dog .* has 300 tokens"),
         ({"text": ["cat", "dog"], "prefix": ["a "]}, ValueError, "prefix has 1 entries for 2"),
+        ({"text": ["cat"], "seperator": ", "}, TypeError, "'seperator': did you mean 'separator'"),
+        ({"images": IMAGE, "size_diviser": 8}, TypeError, "'size_diviser': did you mean 'size_divisor'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(processor, arguments, error, message):
+def test_invalid_arguments_are_refused(processor, arguments, error, message):
     with pytest.raises(error, match=message):
         processor(**arguments, return_tensors="pt")
 
 
 @pytest.mark.parametrize("text", [["🐶", "cat"], ["cat\0", "do\0g"], ["!", "..."], ["日本"]])
-def test_odd_characters_have_tokens_or_none_but_never_a_neighbours(processor, text):
+def test_odd_characters_never_take_the_tokens_of_a_neighbour(processor, text):
     inputs = processor(text=text, return_tensors="pt")
     for row, name in zip(inputs["positive_map"][0], text, strict=True):
         alone = processor.tokenizer(name, add_special_tokens=False)["input_ids"]
@@ -172,14 +174,14 @@ def test_odd_characters_have_tokens_or_none_but_never_a_neighbours(processor, te
 # -- warnings ----------------------------------------------------------------------------------
 
 
-def test_a_name_without_tokens_is_told_and_scores_zero(processor):
+def test_a_class_name_without_tokens_warns_and_scores_zero(processor):
     with pytest.warns(UserWarning, match=r"no token stands for '\(only\)'"):
         inputs = processor(text=["cat", "(only)"], return_tensors="pt")
     assert inputs["positive_map"].sum(-1).tolist() == [[1, 0]]
     assert inputs["label_ids"].tolist() == [[0, 1]]
 
 
-def test_phrases_beyond_the_caption_are_told(processor):
+def test_phrases_beyond_the_caption_warn(processor):
     caption = "cat " * 253 + "hot dog and a bird"
     phrases = ["hot dog", "bird", ("cat", 0)]
     with pytest.warns(UserWarning) as told:
@@ -189,6 +191,19 @@ def test_phrases_beyond_the_caption_are_told(processor):
     assert not inputs["positive_map"][..., [0, -1]].any()
     messages = " / ".join(str(entry.message) for entry in told)
     assert "'bird' lie beyond the end" in messages and "first part of 'hot dog'" in messages
+
+
+def test_a_caption_is_tokenised_once(processor, monkeypatch):
+    seen = []
+    encode = type(processor.tokenizer)._encode_plus
+
+    def record(self, text, *args, **kwargs):
+        seen.extend([text] if isinstance(text, str) else text)
+        return encode(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor.tokenizer), "_encode_plus", record)
+    processor(text="two cats on a pink sofa", return_tensors="pt")
+    assert seen == ["two cats on a pink sofa"]
 
 
 # -- prompt options ----------------------------------------------------------------------------
@@ -216,7 +231,7 @@ def test_prompt_options_are_saved_and_overridden(tmp_path):
         make_processor(prompt_options={"seperator": " "})
 
 
-def test_caption_prompts_as_odinw_writes_them(processor):
+def test_caption_prompts_of_odinw(processor):
     names = [
         {"prefix": " ", "name": "fish", "suffix": ""},
         {"name": "penguin", "suffix": " , which is black and white"},
@@ -236,7 +251,7 @@ def test_tokenizer_options(processor):
     assert short["input_ids"].shape == (4, 11) and short["image_indices"].tolist() == [0] * 4
 
 
-def test_left_padding_moves_the_maps():
+def test_left_padding_shifts_the_positive_maps():
     left = make_processor()
     left.tokenizer.padding_side = "left"
     inputs = left(text=[["cat"], ["hot dog"]], return_tensors="pt")
@@ -246,10 +261,10 @@ def test_left_padding_moves_the_maps():
 # -- long vocabularies -------------------------------------------------------------------------
 
 
-def test_a_long_vocabulary_is_split_with_labels_that_still_count(processor):
+def test_a_long_vocabulary_is_split_and_keeps_its_labels(processor):
     names = [f"{i % 10} cat" for i in range(5000)]
     names[1234] = "hot dog"
-    inputs = processor(images=[PICTURE], text=names, return_tensors="pt")
+    inputs = processor(images=[IMAGE], text=names, return_tensors="pt")
     assert inputs["input_ids"].shape[1] <= 256
     assert inputs["image_indices"].tolist() == [0] * len(inputs["input_ids"])
     labels = inputs["label_ids"]
@@ -259,14 +274,14 @@ def test_a_long_vocabulary_is_split_with_labels_that_still_count(processor):
     assert inputs.text_labels == [names]
 
 
-def test_pictures_with_different_numbers_of_captions(processor):
+def test_images_with_different_numbers_of_captions(processor):
     text = [["cat"], ["cat", "dog", "bird"], ["horse"]]
-    inputs = processor(images=[PICTURE] * 3, text=text, chunk_size=2, return_tensors="pt")
+    inputs = processor(images=[IMAGE] * 3, text=text, chunk_size=2, return_tensors="pt")
     assert inputs["image_indices"].tolist() == [0, 1, 1, 2]
     assert inputs["label_ids"].tolist() == [[0, -1], [0, 1], [2, -1], [0, -1]]
 
 
-def test_duplicate_names_keep_labels_of_their_own(processor):
+def test_duplicate_class_names_keep_their_own_labels(processor):
     inputs = processor(text=["cat", "dog", "cat"], return_tensors="pt")
     assert words(processor, inputs) == [(0, "cat"), (1, "dog"), (2, "cat")]
     assert inputs["positive_map"].sum(1).max() == 1
@@ -286,10 +301,10 @@ def test_batched_equals_single_and_maps_cover_real_tokens_only(batch, chunk_size
         together = processor(text=batch, chunk_size=chunk_size, return_tensors="pt")
         alone = [processor(text=[n], chunk_size=chunk_size, return_tensors="pt") for n in batch]
     n = 0
-    for picture, single in enumerate(alone):
+    for image, single in enumerate(alone):
         for caption in range(len(single["input_ids"])):
             if "image_indices" in together:
-                assert together["image_indices"][n] == picture
+                assert together["image_indices"][n] == image
             classes, tokens = single["positive_map"].shape[1:]
             for key in ("input_ids", "attention_mask"):
                 assert together[key][n, :tokens].equal(single[key][caption])
@@ -306,11 +321,11 @@ def test_batched_equals_single_and_maps_cover_real_tokens_only(batch, chunk_size
     assert n == len(together["input_ids"])
 
 
-# -- the names travel along --------------------------------------------------------------------
+# -- text labels --------------------------------------------------------------------------------
 
 
-def test_names_are_an_attribute_not_an_entry(processor):
-    inputs = processor(images=PICTURE, text=["cat"], return_tensors="pt")
+def test_text_labels_are_an_attribute_not_an_entry(processor):
+    inputs = processor(images=IMAGE, text=["cat"], return_tensors="pt")
     assert "text_labels" not in inputs and "text_labels" not in dict(**inputs)
     for same in (inputs.to("cpu"), inputs.to(torch.float16), copy.deepcopy(inputs), inputs.copy()):
         assert same.text_labels == [["cat"]]
@@ -326,7 +341,7 @@ def record(*boxes):
     return {"image_id": 7, "annotations": list(boxes)}
 
 
-def test_coco_targets_by_place_and_by_id(processor):
+def test_coco_targets_by_index_and_by_category_id(processor):
     boxes = [
         {"bbox": [0, 0, 10, 10], "category_id": 1},
         {"bbox": [0, 0, 9, 9], "category_id": 0, "iscrowd": 1},
@@ -334,7 +349,7 @@ def test_coco_targets_by_place_and_by_id(processor):
         {"bbox": [10, 10, 31, 21], "category_id": 0},
     ]
     names = ["cat", "hot dog"]
-    inputs = processor(PICTURE, names, annotations=record(*boxes), return_tensors="pt")
+    inputs = processor(IMAGE, names, annotations=record(*boxes), return_tensors="pt")
     (target,) = inputs["labels"]
     assert target["class_labels"].tolist() == [1, 0]
     assert target["positive_map"].dtype == torch.float32
@@ -343,14 +358,14 @@ def test_coco_targets_by_place_and_by_id(processor):
     assert target["image_id"].tolist() == [7]
     for box in boxes:
         box["category_id"] = {0: 17, 1: 5}[box["category_id"]]
-    again = processor(PICTURE, names, annotations=record(*boxes), category_ids=[17, 5], return_tensors="pt")
+    again = processor(IMAGE, names, annotations=record(*boxes), category_ids=[17, 5], return_tensors="pt")
     assert again["labels"][0]["positive_map"].equal(target["positive_map"])
-    with pytest.raises(ValueError, match="category_id 5 is no place in its 2 names.*category_ids"):
-        processor(PICTURE, names, annotations=record(*boxes))
+    with pytest.raises(ValueError, match="category_id 5 is not an index of its 2 names.*category_ids"):
+        processor(IMAGE, names, annotations=record(*boxes))
     with pytest.raises(ValueError, match="category_id 5 is not in category_ids"):
-        processor(PICTURE, names, annotations=record(*boxes), category_ids=[17, 18])
+        processor(IMAGE, names, annotations=record(*boxes), category_ids=[17, 18])
     with pytest.raises(ValueError, match="category_ids has 1 entries for the 2 names"):
-        processor(PICTURE, names, annotations=record(*boxes), category_ids=[17])
+        processor(IMAGE, names, annotations=record(*boxes), category_ids=[17])
 
 
 def test_grounding_targets(processor):
@@ -359,7 +374,7 @@ def test_grounding_targets(processor):
         {"bbox": [5, 5, 10, 10], "tokens_positive": []},
     ]
     inputs = processor(
-        [PICTURE, PICTURE],
+        [IMAGE, IMAGE],
         ["a cat next to a small dog", ["bird"]],
         annotations=[record(*boxes), record()],
         return_tensors="pt",
@@ -373,18 +388,18 @@ def test_grounding_targets(processor):
     assert moved["class_labels"].dtype == torch.int64
 
 
-def test_targets_need_all_names_in_one_caption(processor):
+def test_targets_need_all_class_names_in_one_caption(processor):
     boxes = record({"bbox": [0, 0, 10, 10], "category_id": 1})
-    with pytest.raises(ValueError, match="3 names of picture 0 fill 3 captions"):
-        processor(PICTURE, ["cat", "dog", "bird"], annotations=boxes, chunk_size=1)
+    with pytest.raises(ValueError, match="3 names of image 0 fill 3 captions"):
+        processor(IMAGE, ["cat", "dog", "bird"], annotations=boxes, chunk_size=1)
     nameless = record({"bbox": [0, 0, 10, 10]})
     with pytest.raises(ValueError, match="neither 'category_id' nor 'tokens_positive'"):
-        processor(PICTURE, ["cat"], annotations=nameless)
+        processor(IMAGE, ["cat"], annotations=nameless)
     with pytest.raises(ValueError, match="COCO detection format"):
-        processor(PICTURE, ["cat"], annotations={"boxes": []})
+        processor(IMAGE, ["cat"], annotations={"boxes": []})
 
 
-# -- outputs to names --------------------------------------------------------------------------
+# -- outputs to labelled boxes --------------------------------------------------------------------
 
 
 def outputs_of(inputs, found):
@@ -411,9 +426,9 @@ def outputs_of(inputs, found):
     )
 
 
-def test_post_processing_names_its_boxes(processor):
+def test_post_processing_returns_text_labels(processor):
     names = ["cat", "Hot Dog", "dog"]
-    inputs = processor(PICTURE, names, return_tensors="pt")
+    inputs = processor(IMAGE, names, return_tensors="pt")
     outputs = outputs_of(inputs, [(0, 1), (0, 0)])
     post = processor.post_process_grounded_object_detection
     (result,) = post(outputs, inputs, threshold=0.3)
@@ -429,13 +444,18 @@ def test_post_processing_names_its_boxes(processor):
     assert len(post(outputs, inputs, max_detections=1)[0]["scores"]) == 1
     with pytest.raises(ValueError, match="label 1, but text_labels has 1 names"):
         post(outputs, text_labels=["a"])
-    with pytest.raises(ValueError, match="2 lists of names for 1 pictures"):
+    with pytest.raises(ValueError, match="2 lists of names for 1 images"):
         post(outputs, text_labels=[["a"], ["b"]])
+    assert post(outputs, inputs, max_detections=0)[0]["text_labels"] == []
+    with pytest.raises(ValueError, match="max_detections=-1 must not be negative"):
+        post(outputs, inputs, max_detections=-1)
+    with pytest.raises(TypeError, match="'max_detection': did you mean 'max_detections'"):
+        post(outputs, inputs, max_detection=1)
 
 
-def test_post_processing_merges_the_chunks_of_a_picture(processor):
+def test_post_processing_merges_the_chunks_of_an_image(processor):
     text = [["cat", "dog", "bird"], ["horse"]]
-    inputs = processor([PICTURE] * 2, text, chunk_size=1, return_tensors="pt")
+    inputs = processor([IMAGE] * 2, text, chunk_size=1, return_tensors="pt")
     outputs = outputs_of(inputs, [(2, 0), (0, 0), (3, 0)])
     for source in (inputs, None):
         first, second = processor.post_process_grounded_object_detection(outputs, source)
@@ -475,7 +495,7 @@ def test_reference_chunks(shared, bert_processor, file):
 
 
 def test_reference_grounding_targets(shared, bert_processor):
-    """MDETR-style records on real photos: maps of boxes equal those the original trains with."""
+    """MDETR-style records on real images: the positive maps of boxes equal those the original trains with."""
     folder = shared / "data" / "real" / "grounding_mini"
     expected = json.loads((folder / "expected_targets.json").read_text())
     for kind in ("flickr", "mixed"):
@@ -493,6 +513,6 @@ def test_reference_grounding_targets(shared, bert_processor):
             assert found == sorted([row, column] for row, column, _ in target["positive_map"])
 
 
-def test_names_the_vocabulary_cannot_spell_are_told(processor) -> None:
+def test_class_names_the_vocabulary_cannot_spell_warn(processor) -> None:
     with pytest.warns(UserWarning, match="cannot spell '\N{GRINNING FACE}'"):
         processor(text=["cat", "\N{GRINNING FACE}"], return_tensors="pt")

@@ -1,16 +1,12 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """GLIP's image processor on torch tensors (Transformers' torchvision backend).
 
-Same steps, same options and the same numbers as `image_processing_pil_glip`, with one exception:
-tensors that are on an accelerator already are resized there, and its antialiased bilinear resize
-rounds differently. Measured on ten photos at two sizes with the same arithmetic on a CPU: never
-more than one grey level (0.018 after normalising), in 14 % of the values (worst photo 17 %).
-torchvision's 8-bit resize on the CPU would miss 0.06 % of the values (worst 0.5 %) and save 4 ms a
-photo; the exact result is worth them, so everything on the CPU is resized by PIL, and only then
-moved to `device`.
+Same steps, options and values as `image_processing_pil_glip`, with one exception: tensors that are on an accelerator
+already are resized there, and its antialiased bilinear resize rounds differently. Measured on ten images at two sizes
+with the same arithmetic on a CPU: never more than one grey level (0.018 after normalising), in 14 % of the values
+(worst image 17 %). torchvision's 8-bit resize on the CPU would miss 0.06 % of the values (worst 0.5 %) and save 4 ms
+per image; the exact result is worth them, so everything on the CPU is resized by PIL, and only then moved to `device`.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -18,21 +14,15 @@ import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import resize as pil_resize
-from transformers.image_utils import (
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-    torch_pil_interpolation_mapping,
-)
+from transformers.image_utils import ChannelDimension, PILImageResampling, torch_pil_interpolation_mapping
 from transformers.processing_utils import Unpack
 from transformers.utils import is_torchvision_available
 
-from .image_geometry_glip import resized_size
 from .image_processing_pil_glip import GlipImageProcessorKwargs, GlipImageProcessorMixin
 
 
 class GlipImageProcessor(GlipImageProcessorMixin, TorchvisionBackend):
-    """Turns photos into GLIP's network input with torch, on `device` where one is given.
+    """Turns images into GLIP's network input with torch, on `device` where one is given.
 
     Needs torchvision. Options and results: see `GlipImageProcessorMixin`.
     """
@@ -40,33 +30,19 @@ class GlipImageProcessor(GlipImageProcessorMixin, TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]) -> None:
         if not is_torchvision_available():
             raise ImportError(
-                "GlipImageProcessor needs torchvision, which is not installed. "
-                "GlipImageProcessorPil does the same without it."
+                "GlipImageProcessor needs torchvision, which is not installed. GlipImageProcessorPil does the same "
+                "without it."
             )
         super().__init__(**kwargs)
 
-    def resize(
-        self,
-        image: torch.Tensor,
-        size: SizeDict,
-        resample: PILImageResampling | int | None = None,
-        **kwargs: Any,
+    def _resize_to(
+        self, image: torch.Tensor, size: tuple[int, int], resample: PILImageResampling | int | None = None
     ) -> torch.Tensor:
-        """uint8 [C, H, W] resized to what `resized_size` says; untouched if that is its size."""
-        height, width = resized_size(*image.shape[-2:], dict(size))
-        if (height, width) == tuple(image.shape[-2:]):
-            return image
         if image.device.type != "cpu":
-            new_size = SizeDict(height=height, width=width)
-            return super().resize(image, new_size, resample, antialias=True)
-        resized = pil_resize(
-            image.numpy(),
-            (height, width),
-            torch_pil_interpolation_mapping.get(resample, resample),
-            data_format=ChannelDimension.FIRST,
-            input_data_format=ChannelDimension.FIRST,
-        )
-        return torch.from_numpy(resized)
+            return super()._resize_to(image, size, resample)
+        layout = {"data_format": ChannelDimension.FIRST, "input_data_format": ChannelDimension.FIRST}
+        resample = torch_pil_interpolation_mapping.get(resample, resample)
+        return torch.from_numpy(pil_resize(image.numpy(), size, resample, **layout))
 
     def _preprocess(self, *args: Any, device: torch.device | str | None = None, **kwargs: Any) -> BatchFeature:
         batch = super()._preprocess(*args, device=device, **kwargs)
@@ -79,9 +55,8 @@ class GlipImageProcessor(GlipImageProcessorMixin, TorchvisionBackend):
     def _to_network_values(
         self, image: torch.Tensor, device: torch.device | str | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        # Only now: resized on the CPU a picture is exact, and 8-bit values travel faster.
-        image = image if device is None else image.to(device)
-        return super()._to_network_values(image, **kwargs)
+        # Only now: resized on the CPU an image is exact, and 8-bit values travel faster.
+        return super()._to_network_values(image if device is None else image.to(device), **kwargs)
 
     def _from_torch(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor

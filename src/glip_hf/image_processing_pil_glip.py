@@ -1,40 +1,418 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """GLIP's image processor on PIL and numpy, and what it shares with the torchvision one.
 
-photo -> upright 8-bit RGB (`image_reading_glip`) -> resize (`image_geometry_glip`) -> BGR, 0..255
--> (x - mean) / std -> zeros at the right and bottom up to a size common to the batch.
+image -> upright 8-bit RGB -> resize -> BGR, 0..255 -> (x - mean) / std -> zeros at the right and bottom up to a size
+common to the batch. On this backend every value equals the original's bit for bit (parity tests: `tests/`).
 
-On this backend every number equals the original's bit for bit (parity tests: `tests/`).
+The original reads files with `PIL.Image.open(path).convert("RGB")` and every later step works on 8-bit RGB. The same
+is done here for all kinds of input, so an image gives the same values as a path, a PIL image, an array or a tensor.
+`transformers.image_utils.load_image`, which clips 16-bit images and does not name the file in its errors, and
+`make_flat_list_of_images`, which takes no mixed lists, are therefore not used:
+
+* EXIF orientation is applied to files and to PIL images that still carry the tag.
+* Transparency is dropped, not composited, as `convert("RGB")` does for RGBA, LA and palettes: the colours stored under
+  transparent pixels show.
+* 16-bit values (PIL's I;16, or I with values above 255; uint16 arrays) are scaled by 1 / 257, so that 65535 becomes
+  255; `convert("RGB")` would clip them at 255.
+* Float values are 0..1 if none exceeds 1, else 0..255, and are rounded to 8 bits.
+
+Sizes are (height, width) in pixels. Boxes are xyxy with both corners *inside* the box (GLIP's "+1" convention: a
+box one pixel wide has x1 == x2), so COCO's x, y, w, h becomes x, y, x + w - 1, y + h - 1. The rules were checked
+against the recorded results of the original (`parity/preprocessing/cases.json`, `data/transforms/*.json` of the
+reference data).
+
+Letters: B images, H and W height and width, C channels, K boxes of an image.
 """
 
-from __future__ import annotations
-
+import base64
+import io
+import math
+import os
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
-from .image_geometry_glip import coco_to_target, common_padded_size, resize_target, resized_size
-from .image_reading_glip import fetch_pictures, flatten_pictures, read_pixels
 from .postprocess_glip import post_process_grounding
+from .prompts_glip import shorten
 
-Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the one, torchvision on the other
+logger = logging.get_logger(__name__)
+
+Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
+
+URL_TIMEOUT_SECONDS = 60
+_CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+
+
+# -- reading images --------------------------------------------------------------------------------
+
+
+def load_image(source: str | os.PathLike) -> Image.Image:
+    """Open and fully decode an image from a path, an http(s) URL or a `data:image/...` URI.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if what is there cannot be fetched or decoded (truncated, HTML, too large, ...); the message names
+            the source and the cause.
+    """
+    name = os.fspath(source)
+    shown = shorten(name, 200)
+    if not isinstance(name, str):
+        raise TypeError(f"The path of an image must be a string, got {shown!r}.")
+    is_url = name.startswith(("http://", "https://"))
+    is_data = name.startswith("data:image/")
+    # A data URI or pasted text can be longer than the system allows a path to be.
+    if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
+        raise FileNotFoundError(
+            f"There is no image file {shown!r} (and it is neither an http(s) URL nor a data:image/ URI)."
+        )
+    try:
+        if is_url:
+            request = urllib.request.Request(name, headers={"User-Agent": "glip_hf"})
+            with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
+                image = Image.open(io.BytesIO(response.read()))
+        elif is_data:
+            image = Image.open(io.BytesIO(base64.b64decode(name.partition(",")[2])))
+        else:
+            image = Image.open(name)
+        image.load()
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise ValueError(f"Cannot read the image {shown!r}: {error}") from error
+    return image
+
+
+def fetch_images(images: Any) -> Any:
+    """Replace every path and URL in an arbitrarily nested list by its image; keep the nesting.
+
+    Raises:
+        TypeError: for anything that is not an image.
+    """
+    if isinstance(images, list | tuple):
+        return [fetch_images(image) for image in images]
+    if isinstance(images, str | os.PathLike):
+        return load_image(images)
+    if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
+        return images
+    raise TypeError(
+        "An image is a PIL image, a numpy array, a torch tensor, a path or a URL (or a list of these), got "
+        f"{type(images).__name__}."
+    )
+
+
+def flatten_images(images: Any) -> list[Image.Image | np.ndarray | torch.Tensor]:
+    """One flat list from an image, a nested list of images, or 4-D arrays that hold a batch."""
+    if isinstance(images, list | tuple):
+        return [image for nested in images for image in flatten_images(nested)]
+    if not isinstance(images, Image.Image) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def read_pixels(
+    image: Image.Image | np.ndarray | torch.Tensor,
+    input_data_format: ChannelDimension | str | None = None,
+    do_convert_rgb: bool = True,
+) -> torch.Tensor:
+    """One image as uint8 [C, H, W], RGB (C = 3) unless `do_convert_rgb` is off.
+
+    Args:
+        image: PIL image of any mode, or an array or tensor [H, W], [H, W, C] or [C, H, W] with C in 1 (grey), 3 (RGB),
+            4 (RGBA); bool, integer or float. A tensor stays on its device.
+        input_data_format: "channels_first" or "channels_last" for 3-D arrays; inferred when only one of the two outer
+            dimensions can be the channels (see `channels_first`).
+
+    Raises:
+        ValueError: if the image has no pixels, an impossible shape, or values that are NaN, infinite or outside the
+            range of its type.
+    """
+    prefer = ChannelDimension.LAST
+    if isinstance(image, Image.Image):
+        pixels, input_data_format = _pil_pixels(image, do_convert_rgb), ChannelDimension.LAST
+    elif isinstance(image, np.ndarray):
+        pixels = _tensor_from_numpy(image)
+    else:
+        pixels, prefer = image.detach(), ChannelDimension.FIRST
+    if pixels.ndim not in (2, 3):
+        raise ValueError(f"An image has 2 or 3 dimensions, got shape {tuple(pixels.shape)}.")
+    if pixels.numel() == 0:
+        raise ValueError(f"An image needs at least one pixel, got shape {tuple(pixels.shape)}.")
+    pixels = channels_first(pixels, input_data_format, prefer)
+    if do_convert_rgb:
+        pixels = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels[:3]
+    return to_uint8(pixels)
+
+
+def channels_first(
+    pixels: torch.Tensor, input_data_format: ChannelDimension | str | None, prefer: ChannelDimension
+) -> torch.Tensor:
+    """[H, W], [H, W, C] or [C, H, W] as [C, H, W].
+
+    The layout of images 1, 3 or 4 pixels high or wide is ambiguous when no format is given. Three channels are likelier
+    than one or four; where that does not decide, `prefer` (last for numpy, first for torch) does, with a warning.
+    """
+    if pixels.ndim == 2:
+        return pixels[None]
+    first, last = pixels.shape[0], pixels.shape[-1]
+    if input_data_format is not None:
+        axis = ChannelDimension(input_data_format)
+        channels = first if axis == ChannelDimension.FIRST else last
+        if channels not in _CHANNEL_COUNTS:
+            raise ValueError(
+                f"Shape {tuple(pixels.shape)} has {channels} channels by input_data_format={axis.value!r}; 1, 3 or 4 "
+                "are possible."
+            )
+    elif first not in _CHANNEL_COUNTS and last not in _CHANNEL_COUNTS:
+        raise ValueError(
+            f"Neither the first nor the last dimension of shape {tuple(pixels.shape)} can be the channels: 1, 3 or 4."
+        )
+    elif first not in _CHANNEL_COUNTS or last not in _CHANNEL_COUNTS:
+        axis = ChannelDimension.FIRST if first in _CHANNEL_COUNTS else ChannelDimension.LAST
+    elif (first == 3) != (last == 3):
+        axis = ChannelDimension.FIRST if first == 3 else ChannelDimension.LAST
+    else:
+        axis = prefer
+        logger.warning(
+            f"The channels of shape {tuple(pixels.shape)} could be first or last; taking {axis.value}. Pass "
+            "input_data_format to decide."
+        )
+    return pixels if axis == ChannelDimension.FIRST else pixels.permute(2, 0, 1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixel values of any real type on the 0..255 scale, rounded (half to even) to uint8.
+
+    bool -> 0 / 255; uint16 -> value / 257; other integers must be 0..255; floats: 0..1 or 0..255 (a maximum between 1
+    and 2 is refused as neither).
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    if pixels.is_complex():
+        raise ValueError(f"Pixel values must be real, got {pixels.dtype}.")
+
+    if pixels.is_floating_point():
+        values = pixels if pixels.dtype == torch.float64 else pixels.float()
+        low, high = _range(values)
+        if not np.isfinite([low, high]).all():
+            raise ValueError("The image has NaN or infinite values; replace them first.")
+        # A hair above 1 is rounding in the caller's arithmetic, not another scale.
+        scale = 255.0 if high <= 1.001 else 1.0
+        if low * scale < -0.5 or high * scale > 255.5 or 1.001 < high < 2:
+            raise ValueError(
+                f"Float pixels must be 0..1 or 0..255, got {low:g}..{high:g}. Undo any normalisation before this step."
+            )
+        return (values * scale).round().clamp(0, 255).to(torch.uint8)
+
+    values = pixels.to(torch.int64)
+    low, high = _range(values)
+    if pixels.dtype == torch.uint16:
+        if 1 < high <= 255:
+            logger.warning(
+                f"A uint16 image without a value above {high} is nearly black, as 16-bit pixels go to 65535. If its "
+                "values are 8-bit, convert it to uint8."
+            )
+        return ((values + 128) // 257).to(torch.uint8)
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images (0..65535)."
+        )
+    return values.to(torch.uint8)
+
+
+def _range(values: torch.Tensor) -> tuple[float, float]:
+    low, high = values.aminmax()  # NaN anywhere makes both NaN
+    return low.item(), high.item()
+
+
+def _pil_pixels(image: Image.Image, do_convert_rgb: bool) -> torch.Tensor:
+    """A PIL image, upright, as a tensor [H, W] or [H, W, C]."""
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):  # 16- or 32-bit grey: convert("RGB") would clip it
+            values = np.asarray(image)
+            # Some 16-bit formats (and every one in older Pillow versions) come as 32-bit "I".
+            if image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535:
+                values = values.astype(np.uint16)
+            return _tensor_from_numpy(values)
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # Pillow warns about these unless asked for the alpha first
+        if image.mode == "1" and not do_convert_rgb:
+            image = image.convert("L")
+        if do_convert_rgb or image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("RGB")
+        return torch.from_numpy(np.array(image))
+    except (OSError, SyntaxError) as error:  # images opened lazily are decoded only here
+        raise ValueError(f"Cannot decode the image {getattr(image, 'filename', '') or image!r}: {error}") from error
+
+
+def _tensor_from_numpy(array: np.ndarray) -> torch.Tensor:
+    if array.dtype.kind not in "buifc":
+        raise ValueError(f"An array of {array.dtype} is not an image: it must be numeric.")
+    if array.dtype.byteorder not in "=|":
+        array = array.astype(array.dtype.newbyteorder("="))
+    # torch takes neither negative strides nor, without a warning, read-only memory.
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def shortest_edge_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
+    """GLIP's size rule: the short side becomes `shortest_edge` unless the long one gets too long.
+
+    * If `long / short * shortest_edge > longest_edge`, the short side becomes `round(longest_edge * short / long)`
+      instead (Python's rounding: half to even).
+    * The long side follows from the *rounded* short side and is cut with `int()`. So it can miss `longest_edge` on
+      either side: 2000 x 1000 gives 1332 x 666. Transformers' own `get_size_with_aspect_ratio` computes 1333 x 666
+      there, which is why it is not used.
+    * An image whose short side is right already keeps its size.
+
+    From `2 * longest_edge : 1` on, the rounded short side is 0 and the original fails; here such a strip becomes one
+    pixel by `longest_edge`.
+    """
+    short, long = min(height, width), max(height, width)
+    target = shortest_edge
+    if longest_edge is not None and long / short * target > longest_edge:
+        target = round(longest_edge * short / long)
+    if target == short:
+        return height, width
+    if target < 1:
+        new_short, new_long = 1, int(longest_edge)
+    else:
+        new_short, new_long = target, int(target * long / short)
+    return (new_long, new_short) if width < height else (new_short, new_long)
+
+
+def resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """The size of the network input before padding, for any of the supported `size` dictionaries.
+
+    Args:
+        height, width: size of the upright image, at least 1 pixel each.
+        size: `{"shortest_edge"}` with or without `"longest_edge"` (GLIP's rule), `{"height", "width"}` (exactly that
+            size) or `{"max_height", "max_width"}` (the largest that fits, ratio kept).
+
+    Raises:
+        ValueError: if `size` has another combination of keys.
+    """
+    keys = set(size)
+    if keys in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
+        return shortest_edge_size(height, width, size["shortest_edge"], size.get("longest_edge"))
+    if keys == {"height", "width"}:
+        return size["height"], size["width"]
+    if keys == {"max_height", "max_width"}:
+        scale = min(size["max_height"] / height, size["max_width"] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+    raise ValueError(
+        f"size={dict(size)} is not supported: give 'shortest_edge' (and 'longest_edge'), 'height' and 'width', or "
+        "'max_height' and 'max_width'."
+    )
+
+
+def common_padded_size(sizes: Sequence[tuple[int, int]], divisor: int | None) -> tuple[int, int]:
+    """The smallest size that holds every image of a batch and is a multiple of `divisor`."""
+    divisor = divisor or 1
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
+# -- training targets ------------------------------------------------------------------------------
+
+
+def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes [K, 4] xyxy with corners clipped to the image: x to 0..width-1, y to 0..height-1."""
+    return np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, dtype=boxes.dtype))
+
+
+def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, np.ndarray]:
+    """The COCO record of one image as a training target in pixels of the upright image.
+
+    As GLIP's COCO reader does it: crowd regions are left out, boxes are clipped to the image and those without extent
+    (x2 <= x1 or y2 <= y1 after clipping) dropped, together with their class.
+
+    Args:
+        annotation: `{"image_id": int, "annotations": [{"bbox": [x, y, w, h], "category_id": int, "area": float
+            (default w * h), "iscrowd": 0 or 1 (default 0)}, ...]}`; the list may be empty.
+
+    Returns:
+        `boxes` [K, 4] float32 xyxy, `class_labels` [K] int64, `area` [K] float32, `image_id` [1] int64, `orig_size` [2]
+        int64 and `size` [2] int64 (height, width; equal until `resize_target`).
+
+    Raises:
+        ValueError: if a key is missing, an id is not an integer or a box is not four finite numbers.
+    """
+    if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= set(annotation):
+        raise ValueError(
+            "An annotation is a dict with 'image_id' and 'annotations' (COCO detection format), got "
+            f"{shorten(repr(annotation))}."
+        )
+    where = f"Image {annotation['image_id']!r}"
+    for entry in annotation["annotations"]:
+        if not isinstance(entry, Mapping) or not {"bbox", "category_id"} <= set(entry):
+            raise ValueError(f"{where}: an annotation needs 'bbox' and 'category_id', got {shorten(repr(entry))}.")
+        if len(entry["bbox"]) != 4 or not np.isfinite(np.asarray(entry["bbox"], float)).all():
+            raise ValueError(f"{where}: 'bbox' must be four finite numbers x, y, w, h, got {entry['bbox']!r}.")
+
+    entries = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
+    xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float32).reshape(-1, 4)
+    far_corners = xywh[:, :2] + np.clip(xywh[:, 2:] - np.float32(1), 0, None)
+    boxes = clip_boxes(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
+    area = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries]
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return {
+        "boxes": boxes[keep],
+        "class_labels": _integers([entry["category_id"] for entry in entries], "category_id")[keep],
+        "area": np.array(area, dtype=np.float32)[keep],
+        "image_id": _integers([annotation["image_id"]], "image_id"),
+        "orig_size": np.array([height, width], dtype=np.int64),
+        "size": np.array([height, width], dtype=np.int64),
+    }
+
+
+def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The target after its image was resized to `size`: boxes, areas and `size` follow.
+
+    Corners are simply multiplied by new / old width and height, in float32. (That is the original's way; with inclusive
+    corners it is half a pixel off at the far edge.)
+    """
+    scale_y, scale_x = (new / int(old) for new, old in zip(size, target["size"], strict=True))
+    return {
+        **target,
+        "boxes": target["boxes"] * np.array([scale_x, scale_y] * 2, dtype=np.float32),
+        "area": target["area"] * np.float32(scale_x * scale_y),
+        "size": np.array(size, dtype=np.int64),
+    }
+
+
+def _integers(values: list[Any], name: str) -> np.ndarray:
+    """`values` as int64 [K]; refuses what is not a whole number rather than rounding it."""
+    if not all(isinstance(value, int | np.integer) for value in values):
+        raise ValueError(f"{name!r} must be an integer, got {shorten(repr(values))}.")
+    return np.array(values, dtype=np.int64)
+
+
+# -- the processors --------------------------------------------------------------------------------
 
 
 class GlipImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_flip_channel_order (`bool`, *optional*, defaults to `True`):
-        Whether to turn RGB into BGR before normalising, as GLIP's weights expect. `image_mean` and
-        `image_std` are in the order after the flip.
+        Whether to turn RGB into BGR before normalising, as GLIP's weights expect. `image_mean` and `image_std` are in
+        the order after the flip.
     size_divisor (`int`, *optional*, defaults to 32):
-        The padded height and width are the smallest multiples of this that hold every picture of
-        the batch. Ignored when `pad_size` is given.
+        The padded height and width are the smallest multiples of this that hold every image of the batch. Ignored when
+        `pad_size` is given.
     """
 
     do_flip_channel_order: bool | None
@@ -42,28 +420,24 @@ class GlipImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class GlipImageProcessorMixin(GlipHubMixin):
-    """Turns photos into GLIP's network input.
+    """Turns images into GLIP's network input.
 
     Calling it returns a `BatchFeature` with
 
-    * `pixel_values` [B, 3, H, W] float32: BGR, normalised, padding exactly 0,
-    * `pixel_mask` [B, H, W] int64: 1 on the picture, 0 on the padding,
-    * `original_sizes` [B, 2] int64: (height, width) of each photo after EXIF rotation,
-    * `labels`, only with `annotations`: a target per picture, see `preprocess`.
+    * `pixel_values` of shape `(batch_size, 3, height, width)`, float32: BGR, normalised, padding exactly 0;
+    * `pixel_mask` of shape `(batch_size, height, width)`, int64: 1 on the image, 0 on the padding;
+    * `original_sizes` of shape `(batch_size, 2)`, int64: (height, width) of each image after EXIF rotation;
+    * `labels`, only with `annotations`: a target per image, see `preprocess`.
 
-    Without `return_tensors` the values are lists with an entry per picture.
+    Without `return_tensors` the values are lists with an entry per image.
 
-    Defaults (each can be given to the constructor or to a call): shortest side 800, longest at
-    most 1333, PIL bilinear, upscaling where needed; mean (103.53, 116.28, 123.675) and std
-    (57.375, 57.12, 58.395) for BGR pixels in 0..255, hence `do_rescale=False`; padding to a
-    multiple of 32.
+    Defaults (each can be given to the constructor or to a call): shortest side 800, longest at most 1333, PIL bilinear,
+    upscaling where needed; mean (103.53, 116.28, 123.675) and std (57.375, 57.12, 58.395) for BGR pixels in 0..255,
+    hence `do_rescale=False`; padding to a multiple of 32. What counts as an image and how it becomes 8-bit RGB (EXIF,
+    transparency, 16 bits, floats): see the top of `image_processing_pil_glip`.
 
-    What counts as a picture and how it becomes 8-bit RGB (EXIF, transparency, 16 bits, floats):
-    see `image_reading_glip`.
-
-    The network has no padding mask: the padding a picture gets from larger ones in its batch
-    slightly changes its results, as in the original. Batch pictures of similar shape, or one at a
-    time.
+    The network has no padding mask: the padding an image gets from larger ones in its batch slightly changes its
+    results, as in the original. Batch images of similar shape, or one at a time.
     """
 
     valid_kwargs = GlipImageProcessorKwargs
@@ -88,26 +462,23 @@ class GlipImageProcessorMixin(GlipHubMixin):
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Unpack[GlipImageProcessorKwargs],
     ) -> BatchFeature:
-        """Turn photos into network input.
+        """Turn images into network input.
 
         Args:
-            images: a picture or a list (nested lists are flattened): PIL images, numpy arrays or
-                torch tensors ([H, W], [H, W, C], [C, H, W], or a batch of them in 4-D), paths,
-                http(s) URLs.
-            annotations: one COCO detection record per picture, in pixels of the upright photo:
-                `{"image_id", "annotations": [{"bbox": [x, y, w, h], "category_id", "area",
-                "iscrowd"}]}`. They come back as `labels`, a list with `boxes` [K, 4] float32 xyxy
-                in pixels of the resized, unpadded network input (x2 = x + w - 1 before scaling),
-                `class_labels` [K] int64, `area` [K] float32 (scaled too), `image_id` [1],
-                `orig_size` [2] and `size` [2] int64 (height, width). Crowd regions and boxes
-                outside the picture are dropped.
+            images: an image or a list (nested lists are flattened): PIL images, numpy arrays or torch tensors ([H, W],
+                [H, W, C], [C, H, W], or a batch of them in 4-D), paths, http(s) URLs.
+            annotations: one COCO detection record per image, in pixels of the upright image: `{"image_id",
+                "annotations": [{"bbox": [x, y, w, h], "category_id", "area", "iscrowd"}]}`. They come back as `labels`,
+                a list with `boxes` [K, 4] float32 xyxy in pixels of the resized, unpadded network input (x2 = x + w - 1
+                before scaling), `class_labels` [K] int64, `area` [K] float32 (scaled too), `image_id` [1], `orig_size`
+                [2] and `size` [2] int64 (height, width). Crowd regions and boxes outside the image are dropped.
             **kwargs: any default of the class, for this call only.
 
         Raises:
-            ValueError: for no picture at all, a picture without pixels, unreadable files, NaN,
-                values out of range, or a number of annotations other than that of pictures.
+            ValueError: for no image at all, an image without pixels, unreadable files, NaN, values out of range, or a
+                number of annotations other than that of images.
             FileNotFoundError: for a path that does not exist.
-            TypeError: for anything that is no picture.
+            TypeError: for anything that is not an image.
         """
         return super().preprocess(images, annotations, **kwargs)
 
@@ -118,18 +489,18 @@ class GlipImageProcessorMixin(GlipHubMixin):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs: Any,
     ) -> list[dict[str, torch.Tensor]]:
-        """Detections of each picture, as the `zero-shot-object-detection` pipeline asks for them.
+        """Detections of each image, as the `zero-shot-object-detection` pipeline asks for them.
 
         Args:
             outputs: what `GlipForGrounding` returned, or any object with the same attributes.
-            threshold: lowest score to keep.
-            target_sizes: (height, width) per picture to scale the boxes to, a list or tensor
-                [B, 2]; default `outputs.original_sizes`.
+            threshold: score threshold.
+            target_sizes: (height, width) per image to scale the boxes to, a list or tensor [B, 2]; default
+                `outputs.original_sizes`.
             **kwargs: further arguments of `postprocess_glip.post_process_grounding`.
 
         Returns:
-            One dict per picture: `scores` [K] descending, `boxes` [K, 4] xyxy in pixels of
-            `target_sizes`, `labels` [K] int64.
+            One dict per image: `scores` [K] descending, `boxes` [K, 4] xyxy in pixels of `target_sizes`, `labels` [K]
+            int64.
         """
         return post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
 
@@ -138,7 +509,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load paths and URLs, keeping the nesting; by PIL on both backends: same pixels."""
-        return fetch_pictures(image_url_or_urls)
+        return fetch_images(image_url_or_urls)
 
     def process_image(
         self,
@@ -147,13 +518,13 @@ class GlipImageProcessorMixin(GlipHubMixin):
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> Pixels:
-        """One picture as uint8 [C, H, W] in the backend's own type, upright, RGB."""
+        """One image as uint8 [C, H, W] in the backend's own type, upright, RGB."""
         return self._from_torch(read_pixels(image, input_data_format, bool(do_convert_rgb)))
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
         if kwargs.get("do_center_crop"):
-            raise ValueError("do_center_crop=True is not supported: GLIP sees the whole picture.")
+            raise ValueError("do_center_crop=True is not supported: GLIP sees the whole image.")
         if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
             raise ValueError(f"data_format={kwargs['data_format']!r} is not supported: the model takes channels first.")
         for name in ("size", "pad_size"):
@@ -163,17 +534,17 @@ class GlipImageProcessorMixin(GlipHubMixin):
             raise ValueError(f"size_divisor={kwargs['size_divisor']} must be at least 1.")
 
     def _prepare_image_like_inputs(self, images: Any, **kwargs: Any) -> list[Pixels]:
-        pictures = flatten_pictures(self.fetch_images(images))
-        if not pictures:
-            raise ValueError("There is no picture to process: the list is empty.")
+        images = flatten_images(self.fetch_images(images))
+        if not images:
+            raise ValueError("There is no image to process: the list is empty.")
         prepared = []
-        for index, picture in enumerate(pictures):
+        for index, image in enumerate(images):
             try:
-                prepared.append(self.process_image(picture, **kwargs))
+                prepared.append(self.process_image(image, **kwargs))
             except ValueError as error:
-                if len(pictures) == 1:
+                if len(images) == 1:
                     raise
-                raise ValueError(f"Picture {index} of {len(pictures)}: {error}") from error
+                raise ValueError(f"Image {index} of {len(images)}: {error}") from error
         return prepared
 
     def _preprocess_image_like_inputs(self, images: Any, annotations: Any = None, **kwargs: Any) -> BatchFeature:
@@ -205,8 +576,8 @@ class GlipImageProcessorMixin(GlipHubMixin):
             images, masks = self.pad(images, pad_size=pad_size, return_mask=True)
         elif return_tensors is not None and len(set(sizes)) > 1:
             raise ValueError(
-                f"Pictures of different sizes {sizes} cannot share a tensor with do_pad=False: "
-                "pad, or leave out return_tensors."
+                f"Images of different sizes {sizes} cannot share a tensor with do_pad=False: pad, or leave out "
+                "return_tensors."
             )
         else:
             masks = [self._from_torch(torch.ones(size, dtype=torch.int64)) for size in sizes]
@@ -218,6 +589,18 @@ class GlipImageProcessorMixin(GlipHubMixin):
             targets = map(resize_target, targets, sizes)
             batch["labels"] = [BatchFeature(target, tensor_type=return_tensors) for target in targets]
         return batch
+
+    def resize(
+        self, image: Pixels, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs: Any
+    ) -> Pixels:
+        """uint8 [C, H, W] resized to what `resized_size` says; untouched if that is its size."""
+        new_size = resized_size(*image.shape[-2:], dict(size))
+        return image if new_size == tuple(image.shape[-2:]) else self._resize_to(image, new_size, resample)
+
+    def _resize_to(
+        self, image: Pixels, size: tuple[int, int], resample: PILImageResampling | int | None = None
+    ) -> Pixels:
+        return super().resize(image, SizeDict(height=size[0], width=size[1]), resample)
 
     def _to_network_values(
         self,
@@ -242,40 +625,24 @@ class GlipImageProcessorMixin(GlipHubMixin):
 
 
 def _prepare_targets(annotations: Any, sizes: list[tuple[int, int]]) -> list[dict[str, np.ndarray]] | None:
-    """COCO records as targets on the original photos; one record alone stands for one picture."""
+    """COCO records as targets on the original images; a record alone belongs to one image."""
     if annotations is None:
         return None
     if isinstance(annotations, Mapping):
         annotations = [annotations]
     if len(annotations) != len(sizes):
         raise ValueError(
-            f"{len(annotations)} annotations for {len(sizes)} pictures: give one per picture (with "
-            "an empty list of 'annotations' where there is nothing)."
+            f"{len(annotations)} annotations for {len(sizes)} images: give one per image (with an empty list of "
+            "'annotations' where there is nothing)."
         )
-    return [
-        coco_to_target(annotation, height, width)
-        for annotation, (height, width) in zip(annotations, sizes, strict=True)
-    ]
+    return [coco_to_target(annotation, *size) for annotation, size in zip(annotations, sizes, strict=True)]
 
 
 class GlipImageProcessorPil(GlipImageProcessorMixin, PilBackend):
-    """Turns photos into GLIP's network input with PIL and numpy; needs no torchvision.
+    """Turns images into GLIP's network input with PIL and numpy; needs no torchvision.
 
     Options and results: see `GlipImageProcessorMixin`.
     """
-
-    def resize(
-        self,
-        image: np.ndarray,
-        size: SizeDict,
-        resample: PILImageResampling | int | None = None,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """uint8 [C, H, W] resized to what `resized_size` says; untouched if that is its size."""
-        height, width = resized_size(*image.shape[-2:], dict(size))
-        if (height, width) == image.shape[-2:]:
-            return image
-        return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
 
     def _from_torch(self, tensor: torch.Tensor) -> np.ndarray:
         return tensor.cpu().numpy()

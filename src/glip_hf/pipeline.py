@@ -24,7 +24,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .modeling_glip import GlipTextFeatures, select
 from .postprocess_glip import merge_detections
 from .processing_glip import GlipProcessor
-from .text_inputs_glip import PROMPT_OPTIONS, NameInput, PhraseInput
+from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
 _TEXT = ("candidate_labels", "caption", "phrases")
 _PREPROCESS = (*_TEXT, "timeout")

@@ -1,7 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""GlipProcessor: photos and words in, tensors for the model; the outputs in, named boxes out.
+"""GlipProcessor: images and text in, tensors for the model; its outputs in, labelled boxes out.
 
-Letters: B pictures, N captions, C names or phrases a caption, T text tokens, K boxes a picture.
+Letters: B images, N captions, C class names or phrases of a caption, T text tokens, K boxes of an image.
 """
 
 import operator
@@ -13,36 +13,42 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
-from .postprocess_glip import post_process_grounding
-from .prompts_glip import MAX_TEXT_LENGTH, Offsets, positive_map, shorten
-from .text_inputs_glip import (
+from .image_processing_pil_glip import GlipImageProcessorKwargs
+from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
+from .prompts_glip import (
+    MAX_TEXT_LENGTH,
     PROMPT_OPTIONS,
     NameInput,
+    Offsets,
     PhraseInput,
     Query,
     SpanInput,
     one_each,
+    positive_map,
     read_text,
+    refuse_unknown,
+    shorten,
 )
 
 
 class GlipProcessorKwargs(ProcessingKwargs, total=False):
-    """
+    r"""
     separator (`str`, *optional*, defaults to `". "`):
-        What stands between two class names of a caption.
+        Text between two class names of a caption.
     prefix (`str` or `list[str]`, *optional*):
-        Words before every name (a string), or before each (one string a name). They own no label.
+        Text before every class name (a string), or before each (one string per name). It belongs to no label.
     suffix (`str` or `list[str]`, *optional*):
-        The same, after the names.
+        The same, after the class names.
     negative_names (`list[str]`, *optional*):
-        Names appended to every caption that own no label: they soak up false positives.
+        Negative class names, appended to every caption: they belong to no label and absorb false positives.
     chunk_size (`int`, *optional*):
-        Most names a caption; the limit of 256 tokens holds besides.
+        Most class names per caption; the limit of 256 tokens holds besides.
     """
 
+    images_kwargs: GlipImageProcessorKwargs
     separator: str | None
     prefix: str | list[str] | tuple[str, ...] | None
     suffix: str | list[str] | tuple[str, ...] | None
@@ -51,9 +57,9 @@ class GlipProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class GlipBatchFeature(BatchFeature):
-    """A `BatchFeature` that knows the names behind its labels.
+    """A `BatchFeature` that knows the text of its labels.
 
-    `text_labels`, a list of names for each picture (or None), is an attribute and no entry:
+    `text_labels`, for each image the list of its class names or phrases (or None), is an attribute, not an entry:
     `model(**inputs)` does not see it. It survives `.to`, `.copy` and pickling.
     """
 
@@ -63,7 +69,7 @@ class GlipBatchFeature(BatchFeature):
         """Like `BatchFeature.to`, in place; the tensors inside `labels` move as well."""
         super().to(*args, **kwargs)
         if self.data.get("labels") is not None:
-            self.data["labels"] = [BatchFeature(dict(t)).to(*args, **kwargs) for t in self.data["labels"]]
+            self.data["labels"] = [BatchFeature(dict(target)).to(*args, **kwargs) for target in self.data["labels"]]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,13 +94,12 @@ class GlipProcessor(GlipHubProcessorMixin):
 
     Args:
         image_processor ([`GlipImageProcessor`] or [`GlipImageProcessorPil`]):
-            Turns photos into `pixel_values`.
+            Turns images into `pixel_values`.
         tokenizer ([`BertTokenizer`]):
             A fast tokenizer; the released models use the vocabulary of bert-base-uncased.
         prompt_options (`dict`, *optional*):
             Defaults of `separator`, `prefix`, `suffix`, `negative_names` and `chunk_size` (see
-            [`GlipProcessorKwargs`]); saved with the processor, and each can be given to a call
-            instead.
+            [`GlipProcessorKwargs`]); saved with the processor. A call may override each of them.
     """
 
     valid_processor_kwargs = GlipProcessorKwargs
@@ -114,7 +119,7 @@ class GlipProcessor(GlipHubProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """The tensors every call returns; `image_indices` and `labels` come with some only."""
+        """The tensors every call returns; `image_indices` and `labels` are returned by some only."""
         return [*super().model_input_names, "positive_map", "label_ids"]
 
     def __call__(
@@ -129,104 +134,104 @@ class GlipProcessor(GlipHubProcessorMixin):
     ) -> GlipBatchFeature:
         r"""
         Args:
-            images: photos, whatever the image processor takes. May be left out for text tensors
-                alone.
-            text: what to look for. May be left out for image tensors alone.
+            images: images, in any form the image processor takes. May be left out for text tensors alone.
+            text: what to ground. May be left out for image tensors alone.
 
-                - `["cat", "remote control"]`: class names, for the one picture or for every
-                  picture. Names are cleaned ("trash_can" is "trash can", "bow_(weapon)" is "bow").
-                  A dictionary `{"prefix", "name", "suffix"}` in place of a name is taken to the
-                  letter. Names that do not fit one caption are split over several; the label of a
-                  name is always its place in the list.
-                - `[["cat"], ["dog", "person"]]`: names for each picture. A string in place of a
-                  list is a caption for that picture.
-                - `"two cats on a pink sofa"`: a caption. Its labels are the phrases given by
-                  `phrases` or `spans`, else the noun phrases found in it, else (there are none) the
-                  whole text.
-                - `["two cats", "a dog"]` together with `phrases` or `spans`: a caption for each
-                  picture.
-            phrases: substrings of the caption, exact to the letter; `(phrase, i)` for the i-th
-                occurrence, counted from 0, where there are several. With several captions a list
-                for each; None in place of a caption's list asks for its noun phrases.
-            spans: in place of phrases, `[begin, end)` in characters of the caption, or a list of
-                those for a phrase in several parts. With several captions a list for each.
-            annotations: training targets, a COCO record for each picture: `{"image_id",
-                "annotations": [{"bbox": [x, y, w, h], "category_id", ...}]}`. A box with
-                `tokens_positive`, a list of character spans of the caption, belongs to these words;
-                any other to the name or phrase its `category_id` stands for.
-            category_ids: the category id of each name, in the order of the names (a list for each
-                picture where names differ). By default a category id *is* the place of its name,
-                from 0.
-            **kwargs: `return_tensors`, prompt options (see [`GlipProcessorKwargs`]), and options of
-                the image processor and the tokenizer.
+                - `["cat", "remote control"]`: class names, for the one image or for every image. They are cleaned
+                  ("trash_can" is "trash can", "bow_(weapon)" is "bow"). A dictionary `{"prefix", "name", "suffix"}` in
+                  place of a name is used as it is. Names that do not fit one caption are split over several; the label
+                  of a name is always its index in the list.
+                - `[["cat"], ["dog", "person"]]`: class names for each image. A string in place of a list is a caption
+                  for that image.
+                - `"two cats on a pink sofa"`: a caption. Its labels are the phrases given by `phrases` or `spans`, else
+                  the noun phrases found in it, else (there are none) the whole text.
+                - `["two cats", "a dog"]` together with `phrases` or `spans`: a caption for each image.
+            phrases: exact substrings of the caption; `(phrase, i)` for the i-th occurrence, counted from 0, where there
+                are several. With several captions a list for each; None in place of the list of a caption stands for
+                its noun phrases.
+            spans: in place of phrases, `[begin, end)` in characters of the caption, or a list of those for a phrase in
+                several parts. With several captions a list for each.
+            annotations: training targets, a COCO record for each image: `{"image_id", "annotations": [{"bbox": [x, y,
+                w, h], "category_id", ...}]}`. A box with `tokens_positive`, a list of character spans of the caption,
+                belongs to these characters; any other to the class name or phrase of its `category_id`.
+            category_ids: the category id of each class name, in their order (a list for each image where the names
+                differ). By default a category id *is* the index of its name, from 0.
+            **kwargs: `return_tensors`, prompt options (see [`GlipProcessorKwargs`]), and options of the image processor
+                and the tokenizer.
 
         Returns:
-            - `pixel_values` [B, 3, H, W], `pixel_mask` [B, H, W], `original_sizes` [B, 2], with
-              images;
-            - `input_ids`, `attention_mask`, `token_type_ids` [N, T], padded to the longest caption;
-              `positive_map` [N, C, T] bool, the tokens of each name or phrase; `label_ids` [N, C]
-              int64, -1 at padding; `image_indices` [N] int64 where captions and pictures do not
-              pair one to one, with text;
-            - `labels` with annotations, see the image processor, and for each target `positive_map`
-              [K, T] float32, 1 at the tokens of each box; `class_labels` are places in the list of
-              names or phrases, or the box's own `category_id` if it has `tokens_positive`;
-            - the attribute `text_labels`, the names of each picture, which is not passed to the
-              model.
+            [`GlipBatchFeature`] with, for images,
+
+            - `pixel_values` of shape `(batch_size, 3, height, width)`, `pixel_mask` of shape `(batch_size, height,
+              width)`, `original_sizes` of shape `(batch_size, 2)`;
+
+            for text,
+
+            - `input_ids`, `attention_mask`, `token_type_ids` of shape `(num_captions, num_tokens)`, padded to the
+              longest caption;
+            - `positive_map` of shape `(num_captions, num_labels, num_tokens)`, bool, the tokens of each class name or
+              phrase; `label_ids` of shape `(num_captions, num_labels)`, int64, -1 at padding;
+            - `image_indices` of shape `(num_captions,)`, int64, where captions and images do not pair one to one;
+            - the attribute `text_labels`, the class names or phrases of each image, which is not passed to the model;
+
+            and with annotations
+
+            - `labels`, see the image processor, and for each target `positive_map` of shape `(num_boxes, num_tokens)`,
+              float32, 1 at the tokens of each box; `class_labels` are indices of class names or phrases, or the
+              `category_id` of a box with `tokens_positive`.
 
         Raises:
-            TypeError, ValueError: for text that names nothing, a name too long for any caption, a
-                phrase that is not there or ambiguous, a span outside the caption, numbers of
-                pictures and texts that differ. Names and phrases without tokens, or beyond the 256
-                tokens of a caption, score 0: a `UserWarning` names them.
+            TypeError, ValueError: for text that names nothing, a class name too long for any caption, a phrase that
+                does not occur or is ambiguous, a span outside the caption, different numbers of images and texts, an
+                unknown keyword argument. Class names and phrases without tokens, or beyond the 256 tokens of a caption,
+                score 0: a `UserWarning` names them.
         """
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text or both.")
         if text is None and (phrases is not None or spans is not None):
             raise ValueError("phrases and spans belong to a caption: give it as text.")
+        if images is None and annotations is not None:
+            raise ValueError("annotations are boxes in images: give images as well.")
+        image_options = getattr(self.image_processor, "valid_kwargs", GlipImageProcessorKwargs)
+        known = {name for kind in (GlipProcessorKwargs, TextKwargs, image_options) for name in kind.__annotations__}
+        refuse_unknown("GlipProcessor", kwargs, known | {"common_kwargs"})
         merged = self._merge_kwargs(GlipProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)
 
-        things = None  # the boxes of each picture, as given
+        boxes = None  # the annotations of each image, as given
         data: dict[str, Any] = {}
         if images is not None:
             if annotations is not None:
-                records = [annotations] if isinstance(annotations, Mapping) else list(annotations)
-                things, annotations = _index_boxes(records) if text is not None else (None, records)
+                annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+                if text is not None:
+                    boxes, annotations = _index_boxes(annotations)
             data = dict(self.image_processor(images, annotations=annotations, **merged["images_kwargs"]))
-        elif annotations is not None:
-            raise ValueError("annotations are boxes in pictures: give images as well.")
 
         queries = None
         if text is not None:
             options = self.prompt_options | {key: merged[key] for key in PROMPT_OPTIONS if key in kwargs}
-            pictures = len(data["pixel_values"]) if images is not None else None
-            queries = read_text(
-                text,
-                phrases,
-                spans,
-                pictures,
-                self.tokenizer,
-                options,
-                text_kwargs.get("max_length"),
-            )
-            words, offsets = self._encode(queries, text_kwargs)
-            if things is not None:
-                self._add_positive_maps(data["labels"], things, queries, words, offsets, category_ids, return_tensors)
-            data |= words
+            num_images = len(data["pixel_values"]) if images is not None else None
+            max_length = text_kwargs.get("max_length")
+            queries = read_text(text, phrases, spans, num_images, self.tokenizer, options, max_length)
+            text_data, offsets = self._encode(queries, text_kwargs)
+            if boxes is not None:
+                maps = _box_maps(boxes, data["labels"], queries, text_data["positive_map"], offsets, category_ids)
+                tensor = torch.from_numpy if return_tensors in ("pt", "PYTORCH") else np.asarray
+                for target, (box_map, class_labels) in zip(data["labels"], maps, strict=True):
+                    target["positive_map"], target["class_labels"] = tensor(box_map), tensor(class_labels)
+            data |= text_data
         batch = GlipBatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["labels"])
         batch.text_labels = None if queries is None else [query.names for query in queries]
         return batch
 
-    # -- captions -> tensors -----------------------------------------------------------------------
-
     def _encode(self, queries: list[Query], text_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[Offsets]]:
-        """Token ids and maps of all captions, and the offset mapping of each, truncated and padded."""
+        """Token ids and positive maps of all captions, and the offset mapping of each, truncated and padded."""
         prompts = [prompt for query in queries for prompt in query.prompts]
         max_length = text_kwargs.get("max_length") or MAX_TEXT_LENGTH
         options = text_kwargs | {"truncation": True, "max_length": max_length}
         encoded = self.tokenizer([prompt.caption for prompt in prompts], **options)
-        words, widths, rows = dict(encoded), [len(ids) for ids in encoded["input_ids"]], []
+        data, widths, rows = dict(encoded), [len(ids) for ids in encoded["input_ids"]], []
         for prompt, encoding, width in zip(prompts, encoded.encodings, widths, strict=True):
             # Looked up in the whole caption, so that a phrase across the cut keeps its first part.
             parts = [encoding, *encoding.overflowing]
@@ -237,101 +242,20 @@ class GlipProcessor(GlipHubProcessorMixin):
             tokens = positive_map(offsets, prompt.spans, exact=prompt.exact, normalize=False) & ~np.array(special, bool)
             unknown = tokens[:, np.array(ids) == self.tokenizer.unk_token_id].any(-1)
             rows.append((tokens[:, :width], tokens, unknown))
-        self._warn_of_lost_rows(queries, rows, max_length)
+        _warn_of_lost_rows(queries, rows, max_length)
 
-        classes = max(len(prompt.label_ids) for prompt in prompts)
-        label_ids = np.full((len(prompts), classes), -1, dtype=np.int64)
-        maps = [np.zeros((classes, width), dtype=bool) for width in widths]
+        num_labels = max(len(prompt.label_ids) for prompt in prompts)
+        label_ids = np.full((len(prompts), num_labels), -1, dtype=np.int64)
+        maps = [np.zeros((num_labels, width), dtype=bool) for width in widths]
         for n, (prompt, (kept, *_)) in enumerate(zip(prompts, rows, strict=True)):
             label_ids[n, : len(prompt.label_ids)] = prompt.label_ids
             maps[n][: len(kept)] = kept
-        words["positive_map"] = np.stack(maps) if len(set(widths)) == 1 else maps
-        words["label_ids"] = label_ids
+        data["positive_map"] = np.stack(maps) if len(set(widths)) == 1 else maps
+        data["label_ids"] = label_ids
         if len(prompts) != len(queries):
             counts = [len(query.prompts) for query in queries]
-            words["image_indices"] = np.repeat(np.arange(len(queries), dtype=np.int64), counts)
-        return words, [encoding.offsets for encoding in encoded.encodings]
-
-    def _warn_of_lost_rows(
-        self,
-        queries: list[Query],
-        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-        max_length: int,
-    ) -> None:
-        """Warns of names and phrases that can only score 0, or that the vocabulary cannot spell; refuses a picture
-        without any word."""
-        empty, beyond, partly, unknown, n = [], [], [], [], 0
-        for picture, query in enumerate(queries):
-            found = False
-            for prompt in query.prompts:
-                for label, kept, tokens, unread in zip(prompt.label_ids, *rows[n], strict=True):
-                    found = found or tokens.any()
-                    if unread:
-                        unknown.append(query.names[label])
-                    if not tokens.any():
-                        empty.append(query.names[label])
-                    elif kept.sum() < tokens.sum():
-                        (partly if kept.any() else beyond).append(query.names[label])
-                n += 1
-            if not found and all(prompt.exact for prompt in query.prompts):
-                raise ValueError(
-                    f"None of the names {_listed(query.names)} for picture {picture} has a token: "
-                    "give at least one with a letter, digit or sign."
-                )
-        cut = f"the caption has more than {max_length} tokens and was cut: "
-        for names, reason in (
-            (empty, "no token stands for {}: the score of these names is 0."),
-            (unknown, "the tokenizer's vocabulary cannot spell {}: their scores mean little. Use other words."),
-            (beyond, cut + "{} lie beyond the end and their score is 0. Give shorter captions."),
-            (partly, cut + "only the first part of {} is left. Give shorter captions."),
-        ):
-            if names:
-                warnings.warn(reason.format(_listed(list(dict.fromkeys(names)))), UserWarning, stacklevel=4)
-
-    # -- training targets --------------------------------------------------------------------------
-
-    def _add_positive_maps(
-        self,
-        labels: list[Any],
-        things: list[list[Mapping[str, Any]]],
-        queries: list[Query],
-        words: dict[str, Any],
-        offsets: list[Offsets],
-        category_ids: Any,
-        return_tensors: str | None,
-    ) -> None:
-        """Adds `positive_map` to targets whose `class_labels` are, so far, places in `things`."""
-        for picture, (target, query) in enumerate(zip(labels, queries, strict=True)):
-            if len(query.prompts) != 1:
-                raise ValueError(
-                    f"the {len(query.names)} names of picture {picture} fill {len(query.prompts)} "
-                    "captions, but annotations need all of them in one: give fewer names."
-                )
-            ids = category_ids
-            if ids is not None and len(ids) and isinstance(ids[0], list | tuple):
-                ids = one_each("category_ids", ids, len(queries))[picture]
-            if ids is not None and len(ids) != len(query.names):
-                raise ValueError(
-                    f"category_ids has {len(ids)} entries for the {len(query.names)} names of "
-                    f"picture {picture}: give one a name, in their order."
-                )
-            name_map = words["positive_map"][picture]
-            kept = [int(position) for position in target["class_labels"]]
-            dense = np.zeros((len(kept), name_map.shape[1]), dtype=np.float32)
-            classes = np.zeros(len(kept), dtype=np.int64)
-            for row, position in enumerate(kept):
-                thing = things[picture][position]
-                if thing.get("tokens_positive") is not None:
-                    dense[row] = positive_map(offsets[picture], [thing["tokens_positive"]], normalize=False)
-                    classes[row] = thing.get("category_id", 0)
-                else:
-                    classes[row] = _label_of(thing, ids, query.names, picture)
-                    dense[row] = name_map[classes[row]]
-            # A caption is cut at a token, not at a phrase: training drops what the original drops.
-            tensor = torch.from_numpy if return_tensors in ("pt", "PYTORCH") else np.asarray
-            target["positive_map"], target["class_labels"] = tensor(dense), tensor(classes)
-
-    # -- outputs -> named boxes --------------------------------------------------------------------
+            data["image_indices"] = np.repeat(np.arange(len(queries), dtype=np.int64), counts)
+        return data, [encoding.offsets for encoding in encoded.encodings]
 
     def post_process_grounded_object_detection(
         self,
@@ -340,75 +264,59 @@ class GlipProcessor(GlipHubProcessorMixin):
         threshold: float = 0.25,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        aggregation: str = "mean",
-        nms_threshold: float = 0.6,
-        max_detections: int = 100,
-        score_threshold: float = 0.05,
-        pre_nms_top_k: int = 1000,
+        **kwargs: Unpack[GlipPostProcessKwargs],
     ) -> list[dict[str, Any]]:
-        """Named boxes of every picture.
+        """Labelled boxes of every image.
 
         Args:
             outputs: what `GlipForGrounding` returned.
-            inputs: what this processor returned, for its names; or `input_ids` [N, T].
-            threshold: keep detections whose score is above this.
-            target_sizes: (height, width) of each original photo; default: those that travelled with
-                the outputs.
-            text_labels: the names, one list for all pictures or a list for each. By default those
-                of `inputs`, and failing these the words decoded from `input_ids` under
-                `positive_map` (lower case, spaces around signs).
-            aggregation, nms_threshold, max_detections, score_threshold, pre_nms_top_k: see
-                [`~postprocess_glip.post_process_grounding`].
+            inputs: what this processor returned, for its `text_labels`; or `input_ids` of shape `(num_captions,
+                num_tokens)`.
+            threshold: score threshold: detections above it are kept.
+            target_sizes: (height, width) of each original image; default: those that came with the outputs.
+            text_labels: the class names, one list for all images or a list for each. By default those of `inputs`, and
+                failing these the text decoded from `input_ids` under `positive_map` (lower case, spaces around signs).
+            kwargs: `aggregation`, `nms_threshold`, `max_detections`, `score_threshold` and `pre_nms_top_k`, see
+                [`~postprocess_glip.GlipPostProcessKwargs`].
 
         Returns:
-            One dictionary a picture, best first: `scores` [K] float32, `boxes` [K, 4] float32 xyxy
-                in pixels of
-            the photo, `labels` [K] int64, the place of the name in the user's list, `text_labels`
+            One dictionary per image, best first: `scores` [K] float32, `boxes` [K, 4] float32 xyxy in pixels of the
+            original image, `labels` [K] int64, the index in the user's list of class names or phrases, `text_labels`
             list of K str.
 
         Raises:
-            ValueError: if there are not as many lists of names as pictures, or fewer names than
-                labels.
+            TypeError: for an unknown keyword argument.
+            ValueError: for another number of lists of class names than images, or fewer class names than labels.
         """
-        results = post_process_grounding(
-            outputs,
-            threshold=threshold,
-            target_sizes=target_sizes,
-            aggregation=aggregation,
-            score_threshold=score_threshold,
-            pre_nms_top_k=pre_nms_top_k,
-            nms_threshold=nms_threshold,
-            max_detections=max_detections,
-        )
+        results = post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
         if text_labels is not None and all(isinstance(name, str) for name in text_labels):
             text_labels = [text_labels] * len(results)
         if text_labels is not None and len(text_labels) != len(results):
             raise ValueError(
-                f"text_labels has {len(text_labels)} lists of names for {len(results)} pictures: give one each."
+                f"text_labels has {len(text_labels)} lists of names for {len(results)} images: give one each."
             )
         ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
-        for picture, result in enumerate(results):
+        for image, result in enumerate(results):
             labels = result["labels"].tolist()
             if text_labels is None:
-                names = self._decode_names(outputs, outputs.input_ids if ids is None else ids, picture, labels)
+                names = self._decode_labels(outputs, outputs.input_ids if ids is None else ids, image, labels)
             else:
-                names = dict(enumerate(text_labels[picture]))
+                names = dict(enumerate(text_labels[image]))
                 if labels and max(labels) >= len(names):
                     raise ValueError(
-                        f"picture {picture} has a detection of label {max(labels)}, but "
-                        f"text_labels has {len(names)} names for it: give the names the processor "
-                        "was given."
+                        f"image {image} has a detection of label {max(labels)}, but text_labels has {len(names)} names "
+                        "for it: give the names that the processor was given."
                     )
             result["text_labels"] = [names[label] for label in labels]
         return results
 
-    def _decode_names(self, outputs: Any, input_ids: torch.Tensor, picture: int, labels: list[int]) -> dict[int, str]:
-        """The words each of these labels owns in the captions of a picture."""
+    def _decode_labels(self, outputs: Any, input_ids: torch.Tensor, image: int, labels: list[int]) -> dict[int, str]:
+        """The text of each of these labels in the captions of an image."""
         names: dict[int, str] = {}
         indices = getattr(outputs, "image_indices", None)
-        captions = [picture] if indices is None else (indices == picture).nonzero().flatten().tolist()
+        captions = [image] if indices is None else (indices == image).nonzero().flatten().tolist()
         for n in captions:
             for row, label in enumerate(outputs.label_ids[n].tolist()):
                 if label in labels and label not in names:
@@ -419,44 +327,126 @@ class GlipProcessor(GlipHubProcessorMixin):
 # -- helpers ---------------------------------------------------------------------------------------
 
 
+def _warn_of_lost_rows(
+    queries: list[Query], rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], max_length: int
+) -> None:
+    """Warn of class names and phrases that can only score 0, or whose words are not in the vocabulary.
+
+    Args:
+        rows: for each caption its positive map as cut and as a whole, and whether a row holds an unknown token.
+
+    Raises:
+        ValueError: for an image none of whose class names has a token.
+    """
+    empty, beyond, partly, unknown, n = [], [], [], [], 0
+    for image, query in enumerate(queries):
+        found = False
+        for prompt in query.prompts:
+            for label, kept, tokens, has_unknown in zip(prompt.label_ids, *rows[n], strict=True):
+                found = found or tokens.any()
+                if has_unknown:
+                    unknown.append(query.names[label])
+                if not tokens.any():
+                    empty.append(query.names[label])
+                elif kept.sum() < tokens.sum():
+                    (partly if kept.any() else beyond).append(query.names[label])
+            n += 1
+        if not found and all(prompt.exact for prompt in query.prompts):
+            raise ValueError(
+                f"None of the names {_listed(query.names)} for image {image} has a token: give at least one with a "
+                "letter, digit or sign."
+            )
+    cut = f"the caption has more than {max_length} tokens and was cut: "
+    for names, reason in (
+        (empty, "no token stands for {}: the score of these names is 0."),
+        (unknown, "the tokenizer's vocabulary cannot spell {}: their scores mean little. Use other words."),
+        (beyond, cut + "{} lie beyond the end and their score is 0. Give shorter captions."),
+        (partly, cut + "only the first part of {} is left. Give shorter captions."),
+    ):
+        if names:
+            warnings.warn(reason.format(_listed(list(dict.fromkeys(names)))), UserWarning, stacklevel=4)
+
+
 def _index_boxes(
     records: list[Mapping[str, Any]],
 ) -> tuple[list[list[Mapping[str, Any]]], list[dict[str, Any]]]:
-    """The boxes of each record, and the records with places in these lists for category ids.
+    """The boxes of each record, and the records with indices into these lists for category ids.
 
-    The image processor drops boxes (crowds, outside the picture) and returns the category ids of
-    those it kept: so it is known which.
+    The image processor drops boxes (crowds, outside the image) and returns the category ids of those it kept, which
+    tells which.
     """
-    things, indexed = [], []
-    for picture, record in enumerate(records):
+    boxes, indexed = [], []
+    for image, record in enumerate(records):
         if not isinstance(record, Mapping) or "annotations" not in record:
             raise ValueError(
-                f"annotations of picture {picture} are {shorten(repr(record))}: give a dictionary "
-                "with 'image_id' and 'annotations' (COCO detection format)."
+                f"annotations of image {image} are {shorten(repr(record))}: give a dictionary with 'image_id' and "
+                "'annotations' (COCO detection format)."
             )
-        boxes = list(record["annotations"])
-        places = [{**box, "category_id": place} if isinstance(box, Mapping) else box for place, box in enumerate(boxes)]
-        things.append(boxes)
-        indexed.append({"image_id": picture, **record, "annotations": places})
-    return things, indexed
+        own = list(record["annotations"])
+        renumbered = [{**box, "category_id": i} if isinstance(box, Mapping) else box for i, box in enumerate(own)]
+        boxes.append(own)
+        indexed.append({"image_id": image, **record, "annotations": renumbered})
+    return boxes, indexed
 
 
-def _label_of(thing: Mapping[str, Any], category_ids: Sequence[int] | None, names: list[str], picture: int) -> int:
-    """Place of the name a box belongs to."""
-    if "category_id" not in thing:
-        raise ValueError(
-            f"picture {picture}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(thing))}."
-        )
-    category = operator.index(thing["category_id"])
+def _box_maps(
+    boxes: list[list[Mapping[str, Any]]],
+    labels: list[Any],
+    queries: list[Query],
+    caption_maps: Any,
+    offsets: list[Offsets],
+    category_ids: Any,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each image the tokens [K, T] float32 and the class labels [K] int64 of the boxes that were kept.
+
+    Args:
+        boxes: see `_index_boxes`; labels: targets whose `class_labels` are, so far, indices into these lists.
+        caption_maps: positive map of each caption, [C, T] bool; offsets: of each caption, truncated: a box of a phrase
+            across the cut is dropped, as in the training of the original.
+    """
+    maps = []
+    for image, (target, query) in enumerate(zip(labels, queries, strict=True)):
+        if len(query.prompts) != 1:
+            raise ValueError(
+                f"the {len(query.names)} names of image {image} fill {len(query.prompts)} captions, but annotations "
+                "need all of them in one: give fewer names."
+            )
+        ids = category_ids
+        if ids is not None and len(ids) and isinstance(ids[0], list | tuple):
+            ids = one_each("category_ids", ids, len(queries))[image]
+        if ids is not None and len(ids) != len(query.names):
+            raise ValueError(
+                f"category_ids has {len(ids)} entries for the {len(query.names)} names of image {image}: give one per "
+                "name, in their order."
+            )
+        kept = [boxes[image][int(index)] for index in target["class_labels"]]
+        tokens = np.zeros((len(kept), caption_maps[image].shape[1]), dtype=np.float32)
+        classes = np.zeros(len(kept), dtype=np.int64)
+        for row, box in enumerate(kept):
+            if box.get("tokens_positive") is not None:
+                tokens[row] = positive_map(offsets[image], [box["tokens_positive"]], normalize=False)
+                classes[row] = box.get("category_id", 0)
+            else:
+                classes[row] = _label_of(box, ids, query.names, image)
+                tokens[row] = caption_maps[image][classes[row]]
+        maps.append((tokens, classes))
+    return maps
+
+
+def _label_of(box: Mapping[str, Any], category_ids: Sequence[int] | None, names: list[str], image: int) -> int:
+    """Index of the class name a box belongs to."""
+    if "category_id" not in box:
+        raise ValueError(f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(box))}.")
+    category = operator.index(box["category_id"])
     if category_ids is not None:
-        matches = [place for place, entry in enumerate(category_ids) if operator.index(entry) == category]
+        matches = [index for index, entry in enumerate(category_ids) if operator.index(entry) == category]
         if matches:
             return matches[0]
-        raise ValueError(f"picture {picture}: category_id {category} is not in category_ids.")
+        raise ValueError(f"image {image}: category_id {category} is not in category_ids.")
     if not 0 <= category < len(names):
         raise ValueError(
-            f"picture {picture}: category_id {category} is no place in its {len(names)} names "
-            "(from 0): pass category_ids, the id of each name in the order of the names."
+            f"image {image}: category_id {category} is not an index of its {len(names)} names (from 0): pass "
+            "category_ids, the id of each name in the order of the names."
         )
     return category
 

@@ -1,18 +1,18 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""From names and phrases to captions, character spans and token maps. No torch in here.
+"""Every form of text input -> captions, character spans and positive maps. No torch in here.
 
-Two kinds of caption exist. A *detection* caption is built from class names joined by a separator;
-each name's span is noted while the caption is built, so a "car" is never found inside a "cart". A
-*grounding* caption is the user's own sentence, with phrases given by span or, exactly, as
-substrings of it.
+There are two kinds of caption. A *detection* caption is built from class names joined by a separator; the span of each
+name is noted while the caption is built, so a "car" is never found inside a "cart". A *grounding* caption is the user's
+own text, with phrases given by span or, exactly, as substrings of it.
 
-Letters: N captions, C classes or phrases a caption, T text tokens ([CLS] is token 0).
+Letters: N captions, C class names or phrases of a caption, K boxes, T text tokens ([CLS] is token 0).
 Spans are `[begin, end)` in Python characters of the caption.
 
-The behaviour is that of the original (specification, section 9; goldens in `../shared/data`) except
-where the original crashes or silently loses a name, which is said at the function concerned.
+The behaviour is that of the original (specification, section 9; goldens in `../shared/data`) except where the original
+crashes or silently loses a class name, which is said at the function concerned.
 """
 
+import difflib
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from .noun_phrases_glip import noun_phrases
+
 MAX_TEXT_LENGTH = 256
-"""Tokens a caption may have, [CLS] and [SEP] included; the released models know no longer ones."""
+"""Most tokens of a caption, [CLS] and [SEP] included; the released models were trained with this limit."""
+
+PROMPT_OPTIONS = {"separator": ". ", "prefix": None, "suffix": None, "negative_names": None, "chunk_size": None}
+"""How captions are built from class names, with the defaults; see `make_names` and `build_prompts`."""
 
 Span = tuple[int, int]
 Offsets = Sequence[tuple[int, int]]
+NameInput = str | Mapping[str, str]
+PhraseInput = str | tuple[str, int]
+SpanInput = Sequence[int] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,8 @@ class Name:
 
     Attributes:
         text: what stands in the caption and owns the tokens.
-        label_id: the class's index in the user's list.
-        prefix, suffix: words around the name that own no label.
+        label_id: index of the class in the user's list.
+        prefix, suffix: text around the class name that belongs to no label.
     """
 
     text: str
@@ -54,7 +62,7 @@ class Prompt:
 
     Attributes:
         caption: the text the tokenizer sees.
-        spans: for each row (class or phrase), the spans that name it; length C.
+        spans: for each row (class name or phrase), the spans that name it; length C.
         label_ids: the label of each row; length C.
         exact: rows are class names, whose spans cover the name and nothing else (see `positive_map`).
     """
@@ -65,15 +73,41 @@ class Prompt:
     exact: bool = False
 
 
-# -- names to captions -----------------------------------------------------------------------------
+@dataclass
+class Query:
+    """The text input for one image: its captions (several if the class names do not fit one) and text labels."""
+
+    prompts: list[Prompt]
+    names: list[str]
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """The text, or its beginning, fit for an error message."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of keyword arguments.
+
+    Raises:
+        TypeError: for the first one that is not known, with the closest known name.
+    """
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}: {hint}")
+
+
+# -- class names to captions -----------------------------------------------------------------------
 
 
 def clean_name(name: str) -> str:
-    """The name as it stands in a caption: no parenthesised part, spaces for underscores.
+    """The class name as it stands in a caption: no parenthesised part, spaces for underscores.
 
-    From the first "(" to the last ")" everything goes, then each *pair* of spaces becomes one, in
-    one pass. Nothing is stripped: `"arctic_(type_of_shoe)"` becomes `"arctic "`, as the released
-    models saw it.
+    Everything from the first "(" to the last ")" is removed, then each *pair* of spaces becomes one, in one pass.
+    Nothing is stripped: `"arctic_(type_of_shoe)"` becomes `"arctic "`, as the released models saw it.
     """
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
@@ -92,35 +126,34 @@ def chunk(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
 
 
 def make_names(
-    names: Sequence[str | Mapping[str, str]],
+    names: Sequence[NameInput],
     prefix: str | Sequence[str] | None = None,
     suffix: str | Sequence[str] | None = None,
 ) -> list[Name]:
-    """User's names -> `Name`s, in order; the label of a name is its place in the list.
+    """The user's class names -> `Name`s, in order; the label of a class is its index in the list.
 
     Args:
-        names: strings, which are cleaned, or dictionaries `{"prefix", "name", "suffix"}` (the
-            caption prompts of ODinW), which are taken to the letter. `prefix` and `suffix` may be
-            left out of them.
-        prefix: text before every name (a string), or before each (one string a name). Not cleaned.
-        suffix: the same, after the names.
+        names: strings, which are cleaned, or dictionaries `{"prefix", "name", "suffix"}` (the caption prompts of
+            ODinW), which are used as they are. `prefix` and `suffix` may be left out of them.
+        prefix: text before every class name (a string), or before each (one string per name). Not cleaned.
+        suffix: the same, after the class names.
 
     Raises:
         TypeError: for an entry that is neither.
-        ValueError: for a list of affixes of another length than the names.
+        ValueError: for a list of affixes of another length than the class names.
     """
-    made = []
     before, after = _affixes("prefix", prefix, len(names)), _affixes("suffix", suffix, len(names))
+    made = []
     for index, name in enumerate(names):
         if isinstance(name, str):
             made.append(Name(clean_name(name), index, before[index], after[index]))
         elif isinstance(name, Mapping) and isinstance(name.get("name"), str):
-            inner = [name.get("prefix") or "", name.get("suffix") or ""]
-            made.append(Name(name["name"], index, before[index] + inner[0], inner[1] + after[index]))
+            inner_prefix, inner_suffix = name.get("prefix") or "", name.get("suffix") or ""
+            made.append(Name(name["name"], index, before[index] + inner_prefix, inner_suffix + after[index]))
         else:
             raise TypeError(
-                f"name {index} is {name!r}, a {type(name).__name__}: give a string, or a "
-                "dictionary with the keys 'prefix', 'name' and 'suffix'."
+                f"name {index} is {name!r}, a {type(name).__name__}: give a string, or a dictionary with the keys "
+                "'prefix', 'name' and 'suffix'."
             )
     return made
 
@@ -129,15 +162,15 @@ def _affixes(what: str, value: str | Sequence[str] | None, count: int) -> list[s
     if value is None or isinstance(value, str):
         return [value or ""] * count
     if len(value) != count:
-        raise ValueError(f"{what} has {len(value)} entries for {count} names: give one a name, or one string.")
+        raise ValueError(f"{what} has {len(value)} entries for {count} names: give one per name, or one string.")
     return [entry or "" for entry in value]
 
 
 def build_prompt(names: Sequence[Name], separator: str = ". ", negative_names: Sequence[str] = ()) -> Prompt:
-    """One caption of all names, then the negative ones; spans are noted as names are written.
+    """One caption of all class names, then the negative ones; spans are noted as names are written.
 
-    No separator follows the last name. Negative names are written to the letter, as the original
-    does: they soak up false positives and own no row.
+    No separator follows the last name. Negative class names are used as they are, as in the original: they absorb
+    false positives and have no row.
     """
     caption, spans = "", []
     for name in names:
@@ -158,35 +191,33 @@ def build_prompts(
     chunk_size: int | None = None,
     max_length: int = MAX_TEXT_LENGTH,
 ) -> list[Prompt]:
-    """As few captions as hold all names in order and stay within both limits.
+    """As few captions as hold all class names in order and stay within both limits.
 
     Args:
-        names: of one picture, at least one.
+        names: of one image, at least one.
         tokenizer: a fast tokenizer of Transformers.
-        separator: between names.
+        separator: between class names.
         negative_names: appended to every caption.
-        chunk_size: most names a caption; None or -1 for no limit.
-        max_length: most tokens a caption, special ones included.
+        chunk_size: most class names per caption; None or -1 for no limit.
+        max_length: most tokens per caption, special ones included.
 
     Raises:
-        ValueError: naming the name (or the negative names) that alone do not fit a caption.
+        ValueError: naming the class name (or the negative ones) that does not fit a caption even alone.
     """
     limit = max_length - tokenizer.num_special_tokens_to_add()
-    costs = _count_tokens(tokenizer, [separator, *(name.full_text for name in names)])
-    separator_cost, costs = costs[0], costs[1:]
     tail = separator + separator.join(negative_names) if negative_names else ""
-    tail_cost = _count_tokens(tokenizer, [tail])[0]
+    costs = count_tokens(tokenizer, [separator, tail, *(name.full_text for name in names)])
+    separator_cost, tail_cost, costs = costs[0], costs[1], costs[2:]
     if tail_cost >= limit:
         raise ValueError(
-            f"the {len(negative_names)} negative names take {tail_cost} tokens of the {limit} a "
-            "caption has: give fewer."
+            f"the {len(negative_names)} negative names take {tail_cost} tokens of the {limit} that fit a caption: give "
+            "fewer."
         )
     for name, cost in zip(names, costs, strict=True):
         if cost + tail_cost > limit:
             raise ValueError(
-                f"the name {shorten(name.full_text)!r} has {cost} tokens, but a caption holds "
-                f"{limit - tail_cost} besides its special tokens"
-                f"{' and negative names' if tail_cost else ''}: shorten it."
+                f"the name {shorten(name.full_text)!r} has {cost} tokens, but a caption holds {limit - tail_cost} "
+                f"besides its special tokens{' and negative names' if tail_cost else ''}: shorten it."
             )
 
     groups: list[list[Name]] = []
@@ -202,20 +233,16 @@ def build_prompts(
 
 
 def _fit(
-    groups: list[list[Name]],
-    tokenizer: Any,
-    separator: str,
-    negative_names: Sequence[str],
-    limit: int,
+    groups: list[list[Name]], tokenizer: Any, separator: str, negative_names: Sequence[str], limit: int
 ) -> list[Prompt]:
     """Prompts of the groups.
 
-    Where words run together (an empty separator, say) the costs of names do not add up; a caption
-    that came out too long is then cut in two until it fits.
+    Where class names are not separate words (an empty separator, say) their costs do not add up; a caption that came
+    out too long is then halved until it fits.
     """
     made = [build_prompt(group, separator, negative_names) for group in groups]
     prompts = []
-    lengths = _count_tokens(tokenizer, [prompt.caption for prompt in made])
+    lengths = count_tokens(tokenizer, [prompt.caption for prompt in made])
     for group, prompt, length in zip(groups, made, lengths, strict=True):
         if length <= limit:
             prompts.append(prompt)
@@ -224,39 +251,34 @@ def _fit(
             prompts += _fit(halves, tokenizer, separator, negative_names, limit)
         else:
             raise ValueError(
-                f"the name {shorten(group[0].full_text)!r} makes a caption of {length} tokens, "
-                f"{limit} fit: shorten it or the negative names."
+                f"the name {shorten(group[0].full_text)!r} makes a caption of {length} tokens, {limit} fit: shorten it "
+                "or the negative names."
             )
     return prompts
 
 
-def _count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
+def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
     """Tokens of each text, without special ones and without truncation."""
-    encoded = tokenizer(
-        texts, add_special_tokens=False, truncation=False, padding=False, verbose=False,
-        return_attention_mask=False, return_token_type_ids=False,
-    )  # fmt: skip
+    if not texts:
+        return []
+    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, **options)
     return [len(ids) for ids in encoded["input_ids"]]
-
-
-def shorten(text: str, limit: int = 80) -> str:
-    """The text, or its beginning, fit for an error message."""
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 # -- phrases in a given caption --------------------------------------------------------------------
 
 
 def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Span:
-    """Where `phrase` stands in `caption`, character for character (case matters, spaces count).
+    """The span of `phrase` in `caption`, character for character (case and spaces matter).
 
     Args:
-        occurrence: which one, counted from 0 over all occurrences (overlapping and inside words
-            too); may be left out where there is only one.
+        occurrence: which one, counted from 0 over all occurrences (overlapping and inside words too); may be left out
+            where there is only one.
 
     Raises:
-        ValueError: if the phrase is empty, is not there, is there more than once without
-            `occurrence`, or not that often.
+        ValueError: if the phrase is empty, does not occur, occurs more than once without `occurrence`, or not that
+            often.
     """
     if not phrase:
         raise ValueError(f"an empty phrase was given for the caption {shorten(caption)!r}: leave it out.")
@@ -266,8 +288,8 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
         at = caption.find(phrase, at + 1)
     if not begins:
         raise ValueError(
-            f"the phrase {phrase!r} is not in the caption {caption!r}: phrases are matched to the "
-            "letter, capitals and spaces included."
+            f"the phrase {phrase!r} is not in the caption {caption!r}: phrases must match exactly, capitals and spaces "
+            "included."
         )
     if occurrence is None:
         if len(begins) > 1:
@@ -276,14 +298,14 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
                 for index, begin in enumerate(begins)
             )
             raise ValueError(
-                f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} "
-                f"({listed}): say which one, for example ({phrase!r}, 0)."
+                f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} ({listed}): say which "
+                f"one, for example ({phrase!r}, 0)."
             )
         occurrence = 0
     if not 0 <= operator.index(occurrence) < len(begins):
         raise ValueError(
-            f"occurrence {occurrence} of the phrase {phrase!r} was asked for, but the caption "
-            f"{caption!r} has {len(begins)}, counted from 0."
+            f"occurrence {occurrence} of the phrase {phrase!r} was asked for, but the caption {caption!r} has "
+            f"{len(begins)}, counted from 0."
         )
     begin = begins[occurrence]
     return begin, begin + len(phrase)
@@ -304,11 +326,11 @@ def check_span(caption: str, span: Sequence[int]) -> Span:
     try:
         begin, end = (operator.index(value) for value in span)
     except (TypeError, ValueError):
-        raise ValueError(f"{span!r} is not a span: give [begin, end), two whole numbers.") from None
+        raise ValueError(f"{span!r} is not a span: give [begin, end), two integers.") from None
     if not 0 <= begin < end <= len(caption):
         raise ValueError(
-            f"the span [{begin}, {end}) does not lie in the caption {shorten(caption)!r} of "
-            f"{len(caption)} characters: 0 <= begin < end <= length is needed."
+            f"the span [{begin}, {end}) does not lie in the caption {shorten(caption)!r} of {len(caption)} characters: "
+            "0 <= begin < end <= length is needed."
         )
     return begin, end
 
@@ -398,21 +420,158 @@ def od_label_map(
     return labels
 
 
+# -- all forms of text input -----------------------------------------------------------------------
+
+
+def read_text(
+    text: Any,
+    phrases: Any,
+    spans: Any,
+    num_images: int | None,
+    tokenizer: Any,
+    options: Mapping[str, Any],
+    max_length: int | None,
+) -> list[Query]:
+    """The query of each image, whatever form the text came in (see `GlipProcessor.__call__`).
+
+    Args:
+        num_images: None if unknown (text alone): as many as there are texts.
+        options: all of `PROMPT_OPTIONS`.
+        max_length: most tokens of a caption of class names; None for the model's 256.
+
+    Raises:
+        TypeError, ValueError: for text of no such form, or different numbers of texts and images.
+    """
+    if phrases is not None and spans is not None:
+        raise ValueError("phrases and spans are two ways to say the same thing: give one of them.")
+    if not isinstance(text, str | list | tuple):
+        raise TypeError(
+            f"text is a {type(text).__name__}: give a caption (a string), a list of names, or a list of lists of names."
+        )
+    if len(text) == 0:
+        raise ValueError(f"text is empty ({text!r}): give at least one name or a caption.")
+    for index, entry in enumerate(text):
+        if not isinstance(entry, str | Mapping | list | tuple):
+            raise TypeError(
+                f"text[{index}] is {shorten(repr(entry))}, a {type(entry).__name__}: give strings, or lists of strings."
+            )
+    given = phrases is not None or spans is not None
+    shared = isinstance(text, str) or (not given and all(isinstance(entry, str | Mapping) for entry in text))
+    if shared:
+        texts, phrases, spans = [text], [phrases], [spans]
+    else:
+        texts = list(text)
+        phrases, spans = one_each("phrases", phrases, len(texts)), one_each("spans", spans, len(texts))
+        if num_images is not None and num_images != len(texts):
+            raise ValueError(
+                f"{len(texts)} texts for {num_images} images: give one per image, or one flat list of names for all of "
+                "them."
+            )
+    queries = []
+    for index, (entry, its_phrases, its_spans) in enumerate(zip(texts, phrases, spans, strict=True)):
+        where = "text" if shared else f"text[{index}]"
+        if isinstance(entry, str):
+            queries.append(_read_caption(entry, its_phrases, its_spans, where))
+        elif isinstance(entry, list | tuple) and not given:
+            queries.append(_read_names(entry, where, tokenizer, options, max_length))
+        else:
+            wanted = "a caption (a string)" if given else "a list of names or a caption (a string)"
+            raise TypeError(f"{where} is {entry!r}, a {type(entry).__name__}: give {wanted}.")
+    return queries * (num_images or 1) if shared else queries
+
+
+def _read_names(
+    names: Sequence[NameInput], where: str, tokenizer: Any, options: Mapping[str, Any], max_length: int | None
+) -> Query:
+    if not names:
+        raise ValueError(f"{where} is an empty list: give at least one name.")
+    separator = options["separator"]
+    prompts = build_prompts(
+        make_names(names, options["prefix"], options["suffix"]),
+        tokenizer,
+        PROMPT_OPTIONS["separator"] if separator is None else separator,
+        options["negative_names"] or (),
+        options["chunk_size"],
+        max_length or MAX_TEXT_LENGTH,
+    )
+    return Query(prompts, [name if isinstance(name, str) else name["name"] for name in names])
+
+
+def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
+    """A caption with its phrases: given as substrings or spans, else its noun phrases, else all of it."""
+    if not caption.strip():
+        raise ValueError(f"{where} is {caption!r}: give a caption with words, or a list of names.")
+    rows: list[list[Span]]
+    if phrases is not None:
+        rows = [[_find(caption, phrase)] for phrase in _check_list("phrases", phrases, where)]
+    elif spans is not None:
+        rows = [
+            [check_span(caption, part) for part in (span if _is_list_of_spans(span) else [span])]
+            for span in _check_list("spans", spans, where)
+        ]
+    else:
+        begin = len(caption) - len(caption.lstrip())
+        rows = [[span] for span in noun_phrases(caption) or [(begin, len(caption.rstrip()))]]
+    names = [" ".join(caption[begin:end] for begin, end in row) for row in rows]
+    return Query([Prompt(caption, rows, list(range(len(rows))))], names)
+
+
+def _find(caption: str, phrase: Any) -> Span:
+    text, occurrence = phrase if isinstance(phrase, list | tuple) and len(phrase) == 2 else (phrase, None)
+    if not isinstance(text, str) or not (occurrence is None or hasattr(occurrence, "__index__")):
+        raise TypeError(f"{phrase!r} is not a phrase: give a string, or (string, occurrence counted from 0).")
+    return find_phrase(caption, text, occurrence)
+
+
+def _is_list_of_spans(span: Any) -> bool:
+    return isinstance(span, list | tuple) and len(span) > 0 and isinstance(span[0], list | tuple)
+
+
+def _check_list(what: str, values: Any, where: str) -> Sequence[Any]:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise TypeError(f"{what} of {where} is {values!r}: give a list.")
+    if len(values) == 0:
+        raise ValueError(f"{what} of {where} is empty: leave it out, and the noun phrases of the caption are used.")
+    return values
+
+
+def one_each(what: str, values: Any, count: int) -> list[Any]:
+    """A list with an entry per text; None stands for no entry anywhere.
+
+    Raises:
+        ValueError: for a list of another length.
+    """
+    if values is None:
+        return [None] * count
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+        raise ValueError(f"{what} is {shorten(repr(values))} for {count} texts: give a list with one entry each.")
+    return list(values)
+
+
 __all__ = [
     "MAX_TEXT_LENGTH",
+    "PROMPT_OPTIONS",
     "Name",
+    "NameInput",
     "Offsets",
+    "PhraseInput",
     "Prompt",
+    "Query",
     "Span",
+    "SpanInput",
     "build_prompt",
     "build_prompts",
     "check_span",
     "chunk",
     "clean_name",
+    "count_tokens",
     "find_phrase",
     "greenlight_map",
     "make_names",
     "od_label_map",
+    "one_each",
     "positive_map",
+    "read_text",
+    "refuse_unknown",
     "shorten",
 ]

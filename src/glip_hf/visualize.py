@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_reading_glip import read_pixels
+from .image_processing_pil_glip import read_pixels
 
 # Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by
 # at least 17 CIELAB units to normal, red-blind and green-blind eyes (Machado 2009, severity 1);

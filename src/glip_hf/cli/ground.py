@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..image_reading_glip import load_picture
+from ..image_processing_pil_glip import load_image
 from ..visualize import draw_detections
 from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
 
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
         """The upright image and its detections."""
         try:
-            image = ImageOps.exif_transpose(load_picture(path))
+            image = ImageOps.exif_transpose(load_image(path))
             pixels = processor(images=image, return_tensors="pt").to(model.device, dtype=model.dtype)
         except (OSError, ValueError) as error:
             raise CliError(first_line(error)) from None

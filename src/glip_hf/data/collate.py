@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..image_geometry_glip import common_padded_size
+from ..image_processing_pil_glip import common_padded_size
 from .transforms import stack_padded
 
 

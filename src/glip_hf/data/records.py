@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..image_reading_glip import load_picture
+from ..image_processing_pil_glip import load_image
 from ..prompts_glip import Span
 from ._extras import require
 
@@ -73,7 +73,7 @@ class ImageRef:
         """
         is_file = self.data is None and self.offset < 0
         if is_file and self.path.startswith(("http://", "https://")):
-            return load_picture(self.path)
+            return load_image(self.path)
         if is_file and not os.path.isfile(self.path):
             raise FileNotFoundError(f"There is no picture file {self.path!r}.")
         try:

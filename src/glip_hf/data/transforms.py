@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..image_geometry_glip import clip_boxes
+from ..image_processing_pil_glip import clip_boxes
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from PIL import ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..image_reading_glip import load_picture
+from ..image_processing_pil_glip import load_image
 from ..modeling_glip import GlipForGrounding, GlipTextFeatures, select
 from ..pipeline import text_state
 from ..postprocess_glip import post_process_grounding
@@ -258,7 +258,7 @@ class Detector:
             ValueError, FileNotFoundError: naming the picture.
         """
         try:
-            photo = ImageOps.exif_transpose(load_picture(picture.path))
+            photo = ImageOps.exif_transpose(load_image(picture.path))
             if view.flip:
                 photo = ImageOps.mirror(photo)
             made = self.processor.image_processor([photo], return_tensors="pt", **self._size(view))

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from ..image_reading_glip import load_picture, read_pixels
+from ..image_processing_pil_glip import load_image, read_pixels
 from ..visualize import draw_detections
 from .base import DetectionEvaluator, Evaluator, Exhibit
 from .plots import make_plots, make_sets_plot
@@ -234,7 +234,7 @@ def _cards(exhibits: list[Exhibit], paths: dict[str, str]) -> str:
     cards = []
     for exhibit in exhibits:
         try:
-            pixels = read_pixels(load_picture(paths[str(exhibit.image_id)]))
+            pixels = read_pixels(load_image(paths[str(exhibit.image_id)]))
         except (KeyError, OSError, ValueError) as error:
             warnings.warn(f"not in the gallery: {error}", stacklevel=3)
             continue

@@ -14,8 +14,7 @@ from typing import Any
 
 from .._extras import require
 from ..data.sources.odinw import load_task
-from ..prompts_glip import Span
-from ..text_inputs_glip import NameInput
+from ..prompts_glip import NameInput, Span
 from .files import check_records, read_annotations
 from .flickr import boxed_phrases
 

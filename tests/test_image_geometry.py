@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from glip_hf.image_geometry_glip import (
+from glip_hf.image_processing_pil_glip import (
     coco_to_target,
     common_padded_size,
     resize_target,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from glip_hf.image_reading_glip import fetch_pictures, flatten_pictures, load_picture, read_pixels
+from glip_hf.image_processing_pil_glip import fetch_images, flatten_images, load_image, read_pixels
 
 
 def make_photo(seed: int = 0) -> np.ndarray:
@@ -39,14 +39,14 @@ def test_file_modes_are_read_as_pil_converts_them(mode, tmp_path):
         path = tmp_path / "photo.tif"
         picture.convert(mode).save(path)
         expected = Image.open(path).convert("RGB")
-    np.testing.assert_array_equal(as_array(load_picture(path)), np.asarray(expected))
+    np.testing.assert_array_equal(as_array(load_image(path)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_files_are_scaled_not_clipped(suffix, tmp_path):
     ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / f"ramp{suffix}")
-    read = as_array(load_picture(tmp_path / f"ramp{suffix}"))
+    read = as_array(load_image(tmp_path / f"ramp{suffix}"))
     np.testing.assert_array_equal(read, np.stack([np.round(ramp / 257)] * 3, axis=-1))
 
 
@@ -101,7 +101,7 @@ def test_every_type_holds_the_same_values(values):
 
 def test_nesting():
     photo = make_photo()
-    nested = fetch_pictures([photo, [photo, []], (photo,)])
+    nested = fetch_images([photo, [photo, []], (photo,)])
     assert [type(entry) for entry in nested] == [np.ndarray, list, list]
-    assert len(flatten_pictures(nested)) == 3
-    assert len(flatten_pictures([np.stack([photo] * 2), torch.zeros(3, 3, 5, 5)])) == 5
+    assert len(flatten_images(nested)) == 3
+    assert len(flatten_images([np.stack([photo] * 2), torch.zeros(3, 3, 5, 5)])) == 5

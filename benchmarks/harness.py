@@ -51,7 +51,9 @@ def make_parser(description: str | None, runs: int = 5) -> argparse.ArgumentPars
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--model", type=Path, help="directory of a saved model; default: GLIP-T with random weights")
     weights.add_argument(
-        "--shared-weights", action="store_true", help="the synthetic weights of the parity cases (tests/synthetic.py)"
+        "--shared-weights",
+        action="store_true",
+        help="the synthetic weights of the parity cases (tests/parity/synthetic.py)",
     )
     weights.add_argument("--tiny", action="store_true", help="a model of a few layers, to try a benchmark out")
     parser.add_argument("--memory-runs", type=int, default=1, help="children a variant for peak memory; 0: none")
@@ -111,7 +113,7 @@ def load_model(arguments: argparse.Namespace) -> GlipForGrounding:
         model = GlipForGrounding.from_pretrained(arguments.model)
     elif arguments.shared_weights:
         sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-        from parity_cases import build_model
+        from parity.harness import build_model
 
         model = build_model(PRESET, 0)
     else:

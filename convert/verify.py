@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Compares a converted model with recorded tensors of the reference implementation, stage by stage.
+"""Compares a converted model with recorded tensors of the original implementation, stage by stage.
 
     python convert/verify.py out/small ../shared/parity/small_inference/b1
 
@@ -17,18 +17,20 @@ try:
 except ImportError:  # run from a checkout without installation
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
 import torch
+from parity.harness import compare_case, format_table, load_case
 
 from glip_hf import GlipForGrounding
 from glip_hf.conversion import model_directory
-from glip_hf.conversion.verify import compare_case, format_table, load_case
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="model directory or Hub id")
     parser.add_argument("cases", nargs="+", help="CASE.json (its CASE.safetensors beside it)")
-    parser.add_argument("--images", help="folder of the pictures (default: ../images beside the case's folder)")
+    parser.add_argument("--images", help="folder of the images (default: ../images beside the case's folder)")
     parser.add_argument("--attention", default=None, help="attn_implementation: eager or sdpa")
     parser.add_argument("--only-failed", action="store_true", help="list only what is out of tolerance")
     options = parser.parse_args(arguments)
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         ).eval()
         passed = True
         for path in options.cases:
-            case = load_case(path, options.images)
+            case = load_case(path, ".", options.images)
             rows = compare_case(model, case)
             if not rows:
                 raise ValueError(f"{path} records nothing that could be compared.")

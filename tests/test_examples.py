@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from convert.recorded_case import write_case
+from parity.recorded_case import write_case
 from random_glip import PHOTO, random_model, save_random_model
 from training.coco_pictures import write_rectangles
 

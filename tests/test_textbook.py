@@ -3,10 +3,18 @@
 
 import pytest
 import torch
-from parity_cases import build_model, load_case, record_stages
+from parity.harness import (
+    TRAINING_SIZES,
+    build_model,
+    compare_detections,
+    compare_stages,
+    format_table,
+    load_case,
+    record_stages,
+)
+from parity.test_parity import FULL, SMALL
+from parity.test_training_parity import LOSS_NAMES, ZERO_GRADIENTS
 from test_modeling_glip import FLOATS, assert_same
-from test_parity import FULL, SMALL, check_detections, check_stages
-from test_training_parity import LOSS_NAMES, SIZES, ZERO_GRADIENTS, labels_of
 from tiny import tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from torch import Tensor
 
@@ -32,17 +40,17 @@ def both(inputs: dict, **overrides) -> tuple:
 # --- against the original
 
 
-def run_case(name: str, atol: float, rtol: float, score_tolerance: float, share: float) -> None:
+def run_case(name: str) -> None:
     case = load_case(name)
     model = textbook_view(build_model(case.architecture, case.description["weights_seed"]))
-    ids, mask = case.input_ids()
-    inputs = {**case.pixels(), "input_ids": ids, "attention_mask": mask}
+    ids, _ = case.input_ids()
+    inputs = case.inputs()
     with torch.no_grad():
         parts = [record_stages(model, lambda n=n: model(**rows_of(inputs, n)))[1] for n in range(len(ids))]
         outputs = model(**inputs) if len(ids) > 1 else None
     stages = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     assert stages["text.hidden"].shape[1] == 256  # as the original: padded
-    check_stages(case, stages, atol=atol, rtol=rtol)
+    rows = compare_stages(case, stages, inner=False)
     if outputs is None:
         with torch.no_grad():
             outputs = model(**inputs)
@@ -50,29 +58,27 @@ def run_case(name: str, atol: float, rtol: float, score_tolerance: float, share:
     torch.testing.assert_close(
         torch.cat([stages[f"head.dot_product_logits.p{level}"] for level in range(3, 8)], 1), outputs.logits
     )
-    check_detections(case, outputs, score_tolerance=score_tolerance, share=share)
+    rows += compare_detections(case, outputs)
+    assert all(row.passed for row in rows), "\n" + format_table(rows, only_failed=True)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_case(name: str) -> None:
-    run_case(f"small_inference/{name}", atol=1e-4, rtol=1e-4, score_tolerance=1e-5, share=1.0)
+    run_case(f"small_inference/{name}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL[:1])
 def test_full_size_case(name: str) -> None:
-    run_case(f"full/{name}", atol=5e-4, rtol=1e-3, score_tolerance=1e-4, share=0.99)
+    run_case(f"full/{name}")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", TRAINING_SIZES)
 def test_losses_and_gradients_of_the_original(name: str) -> None:
     case = load_case(f"small_training/{name}")
     model = textbook_view(build_model(case.architecture, case.description["weights_seed"]))
     model.zero_grad()
-    ids, mask = case.input_ids()
-    short, long = SIZES[name]
-    pixels = case.pixels({"shortest_edge": short, "longest_edge": long})
-    outputs = model(**pixels, input_ids=ids, attention_mask=mask, labels=labels_of(case))
+    outputs = model(**case.inputs(), labels=case.labels())
     for ours, theirs in LOSS_NAMES.items():
         assert outputs.loss_dict[ours].item() == pytest.approx(case.description["losses"][theirs], rel=1e-5)
     outputs.loss.backward()

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from locations import FIXTURES
-from synthetic import synthetic_state_dict
+from parity.architectures import recorded_config
+from parity.synthetic import synthetic_state_dict
 from torch import Tensor
 
-ARCHITECTURES = FIXTURES / "parity" / "architectures.json"
+from glip_hf import GlipConfig
+
 RELEASED = (
     "glip_a_tiny_o365",
     "glip_tiny_model_o365",
@@ -63,6 +64,12 @@ def prefixed(state: Mapping[str, Tensor], prefix: str = "module.") -> OrderedDic
 
 def small_state(name: str = "small", seed: int = 0) -> OrderedDict[str, Tensor]:
     return synthetic_state_dict(name, seed)
+
+
+def small_config(content: Mapping[str, Any]) -> GlipConfig:
+    """The configuration of the small model, with or without fusion, whose weights a checkpoint holds."""
+    keys = next((content[name] for name in ("model", "state_dict") if name in content), content)
+    return recorded_config("small" if any(".b_attn." in key for key in keys) else "small_a")
 
 
 def foreign_class(module: str, name: str, base: type = dict) -> type:

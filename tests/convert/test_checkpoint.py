@@ -4,7 +4,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from checkpoints import (
-    ARCHITECTURES,
+    VOCAB,
     foreign_class,
     forget_module,
     prefixed,
@@ -169,7 +169,7 @@ def test_directories_archives_and_absent_files(tmp_path):
     with pytest.raises(CheckpointError, match="There is no file"):
         read_checkpoint(tmp_path / "absent.pth")
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.add(ARCHITECTURES)
+        archive.add(VOCAB)
     with pytest.raises(CheckpointError, match="tar archive"):
         read_checkpoint(tmp_path / "x.tar")
     script = torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1))

@@ -1,12 +1,13 @@
 import pytest
 import torch
-from checkpoints import ARCHITECTURES, RELEASED, SMALL, same_bits, small_state
+from checkpoints import RELEASED, SMALL, same_bits, small_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import key_list
+from parity.architectures import recorded_config
+from parity.synthetic import key_list
 
 from glip_hf import GlipConfig, GlipForGrounding
-from glip_hf.conversion.variants import expected_tensors, load_config
+from glip_hf.conversion.variants import expected_tensors
 from glip_hf.conversion.weight_map import (
     TABLE,
     WeightMapError,
@@ -42,9 +43,8 @@ def test_key_lists_there_and_back(name):
 @pytest.mark.parametrize("name", [*SMALL, *RELEASED])
 def test_converted_keys_are_those_of_the_model(name):
     original = meta_state(name)
-    config = load_config(f"{ARCHITECTURES}:{name}", original)
     with torch.device("meta"):
-        model = GlipForGrounding(config)
+        model = GlipForGrounding(recorded_config(name))
     converted = to_ours(original)
     assert {key: tensor.shape for key, tensor in converted.items()} == {
         key: tensor.shape for key, tensor in model.state_dict().items()

@@ -24,7 +24,7 @@ def flickr_case(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model():
-    from parity_cases import build_model
+    from parity.harness import build_model
 
     return build_model("small", 0)
 

@@ -6,7 +6,7 @@ original: a name stands among others then, and BERT and the fusion read the capt
 """
 
 import pytest
-from parity_cases import build_model
+from parity.harness import build_model
 from scene_sets import (
     CHUNKS,
     IDS,

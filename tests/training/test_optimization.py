@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from locations import FIXTURES
-from parity_cases import build_model, load_case
-from synthetic import key_list
-from test_training_parity import SIZES, labels_of
+from parity.harness import build_model, load_case
+from parity.synthetic import key_list
 
 from glip_hf import GlipConfig, GlipForGrounding
 from glip_hf.conversion.weight_map import match_ours, to_original
@@ -87,13 +86,11 @@ def test_three_steps(name: str) -> None:
     optimizer = build_optimizer(model, recipe)
     schedule = Schedule(optimizer, ScheduleRecipe(warmup_steps=expected["warmup_iters"]), expected["max_iter"])
     average = ExponentialAverage(model.named_parameters(), 0.999)
-    ids, mask = case.input_ids()
-    short, long = SIZES["b2"]
-    inputs = case.pixels({"shortest_edge": short, "longest_edge": long})
+    inputs = {**case.inputs(), "labels": case.labels()}
     for step in expected["steps"]:
         rates = sorted({group["lr"] for group in optimizer.param_groups})
         assert rates == pytest.approx(sorted(set(step["lrs_used"])), rel=1e-9)
-        outputs = model(**inputs, input_ids=ids, attention_mask=mask, labels=labels_of(case))
+        outputs = model(**inputs)
         assert outputs.loss.item() == pytest.approx(step["loss_total_before"], rel=2e-5)
         outputs.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

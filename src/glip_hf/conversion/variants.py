@@ -148,10 +148,8 @@ def build_config(
     Args:
         tensors: the original state dict without `module.` prefix. Only shapes are used (and one
             anchor).
-        config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one (or a
-            directory with a config.json), or a JSON file of architectures as
-            `architecture_to_config` reads them, either one entry, a file of several (the one that
-            fits is taken) or "FILE:NAME".
+        config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one, or a
+            directory with a config.json.
 
     Raises:
         VariantError: if a config is needed and was not given, cannot be read, or contradicts the
@@ -167,7 +165,7 @@ def build_config(
             )
         chosen = _preset(family, infer_fields(tensors))
     else:
-        chosen = config if isinstance(config, GlipConfig) else load_config(config, tensors)
+        chosen = config if isinstance(config, GlipConfig) else load_config(config)
         differences = _differences(infer_fields(tensors), chosen)
         if differences:
             culprits = "\n  ".join(mismatches(tensors, chosen)[:20])
@@ -208,127 +206,31 @@ def mismatches(tensors: Mapping[str, Tensor], config: GlipConfig) -> list[str]:
     return lines
 
 
-def load_config(source: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> GlipConfig:
-    """Reads what `--config` names; see `build_config`."""
-    text = os.fspath(source)
-    path, name = Path(text), None
-    if not path.exists() and ":" in text:
-        head, _, name = text.rpartition(":")
-        path = Path(head)
+def load_config(source: str | os.PathLike[str]) -> GlipConfig:
+    """Reads a `GlipConfig` from a JSON file, or from the config.json of a directory.
+
+    Raises:
+        VariantError: if there is none.
+    """
+    path = Path(source)
     if path.is_dir():
         path = path / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise VariantError(f"--config {text}: {error}") from error
+        raise VariantError(f"--config {source}: {error}") from error
     if not isinstance(content, dict):
-        raise VariantError(f"--config {text}: expected a JSON object, found {type(content).__name__}.")
-    if name is not None:
-        if name not in content:
-            raise VariantError(f"--config {text}: {path} has no entry {name!r}, only {', '.join(content)}.")
-        content = content[name]
-    if "vision" in content:
-        return architecture_to_config(content)
-    if content and all(isinstance(entry, dict) and "vision" in entry for entry in content.values()):
-        fields = infer_fields(tensors)
-        fitting = {
-            key: candidate
-            for key, candidate in ((key, architecture_to_config(entry)) for key, entry in content.items())
-            if not _differences(fields, candidate)
-        }
-        distinct = {json.dumps(candidate.to_dict(), sort_keys=True, default=str) for candidate in fitting.values()}
-        if len(distinct) == 1:
-            return next(iter(fitting.values()))
-        problem = f"several that do, {', '.join(fitting)}" if fitting else "none that does"
-        raise VariantError(
-            f"--config {text}: looking for an entry that fits the shapes found {problem}; give FILE:NAME."
-        )
+        raise VariantError(f"--config {source}: expected a JSON object, found {type(content).__name__}.")
     if content.get("model_type", "glip") != "glip":
-        raise VariantError(f"--config {text}: model_type is {content['model_type']!r}, not 'glip'.")
+        raise VariantError(f"--config {source}: model_type is {content['model_type']!r}, not 'glip'.")
     if "backbone_config" not in content and "d_model" not in content:
-        raise VariantError(f"--config {text}: neither a GlipConfig nor an architecture (no 'vision' section).")
+        raise VariantError(f"--config {source}: not a GlipConfig (it has neither backbone_config nor d_model).")
     return GlipConfig.from_dict(content)
-
-
-def architecture_to_config(entry: Mapping[str, Any]) -> GlipConfig:
-    """A `GlipConfig` from the original's hyper-parameters.
-
-    Args:
-        entry: sections "vision", "fpn", "text", "head" and, with deep fusion, "fusion", with the
-            names that `convert/README.md` lists.
-
-    Raises:
-        VariantError: if a section or a value is missing, or says something this model cannot be.
-    """
-    try:
-        vision, fpn, text, head = (dict(entry[name]) for name in ("vision", "fpn", "text", "head"))
-        fusion = dict(entry.get("fusion") or {})
-        strides, sizes = head["anchor_strides"], head["anchor_sizes"]
-        refused = [
-            what
-            for what, given in (
-                ("vision.type other than swin", vision["type"] != "swin"),
-                ("text.type other than bert", text["type"] != "bert"),
-                ("vision.absolute_pos_embed", vision.get("absolute_pos_embed", False)),
-                ("vision without patch_norm", not vision.get("patch_norm", True)),
-                ("fpn.use_gn", fpn.get("use_gn", False)),
-                ("fpn.use_relu", fpn.get("use_relu", False)),
-                ("text.n_layers_averaged other than 1", text.get("n_layers_averaged", 1) != 1),
-                ("anchor_strides other than 8 to 128", list(strides) != [8, 16, 32, 64, 128]),
-                (
-                    "anchors that are not one multiple of their strides",
-                    len({size / stride for size, stride in zip(sizes, strides, strict=True)}) != 1,
-                ),
-            )
-            if given
-        ]
-        if refused:
-            raise VariantError(f"An architecture this model does not cover: {', '.join(refused)}.")
-        swin_names = (
-            "embed_dim depths num_heads window_size mlp_ratio patch_size qkv_bias drop_path_rate layer_norm_eps"
-        ).split()
-        bert_names = (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-            "type_vocab_size layer_norm_eps hidden_act hidden_dropout_prob attention_probs_dropout_prob"
-        ).split()
-        fields: dict[str, Any] = {
-            "backbone_config": {
-                "model_type": "swin",
-                "out_indices": [2, 3, 4],
-                **{name: vision[name] for name in swin_names if name in vision},
-            },
-            "text_config": {
-                "model_type": "bert",
-                **{name: text[name] for name in bert_names if name in text},
-            },
-            "d_model": head["channels"],
-            "num_blocks": head["num_blocks"],
-            "use_fusion": head["early_fusion"],
-            "group_norm_groups": head["group_norm_groups"],
-            "group_norm_eps": head["group_norm_eps"],
-            "num_class_channels": head["num_classes_of_unused_cls_logits"],
-            "anchor_scale": sizes[0] // strides[0],
-            "max_text_length": text["max_query_len"],
-            "dropblock_prob": fpn["dropblock_prob"],
-            "dropblock_size": fpn["dropblock_size"],
-        }
-        if head["early_fusion"]:
-            fields |= {
-                "fusion_hidden_size": fusion["embed_dim"],
-                "fusion_heads": fusion["num_heads"],
-                "fusion_dropout": fusion["dropout"],
-                "fusion_init_gamma": fusion["init_gamma"],
-                "clamp_value": fusion["clamp"],
-            }
-    except KeyError as error:
-        raise VariantError(f"The architecture says nothing about {error}.") from error
-    return GlipConfig(**fields)
 
 
 __all__ = [
     "FAMILIES",
     "VariantError",
-    "architecture_to_config",
     "build_config",
     "expected_tensors",
     "infer_fields",

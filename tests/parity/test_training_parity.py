@@ -4,15 +4,13 @@ import re
 
 import pytest
 import torch
-from parity_cases import Case, build_model, load_case
+from parity.harness import TRAINING_SIZES, build_model, load_case
 
-from glip_hf import GlipForGrounding
 from glip_hf.boxes_glip import make_anchors
 from glip_hf.configuration_glip import PYRAMID_STRIDES
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.loss_glip import assign_atss, centerness_targets
 
-SIZES = {"b2": (256, 384), "b1_caption_fills_256": (150, 214)}
 LOSS_NAMES = {
     "loss_bbox": "loss_reg",
     "loss_centerness": "loss_centerness",
@@ -22,37 +20,15 @@ LOSS_NAMES = {
 ZERO_GRADIENTS = re.compile(r"attention\.self\.key\.bias$")
 
 
-def labels_of(case: Case) -> list[dict[str, torch.Tensor]]:
-    return [
-        {
-            "boxes": case.tensors[f"image{i}.boxes_xyxy"],
-            "positive_map": case.tensors[f"image{i}.positive_map_normalized"][:, : case.num_tokens],
-        }
-        for i in range(len(case.description["images"]))
-    ]
-
-
-def run(name: str, attention: str) -> tuple[Case, GlipForGrounding, object]:
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", TRAINING_SIZES)
+def test_losses_and_gradients(name: str, attention: str) -> None:
     case = load_case(f"small_training/{name}")
     model = build_model(case.architecture, case.description["weights_seed"])
     model.set_attn_implementation(attention)
     model.zero_grad()
-    ids, mask = case.input_ids()
-    short, long = SIZES[name]
-    outputs = model(
-        **case.pixels({"shortest_edge": short, "longest_edge": long}),
-        input_ids=ids,
-        attention_mask=mask,
-        labels=labels_of(case),
-    )
-    return case, model, outputs
-
-
-@pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", SIZES)
-def test_losses_and_gradients(name: str, attention: str) -> None:
-    case, model, outputs = run(name, attention)
+    outputs = model(**case.inputs(), labels=case.labels())
     for ours, theirs in LOSS_NAMES.items():
         assert outputs.loss_dict[ours].item() == pytest.approx(case.description["losses"][theirs], rel=1e-5)
     assert outputs.loss.item() == pytest.approx(case.description["loss_total"], rel=1e-5)
@@ -73,14 +49,14 @@ def test_losses_and_gradients(name: str, attention: str) -> None:
             assert gradients[key].norm().item() == pytest.approx(norm, rel=1e-4), key
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", TRAINING_SIZES)
 def test_assignment(name: str) -> None:
     case = load_case(f"small_training/{name}")
     height, width = case.description["padded_size_hw"]
     shapes = [(-(-height // stride), -(-width // stride)) for stride in PYRAMID_STRIDES]
     anchors = make_anchors(shapes, PYRAMID_STRIDES, 8)
     rows, owners, targets = [], [], []
-    for index, label in enumerate(labels_of(case)):
+    for index, label in enumerate(case.labels()):
         owner = assign_atss(anchors, [h * w for h, w in shapes], label["boxes"])
         positive = (owner >= 0).nonzero().squeeze(1)
         rows.append(positive + index * len(anchors))

@@ -11,14 +11,14 @@ import math
 import re
 import zlib
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import torch
+from locations import FIXTURES
 
 from glip_hf.conversion.weight_map import cell_anchor, position_ids, relative_position_index
 
-KEYS = Path(__file__).parent / "fixtures" / "keys"
+KEYS = FIXTURES / "keys"
 
 
 def fan(gain: float) -> tuple[float]:

@@ -1,6 +1,10 @@
 """What all tests share: where the shared design data lie, and quiet, repeatable runs."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 import warnings
 from pathlib import Path
 
@@ -9,9 +13,6 @@ import torch
 from locations import SHARED
 
 from glip_hf import products_glip
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

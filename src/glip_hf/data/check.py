@@ -4,7 +4,7 @@
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from .broken import examine_images
 from .columns import DAMAGE, Columns, Problem
 from .json_stream import UnreadableJson
 from .records import ImageRef
-from .sources import NOT_READ, READERS, find_path, resolve_spec
+from .sources import NOT_READ, find_path, resolve_spec
 from .sources.coco import CocoFile, coco_file, number_categories, parse_coco
-from .sources.hub import HubImages, collect
+from .sources.hub import HubData
 from .sources.lvis import lvis_file
 from .sources.mdetr import mdetr_file
 from .sources.odinw import odinw_file
@@ -26,14 +26,14 @@ from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read
 
 KINDS = DAMAGE | {
     "unreadable": "a file or a row of it cannot be read",
-    "missing_image": "the file of a picture is not there",
-    "broken_image": "a picture cannot be decoded",
-    "wrong_size": "a picture has another size than annotated",
-    "key_mismatch": "rows of picture and label files do not belong together",
-    "box_overhang": "a box reaches more than a pixel out of the picture and is clipped",
+    "missing_image": "an image file is missing",
+    "broken_image": "an image cannot be decoded",
+    "wrong_size": "an image has another size than annotated",
+    "key_mismatch": "rows of image and label files do not belong together",
+    "box_overhang": "a box reaches more than a pixel out of the image and is clipped",
     "caption_too_long": "a caption is cut at the model's limit",
     "phrase_truncated": "a phrase is cut off with the end of its caption",
-    "no_phrase": "a box of a caption has no words",
+    "no_phrase": "a box of a caption has no phrase",
     "bad_area": "an area is negative, infinite or NaN",
     "empty_name": "a category's name has no letter once it is cleaned",
     "duplicate_name": "two categories have the same name once it is cleaned",
@@ -58,7 +58,7 @@ class DataReport:
     """What `check_data` found.
 
     Attributes:
-        counts: kind -> how often; all of them, also beyond what `problems` holds.
+        counts: kind -> number of findings, also beyond what `problems` holds.
         problems: the findings, of each kind at most `max_per_kind`.
         sources: name of data set -> number of `images`, `annotations`, `images_without_boxes`.
         seconds: the check took.
@@ -72,18 +72,20 @@ class DataReport:
 
     @property
     def errors(self) -> int:
-        """Findings that are no warnings."""
+        """Findings that are not warnings."""
         return sum(count for kind, count in self.counts.items() if kind not in WARNINGS)
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing but warnings."""
+        """Whether there are only warnings."""
         return self.errors == 0
 
-    def add(self, problem: Problem) -> None:
-        self.counts[problem.kind] += 1
-        if self.counts[problem.kind] <= self.max_per_kind:
-            self.problems.append(problem)
+    def add(self, problems: Problem | Iterable[Problem]) -> None:
+        """Count findings, and keep them while there is room."""
+        for problem in [problems] if isinstance(problems, Problem) else problems:
+            self.counts[problem.kind] += 1
+            if self.counts[problem.kind] <= self.max_per_kind:
+                self.problems.append(problem)
 
     def lines(self, examples: int = 20) -> Iterator[str]:
         """The report as text, with so many examples of each kind."""
@@ -132,42 +134,35 @@ def check_data(
     Args:
         specs: one or several data sets, each as `build_source` takes them.
         data_root: where relative paths begin.
-        images: "decode" reads every picture whole (each once), "header" its beginning only, which finds missing
-            files and wrong sizes, "none" leaves them alone.
-        tokenizer: a fast tokenizer, to find captions and phrases that are cut off; None leaves that out.
+        images: "decode" decodes every image (each once), "header" reads headers only, which finds missing files and
+            wrong sizes, "none" leaves them alone.
+        tokenizer: a fast tokenizer, to find captions and phrases that are cut off; None skips that.
         max_text_length: tokens a caption may have.
-        num_threads: that decode; default the number of cores.
+        num_threads: threads that decode; default the number of cores.
         max_per_kind: findings of a kind that the report holds; all are counted.
 
     Raises:
         ValueError: for specs that name no data set or format. Everything else is a finding.
     """
-    if isinstance(specs, str | Mapping):
-        specs = [specs]
     report, begun = DataReport(max_per_kind), time.monotonic()
-    for spec in specs:
+    for spec in [specs] if isinstance(specs, str | Mapping) else specs:
         resolved = resolve_spec(spec)
         reader = resolved["format"]
         resolved = {key: value for key, value in resolved.items() if key not in NOT_READ}
-        name = resolved.get("name") or str(
-            resolved.get("annotations") or resolved.get("task") or resolved.get("yaml_file") or reader
-        )
+        name = str(next((resolved[k] for k in ("name", "annotations", "task", "yaml_file") if resolved.get(k)), reader))
         counts = report.sources.setdefault(name, Counter())
         checked: dict[ImageRef, Any] = {}
         try:
             for columns, categories, load in _pieces(reader, resolved, data_root, report):
-                for problem in _examine(columns, categories):
-                    report.add(problem)
+                report.add(_check_annotations(columns, categories))
                 counts["images"] += len(columns)
                 counts["annotations"] += len(columns.ann_ids)
-                owners = np.frombuffer(columns.ann_images, dtype=np.int64)
+                owners = columns.array("ann_images")
                 counts["images_without_boxes"] += len(columns) - len(np.unique(owners[owners >= 0]))
-                if tokenizer is not None:
-                    for problem in _check_captions(columns, tokenizer, max_text_length):
-                        report.add(problem)
+                if tokenizer is not None and columns.grounded:
+                    report.add(_check_captions(columns, tokenizer, max_text_length))
                 if images != "none":
-                    for problem in _check_images(columns, load, images == "decode", num_threads, checked):
-                        report.add(problem)
+                    report.add(_check_images(columns, load, images == "decode", num_threads, checked))
         except (OSError, ValueError, KeyError, TypeError) as error:
             # What stops the reading of a whole set: a missing annotation file, a YAML without its parts, ...
             report.add(Problem("unreadable", name, "data set", f"{type(error).__name__}: {error}"))
@@ -175,91 +170,86 @@ def check_data(
     return report
 
 
-Piece = tuple[Columns, Iterable[int] | None, Callable[[ImageRef], ImageRef] | None]
+Piece = tuple[Columns, Collection[int] | None, Callable[[ImageRef], ImageRef] | None]
 
 
 def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, report: DataReport) -> Iterator[Piece]:
-    """A data set as columns, whole or in pieces: with the known categories, and how to find a picture's bytes."""
+    """A data set as columns, whole or in pieces: with the known categories, and how to find an image's bytes."""
     if reader == "tsv":
         parts = load_tsv_yaml(find_path(spec["yaml_file"], data_root))
         labels = load_labelmap(parts["labelmap"])
-        for problem in _check_tsv(parts):
-            report.add(problem)
-        for columns, _ in parse_tsv(parts, labels):
-            yield columns, None, None
+        report.add(_check_tsv(parts))
+        yield from ((columns, None, None) for columns, _ in parse_tsv(parts, labels))
     elif reader == "hub":
-        known = inspect.signature(collect).parameters
-        load_options = {k: v for k, v in spec.items() if k not in inspect.signature(READERS["hub"]).parameters}
-        columns, dataset, image_column, labels = collect(
-            **{key: value for key, value in spec.items() if key in known}, **load_options
-        )
-        encoded = HubImages(dataset, image_column)
-        yield columns, labels, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
-    elif reader != "scenes":  # generated: nothing can be wrong
-        make = _FILES[reader]
-        known = inspect.signature(make).parameters
-        file = make(**({"data_root": data_root} | {key: value for key, value in spec.items() if key in known}))
-        columns = Columns(str(file.path), grounded=file.grounded)
-        found = None
+        unused = ("drop_empty", "captions", "strict", "cache_dir")
+        data = HubData.load(**{key: value for key, value in spec.items() if key not in unused})
+        columns, categories, _ = data.collect()
+        images = data.images
+        yield columns, categories, lambda ref: ImageRef(ref.path, data=images(ref.offset))
+    elif reader in _FILES:  # generated scenes have nothing to check
+        known = inspect.signature(_FILES[reader]).parameters
+        options = {"data_root": data_root} | {key: value for key, value in spec.items() if key in known}
+        file = _FILES[reader](**options)
+        columns, found = Columns(str(file.path), grounded=file.grounded), None
         try:
             found = parse_coco(file, columns)
         except UnreadableJson as error:
             report.add(Problem("unreadable", str(file.path), "file", str(error)))
-        categories = None
-        if not file.grounded and (file.categories or found):
-            try:
-                categories, names = number_categories(file.categories or found, file.path)
-                ids = {label: category for category, label in categories.items()}
-                for problem in _check_names(str(file.path), {ids[label]: name for label, name in names.items()}):
-                    report.add(problem)
-            except ValueError as error:
-                report.add(Problem("malformed", str(file.path), "categories", str(error)))
-        elif not file.grounded and found is not None:
+        yield columns, None if file.grounded else _check_categories(file, found, report), None
+
+
+def _check_categories(
+    file: CocoFile, found: Sequence[Mapping[str, Any]] | None, report: DataReport
+) -> Collection[int] | None:
+    """The known category ids, if there are valid ones. `found`: the file's categories, None if it breaks off."""
+    if not (file.categories or found):
+        if found is not None:
             report.add(Problem("malformed", str(file.path), "categories", "there are none"))
-        yield columns, categories, None
+        return None
+    try:
+        categories, names = number_categories(file.categories or found, file.path)
+    except ValueError as error:
+        report.add(Problem("malformed", str(file.path), "categories", str(error)))
+        return None
+    first: dict[str, int] = {}
+    for category, label in categories.items():
+        where, cleaned = f"category {category}", clean_name(names[label]).strip().lower()
+        if not any(letter.isalnum() for letter in cleaned):  # nothing to find a box by
+            report.add(Problem("empty_name", str(file.path), where, repr(names[label])))
+        elif (other := first.setdefault(cleaned, category)) != category:
+            detail = f"{names[label]!r}, as of category {other}"
+            report.add(Problem("duplicate_name", str(file.path), where, detail))
+    return categories
 
 
-def _examine(columns: Columns, categories: Iterable[int] | None) -> Iterator[Problem]:
-    """What is wrong with annotations, by themselves and against their pictures' sizes."""
+def _check_annotations(columns: Columns, categories: Collection[int] | None) -> Iterator[Problem]:
+    """What is wrong with annotations, by themselves and against the sizes of their images."""
     columns.finish()
     yield from columns.problems
     damage = columns.annotation_damage(categories)
     damage.pop("unknown_image")  # among the problems already
-    hurt = np.zeros(len(columns.ann_ids), dtype=bool)
+    images = columns.array("ann_images")
+    sound = np.ones(len(images), dtype=bool)
     for kind, mask in damage.items():
-        hurt |= mask
+        sound &= ~mask
         yield from (columns.describe(kind, int(row)) for row in np.flatnonzero(mask))
-    images = np.frombuffer(columns.ann_images, dtype=np.int64)
-    sound = ~hurt & (images >= 0)
-    boxes = columns.xyxy()[sound]
-    widths, heights = (np.frombuffer(c, dtype=np.int32)[images[sound]] for c in (columns.widths, columns.heights))
+    rows = np.flatnonzero(sound & (images >= 0))
+    boxes = columns.xyxy()[rows]
+    limits = np.stack([columns.array("widths"), columns.array("heights")], 1)[images[rows]]
     # With both corners inside, the last pixel is width - 1; one more pixel is rounding in the annotation.
-    over = (boxes[:, :2] < -1).any(1) | (boxes[:, 2] > widths) | (boxes[:, 3] > heights)
-    rows = np.flatnonzero(sound)[over]
-    yield from (columns.describe("box_overhang", int(row)) for row in rows)
-    areas = np.frombuffer(columns.areas, dtype=np.float32)
-    for row in np.flatnonzero(~hurt & ~((areas >= 0) & np.isfinite(areas))):
-        problem = columns.describe("bad_area", int(row))
-        yield Problem(problem.kind, problem.file, problem.where, f"area {areas[row]:g}")
+    overhang = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > limits).any(1)
+    yield from (columns.describe("box_overhang", int(row)) for row in rows[overhang])
+    areas = columns.array("areas")
+    for row in np.flatnonzero(sound & ~((areas >= 0) & np.isfinite(areas))):
+        yield columns.describe("bad_area", int(row), f"area {areas[row]:g}")
     if columns.grounded:
-        counts = np.diff(np.frombuffer(columns.span_ends, dtype=np.int64), prepend=0)
-        yield from (columns.describe("no_phrase", int(row)) for row in np.flatnonzero(~hurt & (counts == 0)))
-
-
-def _check_names(file: str, names: Mapping[int, str]) -> Iterator[Problem]:
-    """Names, by category id, that no caption can tell apart or that no box can be found by."""
-    first: dict[str, int] = {}
-    for category, name in names.items():
-        cleaned = clean_name(name).strip().lower()
-        if not any(letter.isalnum() for letter in cleaned):
-            yield Problem("empty_name", file, f"category {category}", repr(name))
-        elif (other := first.setdefault(cleaned, category)) != category:
-            yield Problem("duplicate_name", file, f"category {category}", f"{name!r}, as of category {other}")
+        counts = np.diff(columns.array("span_ends"), prepend=0)
+        yield from (columns.describe("no_phrase", int(row)) for row in np.flatnonzero(sound & (counts == 0)))
 
 
 def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:
     """What can be wrong between the files of a TSV set."""
-    labels, pictures = TsvFiles(parts["label"], True), TsvFiles(parts["img"], False)
+    labels, images = TsvFiles(parts["label"], True), TsvFiles(parts["img"], False)
     if parts["linelist"]:
         wanted = read_line_list(parts["linelist"], labels.first)
         for line in np.flatnonzero((wanted < 0) | (wanted >= len(labels))):
@@ -268,9 +258,9 @@ def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:
     if parts["imageid2idx"]:
         return
     for number, file, line, content in labels.rows():
-        if number >= len(pictures):
+        if number >= len(images):
             break
-        path, offset, length = pictures.place(number)
+        path, offset, length = images.place(number)
         with open(path, "rb") as handle:
             handle.seek(offset)
             found = handle.read(min(length, 1024)).split(b"\t", 1)[0]
@@ -287,7 +277,7 @@ def _check_images(
     threads: int | None,
     checked: dict[ImageRef, Any],
 ) -> Iterator[Problem]:
-    """What is wrong with pictures. One that several entries name is opened once."""
+    """What is wrong with images. One that several entries name is opened once."""
     refs = [ImageRef(*place) for place in zip(columns.paths, columns.offsets, columns.lengths, strict=True)]
     checked.update(examine_images((ref for ref in refs if ref not in checked), decode, threads, load))
     for row, (image_id, ref) in enumerate(zip(columns.index, refs, strict=True)):
@@ -304,21 +294,17 @@ def _check_images(
 
 def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Problem]:
     """Captions that are cut, and phrases that go with what is cut off."""
-    if not columns.grounded:
-        return
-    ends = np.frombuffer(columns.span_ends, dtype=np.int64)
-    owners = np.frombuffer(columns.ann_images, dtype=np.int64)
+    owners = columns.array("ann_images")
     for row, (image_id, caption) in enumerate(zip(columns.index, columns.captions, strict=True)):
         if len(caption) < limit - 2:  # a token has at least one character
             continue
-        tokens = len(tokenizer(caption, truncation=False, verbose=False)["input_ids"])
-        if tokens <= limit:
+        offsets = tokenizer(caption, truncation=False, verbose=False).encodings[0].offsets
+        if len(offsets) <= limit:
             continue
-        detail = f"{tokens} tokens, {limit} fit: {clean_name(caption)[:60]!r}..."
+        detail = f"{len(offsets)} tokens, {limit} fit: {clean_name(caption)[:60]!r}..."
         yield Problem("caption_too_long", columns.file, f"image {image_id!r}", detail)
-        offsets = tokenizer(caption, truncation=True, max_length=limit, verbose=False).encodings[0].offsets
         for annotation in np.flatnonzero(owners == row):
-            flat = columns.spans[(ends[annotation - 1] if annotation else 0) : ends[annotation]].tolist()
-            spans = list(zip(flat[::2], flat[1::2], strict=True))
-            if spans and not positive_map(offsets, [spans]).any():
+            spans = columns.spans_of(annotation)
+            # Truncation puts [SEP] in the last place.
+            if spans and not positive_map(offsets[: limit - 1], [spans]).any():
                 yield columns.describe("phrase_truncated", int(annotation))

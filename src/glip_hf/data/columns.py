@@ -1,10 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Annotations in columns: collected one by one, examined and turned into Arrow all at once.
+"""Annotations in columns: collected one by one, then validated and turned into Arrow all at once.
 
-The same examination serves the readers, which leave damaged annotations out and say how many, and
-`glip_hf.data.check`, which names every one.
+The one validator serves the readers, which leave damaged annotations out and say how many, and `glip_hf.data.check`,
+which names every one.
 
-Letters: I pictures, M annotations.
+Letters: M annotations.
 """
 
 from array import array
@@ -17,20 +17,22 @@ import numpy as np
 from ._extras import require
 from .records import arrow_schema
 
+_DTYPES = {"q": np.int64, "i": np.int32, "f": np.float32, "b": np.int8}  # by the type code of an array
+
 DAMAGE = {
     "malformed": "a field is missing or of the wrong type",
     "nan_box": "a box has a NaN",
     "infinite_box": "a box has an infinite value",
     "empty_box": "a box has a zero or negative size",
-    "box_outside": "a box lies outside the picture",
+    "box_outside": "a box lies outside the image",
     "unknown_category": "a category that is not in the list",
-    "unknown_image": "a picture id that is not in the list",
+    "unknown_image": "an image id that is not in the list",
     "span_empty": "a character span is empty or reversed",
     "span_outside": "a character span leaves the caption",
-    "duplicate_image": "a picture id that was there before",
-    "duplicate_annotation": "an annotation id that was there before",
+    "duplicate_image": "an image id that occurred before",
+    "duplicate_annotation": "an annotation id that occurred before",
 }
-"""What a reader leaves out, and why; `box_outside` only where nothing of the box is in the picture."""
+"""What a reader leaves out, and why; `box_outside` only where nothing of the box is in the image."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class Problem:
 
 @dataclass
 class Columns:
-    """Pictures and annotations under construction.
+    """Images and annotations under construction.
 
     Attributes:
         file: the annotation file, for messages.
         xywh: boxes come as COCO's x, y, width, height (else as xyxy with both corners inside).
-        grounded: annotations carry spans of their picture's caption.
+        grounded: annotations carry spans of their image's caption.
     """
 
     file: str
@@ -80,6 +82,10 @@ class Columns:
 
     # -- collecting -------------------------------------------------------------------------------------
 
+    def note(self, kind: str, where: str, detail: str = "") -> None:
+        """Add a finding."""
+        self.problems.append(Problem(kind, self.file, where, detail))
+
     def add_image(
         self,
         image_id: Any,
@@ -92,13 +98,13 @@ class Columns:
         offset: int = -1,
         length: int = -1,
     ) -> bool:
-        """One picture. A malformed or repeated one is noted as a problem and left out (False)."""
+        """One image. A malformed or repeated one is noted as a problem and left out (False)."""
         where = f"image {image_id!r}"
         try:
             if not isinstance(image_id, int | str) or not isinstance(path, str) or not path:
                 raise TypeError(f"id {image_id!r}, file {path!r}")
             if image_id in self.index:
-                self.problems.append(Problem("duplicate_image", self.file, where, path))
+                self.note("duplicate_image", where, path)
                 return False
             width, height = int(width), int(height)  # the Flickr30k files have them as strings
             if width < 1 or height < 1:
@@ -107,7 +113,7 @@ class Columns:
                 raise TypeError(f"caption {caption!r}")
             flat = [[int(value) for span in phrase for value in span] for phrase in eval_spans]
         except (TypeError, ValueError, OverflowError) as error:
-            self.problems.append(Problem("malformed", self.file, where, str(error)))
+            self.note("malformed", where, str(error))
             return False
         self.index[image_id] = len(self.paths)
         self.paths.append(path)
@@ -130,7 +136,7 @@ class Columns:
         crowd: Any = 0,
         spans: Sequence[Sequence[int]] = (),
     ) -> None:
-        """One box; its picture may still come. A malformed one is noted as a problem and left out."""
+        """One box; its image may still come. A malformed one is noted as a problem and left out."""
         count, span_count = len(self.ann_ids), len(self.spans)
         try:
             self.boxes.extend(box)
@@ -151,8 +157,7 @@ class Columns:
             for column in (self.categories, self.crowd, self.areas):
                 del column[count:]
             del self.boxes[4 * count :], self.spans[span_count:]
-            where = f"annotation {ann_id!r} of image {image_id!r}"
-            self.problems.append(Problem("malformed", self.file, where, str(error)))
+            self.note("malformed", f"annotation {ann_id!r} of image {image_id!r}", str(error))
             return
         self.ann_ids.append(ann_id if isinstance(ann_id, int) else -1)
         self.ann_images.append(image)
@@ -160,27 +165,37 @@ class Columns:
         if image < 0:
             self._waiting.append((count, image_id))
 
-    # -- examining --------------------------------------------------------------------------------------
+    # -- validating -------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def array(self, name: str) -> np.ndarray:
+        """A numeric column as an array that shares its memory; `boxes` [M, 4], `spans` [spans, 2]."""
+        values = getattr(self, name)
+        shape = {"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1)
+        return np.frombuffer(values, dtype=_DTYPES[values.typecode]).reshape(shape)
+
     def finish(self) -> None:
-        """Find the pictures of annotations that came before them; note those that never came."""
+        """Find the images of annotations that came before them; note those that never came."""
         for row, image_id in self._waiting:
             self.ann_images[row] = self.index.get(image_id, -1)
             if self.ann_images[row] < 0:
-                where = self._where(row)
-                self.problems.append(Problem("unknown_image", self.file, where, f"image_id {image_id!r}"))
+                self.note("unknown_image", self._where(row), f"image_id {image_id!r}")
         self._waiting.clear()
 
     def _where(self, row: int) -> str:
         given = self.ann_ids[row]
         return f"annotation {given}" if given >= 0 else f"annotation number {row}"
 
+    def spans_of(self, row: int) -> list[tuple[int, int]]:
+        """The character spans of annotation `row`."""
+        flat = self.spans[self.span_ends[row - 1] if row else 0 : self.span_ends[row]]
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
     def xyxy(self) -> np.ndarray:
-        """Boxes [M, 4] float32 with both corners inside, as annotated otherwise."""
-        boxes = np.frombuffer(self.boxes, dtype=np.float32).reshape(-1, 4).copy()
+        """Boxes [M, 4] float32 with both corners inside, otherwise as annotated."""
+        boxes = self.array("boxes").copy()
         if self.xywh:
             boxes[:, 2:] = boxes[:, :2] + np.maximum(boxes[:, 2:] - np.float32(1), 0)
         return boxes
@@ -191,8 +206,7 @@ class Columns:
         Args:
             categories: the known category ids; None where they mean nothing.
         """
-        raw = np.frombuffer(self.boxes, dtype=np.float32).reshape(-1, 4)
-        images = np.frombuffer(self.ann_images, dtype=np.int64)
+        raw, images = self.array("boxes"), self.array("ann_images")
         known = images >= 0
         rows = np.where(known, images, 0)
         nan, infinite = np.isnan(raw).any(1), np.isinf(raw).any(1)
@@ -200,16 +214,15 @@ class Columns:
         with np.errstate(invalid="ignore"):
             sides = raw[:, 2:] if self.xywh else raw[:, 2:] - raw[:, :2]
             empty = finite & (sides <= 0).any(1)
+            outside = np.zeros(len(raw), dtype=bool)
             if len(self):
-                limits = np.stack([np.frombuffer(c, dtype=np.int32) for c in (self.widths, self.heights)], 1)[rows]
+                limits = np.stack([self.array("widths"), self.array("heights")], 1)[rows]
                 low, high = raw[:, :2], raw[:, :2] + sides
                 outside = finite & ~empty & known & ((high <= 0) | (low >= limits)).any(1)
-            else:
-                outside = np.zeros(len(raw), dtype=bool)
         unknown = np.zeros(len(raw), dtype=bool)
         if categories is not None:
-            unknown = ~np.isin(np.frombuffer(self.categories, dtype=np.int64), list(categories))
-        ids = np.frombuffer(self.ann_ids, dtype=np.int64)
+            unknown = ~np.isin(self.array("categories"), list(categories))
+        ids = self.array("ann_ids")
         repeated = np.ones(len(raw), dtype=bool)
         repeated[np.unique(ids, return_index=True)[1]] = False
         found = {
@@ -226,8 +239,7 @@ class Columns:
     def _span_damage(self, rows: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
         if not self.grounded:
             return {}
-        spans = np.frombuffer(self.spans, dtype=np.int32).reshape(-1, 2)
-        ends = np.frombuffer(self.span_ends, dtype=np.int64) // 2
+        spans, ends = self.array("spans"), self.array("span_ends") // 2
         owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
         characters = np.array([len(caption or "") for caption in self.captions] or [0])[rows]
         empty, outside = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
@@ -236,21 +248,21 @@ class Columns:
         outside[owners[leaves & known[owners]]] = True
         return {"span_empty": empty & ~outside, "span_outside": outside}
 
-    def describe(self, kind: str, row: int) -> Problem:
-        """The finding that annotation `row` has damage `kind`."""
+    def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
+        """The finding that annotation `row` has damage `kind`; `detail` in place of what is said by default."""
         image = self.ann_images[row]
         if len(self._ids) != len(self.index):
             self._ids = list(self.index)
-        box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
-        details = {"unknown_category": f"category {self.categories[row]}"}
-        if kind.startswith("span"):
-            first = self.span_ends[row - 1] if row else 0
-            spans = self.spans[first : self.span_ends[row]].tolist()
-            details[kind] = f"spans {spans}, caption of {len(self.captions[image] or '')} characters"
-        size = f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 else ""
-        detail = details.get(kind, f"box {box}{size}")
-        of = f" of image {self._ids[image]!r}" if image >= 0 else ""
-        return Problem(kind, self.file, self._where(row) + of, detail)
+        if detail is None and kind == "unknown_category":
+            detail = f"category {self.categories[row]}"
+        elif detail is None and kind.startswith("span"):
+            spans = [list(span) for span in self.spans_of(row)]
+            detail = f"spans {spans}, caption of {len(self.captions[image] or '')} characters"
+        elif detail is None:
+            box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
+            detail = f"box {box}" + (f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 else "")
+        owner = f" of image {self._ids[image]!r}" if image >= 0 else ""
+        return Problem(kind, self.file, self._where(row) + owner, detail)
 
     # -- to Arrow ---------------------------------------------------------------------------------------
 
@@ -261,14 +273,14 @@ class Columns:
         drop_empty: bool = False,
         by_id: bool = True,
     ) -> Any:
-        """A `pyarrow.Table` of `arrow_schema`, a row a picture.
+        """A `pyarrow.Table` of `arrow_schema`, one row per image.
 
         Args:
             keep: [M] bool, annotations to store. Those without extent (a side of at most one pixel, in COCO's
-                measure) are left out as well, as the original does.
+                measure) are left out as well, as in the original.
             labels: category id -> stored label; None stores 1.
-            drop_empty: leave out pictures to which no box is left.
-            by_id: pictures in ascending order of id (the original's order), else of appearance.
+            drop_empty: leave out images to which no box is left.
+            by_id: images in ascending order of id (the original's order), else of appearance.
         """
         pa = require("pyarrow")
         ids = list(self.index)
@@ -280,37 +292,34 @@ class Columns:
         order = np.argsort(ids, kind="stable") if by_id else np.arange(len(ids))
         image_rank = np.empty(len(ids), dtype=np.int64)
         image_rank[order] = np.arange(len(ids))
-        owner = image_rank[np.frombuffer(self.ann_images, dtype=np.int64)[rows]]
+        owner = image_rank[self.array("ann_images")[rows]]
         sorting = np.argsort(owner, kind="stable")
         rows, owner = rows[sorting], owner[sorting]
         counts = np.bincount(owner, minlength=len(ids))
         if drop_empty:
             order, counts = order[counts > 0], counts[counts > 0]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        if labels is None:
-            stored = np.ones(len(rows), dtype=np.int32)
-        else:
-            known, positions = np.unique(np.frombuffer(self.categories, dtype=np.int64)[rows], return_inverse=True)
+        stored = np.ones(len(rows), dtype=np.int32)
+        if labels is not None:
+            known, positions = np.unique(self.array("categories")[rows], return_inverse=True)
             stored = np.array([labels[int(c)] for c in known], dtype=np.int32)[positions]
-        ends = np.frombuffer(self.span_ends, dtype=np.int64).astype(np.int32)
-        spans = pa.ListArray.from_arrays(
-            np.concatenate([[0], ends]).astype(np.int32), np.frombuffer(self.spans, dtype=np.int32)
-        ).take(pa.array(rows))
-        take = order.tolist()
-        columns = [
-            pa.array(ids[order], type=pa.int64() if integer_ids else pa.string()),
-            pa.array([self.paths[i] for i in take], type=pa.string()),
-            *(np.frombuffer(c, dtype=np.int64)[order] for c in (self.offsets, self.lengths)),
-            *(np.frombuffer(c, dtype=np.int32)[order] for c in (self.widths, self.heights)),
-            pa.ListArray.from_arrays(4 * offsets, boxes[rows].reshape(-1)),
-            pa.ListArray.from_arrays(offsets, stored),
-            pa.ListArray.from_arrays(offsets, np.frombuffer(self.areas, dtype=np.float32)[rows]),
-            pa.array([self.captions[i] for i in take], type=pa.string()),
-            pa.ListArray.from_arrays(offsets, spans),
-            pa.array([self.eval_spans[i] for i in take], type=pa.list_(pa.list_(pa.int32()))),
-            pa.array([self.extras[i] for i in take], type=pa.string()),
+        ends = np.concatenate([[0], self.array("span_ends")]).astype(np.int32)
+        spans = pa.ListArray.from_arrays(ends, self.array("spans").reshape(-1)).take(pa.array(rows))
+        schema, take = arrow_schema(integer_ids), order.tolist()
+        columns = {
+            "image_id": ids[order],
+            **{name: self.array(f"{name}s")[order] for name in ("offset", "length", "width", "height")},
+            "boxes": pa.ListArray.from_arrays(4 * offsets, boxes[rows].reshape(-1)),
+            "labels": pa.ListArray.from_arrays(offsets, stored),
+            "areas": pa.ListArray.from_arrays(offsets, self.array("areas")[rows]),
+            "path": [self.paths[i] for i in take],
+            "caption": [self.captions[i] for i in take],
+            "spans": pa.ListArray.from_arrays(offsets, spans),
+            "eval_spans": [self.eval_spans[i] for i in take],
+            "extra": [self.extras[i] for i in take],
+        }
+        arrays = [
+            column if isinstance(column := columns[name], pa.Array) else pa.array(column, type=schema.field(name).type)
+            for name in schema.names
         ]
-        return pa.Table.from_arrays(
-            [pa.array(c) if isinstance(c, np.ndarray) else c for c in columns],
-            schema=arrow_schema(integer_ids),
-        )
+        return pa.Table.from_arrays(arrays, schema=schema)

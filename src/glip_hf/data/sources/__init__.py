@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path
-from .coco import read_coco
+from .coco import ReadOptions, read_coco
 from .hub import HubColumns, HubStream, read_hub
 from .lvis import read_lvis
 from .mdetr import read_mdetr
@@ -104,7 +104,9 @@ def build_source(
     few_shot = {}
     if reader is not read_odinw and resolved.get("shots") is not None:
         few_shot = {key: resolved.pop(key) for key in ("shots", "shuffle_seed") if key in resolved}
-    known = [name for name in inspect.signature(reader).parameters if name != "load_options"]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("options", "load_options")]
+    if "options" in inspect.signature(reader).parameters:
+        known += ReadOptions.__annotations__
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")

@@ -4,7 +4,7 @@
 import copy
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...prompts_glip import Name
-from ..cache import TableWriter
-from ..columns import Columns
+from ..columns import Columns, Problem
 from ..records import Record, record_from_row
 
 logger = logging.get_logger(__name__)
@@ -158,42 +157,37 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
     return tried[0].absolute()
 
 
-def store(
+def sound_table(
     columns: Columns,
-    writer: TableWriter,
     dropped: dict[str, int],
-    categories: Sequence[int] | None,
+    categories: Collection[int] | None,
     labels: Mapping[int, int] | None,
-    drop_empty: bool,
-    strict: bool,
+    drop_empty: bool = False,
+    strict: bool = False,
     by_id: bool = True,
-) -> None:
-    """Write the sound part of `columns` and count the rest in `dropped`.
-
-    With `by_id` and `drop_empty` off row i of what is written is the i-th picture of `columns`.
+) -> Any:
+    """The sound part of `columns` as a `pyarrow.Table` (see `Columns.to_table`); the rest is counted in `dropped`.
 
     Raises:
         ValueError: if `strict` and anything is damaged, naming the first damage.
     """
     columns.finish()
-    crowd = np.frombuffer(columns.crowd, dtype=np.int8) != 0
-    keep = ~crowd
-    for problem in columns.problems:
-        if problem.kind == "unknown_image":
-            continue  # counted below, with the annotation it belongs to
+
+    def drop(problem: Problem, count: int = 1) -> None:
         if strict:
             raise ValueError(f"{problem}. Repair it, or read with strict=False to leave it out.")
-        dropped[problem.kind] = dropped.get(problem.kind, 0) + 1
+        dropped[problem.kind] = dropped.get(problem.kind, 0) + count
+
+    for problem in columns.problems:
+        if problem.kind != "unknown_image":  # counted below, with the annotation it belongs to
+            drop(problem)
+    keep = ~(crowd := columns.array("crowd") != 0)
     for kind, mask in columns.annotation_damage(categories).items():
         mask = mask & ~crowd
-        if strict and mask.any():
-            problem = columns.describe(kind, int(mask.argmax()))
-            raise ValueError(f"{problem}. Repair it, or read with strict=False to leave it out.")
         if mask.any():
-            dropped[kind] = dropped.get(kind, 0) + int(mask.sum())
+            drop(columns.describe(kind, int(mask.argmax())), int(mask.sum()))
         keep &= ~mask
-    if len(columns):
-        writer.write(columns.to_table(keep, labels, drop_empty, by_id))
+    return columns.to_table(keep, labels, drop_empty, by_id)
 
 
 def warn_dropped(name: str, dropped: Mapping[str, int]) -> None:

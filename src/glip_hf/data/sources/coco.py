@@ -1,58 +1,40 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""COCO JSON, and what every COCO-shaped JSON has in common."""
+"""COCO JSON, and what every COCO-shaped JSON has in common.
+
+`CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `parse_coco` all annotations in
+`Columns`, crowd regions and damaged ones included (`check-data`): one parser, one validator.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
-from ..columns import Columns, Problem
+from ..columns import Columns
 from ..json_stream import stream_json
-from .base import Captions, Source, find_path, store, warn_dropped
-
-ImagePath = Callable[[Mapping[str, Any]], str]
+from .base import Captions, Source, find_path, sound_table, warn_dropped
 
 
-def read_coco(
-    annotations: str | Path,
-    images: str | Path,
-    name: str | None = None,
-    *,
-    data_root: str | Path | None = None,
-    drop_empty: bool = True,
-    captions: Captions = "all",
-    categories: Sequence[Mapping[str, Any]] | None = None,
-    prompts: Sequence[Mapping[str, str]] | None = None,
-    strict: bool = False,
-    cache_dir: str | Path | None = None,
-) -> Source:
-    """A detection set in COCO's format.
+class ReadOptions(TypedDict, total=False):
+    """Options of every reader of a COCO-shaped file.
 
-    Crowd regions are ignored, categories numbered 1..N in order of their ids, pictures sorted by id.
-
-    Args:
-        annotations: the JSON file.
-        images: the folder that `file_name` is relative to.
-        name: of the data set; default: the file's.
-        data_root: where relative paths begin, see `find_path`.
-        drop_empty: leave out pictures without a usable box (the original's way). With False they are kept,
-            as negatives.
-        captions: "all" (every caption holds all names) or "sampled" (the pictures' own and some others).
-        categories: `[{"id", "name"}, ...]` to use instead of the file's.
-        prompts: one `{"prefix", "name", "suffix"}` a category, in order of their ids.
+    Attributes:
+        drop_empty: leave out images without a usable box (default, as in the original). With False they are kept, as
+            negatives.
+        captions: "all" (every caption holds all class names) or "sampled" (those of the image among some others).
         strict: fail at the first damaged annotation instead of leaving it out.
         cache_dir: see `cache.convert_once`.
-
-    Raises:
-        FileNotFoundError, ValueError: for what cannot be read; the message names file and remedy.
     """
-    file = coco_file(annotations, images, data_root=data_root, categories=categories)
-    source = coco_source(file, name, drop_empty, captions, strict, cache_dir)
-    source.prompts = class_prompts(source.names, prompts)
-    return source
+
+    drop_empty: bool
+    captions: Captions | None
+    strict: bool
+    cache_dir: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -61,19 +43,60 @@ class CocoFile:
 
     Attributes:
         path: the file.
-        image_path: from an image's entry to the picture's path.
-        options: what shapes the result besides the file, for the cache.
-        grounded: annotations have spans of their image's caption, categories mean nothing.
+        image_path: from an image's entry to the path of the image.
+        key: what shapes the result besides the file, for the cache.
+        name: default name of the data set.
+        captions: default of the option.
         keep_keys: of an image's entry, stored with it as `Record.extra`.
-        categories: to use instead of the file's.
+        categories: `[{"id", "name"}, ...]` to use instead of the file's.
+        prompts: a `{"prefix", "name", "suffix"}` per category, in order of their ids.
     """
 
     path: Path
-    image_path: ImagePath
-    options: Mapping[str, Any]
-    grounded: bool = False
+    image_path: Callable[[Mapping[str, Any]], str]
+    key: Mapping[str, Any]
+    name: str
+    captions: Captions = "all"
     keep_keys: Sequence[str] = ()
     categories: Sequence[Mapping[str, Any]] | None = None
+    prompts: Sequence[Mapping[str, str]] | None = None
+
+    @property
+    def grounded(self) -> bool:
+        """Whether annotations have spans of their image's caption; categories mean nothing then."""
+        return self.captions == "given"
+
+    def read(
+        self,
+        name: str | None = None,
+        *,
+        drop_empty: bool = True,
+        captions: Captions | None = None,
+        strict: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> Source:
+        """The file as a source; see `ReadOptions`."""
+        name, captions = name or self.name, captions or self.captions
+        if self.grounded and captions != "given":
+            raise ValueError(f"{self.path}: captions={captions!r} is for detection sets; this one brings its own.")
+
+        def build(writer: TableWriter) -> dict[str, Any]:
+            columns = Columns(str(self.path), grounded=self.grounded)
+            found = parse_coco(self, columns)
+            labels, names = None, {}
+            if not self.grounded:
+                labels, names = number_categories(self.categories or found, self.path)
+            dropped: dict[str, int] = {}
+            writer.write(sound_table(columns, dropped, labels, labels, drop_empty, strict))
+            ids = {label: category for category, label in (labels or {}).items()}
+            return {"file": str(self.path), "names": names, "category_ids": ids, "dropped": dropped}
+
+        key = {**self.key, "drop_empty": drop_empty, "strict": strict}
+        table, info, rows = convert_once(name, [self.path], key, build, cache_dir)
+        source = Source(name, table, info, rows, captions)
+        source.prompts = class_prompts(source.names, self.prompts)
+        warn_dropped(name, source.dropped)
+        return source
 
 
 def coco_file(
@@ -82,60 +105,63 @@ def coco_file(
     *,
     data_root: str | Path | None = None,
     categories: Sequence[Mapping[str, Any]] | None = None,
+    prompts: Sequence[Mapping[str, str]] | None = None,
 ) -> CocoFile:
     """How `read_coco` reads; arguments as there."""
-    folder = str(find_path(images, data_root, must_exist=False))
+    folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
     return CocoFile(
-        find_path(annotations, data_root),
+        path,
         lambda image: f"{folder}/{image['file_name']}",
         {"reader": "coco", "images": folder, "categories": list(categories) if categories else None},
+        path.stem,
         categories=categories,
+        prompts=prompts,
     )
 
 
-def coco_source(
-    file: CocoFile,
-    name: str | None,
-    drop_empty: bool,
-    captions: Captions,
-    strict: bool,
-    cache_dir: str | Path | None,
+def read_coco(
+    annotations: str | Path,
+    images: str | Path,
+    name: str | None = None,
+    *,
+    data_root: str | Path | None = None,
+    categories: Sequence[Mapping[str, Any]] | None = None,
+    prompts: Sequence[Mapping[str, str]] | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Source:
-    """The source of a COCO-shaped file; arguments as for `read_coco`."""
-    name = name or file.path.stem
+    """A detection set in COCO's format.
 
-    def build(writer: TableWriter) -> dict[str, Any]:
-        columns = Columns(str(file.path), grounded=file.grounded)
-        found = parse_coco(file, columns)
-        labels, names = None, {}
-        if not file.grounded:
-            labels, names = number_categories(file.categories or found, file.path)
-        dropped: dict[str, int] = {}
-        store(columns, writer, dropped, labels, labels, drop_empty, strict)
-        ids = {label: category for category, label in (labels or {}).items()}
-        return {"file": str(file.path), "names": names, "category_ids": ids, "dropped": dropped}
+    Crowd regions are ignored, categories numbered 1..N in order of their ids, images sorted by id.
 
-    options = dict(file.options) | {"drop_empty": drop_empty, "strict": strict}
-    table, info, rows = convert_once(name, [file.path], options, build, cache_dir)
-    source = Source(name, table, info, rows, captions)
-    warn_dropped(name, source.dropped)
-    return source
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` is relative to.
+        name: of the data set; default: the file's.
+        data_root: where relative paths begin, see `find_path`.
+        categories, prompts: see `CocoFile`.
+        options: see `ReadOptions`.
+
+    Raises:
+        FileNotFoundError, ValueError: for what cannot be read; the message names file and remedy.
+    """
+    file = coco_file(annotations, images, data_root=data_root, categories=categories, prompts=prompts)
+    return file.read(name, **options)
 
 
 def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:
-    """Read a COCO-shaped file into `columns`; what it gives as categories is returned.
+    """Read a COCO-shaped file into `columns` and return its categories.
 
     Raises:
-        UnreadableJson: where the file breaks off; `columns` has all that came before.
+        UnreadableJson: where the file breaks off; `columns` has everything before.
     """
     categories = []
     for key, entry in stream_json(file.path):
         if key not in ("images", "annotations", "categories"):
             continue
         if not isinstance(entry, Mapping):
-            columns.problems.append(Problem("malformed", str(file.path), f"an entry of {key!r}", f"{entry!r:.100}"))
+            columns.note("malformed", f"an entry of {key!r}", f"{entry!r:.100}")
         elif key == "images":
-            _add_image(columns, entry, file.image_path, file.keep_keys)
+            _add_image(columns, entry, file)
         elif key == "annotations":
             columns.add_annotation(
                 entry.get("id"),
@@ -151,15 +177,14 @@ def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:
     return categories
 
 
-def _add_image(columns: Columns, entry: Mapping[str, Any], image_path: ImagePath, keep_keys: Sequence[str]) -> None:
+def _add_image(columns: Columns, entry: Mapping[str, Any], file: CocoFile) -> None:
     try:
-        path = image_path(entry)
+        path = file.image_path(entry)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        where = f"image {entry.get('id')!r}"
         missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-        columns.problems.append(Problem("malformed", columns.file, where, missing))
+        columns.note("malformed", f"image {entry.get('id')!r}", missing)
         return
-    extra = {key: entry[key] for key in keep_keys if entry.get(key) is not None}
+    extra = {key: entry[key] for key in file.keep_keys if entry.get(key) is not None}
     columns.add_image(
         entry.get("id"),
         path,
@@ -174,15 +199,15 @@ def _add_image(columns: Columns, entry: Mapping[str, Any], image_path: ImagePath
 def number_categories(
     categories: Sequence[Mapping[str, Any]], file: str | Path
 ) -> tuple[dict[int, int], dict[int, str]]:
-    """Category id -> 1..N in order of the ids, and 1..N -> name. A `__background__` gets no number.
+    """Category id -> 1..N in order of the ids, and 1..N -> name. `__background__` is not numbered.
 
     Raises:
-        ValueError: for entries without whole-number id and name, and for ids that occur twice.
+        ValueError: for entries without an integer id and a name, and for ids that occur twice.
     """
     listed = {}
     for entry in categories:
         if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{file}: the category {entry!r} needs a whole-number 'id' and a 'name'.")
+            raise ValueError(f"{file}: the category {entry!r} needs an integer 'id' and a 'name'.")
         if entry["id"] in listed:
             raise ValueError(f"{file}: the category id {entry['id']} occurs twice.")
         listed[entry["id"]] = entry["name"]
@@ -197,7 +222,7 @@ def class_prompts(names: Mapping[int, str], prompts: Sequence[Mapping[str, str]]
     """Caption prompts by class id.
 
     Raises:
-        ValueError: if there is not one a class.
+        ValueError: if there is not one per class.
     """
     if not prompts:
         return None

@@ -12,9 +12,9 @@ from PIL import Image
 from ...prompts_glip import find_phrase
 from .._extras import require
 from ..cache import TableWriter, convert_once
-from ..columns import Columns, Problem
+from ..columns import Columns
 from ..records import Record, record_from_row, upright_size
-from .base import Captions, Source, store, warn_dropped
+from .base import Captions, Source, sound_table, warn_dropped
 
 BoxFormat = Literal["xywh", "xyxy", "xyxy_relative"]
 
@@ -74,6 +74,57 @@ def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
         return file.read()
 
 
+@dataclass(frozen=True)
+class HubData:
+    """A stored data set of `datasets` and how its rows become columns of ours.
+
+    Attributes:
+        name: of the data set, for messages.
+        dataset: the `datasets.Dataset`.
+        plan: see `RowPlan`.
+    """
+
+    name: str
+    dataset: Any
+    plan: "RowPlan"
+
+    @classmethod
+    def load(
+        cls,
+        dataset: Any,
+        name: str | None = None,
+        *,
+        split: str = "train",
+        columns: HubColumns | Mapping[str, str] | None = None,
+        names: Sequence[str] | None = None,
+        **load_options: Any,
+    ) -> "HubData":
+        """Arguments as for `read_hub`."""
+        name = name or (dataset if isinstance(dataset, str) else "dataset")
+        dataset = _load(dataset, split, load_options)
+        if not hasattr(dataset, "_fingerprint"):
+            raise ValueError(f"{name} is a stream: read it with HubStream, or as the single source of a recipe.")
+        return cls(name, dataset, RowPlan.of(dataset, columns, names))
+
+    @property
+    def images(self) -> "HubImages":
+        return HubImages(self.dataset, self.plan.columns.image)
+
+    def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
+        """All annotations, the known categories (None in a grounding set), and the class names."""
+        plan, column = self.plan, self.plan.columns.objects
+        if not plan.grounded and plan.names is None:
+            objects = self.dataset.select_columns([column])
+            texts = {thing.get(plan.columns.category) for row in objects for thing in _objects(row[column])}
+            plan = replace(plan, names=sorted(text for text in texts if isinstance(text, str)))
+        collected = Columns(self.name, grounded=plan.grounded)
+        for number, row in enumerate(plan.rows(self.dataset)):
+            plan.add(collected, row, number)
+        if plan.grounded:
+            return collected, None, ()
+        return collected, {i: i for i in range(1, len(plan.names) + 1)}, plan.names
+
+
 def read_hub(
     dataset: Any,
     name: str | None = None,
@@ -93,7 +144,7 @@ def read_hub(
         dataset: a `datasets.Dataset`, or what `datasets.load_dataset` takes (a Hub id, a folder, "parquet" with
             `data_files=`).
         name: of the data set.
-        split, load_options: go to `load_dataset`.
+        split, load_options: passed to `load_dataset`.
         columns: where the data set keeps what, if not where `HubColumns` says.
         names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else all the texts that occur.
         drop_empty, strict, cache_dir: as for `read_coco`.
@@ -101,76 +152,36 @@ def read_hub(
 
     Class 0 of the data set has the number 1 here; `category_ids` leads back.
     """
-    name, dataset = name or (dataset if isinstance(dataset, str) else "dataset"), _load(dataset, split, load_options)
-    if not hasattr(dataset, "_fingerprint"):
-        raise ValueError(f"{name} is a stream: read it with HubStream, or as the single source of a recipe.")
-    columns = _columns(columns)
-    plan = _Plan.of(dataset, columns, names)
+    data = HubData.load(dataset, name, split=split, columns=columns, names=names, **load_options)
+    plan = data.plan
 
     def build(writer: TableWriter) -> dict[str, Any]:
-        collected, _, _, labels, used = _collect(dataset, name, plan)
+        collected, labels, used = data.collect()
         dropped: dict[str, int] = {}
-        store(collected, writer, dropped, labels, labels, drop_empty, strict, by_id=False)
+        writer.write(sound_table(collected, dropped, labels, labels, drop_empty, strict, by_id=False))
         numbered = dict(enumerate(used, start=1))
-        return {
-            "file": name,
-            "names": numbered,
-            "category_ids": {label: label - 1 for label in numbered},
-            "dropped": dropped,
-        }
+        ids = {label: label - 1 for label in numbered}
+        return {"file": data.name, "names": numbered, "category_ids": ids, "dropped": dropped}
 
-    options = {
+    key = {
         "reader": "hub",
-        "data": dataset._fingerprint,
-        "columns": columns.__dict__,
+        "data": data.dataset._fingerprint,
+        "columns": vars(plan.columns),
         "names": plan.names,
         "drop_empty": drop_empty,
         "strict": strict,
     }
-    table, info, rows = convert_once(name, [], options, build, cache_dir)
-    images = HubImages(dataset, columns.image)
-    source = Source(name, table, info, rows, captions or ("given" if plan.grounded else "all"), encoded=images)
-    warn_dropped(name, source.dropped)
+    table, info, rows = convert_once(data.name, [], key, build, cache_dir)
+    captions = captions or ("given" if plan.grounded else "all")
+    source = Source(data.name, table, info, rows, captions, encoded=data.images)
+    warn_dropped(data.name, source.dropped)
     return source
 
 
-def collect(
-    dataset: Any,
-    name: str | None = None,
-    *,
-    split: str = "train",
-    columns: HubColumns | Mapping[str, str] | None = None,
-    names: Sequence[str] | None = None,
-    **load_options: Any,
-) -> tuple[Columns, Any, str, dict[int, int] | None]:
-    """All annotations as `read_hub` finds them, for examination; arguments as there.
-
-    Returns:
-        the columns, the data set, its column of pictures, and the known categories (None in a grounding set).
-    """
-    name, dataset = name or (dataset if isinstance(dataset, str) else "dataset"), _load(dataset, split, load_options)
-    return _collect(dataset, name, _Plan.of(dataset, _columns(columns), names))[:4]
-
-
 def _load(dataset: Any, split: str, load_options: Mapping[str, Any]) -> Any:
-    return (
-        require("datasets").load_dataset(dataset, split=split, **load_options) if isinstance(dataset, str) else dataset
-    )
-
-
-def _collect(dataset: Any, name: str, plan: "_Plan") -> tuple[Columns, Any, str, dict[int, int] | None, Sequence[str]]:
-    """As `collect`, and the names of the classes."""
-    c = plan.columns
-    collected = Columns(name, grounded=plan.grounded)
-    if not plan.grounded and plan.names is None:
-        objects = dataset.select_columns([c.objects])
-        texts = {thing.get(c.category) for row in objects for thing in _objects(row[c.objects])}
-        plan = replace(plan, names=sorted(text for text in texts if isinstance(text, str)))
-    for number, row in enumerate(plan.rows(dataset)):
-        plan.add(collected, row, number)
-    names = () if plan.grounded else plan.names
-    labels = None if plan.grounded else {i: i for i in range(1, len(names) + 1)}
-    return collected, dataset, c.image, labels, names
+    if not isinstance(dataset, str):
+        return dataset
+    return require("datasets").load_dataset(dataset, split=split, **load_options)
 
 
 class HubStream:
@@ -202,7 +213,7 @@ class HubStream:
     ) -> None:
         self.name = name or (dataset if isinstance(dataset, str) else "dataset")
         dataset = _load(dataset, split, load_options | {"streaming": True})
-        self.plan = _Plan.of(dataset, _columns(columns), names)
+        self.plan = RowPlan.of(dataset, columns, names)
         if not self.plan.grounded and self.plan.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
         image = require("datasets").Image(decode=False)
@@ -228,14 +239,13 @@ class HubStream:
         collected = Columns(self.name, grounded=self.plan.grounded)
         self.plan.add(collected, row, number)
         labels = None if self.plan.grounded else {i: i for i in self.names}
-        sink = _OneTable()
-        store(collected, sink, self.dropped, labels, labels, self.drop_empty, strict=False)
+        table = sound_table(collected, self.dropped, labels, labels, self.drop_empty)
         for problem in collected.problems:
             if problem.kind == "broken_image":
                 self._report(str(problem))
-        if sink.table is None or not len(sink.table):
+        if not len(table):
             return None
-        values = sink.table.to_pylist()[0] | {"offset": -1, "length": -1}
+        values = table.to_pylist()[0] | {"offset": -1, "length": -1}
         try:
             image = _image_bytes(row[self.plan.columns.image])
         except (OSError, ValueError) as error:
@@ -249,17 +259,8 @@ class HubStream:
             self.on_broken(what)
 
 
-class _OneTable:
-    """Stands for a `TableWriter` where the table is not stored."""
-
-    table = None
-
-    def write(self, table: Any) -> None:
-        self.table = table
-
-
 @dataclass(frozen=True)
-class _Plan:
+class RowPlan:
     """How rows of one data set become columns of ours."""
 
     columns: HubColumns
@@ -268,7 +269,8 @@ class _Plan:
     grounded: bool
 
     @classmethod
-    def of(cls, dataset: Any, columns: HubColumns, names: Sequence[str] | None) -> "_Plan":
+    def of(cls, dataset: Any, columns: HubColumns | Mapping[str, str] | None, names: Sequence[str] | None) -> "RowPlan":
+        columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
         present = frozenset(dataset.column_names or ())
         for needed in (columns.image, columns.objects):
             if needed not in present:
@@ -303,7 +305,7 @@ class _Plan:
                 with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
                     width, height = upright_size(image)
         except Exception as error:  # decoders raise almost anything on damaged files
-            collected.problems.append(Problem("broken_image", collected.file, where, str(error)))
+            collected.note("broken_image", where, str(error))
             return
         caption = row.get(c.caption) or "" if self.grounded else None
         path = f"{collected.file}[{number}]"
@@ -317,7 +319,7 @@ class _Plan:
             except (KeyError, ValueError, TypeError) as error:
                 at = f"{where}, object {place}"
                 kind = "unknown_category" if isinstance(error, _UnknownName) else "malformed"
-                collected.problems.append(Problem(kind, collected.file, at, str(error)))
+                collected.note(kind, at, str(error))
                 continue
             collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
 
@@ -336,10 +338,6 @@ class _Plan:
 
 class _UnknownName(ValueError):
     pass
-
-
-def _columns(columns: HubColumns | Mapping[str, str] | None) -> HubColumns:
-    return columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

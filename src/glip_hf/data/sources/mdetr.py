@@ -1,48 +1,21 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """MDETR's grounding files: Flickr30k Entities, and the mixture of GQA and Visual Genome (with or without COCO).
 
-COCO's format, where an image entry is a caption of a picture and annotations say which characters name them.
+COCO's format, where an image entry is a caption of an image and annotations say which characters name them.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from .base import Source, find_path
-from .coco import CocoFile, coco_source
-
-
-def read_mdetr(
-    annotations: str | Path,
-    images: str | Path | Mapping[str, str | Path],
-    name: str | None = None,
-    *,
-    data_root: str | Path | None = None,
-    drop_empty: bool = True,
-    strict: bool = False,
-    cache_dir: str | Path | None = None,
-) -> Source:
-    """A grounding set in MDETR's format.
-
-    Args:
-        annotations: `final_flickr_separateGT_*.json`, `final_mixed_train.json`, `final_mixed_train_no_coco.json`,
-            `final_refexp_val.json`, ...
-        images: the folder of the pictures. For the mixed files a folder for each `data_source`:
-            `{"vg": "gqa/images", "coco": "coco/train2014"}`.
-        name, data_root, drop_empty, strict, cache_dir: as for `read_coco`.
-
-    `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`,
-    `original_img_id`, `original_id`, `data_source`.
-    """
-    file = mdetr_file(annotations, images, data_root=data_root)
-    return coco_source(file, name, drop_empty, "given", strict, cache_dir)
+from .coco import CocoFile, ReadOptions
 
 
 def mdetr_file(
-    annotations: str | Path,
-    images: str | Path | Mapping[str, str | Path],
-    *,
-    data_root: str | Path | None = None,
+    annotations: str | Path, images: str | Path | Mapping[str, str | Path], *, data_root: str | Path | None = None
 ) -> CocoFile:
     """How `read_mdetr` reads; arguments as there."""
     if isinstance(images, Mapping):
@@ -57,10 +30,30 @@ def mdetr_file(
             raise ValueError(f"data_source {image['data_source']!r} has no folder; images= names {sorted(folders)}")
         return f"{folders[image['data_source']]}/{image['file_name']}"
 
-    return CocoFile(
-        find_path(annotations, data_root),
-        image_path,
-        {"reader": "mdetr", "images": folders},
-        grounded=True,
-        keep_keys=("sentence_id", "original_img_id", "original_id", "data_source"),
-    )
+    path = find_path(annotations, data_root)
+    key = {"reader": "mdetr", "images": folders}
+    keep_keys = ("sentence_id", "original_img_id", "original_id", "data_source")
+    return CocoFile(path, image_path, key, path.stem, "given", keep_keys)
+
+
+def read_mdetr(
+    annotations: str | Path,
+    images: str | Path | Mapping[str, str | Path],
+    name: str | None = None,
+    *,
+    data_root: str | Path | None = None,
+    **options: Unpack[ReadOptions],
+) -> Source:
+    """A grounding set in MDETR's format.
+
+    Args:
+        annotations: `final_flickr_separateGT_*.json`, `final_mixed_train.json`, `final_mixed_train_no_coco.json`,
+            `final_refexp_val.json`, ...
+        images: the folder of the images. For the mixed files a folder for each `data_source`:
+            `{"vg": "gqa/images", "coco": "coco/train2014"}`.
+        name, data_root, options: as for `read_coco`.
+
+    `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`,
+    `original_img_id`, `original_id`, `data_source`.
+    """
+    return mdetr_file(annotations, images, data_root=data_root).read(name, **options)

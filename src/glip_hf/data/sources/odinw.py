@@ -3,12 +3,43 @@
 
 import ast
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from .._extras import require
 from .base import Source, find_path
-from .coco import CocoFile, coco_file, read_coco
+from .coco import CocoFile, ReadOptions, coco_file
+
+
+def odinw_file(
+    task: str | Path,
+    split: str = "train",
+    *,
+    shots: int | None = None,
+    seed: int = 3,
+    use_prompts: bool = True,
+    data_root: str | Path | None = None,
+) -> CocoFile:
+    """How `read_odinw` reads; arguments as there."""
+    path = Path(task) if Path(task).is_file() else find_path(task, data_root)
+    settings = load_task(path)
+    if shots is not None:
+        split = f"{split}_{shots}_{seed}"
+    if split not in settings["REGISTER"]:
+        listed = ", ".join(sorted(settings["REGISTER"]))
+        raise ValueError(f"{path}: there is no split {split!r}; it has {listed}.")
+    entry = settings["REGISTER"][split]
+    file = coco_file(
+        entry["ann_file"],
+        entry["img_dir"],
+        data_root=data_root,
+        categories=settings["OVERRIDE_CATEGORY"],
+        prompts=settings["CAPTION_PROMPT"] if use_prompts else None,
+    )
+    return replace(file, name=f"{path.stem}/{split}")
 
 
 def read_odinw(
@@ -20,9 +51,7 @@ def read_odinw(
     seed: int = 3,
     use_prompts: bool = True,
     data_root: str | Path | None = None,
-    drop_empty: bool = True,
-    strict: bool = False,
-    cache_dir: str | Path | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Source:
     """One split of an ODinW task.
 
@@ -32,51 +61,13 @@ def read_odinw(
         name: of the data set; default "<task>/<split>".
         shots, seed: the few-shot file of the split with so many shots (1, 3, 5, 10) and this seed (3, 30, 300).
         use_prompts: write captions with the task's prompts, where it has some.
-        data_root, drop_empty, strict, cache_dir: as for `read_coco`.
+        data_root, options: as for `read_coco`.
 
     Raises:
         ValueError: for a split that the task does not have, and a malformed task file.
     """
-    path, settings, split = _find_split(task, split, shots, seed, data_root)
-    entry = settings["REGISTER"][split]
-    return read_coco(
-        entry["ann_file"],
-        entry["img_dir"],
-        name or f"{path.stem}/{split}",
-        data_root=data_root,
-        drop_empty=drop_empty,
-        categories=settings["OVERRIDE_CATEGORY"],
-        prompts=settings["CAPTION_PROMPT"] if use_prompts else None,
-        strict=strict,
-        cache_dir=cache_dir,
-    )
-
-
-def odinw_file(
-    task: str | Path,
-    split: str = "train",
-    *,
-    shots: int | None = None,
-    seed: int = 3,
-    data_root: str | Path | None = None,
-) -> CocoFile:
-    """How `read_odinw` reads; arguments as there."""
-    _, settings, split = _find_split(task, split, shots, seed, data_root)
-    entry, categories = settings["REGISTER"][split], settings["OVERRIDE_CATEGORY"]
-    return coco_file(entry["ann_file"], entry["img_dir"], data_root=data_root, categories=categories)
-
-
-def _find_split(
-    task: str | Path, split: str, shots: int | None, seed: int, data_root: str | Path | None
-) -> tuple[Path, dict[str, Any], str]:
-    path = Path(task) if Path(task).is_file() else find_path(task, data_root)
-    settings = load_task(path)
-    if shots is not None:
-        split = f"{split}_{shots}_{seed}"
-    if split not in settings["REGISTER"]:
-        listed = ", ".join(sorted(settings["REGISTER"]))
-        raise ValueError(f"{path}: there is no split {split!r}; it has {listed}.")
-    return path, settings, split
+    file = odinw_file(task, split, shots=shots, seed=seed, use_prompts=use_prompts, data_root=data_root)
+    return file.read(name, **options)
 
 
 def load_task(path: str | Path) -> dict[str, Any]:
@@ -89,13 +80,13 @@ def load_task(path: str | Path) -> dict[str, Any]:
         content = require("yaml").safe_load(file)
     datasets = content.get("DATASETS") if isinstance(content, Mapping) else None
     if not isinstance(datasets, Mapping) or not isinstance(datasets.get("REGISTER"), Mapping):
-        raise ValueError(f"{path}: an ODinW task file has DATASETS.REGISTER; this one has not.")
+        raise ValueError(f"{path}: an ODinW task file has DATASETS.REGISTER; this one does not.")
     parsed = {"OVERRIDE_CATEGORY": None, "CAPTION_PROMPT": None} | dict(datasets)
     for key in ("OVERRIDE_CATEGORY", "CAPTION_PROMPT", "TRAIN", "TEST"):
         if isinstance(parsed.get(key), str):
             try:
                 parsed[key] = ast.literal_eval(parsed[key])
             except (ValueError, SyntaxError) as error:
-                raise ValueError(f"{path}: {key} is no Python list: {error}") from None
+                raise ValueError(f"{path}: {key} is not a valid Python list: {error}") from None
     parsed["GENERAL_COPY"] = max(int(parsed.get("GENERAL_COPY", 1)), 1)
     return parsed

@@ -15,9 +15,9 @@ import numpy as np
 
 from .._extras import require
 from ..cache import TableWriter, convert_once
-from ..columns import Columns, Problem
+from ..columns import Columns
 from ..records import ImageRef
-from .base import Captions, Source, store, warn_dropped
+from .base import Captions, Source, sound_table, warn_dropped
 
 CHUNK_ROWS = 20_000
 
@@ -156,16 +156,16 @@ def read_tsv(
     def build(writer: TableWriter) -> dict[str, Any]:
         labels = load_labelmap(parts["labelmap"])
         dropped: dict[str, int] = {}
+        ids = {index: index for index in labels.values()}
         stored = []  # row numbers of the label file, in the order of the table
         for columns, numbers in parse_tsv(parts, labels):
-            store(columns, writer, dropped, None, {i: i for i in labels.values()}, False, strict, by_id=False)
+            writer.write(sound_table(columns, dropped, None, ids, strict=strict, by_id=False))
             stored += numbers
         if parts["linelist"]:
             writer.write_rows(_line_list(parts, np.array(stored, dtype=np.int64)))
         names: dict[int, str] = {}
         for text, index in labels.items():
             names.setdefault(index, text)
-        ids = {index: index for index in names}
         return {"file": str(yaml_file), "names": names, "category_ids": ids, "dropped": dropped}
 
     table, info, rows = convert_once(name, files, options, build, cache_dir)
@@ -236,19 +236,19 @@ def parse_tsv(
             path, offset, length = image_files.place(image_row)
             height, width = sizes.find(number, image_row, key)
         except KeyError as error:
-            columns.problems.append(Problem("unknown_image", file, where, f"no {error} in imageid2idx"))
+            columns.note("unknown_image", where, f"no {error} in imageid2idx")
             continue
         except IndexError as error:
-            columns.problems.append(Problem("unknown_image", file, where, str(error)))
+            columns.note("unknown_image", where, str(error))
             continue
         except (ValueError, TypeError, FileNotFoundError) as error:
-            columns.problems.append(Problem("unreadable", file, where, str(error)))
+            columns.note("unreadable", where, str(error))
             continue
         # Several files may use the same keys.
         has_id = len(label_files.paths) == 1 and key.lstrip("-").isdigit()
         image_id = int(key) if has_id else number
         if image_id in seen:
-            columns.problems.append(Problem("duplicate_image", file, where, f"key {key}"))
+            columns.note("duplicate_image", where, f"key {key}")
             continue
         if not columns.add_image(image_id, path, width, height, offset=offset, length=length):
             continue
@@ -257,9 +257,9 @@ def parse_tsv(
         for place, thing in enumerate(objects):
             at = f"{where}, object {place}"
             if not isinstance(thing, Mapping):
-                columns.problems.append(Problem("malformed", file, at, f"{thing!r:.60}"))
+                columns.note("malformed", at, f"{thing!r:.60}")
             elif thing.get("class") not in labels:
-                columns.problems.append(Problem("unknown_category", file, at, f"{thing.get('class')!r}"))
+                columns.note("unknown_category", at, f"{thing.get('class')!r}")
             else:
                 columns.add_annotation(None, image_id, labels[thing["class"]], thing.get("rect"))
         if len(numbers) >= chunk_rows:

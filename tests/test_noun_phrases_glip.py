@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The noun phrase chunker on our own captions (fixtures/noun_phrases.json) and on anything."""
+"""The noun phrase chunker on our own captions (fixtures/noun_phrases.json) and on arbitrary text."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_texts_without_a_noun_have_no_phrase(text):
     assert noun_phrases(text) == []
 
 
-def test_capitals_and_spacing_do_not_matter_to_the_words():
+def test_capitals_and_spacing_do_not_matter():
     assert phrases("A  RED\tcar\n and two DOGS") == ["A  RED\tcar", "two DOGS"]
 
 

@@ -6,7 +6,7 @@
 
 Three variants run in turn, on the same model and through the same post-processing:
 
-* `fast`: the driver of the evaluators (`glip_hf.evaluation.driver`). It encodes the picture once, and the vocabulary
+* `fast`: the engine of the evaluators (`glip_hf.inference`). It encodes the picture once, and the vocabulary
   once for the whole data set. `ratio_vs_reference` has the vocabulary paid by every single picture, as if there were
   only one; the vocabulary alone is timed too, and `ratio_vs_reference_in_a_data_set` leaves it out.
 * `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: picture and text are encoded
@@ -40,10 +40,10 @@ from benchmarks.part_timer import part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding, GlipImageProcessorPil, GlipProcessor
-from glip_hf.evaluation.augment import join
-from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.run import predictions
 from glip_hf.evaluation.tasks import Picture, Task
-from glip_hf.postprocess_glip import post_process_grounding
+from glip_hf.inference import NO_LIMIT, GroundingEngine, GroundingOptions
+from glip_hf.postprocess_glip import merge_detections, post_process_grounding
 
 NAMES_A_CAPTION = 40
 PHOTO = ROOT / "tests" / "fixtures" / "images" / "full_chelsea.png"
@@ -59,7 +59,7 @@ def make_task(annotations: Path, count: int | None) -> Task:
 
 
 @torch.inference_mode()
-def every_caption(detector: Detector, task: Task) -> dict[str, Tensor]:
+def every_caption(detector: GroundingEngine, task: Task) -> dict[str, Tensor]:
     """Every caption with the whole model, picture and text encoded anew."""
     model, processor, options = detector.model, detector.processor, detector.options
     words = processor(text=task.names, chunk_size=options.chunk_size, return_tensors="pt")
@@ -74,17 +74,17 @@ def every_caption(detector: Detector, task: Task) -> dict[str, Tensor]:
         outputs = model(**pixels, **{name: value.to(model.device) for name, value in (tokens | maps).items()})
         with part("post-processing"):
             parts += post_process_grounding(outputs, max_detections=options.max_detections)
-    return join(parts)
+    return merge_detections(parts, NO_LIMIT)
 
 
-def detector_maker(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[], Detector]:
+def detector_maker(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[], GroundingEngine]:
     """Makes drivers that share model and processor, but no vocabulary."""
     short, long = sorted(arguments.size)
     images = GlipImageProcessorPil(size={"shortest_edge": short, "longest_edge": long})
     processor = GlipProcessor(images, BertTokenizer(str(arguments.vocab)))
     limits = {"max_detections": 300, "merged_limit": None}
-    options = Options(chunk_size=NAMES_A_CAPTION, workers=1, pairs=arguments.pairs, **limits)
-    return lambda: Detector(model, processor, options)
+    options = GroundingOptions(chunk_size=NAMES_A_CAPTION, workers=1, pairs=arguments.pairs, **limits)
+    return lambda: GroundingEngine(model, processor, options)
 
 
 def largest_difference(found: dict, expected: dict[str, Tensor]) -> float:
@@ -116,11 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def driver(of: Task) -> Callable[[], None]:
         def run() -> None:
-            (found["fast"],) = make_detector().predict(of)
+            (found["fast"],) = predictions(make_detector(), of)
 
         return run
 
-    def loop(name: str, make: Callable[[], Detector]) -> Callable[[], None]:
+    def loop(name: str, make: Callable[[], GroundingEngine]) -> Callable[[], None]:
         def run() -> None:
             found[name] = every_caption(make(), task)
 
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
 
     detector, small = make_detector(), arguments.tiny
-    vocabulary = Variant(lambda: make_detector().encode_names(task.names))
+    vocabulary = Variant(lambda: make_detector().encode(task.names))
     rates_of = harness.calibration(arguments.device, torch.float32, small)
     everything = variants | {"vocabulary": vocabulary} | rates_of
     times = harness.time_in_turn(everything, arguments.runs, arguments.warmup)
     parts, _ = time_parts(models, variants)
     rates = harness.Rates.of(times, small)
-    lengths = detector.encode_names(task.names).lengths
+    lengths = detector.encode(task.names).lengths
     pixels = detector.processor(images=str(PHOTO), return_tensors="pt")["pixel_values"]
     counted = floor.parts_floor(model.config, *pixels.shape[-2:], lengths)
     least = {name: one.seconds(rates) for name, one in counted.items()}

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import pipeline
 
 from glip_hf import GlipZeroShotObjectDetectionPipeline
-from glip_hf.pipeline import READER
+from glip_hf.inference import READER_THREAD as READER
 
 NAMES = ["cat", "remote control", "sofa"]
 CAPTION = "two cats on a pink sofa"
@@ -267,7 +267,7 @@ def test_text_features_kept_are_bounded(detector, photo, calls) -> None:
     calls.clear()
     many = {"candidate_labels": [*NAMES, "dog"], "chunk_size": 1}
     first = detector(photo, **many)
-    assert len(detector._vocabularies) == 1
+    assert len(detector._engine._texts) == 1
     assert detector(photo, **many) == first
     assert calls["get_text_features"] == 4 + 2  # the two beyond the limit once more
 

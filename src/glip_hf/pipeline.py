@@ -6,51 +6,24 @@ this one runs the backbone once a photo, the text encoder once a caption, and th
 caption and photo.
 """
 
-import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .modeling_glip import GlipTextFeatures, select
-from .postprocess_glip import merge_detections
+from .inference import GroundingEngine, GroundingOptions, PairBudget, View, prefetch
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
 _TEXT = ("candidate_labels", "caption", "phrases")
 _PREPROCESS = (*_TEXT, "timeout")
-_FORWARD = (
-    "threshold",
-    "aggregation",
-    "nms_threshold",
-    "max_detections",
-    "score_threshold",
-    *PROMPT_OPTIONS,
-)
+_FORWARD = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold", *PROMPT_OPTIONS)
 _POSTPROCESS = ("top_k",)
 _RUN = ("batch_size", "num_workers")
-READER = "glip-preprocess"  # how the thread that prepares pictures is named
-
-
-@dataclass
-class _Vocabulary:
-    """The captions of one list of names (or one sentence), and the text features made so far."""
-
-    names: list[str]
-    inputs: Mapping[str, Tensor]  # what the processor gives, [K, ...] for K captions
-    features: dict[int, GlipTextFeatures] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
 
 
 class _Results(Iterator):
@@ -64,21 +37,6 @@ class _Results(Iterator):
 
     def __len__(self) -> int:
         return len(self._inputs)
-
-
-def text_state(model: Any) -> list[tuple[int, int]]:
-    """Address and version of each parameter of the text encoder: text features are void when this changes."""
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.model.text_model.parameters()]
-
-
-def _ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items and errors in the same order; a thread makes the next item while one is in use."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1, thread_name_prefix=READER) as pool:
-        coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
-            yield item
 
 
 class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
@@ -120,8 +78,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             if self.image_processor is None or self.tokenizer is None:
                 raise ValueError("there is no processor: give a GlipProcessor, or image_processor and tokenizer.")
             self.processor = GlipProcessor(self.image_processor, self.tokenizer)
-        self._vocabularies: OrderedDict[str, _Vocabulary] = OrderedDict()
-        self._text_state: Any = None
+        self._engine = GroundingEngine(self.model, self.processor)
 
     def __call__(
         self,
@@ -200,7 +157,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         )
         results = (
             self.postprocess(detections, **postprocess_params)
-            for batch in (loader if num_workers else _ahead(loader))
+            for batch in (loader if num_workers else prefetch(loader))
             for detections in self.forward(batch, **forward_params)
         )
         return _Results(results, inputs)
@@ -258,80 +215,26 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         score_threshold: float = 0.05,
         **prompt_options: Any,
     ) -> list[dict[str, Any]]:
-        """Detections of every picture of a batch, as the processor gives them.
+        """Detections of every image of a batch, as the processor gives them.
 
         Boxes are found here and not in `postprocess`, caption by caption: the logits of a long
         vocabulary would not fit in memory, and this way they never leave the device.
         """
-        pixels, texts = model_inputs["pixels"], model_inputs["texts"]
-        image_features = self.model.get_image_features(
-            pixels["pixel_values"].to(self.dtype), pixels["pixel_mask"], return_dict=True
+        engine, texts = self._engine, model_inputs["texts"]
+        engine.max_kept_captions = self.max_kept_captions
+        engine.options = GroundingOptions(
+            threshold=threshold,
+            aggregation=aggregation,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+            merged_limit=max_detections,
+            score_threshold=score_threshold,
+            **prompt_options,
         )
-        groups: dict[str, list[int]] = {}  # pictures that share a vocabulary
-        for picture, text in enumerate(texts):
-            key = json.dumps([*text, prompt_options], sort_keys=True)
-            groups.setdefault(key, []).append(picture)
-        results: list[Any] = [None] * len(texts)
-        for key, pictures in groups.items():
-            vocabulary = self._vocabulary(key, *texts[pictures[0]], prompt_options)
-            rows = None if len(groups) == 1 else torch.tensor(pictures, device=self.device)
-            features = select(image_features, rows)
-            sizes = pixels["original_sizes"] if rows is None else pixels["original_sizes"][rows]
-            parts: list[list[dict[str, Any]]] = [[] for _ in pictures]
-            for text_inputs in self._captions(vocabulary):
-                outputs = self.model(image_features=features, original_sizes=sizes, **text_inputs)
-                found = self.processor.post_process_grounded_object_detection(
-                    outputs,
-                    text_labels=vocabulary.names,
-                    threshold=threshold,
-                    aggregation=aggregation,
-                    nms_threshold=nms_threshold,
-                    max_detections=max_detections,
-                    score_threshold=score_threshold,
-                )
-                for part, detections in zip(parts, found):
-                    del detections["text_labels"]
-                    part.append(detections)
-            for picture, part in zip(pictures, parts):
-                merged = merge_detections(part, max_detections)
-                names = [vocabulary.names[label] for label in merged["labels"].tolist()]
-                results[picture] = {**merged, "text_labels": names}
-        return results
-
-    def _vocabulary(self, key: str, text: Any, phrases: Any, prompt_options: dict[str, Any]) -> _Vocabulary:
-        """The captions of a text, with the features that an earlier call left."""
-        state = text_state(self.model)  # new weights, another device or dtype: what was kept is void
-        if state != self._text_state:
-            self._vocabularies.clear()
-            self._text_state = state
-        vocabulary = self._vocabularies.pop(key, None)
-        if vocabulary is None:
-            phrases = {} if phrases is None else {"phrases": phrases}
-            inputs = self.processor(text=text, return_tensors="pt", **phrases, **prompt_options)
-            vocabulary = _Vocabulary(inputs.text_labels[0], dict(inputs.to(self.device)))
-        self._vocabularies[key] = vocabulary
-        while len(self._vocabularies) > 1 and self._kept() > self.max_kept_captions:
-            self._vocabularies.popitem(last=False)
-        return vocabulary
-
-    def _kept(self) -> int:
-        return sum(len(vocabulary) for vocabulary in self._vocabularies.values())
-
-    def _captions(self, vocabulary: _Vocabulary) -> Iterator[dict[str, Any]]:
-        """Each caption as arguments of the model, without padding."""
-        for index in range(len(vocabulary)):
-            row = {name: value[index : index + 1] for name, value in vocabulary.inputs.items()}
-            real = row["attention_mask"][0].bool()
-            features = vocabulary.features.get(index)
-            if features is None:
-                features = self.model.get_text_features(input_ids=row["input_ids"][:, real], return_dict=True)
-                if index < self.max_kept_captions:
-                    vocabulary.features[index] = features
-            yield {
-                "text_features": features,
-                "positive_map": row["positive_map"][..., real],
-                "label_ids": row["label_ids"],
-            }
+        engine.budget = PairBudget(self.device, len(texts))  # the batch with one caption at a time
+        captions = [engine.encode(text, phrases) for text, phrases in texts]
+        found = engine.detect(model_inputs["pixels"], captions)
+        return [engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)]
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
         """Detections of one picture in the stock pipeline's form."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 
 from glip_hf.data.scenes import COLORS, KINDS, make_scene
@@ -166,6 +167,7 @@ def in_processes(number: int, work: Callable[..., Any], *arguments: Any) -> list
 def _work(rank: int, number: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple) -> None:
     os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{number}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
     torch.set_num_threads(1)
+    PartialState._reset_state()  # of the process that forked this one
     try:
         distributed.start()
         results.put((rank, work(*arguments)))

@@ -13,10 +13,19 @@ import torch
 from eval_cases import NAMES, SIZES
 from PIL import Image, ImageOps
 
-from glip_hf.evaluation.augment import join, make_views, unflip, vote
-from glip_hf.evaluation.driver import READERS, Detector, Options
-from glip_hf.evaluation.memory import PairBudget
+from glip_hf.evaluation.run import predictions
 from glip_hf.evaluation.tasks import Picture, Sentence, Task, detection_task
+from glip_hf.inference import (
+    READER_THREAD,
+    GroundingEngine,
+    GroundingOptions,
+    PairBudget,
+    Request,
+    make_views,
+    unflip,
+    vote,
+)
+from glip_hf.postprocess_glip import merge_detections
 
 CHUNKS = [5, 40, None]
 
@@ -30,7 +39,7 @@ def task(pictures):
 def detect(model, processor, task):
     def run(which=None, **options):
         options = {"threshold": 0.2, **options}
-        found = list(Detector(model, processor, Options(**options)).predict(which or task))
+        found = list(predictions(GroundingEngine(model, processor, GroundingOptions(**options)), which or task))
         by_picture = {prediction["image_id"]: prediction for prediction in found}
         assert len(by_picture) == len(found), "a picture came twice"
         return by_picture
@@ -97,9 +106,9 @@ def test_filled_up_captions_change_nothing(model, processor, detect, expected, c
 
 
 def test_every_picture_and_caption_is_encoded_once(model, processor, task):
-    detector = Detector(model, processor, Options(chunk_size=5, batch_size=2, pairs=4))
+    detector = GroundingEngine(model, processor, GroundingOptions(chunk_size=5, batch_size=2, pairs=4))
     with counting(model.model.backbone) as photos, counting(model.model.text_model) as captions:
-        found = list(detector.predict(task))
+        found = list(predictions(detector, task))
     assert len(found) == len(SIZES) == sum(photos)
     # One batch holds the two first of a shape; the others have shapes of their own but the fifth.
     assert max(photos) == 2
@@ -138,7 +147,7 @@ def test_padding_on_request(detect, expected):
 
 
 def test_out_of_memory_halves_until_it_fits(model, processor, task, expected, monkeypatch):
-    detector = Detector(model, processor, Options(chunk_size=5, batch_size=8, pairs=8, threshold=0.2))
+    detector = GroundingEngine(model, processor, GroundingOptions(chunk_size=5, batch_size=8, pairs=8, threshold=0.2))
     forward, seen = type(model).forward, []
 
     def limited(self, *args, **kwargs):
@@ -148,22 +157,22 @@ def test_out_of_memory_halves_until_it_fits(model, processor, task, expected, mo
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", limited)
-    found = {p["image_id"]: p for p in detector.predict(task)}
+    found = {p["image_id"]: p for p in predictions(detector, task)}
     assert_same(found, expected[5])
     assert max(seen) > 2 and seen.count(max(seen)) == 1  # what did not fit is not tried again
 
 
 def test_backbone_out_of_memory_splits_the_batch(model, processor, task, expected, monkeypatch):
-    detector = Detector(model, processor, Options(batch_size=8, threshold=0.2))
+    detector = GroundingEngine(model, processor, GroundingOptions(batch_size=8, threshold=0.2))
     encode = type(model).get_image_features
 
-    def limited(self, pixels, mask):
+    def limited(self, pixels, mask, **options):
         if len(pixels) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return encode(self, pixels, mask)
+        return encode(self, pixels, mask, **options)
 
     monkeypatch.setattr(type(model), "get_image_features", limited)
-    assert_same({p["image_id"]: p for p in detector.predict(task)}, expected[None])
+    assert_same({p["image_id"]: p for p in predictions(detector, task)}, expected[None])
 
 
 def test_other_errors_are_not_swallowed(model, processor, task, monkeypatch):
@@ -172,7 +181,7 @@ def test_other_errors_are_not_swallowed(model, processor, task, monkeypatch):
 
     monkeypatch.setattr(type(model), "forward", broken)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        list(Detector(model, processor).predict(task))
+        list(predictions(GroundingEngine(model, processor), task))
 
 
 def test_budget_grows_from_one_pair_to_what_fits():
@@ -241,11 +250,11 @@ def test_mirrored_view_comes_back(model, processor, task, tmp_path):
     plain = Image.open(task.pictures[0].path)
     ImageOps.mirror(plain).save(tmp_path / "mirrored.png")
     mirrored = Task("coco", [Picture(1, str(tmp_path / "mirrored.png"))], task.names, task.category_ids)
-    options = Options(threshold=0.2, vote_threshold=2.0)  # no voting: nothing overlaps that much
-    detector = Detector(model, processor, options)
+    options = GroundingOptions(threshold=0.2, vote_threshold=2.0)  # no voting: nothing overlaps that much
+    detector = GroundingEngine(model, processor, options)
     detector.views = make_views(flip=True)[1:]
-    (of_mirrored,) = detector.predict(mirrored)
-    (of_plain,) = Detector(model, processor, options).predict(task.limited(1))
+    (of_mirrored,) = predictions(detector, mirrored)
+    (of_plain,) = predictions(GroundingEngine(model, processor, options), task.limited(1))
     assert of_mirrored["scores"] == pytest.approx(of_plain["scores"], abs=1e-4)
     for (x1, y1, x2, y2), wanted in zip(of_mirrored["boxes"], of_plain["boxes"]):
         assert [plain.width - 1 - x2, y1, plain.width - 1 - x1, y2] == pytest.approx(wanted, abs=0.01)
@@ -277,10 +286,11 @@ def test_vote_by_hand():
 
 
 def test_join_keeps_ties_at_the_limit():
-    found = join([detections((0.5, [0, 0, 1, 1], 1)), detections((0.5, [0, 0, 2, 2], 2), (0.7, [0, 0, 3, 3], 3))], 2)
+    parts = [detections((0.5, [0, 0, 1, 1], 1)), detections((0.5, [0, 0, 2, 2], 2), (0.7, [0, 0, 3, 3], 3))]
+    found = merge_detections(parts, 2)
     assert found["labels"].tolist() == [3, 1, 2]
     empty = {name: value[:0] for name, value in found.items()}
-    assert len(join([empty], 5)["scores"]) == len(vote(empty, 0.6)["scores"]) == 0
+    assert len(merge_detections([empty], 5)["scores"]) == len(vote(empty, 0.6)["scores"]) == 0
 
 
 def test_unflip_by_hand():
@@ -291,9 +301,9 @@ def test_unflip_by_hand():
 
 
 def test_prompt_options_reach_the_caption(model, processor):
-    plain = Detector(model, processor).encode_names(["cat", "dog"])
-    options = Options(prefix="a ", suffix=" here", negative_names=["sofa"], separator=" . ")
-    full = Detector(model, processor, options).encode_names(["cat", "dog"])
+    plain = GroundingEngine(model, processor).encode(["cat", "dog"])
+    options = GroundingOptions(prefix="a ", suffix=" here", negative_names=["sofa"], separator=" . ")
+    full = GroundingEngine(model, processor, options).encode(["cat", "dog"])
     text = processor.tokenizer.decode(full.input_ids[0])
     assert text == "[CLS] a cat here. a dog here. sofa [SEP]"
     assert len(plain) == len(full) == 1
@@ -302,7 +312,9 @@ def test_prompt_options_reach_the_caption(model, processor):
 
 def test_captions_hold_no_padding(model, processor):
     """Each is as long as it is; taken together they are padded to the longest."""
-    captions = Detector(model, processor, Options(chunk_size=2)).encode_names(["cat", "dog", "remote control"])
+    captions = GroundingEngine(model, processor, GroundingOptions(chunk_size=2)).encode(
+        ["cat", "dog", "remote control"]
+    )
     (longer, shorter), words = captions.lengths, captions.take([1, 0, 1])
     assert [len(states) for states in captions.hidden] == [longer, shorter]
     assert captions.hidden[0].untyped_storage().nbytes() == 4 * (longer + shorter) * captions.hidden[0].shape[1]
@@ -315,22 +327,22 @@ def test_captions_hold_no_padding(model, processor):
 def test_last_vocabulary_is_kept(model, processor, task):
     """BERT reads a vocabulary again after another one, other words around it, or new weights; not for a second run."""
     model = copy.deepcopy(model)  # its weights change
-    detector = Detector(model, processor, Options(chunk_size=5, threshold=0.2))
+    detector = GroundingEngine(model, processor, GroundingOptions(chunk_size=5, threshold=0.2))
     with counting(model.model.text_model) as captions:
-        first = list(detector.predict(task.limited(1)))
+        first = list(predictions(detector, task.limited(1)))
         assert len(captions) == 3
-        assert list(detector.predict(task.limited(1))) == first
+        assert list(predictions(detector, task.limited(1))) == first
         assert len(captions) == 3
         detector.options.prefix = "a "
-        assert list(detector.predict(task.limited(1))) != first
+        assert list(predictions(detector, task.limited(1))) != first
         assert len(captions) == 6
         detector.options.prefix = None
         with torch.no_grad():
             model.model.text_model.encoder.layer[0].output.dense.weight.mul_(2)
-        changed = list(detector.predict(task.limited(1)))
+        changed = list(predictions(detector, task.limited(1)))
         assert changed != first and len(captions) == 9
-        detector.encode_names(["cat"])
-        detector.encode_names(NAMES)
+        detector.encode(["cat"])
+        detector.encode(NAMES)
         assert len(captions) == 13
 
 
@@ -338,57 +350,58 @@ def test_last_vocabulary_is_kept(model, processor, task):
 
 
 def readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(READERS)]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(READER_THREAD)]
 
 
 def test_pictures_are_read_while_the_model_works(model, processor, task, monkeypatch):
     """The first forward ends only when the second picture is ready; without reading ahead it would wait in vain."""
     ready, encode = threading.Event(), type(model).get_image_features
-    show = Detector._show
+    show = GroundingEngine._show
 
-    def showing(self, index, picture, view):
-        shown = show(self, index, picture, view)
+    def showing(self, index, request, view):
+        shown = show(self, index, request, view)
         if index == 1:
             ready.set()
         return shown
 
-    def waiting(self, *args):
+    def waiting(self, *args, **options):
         assert ready.wait(60), "the second picture is not read before the first is done"
-        return encode(self, *args)
+        return encode(self, *args, **options)
 
-    monkeypatch.setattr(Detector, "_show", showing)
+    monkeypatch.setattr(GroundingEngine, "_show", showing)
     monkeypatch.setattr(type(model), "get_image_features", waiting)
-    found = list(Detector(model, processor, Options(workers=1)).predict(task.limited(2)))
+    found = list(predictions(GroundingEngine(model, processor, GroundingOptions(workers=1)), task.limited(2)))
     assert [one["image_id"] for one in found] == [10, 11]
     assert not readers()
 
 
 def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, monkeypatch):
     """In pinned memory, by a reading thread. No GPU needed: pinning is counted, the model's device pretended."""
-    pinned, detector = [], Detector(model, processor)
+    pinned, detector = [], GroundingEngine(model, processor)
 
     def pin(tensor):
         pinned.append(threading.current_thread().name)
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    list(detector._load(task.pictures))
+    requests = [Request(picture.path) for picture in task.pictures]
+    list(detector._load(requests))
     assert not pinned
     detector.model = types.SimpleNamespace(device=torch.device("cuda"))
-    shown = list(detector._load(task.pictures))
-    assert len(pinned) == 2 * len(shown) and all(name.startswith(READERS) for name in pinned)
+    shown = list(detector._load(requests))
+    assert len(pinned) == 2 * len(shown) and all(name.startswith(READER_THREAD) for name in pinned)
 
 
 def test_order_is_that_of_the_pictures(model, processor, task, monkeypatch):
     """However long a picture takes to read."""
-    show = Detector._show
+    show = GroundingEngine._show
 
-    def slow(self, index, picture, view):
+    def slow(self, index, request, view):
         time.sleep(0.05 if index % 2 == 0 else 0)
-        return show(self, index, picture, view)
+        return show(self, index, request, view)
 
-    monkeypatch.setattr(Detector, "_show", slow)
-    found = Detector(model, processor, Options(workers=4)).predict(task)
+    monkeypatch.setattr(GroundingEngine, "_show", slow)
+    found = predictions(GroundingEngine(model, processor, GroundingOptions(workers=4)), task)
     assert [one["image_id"] for one in found] == [10, 11, 12, 13, 14]
 
 
@@ -400,7 +413,7 @@ def test_a_picture_that_cannot_be_read_is_named(model, processor, task, tmp_path
         damaged = Task("coco", [*task.pictures[:2], Picture(9, str(path)), *task.pictures[2:]], ["cat"], [1])
         done = []
         with pytest.raises(error, match=path.name):
-            for one in Detector(model, processor).predict(damaged):
+            for one in predictions(GroundingEngine(model, processor), damaged):
                 done.append(one["image_id"])
         assert done == [10, 11] and not readers()
 
@@ -411,11 +424,11 @@ def test_whatever_fails_in_reading_names_the_picture(model, processor, task, mon
 
     monkeypatch.setattr(type(processor.image_processor), "__call__", broken)
     with pytest.raises(ValueError, match=r"0\.png: no such resize"):
-        list(Detector(model, processor).predict(task))
+        list(predictions(GroundingEngine(model, processor), task))
 
 
 def test_a_run_that_is_given_up_leaves_no_thread(model, processor, task):
-    found = Detector(model, processor).predict(task)
+    found = predictions(GroundingEngine(model, processor), task)
     next(found)
     assert readers()
     found.close()
@@ -424,7 +437,7 @@ def test_a_run_that_is_given_up_leaves_no_thread(model, processor, task):
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="batch_size=0"):
-        Options(batch_size=0)
+        GroundingOptions(batch_size=0)
 
 
 def test_category_ids_not_places(detect, pictures, tmp_path):

@@ -23,9 +23,9 @@ from scene_sets import (
 
 from glip_hf import GlipImageProcessorPil, GlipProcessor
 from glip_hf.demo import demo_model, demo_processor
-from glip_hf.evaluation.driver import Detector, Options
-from glip_hf.evaluation.run import predict
+from glip_hf.evaluation.run import predict, predictions
 from glip_hf.evaluation.tasks import detection_task, flickr_task
+from glip_hf.inference import GroundingEngine, GroundingOptions
 
 IDENTITY = {"model": "small", "data": "scenes"}
 
@@ -44,19 +44,19 @@ def task(scenes):
 def detector():
     """Makes a detector of the shipped small model; a low threshold, so that there is much to compare."""
     model, processor = demo_model(), demo_processor(shortest_edge=96)
-    return lambda **options: Detector(model, processor, Options(score_threshold=0.01, **options))
+    return lambda **options: GroundingEngine(model, processor, GroundingOptions(score_threshold=0.01, **options))
 
 
 @pytest.fixture(scope="module")
 def single(detector, task):
     """Picture by picture and pair by pair, for each chunk size."""
-    return {size: list(detector(chunk_size=size, batch_size=1, pairs=1).predict(task)) for size in CHUNKS}
+    return {size: list(predictions(detector(chunk_size=size, batch_size=1, pairs=1), task)) for size in CHUNKS}
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
 @pytest.mark.parametrize(("batch_size", "pairs"), [(3, None), (8, 5)])
 def test_batch_size(detector, task, scenes, single, chunk_size, batch_size, pairs):
-    found = list(detector(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs).predict(task))
+    found = list(predictions(detector(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs), task))
     assert [one["image_id"] for one in found] != IDS  # grouped by shape indeed
     assert_same_predictions(found, single[chunk_size], picture_sizes(scenes))
 
@@ -78,14 +78,14 @@ def test_batch_size_with_several_views(detector, scenes, task, benchmark):
     sentences = scenes / "final_flickr_separateGT_test.json"
     asked = task if benchmark == "coco" else flickr_task(sentences, scenes)
     views = {"scales": (96, 128), "flip": True, "chunk_size": 20}
-    alone = list(detector(**views).predict(asked))
-    together = list(detector(**views, batch_size=3, pairs=4, workers=3).predict(asked))
+    alone = list(predictions(detector(**views), asked))
+    together = list(predictions(detector(**views, batch_size=3, pairs=4, workers=3), asked))
     assert_same_predictions(together, alone, picture_sizes(scenes))
 
 
 def test_another_chunk_size_is_another_question(detector, single):
     """In numbers: the same name scores differently among 4 and among 45 others. One caption is one, however asked."""
-    assert [len(detector(chunk_size=size).encode_names(NAMES)) for size in (*CHUNKS, 200)] == [10, 2, 1, 1]
+    assert [len(detector(chunk_size=size).encode(NAMES)) for size in (*CHUNKS, 200)] == [10, 2, 1, 1]
     best = [{one["image_id"]: max(one["scores"]) for one in single[size]} for size in (5, None)]
     assert max(abs(best[0][image_id] - best[1][image_id]) for image_id in IDS) > 1e-3
 
@@ -115,8 +115,10 @@ def test_full_size(full_size, task, scenes, chunk_size, tmp_path):
     few, sizes = task.limited(PICTURES), picture_sizes(scenes)
 
     def run(batch_size, pairs):
-        detector = Detector(model, processor, Options(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs))
-        return list(detector.predict(few))
+        detector = GroundingEngine(
+            model, processor, GroundingOptions(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs)
+        )
+        return list(predictions(detector, few))
 
     one_by_one = run(1, 1)
     for batch_size, pairs in ((3, 1), (8, 4)):

@@ -7,6 +7,8 @@ import time
 
 import psutil
 import pytest
+import torch
+from accelerate import PartialState
 from eval_cases import evaluate
 from scene_sets import (
     BENCHMARKS,
@@ -111,11 +113,22 @@ def read_lines(output):
 # -- what launchers tell their processes -----------------------------------------------------------
 
 
+LAUNCHER_VARIABLES = (
+    *distributed.SIZE,
+    *("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"),
+    *("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+)
+
+
 @pytest.fixture
 def plain(monkeypatch):
-    for name in (*distributed.RANK, *distributed.SIZE, *distributed.LOCAL_RANK, "MASTER_ADDR", "ACCELERATE_USE_CPU"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
+    """An environment without a launcher's variables, which is restored whatever accelerate adds to it."""
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    PartialState._reset_state()
+    yield monkeypatch
+    PartialState._reset_state()
 
 
 def test_accelerate_on_cpus_without_mpi_is_told(plain, recwarn):
@@ -134,11 +147,13 @@ def test_accelerate_on_cpus_without_mpi_is_told(plain, recwarn):
 def test_mpi_launchers(plain, monkeypatch, names):
     """`accelerate launch --cpu --mpirun_hostfile`: rank and size come in MPI's variables, with accelerate's address."""
     joined = {}
-    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda *a, **k: joined.update(k))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: joined.update(k))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 5)
     for name, value in zip(names, "15"):
         plain.setenv(name, value)
     distributed.start()
     assert not joined  # a batch system's MPI without an address: every process on its own
     plain.setenv("MASTER_ADDR", "127.0.0.1")
     distributed.start()
-    assert (joined["rank"], joined["world_size"]) == (1, 5)
+    assert (joined["rank"], joined["world_size"], joined["backend"]) == (1, 5, "gloo")

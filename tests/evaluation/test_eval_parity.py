@@ -10,8 +10,9 @@ from parity.harness import build_model, load_case, match_detections
 from transformers import BertTokenizer
 
 from glip_hf import GlipImageProcessorPil, GlipProcessor
-from glip_hf.evaluation.driver import Detector, Options
+from glip_hf.evaluation.run import predictions
 from glip_hf.evaluation.tasks import Picture, Sentence, Task
+from glip_hf.inference import GroundingEngine, GroundingOptions
 
 OTHERS = ["zebra", "traffic light", "wine glass", "skis", "oven", "kite"]  # names of a second caption
 
@@ -55,15 +56,15 @@ def check(name, root, vocab, aggregation, score_tolerance, share, chunked):
     case, model, processor, (photo,) = prepare(name, root, vocab)
     classes = case.description["classes"]
     names = classes[0] if isinstance(classes[0], list) else classes
-    options = Options(aggregation=aggregation)
+    options = GroundingOptions(aggregation=aggregation)
     vocabulary = names
     if chunked:
         vocabulary = [*names, *OTHERS[: len(names)]]
-        options = Options(aggregation=aggregation, chunk_size=len(names), merged_limit=None, pairs=2)
+        options = GroundingOptions(aggregation=aggregation, chunk_size=len(names), merged_limit=None, pairs=2)
     task = Task("recorded", [picture(0, photo)], vocabulary, list(range(1, len(vocabulary) + 1)))
-    detector = Detector(model, processor, options)
-    assert len(detector.encode_names(vocabulary)) == 1 + chunked
-    (found,) = detector.predict(task)
+    detector = GroundingEngine(model, processor, options)
+    assert len(detector.encode(vocabulary)) == 1 + chunked
+    (found,) = predictions(detector, task)
     own = [row for row, label in enumerate(found["labels"]) if label <= len(names)]
     assert chunked or len(own) == len(found["labels"])
     found = {key: [found[key][row] for row in own] for key in ("boxes", "scores", "labels")}
@@ -94,10 +95,10 @@ def test_small_case_in_a_padded_batch(vocab, aggregation):
         begins = [caption.index(name) for name in names]
         spans = [[(begin, begin + len(name))] for begin, name in zip(begins, names)]
         pictures.append(picture(number, photo, Sentence(0, caption, spans)))
-    options = Options(aggregation=aggregation, batch_size=2, pairs=2, allow_padding=True)
+    options = GroundingOptions(aggregation=aggregation, batch_size=2, pairs=2, allow_padding=True)
     results = {
         one["image_id"]: one["sentences"][0]
-        for one in Detector(model, processor, options).predict(Task("b2", pictures))
+        for one in predictions(GroundingEngine(model, processor, options), Task("b2", pictures))
     }
     for number, prefix in enumerate(("det", "det_map1")):  # the second map belongs to the second picture
         found = {"boxes": [], "scores": [], "labels": []}
@@ -132,7 +133,7 @@ def test_recorded_captions(shared, vocab, file):
     model = build_model("small", 0)
     processor = GlipProcessor(GlipImageProcessorPil(), BertTokenizer(str(vocab)))
     chunk_size = None if case["chunk_size"] < 0 else case["chunk_size"]
-    captions = Detector(model, processor, Options(chunk_size=chunk_size)).encode_names(case["class_names"])
+    captions = GroundingEngine(model, processor, GroundingOptions(chunk_size=chunk_size)).encode(case["class_names"])
     assert len(captions) == case["num_queries"]
     for row, query in enumerate(case["queries"]):
         assert captions.lengths[row] == int(query["num_tokens_untruncated"]) == len(captions.hidden[row])

@@ -13,10 +13,10 @@ from eval_cases import SIZES
 from scene_sets import in_processes
 
 from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed, run
-from glip_hf.evaluation.driver import Detector, Options
 from glip_hf.evaluation.run import predict, score
 from glip_hf.evaluation.store import OtherSettings, PredictionStore
 from glip_hf.evaluation.tasks import MissingPictures, Picture, Task, detection_task
+from glip_hf.inference import GroundingEngine, GroundingOptions
 
 IDENTITY = {"model": "small", "data": "five photos"}
 
@@ -28,7 +28,7 @@ def task(pictures):
 
 @pytest.fixture
 def detector(model, processor):
-    return Detector(model, processor, Options(threshold=0.3))
+    return GroundingEngine(model, processor, GroundingOptions(threshold=0.3))
 
 
 def figures(task, pictures, store):
@@ -56,7 +56,9 @@ def test_kill_and_resume(task, pictures, detector, tmp_path, monkeypatch):
 
     seen, encode = [], type(detector.model).get_image_features
     monkeypatch.setattr(
-        type(detector.model), "get_image_features", lambda self, *a: seen.append(len(a[0])) or encode(self, *a)
+        type(detector.model),
+        "get_image_features",
+        lambda self, *a, **k: seen.append(len(a[0])) or encode(self, *a, **k),
     )
     resumed = predict(detector, task, tmp_path / "resumed", IDENTITY)
     assert sum(seen) == len(SIZES) - 2
@@ -85,10 +87,10 @@ def test_limit_then_all(task, pictures, detector, tmp_path):
 
 def test_other_settings_are_refused(task, model, processor, detector, tmp_path):
     predict(detector, task.limited(1), tmp_path, IDENTITY)
-    other = Detector(model, processor, Options(threshold=0.1))
+    other = GroundingEngine(model, processor, GroundingOptions(threshold=0.1))
     with pytest.raises(OtherSettings, match="threshold: 0.3, now 0.1.*--fresh"):
         predict(other, task.limited(1), tmp_path, IDENTITY)
-    faster = Detector(model, processor, Options(threshold=0.3, batch_size=4, workers=1))
+    faster = GroundingEngine(model, processor, GroundingOptions(threshold=0.3, batch_size=4, workers=1))
     predict(faster, task.limited(1), tmp_path, IDENTITY)  # speed is no setting of results
     assert len(list(predict(other, task.limited(1), tmp_path, IDENTITY, fresh=True).own())) == 1
 
@@ -108,7 +110,9 @@ def test_other_weights_are_refused(task, model, processor, detector, tmp_path):
     with torch.no_grad():
         further.head.bbox_pred.bias[0] += 1e-3
     with pytest.raises(OtherSettings, match="weights: '.*', now '.*--fresh"):
-        predict(Detector(further, processor, Options(threshold=0.3)), task.limited(2), tmp_path, IDENTITY)
+        predict(
+            GroundingEngine(further, processor, GroundingOptions(threshold=0.3)), task.limited(2), tmp_path, IDENTITY
+        )
 
 
 def test_progress_and_time_left(task, detector, tmp_path, capsys):

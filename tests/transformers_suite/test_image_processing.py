@@ -13,7 +13,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import is_torchvision_available
 
 from glip_hf import GlipImageProcessor, GlipImageProcessorPil, image_processing_glip
-from glip_hf.image_geometry_glip import common_padded_size, resized_size
+from glip_hf.image_processing_pil_glip import common_padded_size, resized_size
 
 from . import suites  # noqa: F401, before the suites themselves
 

@@ -12,13 +12,13 @@ from ..compilation import MODES, caption_multiple, compile_for_inference
 from ..evaluation import distributed
 from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
-from ..evaluation.driver import Detector, Options
 from ..evaluation.flickr import FlickrEvaluator
 from ..evaluation.lvis import LvisEvaluator
 from ..evaluation.odinw import mean_figures
 from ..evaluation.report import write_report, write_summary
 from ..evaluation.run import Result, load_predictions, predict, provenance, require_pictures, score
 from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
+from ..inference import GroundingEngine, GroundingOptions
 from .common import add_device_arguments, count, fraction, load_model, positive
 
 DESCRIPTION = """\
@@ -74,7 +74,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     speed("--allow-padding", action="store_true", help="batch images of different sizes: faster, other results")
     speed("--gallery", type=count, default=6, metavar="N", help="best and worst images in the report (%(default)s)")
 
-    rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `Options`
+    rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `GroundingOptions`
     rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
     rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
     rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
@@ -199,7 +199,7 @@ def _entities(arguments: argparse.Namespace) -> Path:
     raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
 
 
-def _detector(arguments: argparse.Namespace) -> Detector:
+def _detector(arguments: argparse.Namespace) -> GroundingEngine:
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
     values = vars(arguments) | {
@@ -208,10 +208,12 @@ def _detector(arguments: argparse.Namespace) -> Detector:
         "merged_limit": None if arguments.benchmark == "lvis" and not arguments.standard else limit,
         "caption_multiple": caption_multiple(arguments.compile),
     }
-    options = Options(**{field.name: values[field.name] for field in fields(Options) if field.name in values})
+    options = GroundingOptions(
+        **{field.name: values[field.name] for field in fields(GroundingOptions) if field.name in values}
+    )
     if arguments.compile:
         model = compile_for_inference(model, arguments.compile)
-    return Detector(model, processor, options)
+    return GroundingEngine(model, processor, options)
 
 
 def _evaluate(arguments: argparse.Namespace, detector: Any, task: Task, evaluator: Evaluator, output: Path) -> Result:

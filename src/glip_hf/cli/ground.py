@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..image_processing_pil_glip import load_image
+from ..inference import GroundingEngine, GroundingOptions, Request
 from ..visualize import draw_detections
 from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
 
@@ -68,38 +68,26 @@ def run(arguments: argparse.Namespace) -> int:
     paths, names, caption = read_words(arguments)
     targets = save_targets(arguments.save, paths)
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
-    text = processor(
-        text=caption if names is None else names,
-        phrases=arguments.phrases,
+    options = GroundingOptions(
         chunk_size=arguments.chunk_size,
-        return_tensors="pt",
-    ).to(model.device)
-    tokens = {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    with torch.inference_mode():  # the text is encoded once for all images
-        encoded = {
-            "text_features": model.get_text_features(**tokens),
-            "positive_map": text["positive_map"],
-            "label_ids": text["label_ids"],
-        }
+        threshold=arguments.threshold,
+        aggregation=arguments.aggregation,
+        nms_threshold=arguments.nms,
+        max_detections=arguments.max_detections,
+        merged_limit=arguments.max_detections,
+        workers=1,
+    )
+    engine, text = GroundingEngine(model, processor, options), caption if names is None else names
+    text_labels = engine.encode(text, arguments.phrases).text_labels[0]
 
     def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
         """The upright image and its detections."""
         try:
             image = ImageOps.exif_transpose(load_image(path))
-            pixels = processor(images=image, return_tensors="pt").to(model.device, dtype=model.dtype)
+            (found,) = engine.ground([Request(image, text, arguments.phrases)])
         except (OSError, ValueError) as error:
             raise CliError(first_line(error)) from None
-        with torch.inference_mode():
-            outputs = model(**pixels, **encoded)
-        found = processor.post_process_grounded_object_detection(
-            outputs,
-            text,
-            threshold=arguments.threshold,
-            aggregation=arguments.aggregation,
-            nms_threshold=arguments.nms,
-            max_detections=arguments.max_detections,
-        )
-        return image, found[0]
+        return image, found.detections[0]
 
     records: list[dict[str, Any]] = []
     # disable=None: a bar only on a terminal
@@ -117,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             record["error"] = str(error)
             tqdm.write(f"glip ground: {error}", file=sys.stderr)
     if arguments.json:
-        asked = {"names": names} if caption is None else {"caption": caption, "phrases": text.text_labels[0]}
+        asked = {"names": names} if caption is None else {"caption": caption, "phrases": text_labels}
         print(json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False))
     return 1 if any("error" in record for record in records) else 0
 

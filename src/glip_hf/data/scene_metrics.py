@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..boxes_glip import box_iou
-from ..postprocess_glip import post_process_grounding
+from ..inference import GroundingEngine, GroundingOptions, Request
 from .scenes import HELD_OUT, NOVEL_KINDS, SceneConfig, SceneDataset, SceneSample
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).round(2).tolist())
@@ -89,32 +89,35 @@ def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IO
     return float(np.mean(values))
 
 
-@torch.inference_mode()
 def ground(
     model: Any,
     processor: Any,
     samples: Sequence[SceneSample],
     score_threshold: float = 0.05,
     max_detections: int = 100,
-) -> list[dict[str, torch.Tensor]]:
-    """Detections of one batch of scenes, all lists or all sentences, labels being rows of the
-    caption.
+) -> list[dict[str, Any]]:
+    """Detections of one batch of scenes, each with its class names or its caption; labels are rows of the caption.
 
     Returns:
-        one dict a scene, as `post_process_grounding`, on the CPU.
+        one dict per scene, see `inference.Detections`.
     """
-    pictures = [sample.pil for sample in samples]
-    if samples[0].names is not None:
-        text: dict[str, Any] = {"text": [sample.names for sample in samples]}
-    else:
-        text = {
-            "text": [sample.caption for sample in samples],
-            "spans": [sample.prompt.spans for sample in samples],
-        }
-    size = {"shortest_edge": samples[0].image.shape[0]}  # a scene is shown as large as it is, as in training
-    inputs = processor(images=pictures, **text, size=size, return_tensors="pt").to(model.device, model.dtype)
-    found = post_process_grounding(model(**inputs), score_threshold=score_threshold, max_detections=max_detections)
-    return [{key: value.cpu() for key, value in picture.items()} for picture in found]
+    options = GroundingOptions(
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        merged_limit=max_detections,
+        size={"shortest_edge": samples[0].image.shape[0]},  # a scene is shown as large as it is, as in training
+        allow_padding=True,
+        batch_size=len(samples),
+        pairs=len(samples),
+        workers=1,
+    )
+    requests = (
+        Request(sample.pil, sample.names)
+        if sample.names is not None
+        else Request(sample.pil, [sample.caption], spans=[sample.prompt.spans])
+        for sample in samples
+    )
+    return [found.detections[0] for found in GroundingEngine(model, processor, options).ground(requests)]
 
 
 def _batches(dataset: SceneDataset, size: int) -> Iterable[list[SceneSample]]:

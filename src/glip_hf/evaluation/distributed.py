@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Several processes, as `accelerate launch` or `torchrun` start them; everything works in one process as well.
+"""Several processes through accelerate, as `accelerate launch` or `torchrun` start them; one process needs nothing.
 
 Only Python objects travel (predictions, figures), so gloo serves on every machine and no GPU memory is used.
 """
@@ -11,32 +11,24 @@ from typing import Any
 import torch
 from torch import distributed
 
+from .._extras import require
 from .._launch import warn_if_alone
 
-TIMEOUT = datetime.timedelta(hours=24)  # a process may wait long for one that has larger pictures
-
-
+TIMEOUT = datetime.timedelta(hours=24)  # a process may wait long for one that has larger images
 # What torchrun and accelerate set, then what MPI's launchers do (PMI, Open MPI, MVAPICH).
-RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
-
-
-def _number(names: tuple[str, ...], default: int) -> int:
-    """The first of these environment variables that is set; MPI's alone do not mean that processes shall meet."""
-    names = names if "MASTER_ADDR" in os.environ else names[:1]
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def start() -> tuple[int, int]:
-    """This process's rank and the number of processes; joins the group the launcher describes, once."""
-    size = _number(SIZE, 1)
-    if not distributed.is_initialized() and size > 1:
-        distributed.init_process_group(
-            "gloo", init_method="env://", rank=_number(RANK, 0), world_size=size, timeout=TIMEOUT
-        )
+    """This process's rank and the number of processes; joins the group the launcher describes, once.
+
+    MPI's variables without `MASTER_ADDR`, as a batch system sets them, do not mean that processes shall meet.
+    """
+    size = next((int(os.environ[name]) for name in SIZE if name in os.environ), 1)
+    if size > 1 and "MASTER_ADDR" in os.environ and not distributed.is_initialized():
+        state = require("accelerate", "eval").PartialState(cpu=True, backend="gloo", timeout=TIMEOUT)
         if torch.cuda.is_available():
-            torch.cuda.set_device(_number(LOCAL_RANK, 0) % torch.cuda.device_count())
+            torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     warn_if_alone(size)
     return world()
 
@@ -50,21 +42,12 @@ def world() -> tuple[int, int]:
 
 def gather(value: Any) -> list[Any]:
     """`value` of every process, by rank, in every process."""
-    _, size = world()
-    if size == 1:
-        return [value]
-    values: list[Any] = [None] * size
-    distributed.all_gather_object(values, value)
-    return values
+    return require("accelerate.utils", "eval").gather_object([value]) if world()[1] > 1 else [value]
 
 
 def broadcast(value: Any) -> Any:
     """The value that process 0 has."""
-    if world()[1] == 1:
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    return require("accelerate.utils", "eval").broadcast_object_list([value])[0] if world()[1] > 1 else value
 
 
 __all__ = ["broadcast", "gather", "start", "world"]

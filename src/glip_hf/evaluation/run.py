@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from . import distributed
 from .base import Evaluator
-from .driver import Detector, Options
 from .files import check_records, integers, numbers, read_json
+from .flickr import boxes_by_phrase
 from .store import PredictionStore
-from .tasks import MissingPictures, Task
+from .tasks import MissingPictures, Picture, Task
 
+BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-coco-eval")
 
 
@@ -51,8 +53,51 @@ def require_pictures(tasks: Sequence[Task], output: str | Path) -> None:
     raise MissingPictures(missing, total)
 
 
+def predictions(
+    engine: GroundingEngine, task: Task, pictures: Sequence[Picture] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Predictions for each picture, as soon as they are there (not always in order).
+
+    Args:
+        task: its vocabulary is used, or its pictures' sentences.
+        pictures: those to do; default all of the task.
+
+    Yields:
+        with a vocabulary `{"image_id", "boxes" [K][4] xyxy, "scores" [K], "labels" [K] category ids}`, best
+        first; with sentences `{"image_id", "sentences": [{"sentence_id", "boxes", "scores"}]}`, boxes for every
+        phrase as Flickr30k's evaluator wants them. Values are rounded to `BOX_DECIMALS`, `SCORE_DECIMALS`.
+    """
+    pictures = task.pictures if pictures is None else pictures
+    for found in engine.ground(_request(picture, task) for picture in pictures):
+        yield _prediction(found, pictures[found.index], task)
+
+
+def _request(picture: Picture, task: Task) -> Request:
+    if task.names:
+        return Request(picture.path, task.names)
+    if not picture.sentences:
+        return Request(picture.path)
+    sentences = picture.sentences
+    return Request(picture.path, [one.text for one in sentences], spans=[one.spans for one in sentences])
+
+
+def _prediction(found: Grounded, picture: Picture, task: Task) -> dict[str, Any]:
+    def rounded(name: str, decimals: int) -> list[Any]:
+        return [one[name].double().numpy().round(decimals).tolist() for one in found.detections]
+
+    boxes, scores = rounded("boxes", BOX_DECIMALS), rounded("scores", SCORE_DECIMALS)
+    if task.names:
+        labels = [task.category_ids[label] for label in found.detections[0]["labels"].tolist()]
+        return {"image_id": picture.image_id, "boxes": boxes[0], "scores": scores[0], "labels": labels}
+    sentences = []
+    for sentence, *rows, one in zip(picture.sentences, boxes, scores, found.detections):
+        by_phrase = boxes_by_phrase(*rows, one["labels"], len(sentence.spans))
+        sentences.append({"sentence_id": sentence.number, "boxes": by_phrase[0], "scores": by_phrase[1]})
+    return {"image_id": picture.image_id, "sentences": sentences}
+
+
 def predict(
-    detector: Detector, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
+    detector: GroundingEngine, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
 ) -> PredictionStore:
     """Predictions of all pictures of a task, computed where they are not there yet.
 
@@ -68,9 +113,9 @@ def predict(
     """
     require_pictures([task], output)
     rank, size = distributed.world()
-    options = {k: v for k, v in asdict(detector.options).items() if k not in Options.SPEED}
+    options = {k: v for k, v in asdict(detector.options).items() if k not in GroundingOptions.SPEED}
     settings = {**identity, "task": task.name, "weights": fingerprint(detector.model), **options}
-    settings["size"] = dict(detector.processor.image_processor.size)
+    settings["size"] = dict(detector.options.size or detector.processor.image_processor.size)
     if task.names:  # the order matters: chunks
         settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
     store = PredictionStore(output, settings, fresh)
@@ -81,7 +126,7 @@ def predict(
     if before := sum(picture.image_id in store.done for picture in task.pictures):
         bar.set_postfix_str(f"{before} of {total} done before")
     try:
-        for prediction in detector.predict(task, todo):
+        for prediction in predictions(detector, task, todo):
             store.append(prediction)
             bar.update()
     finally:
@@ -144,7 +189,7 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
     )
 
 
-def provenance(model: Any = None, source: str | None = None, options: Options | None = None) -> dict[str, Any]:
+def provenance(model: Any = None, source: str | None = None, options: GroundingOptions | None = None) -> dict[str, Any]:
     """Where figures come from: command, commit, versions, model, machine."""
     info: dict[str, Any] = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -221,6 +266,7 @@ __all__ = [
     "fingerprint",
     "load_predictions",
     "predict",
+    "predictions",
     "provenance",
     "require_pictures",
     "score",

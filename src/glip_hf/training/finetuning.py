@@ -25,9 +25,10 @@ from ..data.records import ImageRef
 from ..data.sources import Source, read_coco
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
-from ..evaluation.driver import Detector, Options
+from ..evaluation.run import predictions
 from ..evaluation.tasks import Picture, detection_task
 from ..hub_glip import CARD_NAME
+from ..inference import GroundingEngine, GroundingOptions
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
@@ -249,10 +250,10 @@ class Validation:
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
         """`AP`, `AP50`, ... of the model, the same on every process."""
         rank, size = world()
-        detector = Detector(model, self.processor, Options(batch_size=self.batch_size, workers=1))
+        engine = GroundingEngine(model, self.processor, GroundingOptions(batch_size=self.batch_size, workers=1))
         own: list[Picture] = self.task.pictures[rank::size]
         evaluator = CocoEvaluator(self.data.annotations, [picture.image_id for picture in self.task.pictures])
-        evaluator.update(detector.predict(self.task, own))
+        evaluator.update(predictions(engine, self.task, own))
         evaluator.gather()
         return evaluator.summarize()
 

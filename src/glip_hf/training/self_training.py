@@ -6,16 +6,13 @@ grounding record: the caption's noun phrases, found offline, are looked for in o
 after NMS; boxes that are nearly the same become one, which all their phrases name, as in MDETR's data.
 """
 
-import io
 import json
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -33,9 +30,9 @@ from ..data.shards import (
     write_bytes,
     write_grounded,
 )
+from ..inference import Detections, Grounded, GroundingEngine, GroundingOptions, Request
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
-from ..postprocess_glip import post_process_grounding
 from ..processing_glip import GlipProcessor
 from ..prompts_glip import Span
 
@@ -110,68 +107,47 @@ class CaptionLabeller:
         options: LabelOptions | None = None,
         phrases: Callable[[str], Sequence[Span]] = noun_phrases,
     ) -> None:
-        self.model, self.processor, self.phrases = model.eval(), processor, phrases
+        self.model, self.processor, self.phrases = model, processor, phrases
         self.options = options or LabelOptions()
-
-    def label(self, pairs: Iterable[Pair]) -> Iterator[tuple[str, GroundedPair | None, str]]:
-        """What becomes of every pair, in their order: one of `OUTCOMES`, the record if it is `labelled`, a remark."""
-        waiting: list[tuple[Pair, Image.Image | None, Sequence[Span], str, str]] = []
-        ready = 0
-        for pair in pairs:
-            waiting.append((pair, *self._prepare(pair)))
-            ready += waiting[-1][1] is not None
-            if ready == self.options.batch_size:
-                yield from self._label_batch(waiting)
-                waiting, ready = [], 0
-        yield from self._label_batch(waiting)
-
-    def _prepare(self, pair: Pair) -> tuple[Image.Image | None, Sequence[Span], str, str]:
-        """Picture and spans, or what is wrong."""
-        if not pair.caption or not pair.caption.strip():
-            return None, (), "no_caption", ""
-        spans = list(self.phrases(pair.caption))
-        if not spans:
-            return None, (), "no_phrase", ""
-        try:
-            with Image.open(io.BytesIO(pair.image or b"")) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # decoders raise almost anything on damaged pictures
-            return None, (), "broken_image", f"{pair.key}: {error}"
-        return upright, spans, "", ""
-
-    def _label_batch(self, batch: list[Any]) -> Iterator[tuple[str, GroundedPair | None, str]]:
-        good = [(pair, image, spans) for pair, image, spans, _, _ in batch if image is not None]
-        found = iter(self._detect(good) if good else ())
-        for pair, image, spans, outcome, remark in batch:
-            if image is None:
-                yield outcome, None, remark
-                continue
-            objects = self._objects(next(found), spans)
-            if objects:
-                yield "labelled", GroundedPair(pair, image.width, image.height, objects), ""
-            else:
-                yield "no_box", None, ""
-
-    @torch.inference_mode()
-    def _detect(self, good: list[tuple[Pair, Image.Image, Sequence[Span]]]) -> list[dict[str, Tensor]]:
-        with warnings.catch_warnings():
-            # A phrase behind the 256th token scores 0, which is all that is to be done about it here.
-            warnings.filterwarnings("ignore", message="the caption has more than")
-            inputs = self.processor(
-                images=[image for _, image, _ in good],
-                text=[pair.caption for pair, _, _ in good],
-                spans=[list(spans) for *_, spans in good],
-                return_tensors="pt",
-            ).to(self.model.device, self.model.dtype)
-        return post_process_grounding(
-            self.model(**inputs),
+        chosen = GroundingOptions(
             threshold=self.options.threshold,
             nms_threshold=self.options.nms_threshold,
             max_detections=self.options.max_detections,
+            merged_limit=self.options.max_detections,
+            allow_padding=True,
+            batch_size=self.options.batch_size,
+            pairs=self.options.batch_size,
         )
+        self.engine = GroundingEngine(model, processor, chosen)
 
-    def _objects(self, found: dict[str, Tensor], spans: Sequence[Span]) -> list[dict[str, Any]]:
-        found = {name: value.cpu() for name, value in found.items()}
+    def label(self, pairs: Iterable[Pair]) -> Iterator[tuple[str, GroundedPair | None, str]]:
+        """What becomes of every pair, in their order: one of `OUTCOMES`, the record if it is `labelled`, a remark."""
+        waiting: deque[tuple[Pair, list[Span], str]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for pair in pairs:
+                written = bool(pair.caption and pair.caption.strip())
+                spans = list(self.phrases(pair.caption)) if written else []
+                waiting.append((pair, spans, "" if spans else "no_phrase" if written else "no_caption"))
+                if spans:
+                    yield Request(pair.image or b"", [pair.caption], spans=[spans])
+
+        for found in self.engine.ground(requests(), skip_broken=True):  # in order: all images share batches
+            while waiting[0][2]:
+                yield waiting.popleft()[2], None, ""
+            yield self._outcome(*waiting.popleft()[:2], found)
+        for _, _, outcome in waiting:
+            yield outcome, None, ""
+
+    def _outcome(self, pair: Pair, spans: Sequence[Span], found: Grounded) -> tuple[str, GroundedPair | None, str]:
+        if found.error is not None:
+            return "broken_image", None, f"{pair.key}: {found.error}"
+        objects = self._objects(found.detections[0], spans)
+        if not objects:
+            return "no_box", None, ""
+        return "labelled", GroundedPair(pair, found.width, found.height, objects), ""
+
+    def _objects(self, found: Detections, spans: Sequence[Span]) -> list[dict[str, Any]]:
         objects = []
         for row, labels in merge_boxes(found["boxes"], found["scores"], found["labels"], self.options.merge_threshold):
             x1, y1, x2, y2 = found["boxes"][row].tolist()
@@ -198,17 +174,20 @@ def label_shard(
     kept: list[GroundedPair] = []
     remarks: list[str] = []
     prefix = shard_name(shard)
-    for outcome, grounded, remark in labeller.label(read_pairs(shard, caption_column)):
-        counts[outcome] += 1
-        if grounded is not None:
-            counts["boxes"] += len(grounded.objects)
-            # Unique over all shards; a slash would be a folder in a tar file.
-            grounded.pair.key = f"{prefix}-{grounded.pair.key}".replace("/", "-")
-            kept.append(grounded)
-        if remark:
-            remarks.append(remark)
-        if progress is not None:
-            progress.update()
+    with warnings.catch_warnings():
+        # A phrase behind the 256th token scores 0, which is all that is to be done about it here.
+        warnings.filterwarnings("ignore", message="the caption has more than")
+        for outcome, grounded, remark in labeller.label(read_pairs(shard, caption_column)):
+            counts[outcome] += 1
+            if grounded is not None:
+                counts["boxes"] += len(grounded.objects)
+                # Unique over all shards; a slash would be a folder in a tar file.
+                grounded.pair.key = f"{prefix}-{grounded.pair.key}".replace("/", "-")
+                kept.append(grounded)
+            if remark:
+                remarks.append(remark)
+            if progress is not None:
+                progress.update()
     if remarks:
         more = f" and {len(remarks) - REPORTED} more" if len(remarks) > REPORTED else ""
         logger.warning(f"{shard}: {len(remarks)} broken pictures: {'; '.join(remarks[:REPORTED])}{more}")

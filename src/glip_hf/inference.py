@@ -1,0 +1,703 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The inference engine: any number of images and any vocabulary in, detections out.
+
+    engine = GroundingEngine(model, processor, GroundingOptions(threshold=0.4, batch_size=4))
+    for result in engine.ground(Request(path, ["cat", "remote control"]) for path in paths):
+        result.detections[0]  # {"scores", "boxes", "labels", "text_labels"}
+
+Pipeline, command line, evaluation, self-training, validation and exported models all run through it. An image passes
+through the backbone once, whatever the number of captions; a caption through the text encoder once, whatever the
+number of images. (image, caption) pairs go through the head together, as many as memory allows. Threads read and
+preprocess the next images while the model works. Images share a batch only where their padded sizes agree, because
+padding changes GLIP's output, unless `allow_padding` is set.
+
+Boxes are xyxy in absolute pixels of the upright image, both corners inside (a mirrored x is width - 1 - x).
+
+Letters: B images (views) per batch, N captions, P pairs per pass, T tokens, E width of the text encoder, C classes per
+caption, K detections.
+"""
+
+import io
+import json
+import os
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .boxes_glip import box_iou
+from .image_processing_pil_glip import load_image, read_pixels
+from .modeling_glip import GlipTextFeatures, select
+from .postprocess_glip import merge_detections, post_process_grounding
+from .prompts_glip import PROMPT_OPTIONS
+
+CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
+MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
+READER_THREAD = "glip-read"  # name prefix of the threads that read images
+NO_LIMIT = sys.maxsize
+
+Detections = dict[str, Any]
+"""Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
+positions in the list of class names or phrases; `text_labels`, K strings. Tensors are on the CPU."""
+
+
+@dataclass
+class GroundingOptions:
+    """How detections are made. Everything but the speed settings (`SPEED`) changes results.
+
+    Attributes:
+        chunk_size: most class names per caption; None for as many as fit.
+        max_detections: kept per caption; merged_limit: kept per image, None for all.
+        aggregation, score_threshold, nms_threshold: see `post_process_grounding`; threshold: lowest final score.
+        separator, prefix, suffix, negative_names: of captions, see `GlipProcessor`; None for its defaults.
+        size: of images, as the image processor takes it (default: its own).
+        scales: short sides in pixels to show each image at (default: `size`), with max_size the limit of
+            the long side; flip: also mirrored; vote_threshold: IoU from which detections of several views join.
+        allow_padding: let images of different sizes share a batch: faster, and slightly different results.
+        batch_size: images per pass of the backbone (speed). pairs: (image, caption) pairs per pass of the head
+            (speed; None: found automatically). workers: threads that read images (speed). caption_multiple: captions
+            are padded to a multiple of so many tokens (speed, for CUDA graphs; see `compilation`).
+    """
+
+    chunk_size: int | None = None
+    max_detections: int = 100
+    merged_limit: int | None = 100
+    aggregation: str = "mean"
+    threshold: float = 0.0
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
+    separator: str | None = None
+    prefix: str | None = None
+    suffix: str | None = None
+    negative_names: Sequence[str] | None = None
+    size: Mapping[str, int] | None = None
+    scales: Sequence[int] = ()
+    max_size: int | None = None
+    flip: bool = False
+    vote_threshold: float = 0.6
+    allow_padding: bool = False
+    batch_size: int = 1
+    pairs: int | None = None
+    workers: int = 2
+    caption_multiple: int = 1
+
+    SPEED = ("batch_size", "pairs", "workers", "caption_multiple")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_detections", "workers", "caption_multiple"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image and what to look for in it.
+
+    Attributes:
+        image: a path, a URL, encoded bytes, a PIL image, an array, a tensor, or an object with `load()` that gives a
+            PIL image (`data.records.ImageRef`).
+        text, phrases, spans: as `GlipProcessor` takes them without images: class names, a caption, or a list of
+            captions with phrases or spans for each. None to look for nothing.
+    """
+
+    image: Any
+    text: Any = None
+    phrases: Any = None
+    spans: Any = None
+
+
+@dataclass
+class Grounded:
+    """What became of a request.
+
+    Attributes:
+        index: position of the request.
+        width, height: of the upright image, in pixels.
+        detections: one entry per query: one for class names or a caption, and one for each of a list of captions.
+        error: why the image could not be read, where broken images are skipped.
+    """
+
+    index: int
+    width: int = 0
+    height: int = 0
+    detections: list[Detections] = field(default_factory=list)
+    error: Exception | None = None
+
+
+@dataclass
+class Captions:
+    """Captions with their text features, on the model's device, without padding, which costs memory and time.
+
+    Attributes:
+        input_ids: [T] of each caption; positive_maps: [C, T] bool; label_ids: [C].
+        queries: which query each caption belongs to; text_labels: class names or phrases of each query.
+        hidden: [T, E] of each caption; None where it is encoded whenever it is used.
+    """
+
+    input_ids: list[Tensor] = field(default_factory=list)
+    positive_maps: list[Tensor] = field(default_factory=list)
+    label_ids: list[Tensor] = field(default_factory=list)
+    queries: list[int] = field(default_factory=list)
+    text_labels: list[list[str]] = field(default_factory=list)
+    hidden: list[Tensor | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each caption."""
+        return [len(ids) for ids in self.input_ids]
+
+    def tokens(self, rows: Sequence[int], multiple: int = 1) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of these captions, padded to the longest, and that to a multiple."""
+        lengths = torch.tensor([len(self.input_ids[row]) for row in rows], device=self.input_ids[rows[0]].device)
+        longest = int(lengths.max())
+        longest += -longest % multiple
+        return {
+            "input_ids": _stack([self.input_ids[row] for row in rows], longest),
+            "attention_mask": (torch.arange(longest, device=lengths.device) < lengths[:, None]).long(),
+        }
+
+    def take(
+        self, rows: Sequence[int], multiple: int = 1, encode: Callable[[int], Tensor] | None = None
+    ) -> dict[str, Any]:
+        """The model's inputs for these captions, padded to the longest of them, and that to a multiple.
+
+        Args:
+            encode: gives the text features of a caption that has none.
+        """
+        tokens = self.tokens(rows, multiple)
+        longest, classes = tokens["input_ids"].shape[1], max(len(self.label_ids[row]) for row in rows)
+        hidden = [encode(row) if self.hidden[row] is None else self.hidden[row] for row in rows]
+        return {
+            "text_features": GlipTextFeatures(last_hidden_state=_stack(hidden, longest), **tokens),
+            "positive_map": _stack([self.positive_maps[row] for row in rows], classes, longest),
+            "label_ids": _stack([self.label_ids[row] for row in rows], classes, fill=-1),
+        }
+
+
+def _stack(values: list[Tensor], *sizes: int, fill: int = 0) -> Tensor:
+    """Values in one tensor, padded at the end where one is smaller than `sizes` in the first dimensions."""
+    if len(values) == 1 and tuple(values[0].shape[: len(sizes)]) == sizes:
+        return values[0][None]
+    stacked = values[0].new_full((len(values), *sizes, *values[0].shape[len(sizes) :]), fill)
+    for row, value in zip(stacked, values):
+        row[tuple(slice(size) for size in value.shape)] = value
+    return stacked
+
+
+def _join_captions(sources: Sequence[Captions]) -> tuple[Captions, list[int]]:
+    """All captions of these sources in one, and where each source begins. A shared source is taken once."""
+    joined, starts = Captions(), {}
+    for source in sources:
+        if id(source) not in starts:
+            starts[id(source)] = len(joined)
+            for name in ("input_ids", "positive_maps", "label_ids", "hidden"):
+                getattr(joined, name).extend(getattr(source, name))
+    return joined, [starts[id(source)] for source in sources]
+
+
+# -- views -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image is shown to the model: `short_side` in pixels (None: the processor's size), mirrored or not."""
+
+    short_side: int | None = None
+    flip: bool = False
+
+
+def make_views(scales: Sequence[int] = (), flip: bool = False) -> list[View]:
+    """Every scale, plain and (with `flip`) mirrored; no scale stands for the processor's own."""
+    sides: list[int | None] = list(scales) or [None]
+    return [View(side, mirrored) for side in sides for mirrored in ((False, True) if flip else (False,))]
+
+
+def unflip(found: Detections, width: int) -> Detections:
+    """Detections of a mirrored image of this width, in the image itself."""
+    x1, y1, x2, y2 = found["boxes"].unbind(-1)
+    return {**found, "boxes": torch.stack([width - 1 - x2, y1, width - 1 - x1, y2], dim=-1)}
+
+
+def vote(found: Detections, threshold: float) -> Detections:
+    """Box voting (arXiv 1505.01749): overlapping detections of a label become one.
+
+    By descending score, a detection gathers all that are left of its label with IoU >= `threshold`; the box is their
+    mean weighted by score, the score that of the best.
+    """
+    order = found["scores"].argsort(descending=True, stable=True)
+    scores, boxes, labels = (found[name][order] for name in ("scores", "boxes", "labels"))
+    rows, voted = [], [boxes[:0]]
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        near = box_iou(boxes[own], boxes[own]) >= threshold
+        left = torch.ones(len(own), dtype=torch.bool)
+        for best in range(len(own)):
+            if left[best]:
+                group = near[best] & left
+                group[best] = True
+                left &= ~group
+                weights = scores[own[group], None]
+                rows.append(int(own[best]))
+                voted.append((boxes[own[group]] * weights).sum(0, keepdim=True) / weights.sum())
+    return {"scores": scores[rows], "boxes": torch.cat(voted), "labels": labels[rows]}
+
+
+@dataclass
+class _Shown:
+    """One view of one image, ready for the network: tensors with a batch dimension of 1."""
+
+    index: int
+    request: Request
+    view: View
+    pixel_values: Tensor | None = None
+    pixel_mask: Tensor | None = None
+    original_sizes: Tensor | None = None
+    error: Exception | None = None
+
+
+@dataclass
+class _Progress:
+    """What is known of an image so far: detections per view and caption."""
+
+    captions: Captions
+    result: Grounded
+    views: dict[View, list[Detections]] = field(default_factory=dict)
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+class PairBudget:
+    """How many (image, caption) pairs go through the head at a time: as many as fit, found while running.
+
+    The head's memory grows with pairs x locations of the pyramid. The first pass holds one pair; what it took says how
+    many fit, and the number doubles until that is reached. Out of memory halves it, for good. On a CPU the automatic
+    number is 1: the head is bound by arithmetic there (docs/evaluation.md has the measurement).
+
+    Args:
+        device: of the model.
+        fixed: pairs per pass; None to find out.
+        probe: gives (bytes free, peak bytes since the last call, bytes in use); default of a CUDA device.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        fixed: int | None = None,
+        probe: Callable[[], tuple[int, int, int]] | None = None,
+    ) -> None:
+        if fixed is not None and fixed < 1:
+            raise ValueError(f"pairs={fixed}: at least one pair has to run at a time.")
+        self.fixed = fixed
+        if probe is None and device.type == "cuda":
+            probe = _cuda_probe(device)
+        self._probe = probe if fixed is None else None
+        self._bytes = 0.0  # per pair and location, the most seen
+        self._tried = 0  # the largest number of pair-locations that ran
+        self._ceiling = sys.maxsize  # pair-locations that may run, after running out of memory
+
+    def size(self, locations: int) -> int:
+        """Pairs for the next pass, over images with so many locations."""
+        limit = max(self._ceiling // locations, 1)
+        if self.fixed is not None:
+            return min(self.fixed, limit)
+        if self._probe is None or not self._bytes:
+            return 1
+        free, _, _ = self._probe()
+        fitting = int(MEMORY_SHARE * free / (self._bytes * locations))
+        grown = 2 * max(self._tried // locations, 1)
+        return max(min(fitting, grown, limit), 1)
+
+    @contextmanager
+    def measured(self, pairs: int, locations: int) -> Iterator[None]:
+        """Around a pass of `pairs` pairs."""
+        before = self._probe()[2] if self._probe else 0
+        yield
+        if self._probe:
+            _, peak, _ = self._probe()
+            self._bytes = max(self._bytes, (peak - before) / (pairs * locations), 1e-9)
+        self._tried = max(self._tried, pairs * locations)
+
+    def halve(self, pairs: int, locations: int) -> int:
+        """Pairs to try after `pairs` did not fit; 0 if that was one already."""
+        self._ceiling = min(self._ceiling, pairs // 2 * locations) if pairs > 1 else self._ceiling
+        return pairs // 2
+
+
+def _cuda_probe(device: torch.device) -> Callable[[], tuple[int, int, int]]:
+    def probe() -> tuple[int, int, int]:
+        in_use = torch.cuda.memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        # What the allocator holds and does not use is free to us as well.
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - in_use
+        return free, peak, in_use
+
+    return probe
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, says that its memory is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def prefetch(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items and errors in the same order; a thread makes the next item while one is in use."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix=READER_THREAD) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
+
+
+def _open_upright(image: Any) -> Image.Image:
+    """The image of a request as a PIL image, turned upright by its EXIF orientation."""
+    if isinstance(image, str | os.PathLike):
+        image = load_image(image)
+    elif isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif not isinstance(image, Image.Image) and hasattr(image, "load"):
+        image = image.load()
+    if not isinstance(image, Image.Image):
+        return Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())
+    return ImageOps.exif_transpose(image)
+
+
+# -- the engine ------------------------------------------------------------------------------------
+
+
+class GroundingEngine:
+    """A model and its processor, asked about many images.
+
+    Args:
+        model: a `GlipForGrounding`, or what has its `get_image_features`, `get_text_features`, `forward`, `device` and
+            `dtype` (a compiled or an exported model). Set to evaluation mode.
+        processor: a `GlipProcessor`.
+        options: see `GroundingOptions`.
+        max_kept_captions: captions whose text features are kept between calls, the least recently used text out first;
+            what a longer text has beyond that is encoded again for every batch. None keeps all of the last text alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        options: GroundingOptions | None = None,
+        max_kept_captions: int | None = None,
+    ) -> None:
+        self.model, self.processor, self.options = model.eval(), processor, options or GroundingOptions()
+        self.views = make_views(self.options.scales, self.options.flip)
+        self.budget = PairBudget(model.device, self.options.pairs)
+        self.max_kept_captions = max_kept_captions
+        self._texts: OrderedDict[str, Captions] = OrderedDict()
+        self._text_state: Any = None
+
+    # -- text --------------------------------------------------------------------------------------
+
+    def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:
+        """The captions of a text with their features, which are kept while the text encoder's weights stay.
+
+        Args:
+            text, phrases, spans: as `GlipProcessor` takes them without images.
+        """
+        prompt = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
+        key = json.dumps([text, phrases, spans, prompt], sort_keys=True)
+        # Address and version of each parameter: new weights, another device or dtype void what was kept.
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._text_parameters()]
+        if state != self._text_state:
+            self._texts.clear()
+            self._text_state = state
+        captions = self._texts.pop(key, None)
+        if captions is None:
+            if self.max_kept_captions is None:
+                self._texts.clear()  # not two at a time
+            given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
+            captions = self._encode(self.processor(text=text, return_tensors="pt", **given, **prompt))
+        self._texts[key] = captions
+        while len(self._texts) > 1 and sum(map(len, self._texts.values())) > self.max_kept_captions:
+            self._texts.popitem(last=False)
+        return captions
+
+    def _text_parameters(self) -> Iterable[Tensor]:
+        base = getattr(self.model, "model", None)  # an exported model has none, and never changes
+        return () if base is None else base.text_model.parameters()
+
+    @torch.inference_mode()
+    def _encode(self, inputs: Any) -> Captions:
+        inputs = inputs.to(self.model.device)
+        captions = Captions(text_labels=inputs.text_labels, hidden=[None] * len(inputs["input_ids"]))
+        captions.queries = (
+            inputs["image_indices"].tolist() if "image_indices" in inputs else list(range(len(inputs["input_ids"])))
+        )
+        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            classes = inputs["label_ids"][row] >= 0
+            captions.input_ids.append(inputs["input_ids"][row, mask])
+            captions.positive_maps.append(inputs["positive_map"][row][classes][:, mask])
+            captions.label_ids.append(inputs["label_ids"][row, classes])
+        kept = len(captions) if self.max_kept_captions is None else min(len(captions), self.max_kept_captions)
+        per_pass = 1 if self.model.device.type == "cpu" else CAPTIONS_PER_PASS
+        lengths, states = captions.lengths[:kept], None
+        for start in range(0, kept, per_pass):
+            rows = range(start, min(start + per_pass, kept))
+            hidden = self.model.get_text_features(**captions.tokens(rows), return_dict=True).last_hidden_state
+            if states is None:  # one block for all: pieces between what a pass needs would fragment the memory
+                states = hidden.new_empty(sum(lengths), hidden.shape[-1]).split(lengths)
+            for row, of_caption in zip(rows, hidden):
+                captions.hidden[row] = states[row].copy_(of_caption[: lengths[row]])
+        return captions
+
+    # -- images ------------------------------------------------------------------------------------
+
+    def ground(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[Grounded]:
+        """The result of each request, as soon as it is there: in order of the requests where all images share a batch
+        (`batch_size=1`, or `allow_padding`), else batches come as they fill.
+
+        Args:
+            skip_broken: give an image that cannot be read a result with its `error`; else the error is raised.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the image that cannot be read.
+        """
+        progress: dict[int, _Progress] = {}
+        with closing(self._batches(requests, skip_broken)) as batches:  # whatever happens, no thread outlives this
+            for batch in batches:
+                for shown in batch:
+                    if shown.index not in progress:
+                        asked, captions = shown.request, Captions()
+                        if asked.text is not None and shown.error is None:
+                            captions = self.encode(asked.text, asked.phrases, asked.spans)
+                        progress[shown.index] = _Progress(captions, Grounded(shown.index, error=shown.error))
+                self._detect_views([one for one in batch if len(progress[one.index].captions)], progress)
+                for shown in batch:
+                    one = progress[shown.index]
+                    one.views.setdefault(shown.view, [])
+                    if shown.original_sizes is not None:
+                        one.result.height, one.result.width = shown.original_sizes[0].tolist()
+                for index in dict.fromkeys(shown.index for shown in batch):
+                    if len(progress[index].views) == len(self.views):
+                        one = progress.pop(index)
+                        one.result.detections = self.merge(one.captions, one.views, one.result.width)
+                        yield one.result
+
+    def _detect_views(self, batch: list[_Shown], progress: dict[int, _Progress]) -> None:
+        """Detections of every view of the batch with every caption, put into `progress`."""
+        if not batch:
+            return
+        pixels = {name: _pad_together([getattr(one, name) for one in batch]) for name in ("pixel_values", "pixel_mask")}
+        pixels["original_sizes"] = torch.cat([one.original_sizes for one in batch])
+        for one in batch:
+            one.pixel_values = one.pixel_mask = None
+        for one, found in zip(batch, self.detect(pixels, [progress[one.index].captions for one in batch])):
+            progress[one.index].views[one.view] = found
+
+    def _show(self, index: int, request: Request, view: View) -> _Shown:
+        """Read and preprocess one view of an image; runs in a worker thread.
+
+        Raises:
+            ValueError, FileNotFoundError: naming the image.
+        """
+        image = request.image
+        try:
+            upright = _open_upright(image)
+            if view.flip:
+                upright = ImageOps.mirror(upright)
+            made = self.processor.image_processor([upright], return_tensors="pt", **self._size(view))
+        except Exception as error:  # decoders raise almost anything on damaged files
+            name = "" if isinstance(image, bytes | Image.Image) or hasattr(image, "shape") else str(image)
+            if name in str(error) and isinstance(error, ValueError | OSError):
+                raise
+            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+        pixels, mask = (self._staged(made[name]) for name in ("pixel_values", "pixel_mask"))
+        return _Shown(index, request, view, pixels, mask, made["original_sizes"])
+
+    def _staged(self, value: Tensor) -> Tensor:
+        """In pinned memory, which a GPU copies from asynchronously, if that is where it goes."""
+        return value.pin_memory() if self.model.device.type == "cuda" else value
+
+    def _size(self, view: View) -> dict[str, Mapping[str, int]]:
+        """The image processor's option for a view's size."""
+        if view.short_side is None:
+            return {} if self.options.size is None else {"size": self.options.size}
+        default = dict(self.options.size or self.processor.image_processor.size)
+        longest = self.options.max_size or default.get("longest_edge")
+        if self.options.max_size is None and longest and default.get("shortest_edge"):
+            # The same room for long images at every scale.
+            longest = round(longest * max(view.short_side / default["shortest_edge"], 1))
+        return {"size": {"shortest_edge": view.short_side, "longest_edge": longest}}
+
+    def _load(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[_Shown]:
+        """Views of all images in order, read and resized by threads while the model works on earlier ones."""
+        jobs = ((i, request, view) for i, request in enumerate(requests) for view in self.views)
+        waiting: deque[tuple[Future[_Shown], Any]] = deque()
+
+        def next_shown() -> _Shown:
+            future, job = waiting.popleft()
+            try:
+                return future.result()
+            except (ValueError, OSError) as error:
+                if not skip_broken:
+                    raise
+                return _Shown(*job, error=error)
+
+        with ThreadPoolExecutor(self.options.workers, thread_name_prefix=READER_THREAD) as pool:
+            try:
+                for job in jobs:
+                    waiting.append((pool.submit(self._show, *job), job))
+                    if len(waiting) > self.options.workers + self.options.batch_size:
+                        yield next_shown()
+                while waiting:
+                    yield next_shown()
+            finally:
+                for future, _ in waiting:
+                    future.cancel()
+
+    def _batches(self, requests: Iterable[Request], skip_broken: bool) -> Iterator[list[_Shown]]:
+        """Views in groups that may share a pass; every view is in exactly one."""
+        size = self.options.batch_size
+        groups: dict[Any, list[_Shown]] = {}
+        with closing(self._load(requests, skip_broken)) as views:
+            for shown in views:
+                alike = self.options.allow_padding or shown.error is not None
+                key = None if alike else tuple(shown.pixel_values.shape[-2:])
+                group = groups.setdefault(key, [])
+                group.append(shown)
+                if len(group) == size:
+                    yield groups.pop(key)
+                elif sum(map(len, groups.values())) >= 4 * size:  # bound what waits in memory
+                    yield groups.pop(max(groups, key=lambda key: len(groups[key])))
+            yield from groups.values()
+
+    # -- (image, caption) pairs --------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def detect(self, pixels: Mapping[str, Tensor], captions: Sequence[Captions]) -> list[list[Detections]]:
+        """Detections of each image of a batch with each of its captions, after NMS, without `text_labels`.
+
+        Args:
+            pixels: what the image processor gives for B images: `pixel_values`, `pixel_mask`, `original_sizes`.
+            captions: of each image, from `encode`. A pass holds pairs of as few captions as possible.
+        """
+        device = self.model.device
+        values, mask = (pixels[name].to(device, non_blocking=True) for name in ("pixel_values", "pixel_mask"))
+        try:
+            features = self.model.get_image_features(values.to(self.model.dtype), mask, return_dict=True)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(values) == 1:
+                raise
+            features = None
+        if features is None:
+            half = len(values) // 2
+            parts = (slice(half), slice(half, None))
+            return [
+                found
+                for part in parts
+                for found in self.detect({name: value[part] for name, value in pixels.items()}, captions[part])
+            ]
+        del values
+        joined, starts = _join_captions(captions)
+        lengths, locations = joined.lengths, features.last_hidden_state.shape[1]
+        # Captions of like length share a pass; the longest come first, so memory is measured at its worst.
+        pairs = sorted(
+            ((start + n, row) for row, start in enumerate(starts) for n in range(len(captions[row]))),
+            key=lambda pair: (-lengths[pair[0]], pair),
+        )
+        results: dict[tuple[int, int], Detections] = {}
+        while len(results) < len(pairs):
+            group = pairs[len(results) : len(results) + self.budget.size(locations)]
+            try:
+                with self.budget.measured(len(group), locations):
+                    found = self._forward(features, pixels["original_sizes"], group, joined)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self.budget.halve(len(group), locations):
+                    raise
+                continue
+            results.update(zip(group, found))
+        return [
+            [results[start + n, row] for n in range(len(its))] for row, (start, its) in enumerate(zip(starts, captions))
+        ]
+
+    def _forward(
+        self, features: Any, original_sizes: Tensor, pairs: Sequence[tuple[int, int]], captions: Captions
+    ) -> list[Detections]:
+        """Detections of each pair (caption, row of the features), on the CPU."""
+
+        def encode(caption: int) -> Tensor:
+            tokens = captions.tokens([caption])
+            return self.model.get_text_features(**tokens, return_dict=True).last_hidden_state[0]
+
+        rows, options = [row for _, row in pairs], self.options
+        if rows != list(range(len(features.last_hidden_state))):
+            features = select(features, torch.tensor(rows, device=features.last_hidden_state.device))
+        outputs = self.model(
+            image_features=features,
+            original_sizes=original_sizes[rows],
+            **captions.take([caption for caption, _ in pairs], options.caption_multiple, encode),
+        )
+        found = post_process_grounding(
+            outputs,
+            threshold=options.threshold,
+            aggregation=options.aggregation,
+            score_threshold=options.score_threshold,
+            nms_threshold=options.nms_threshold,
+            max_detections=options.max_detections,
+        )
+        return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+    def merge(self, captions: Captions, views: Mapping[View, Sequence[Detections]], width: int = 0) -> list[Detections]:
+        """Detections of an image for each query of its captions, joined over captions and views.
+
+        Args:
+            views: detections with each caption, per view; see `detect`.
+            width: of the image in pixels, for mirrored views.
+        """
+        limit = NO_LIMIT if self.options.merged_limit is None else self.options.merged_limit
+        merged = []
+        for query, names in enumerate(captions.text_labels):
+            parts = []
+            for view, found in views.items():
+                own = [one for one, owner in zip(found, captions.queries) if owner == query]
+                joined = merge_detections(own, NO_LIMIT)
+                parts.append(unflip(joined, width) if view.flip else joined)
+            if len(parts) > 1:
+                parts = [vote(merge_detections(parts, NO_LIMIT), self.options.vote_threshold)]
+            best = merge_detections(parts, limit)
+            merged.append({**best, "text_labels": [names[label] for label in best["labels"].tolist()]})
+        return merged
+
+
+def _pad_together(values: list[Tensor]) -> Tensor:
+    """Images or masks in one batch, padded with zeros on the right and below."""
+    if len(values) == 1:
+        return values[0]
+    height, width = (max(value.shape[side] for value in values) for side in (-2, -1))
+    return torch.cat([pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2])) for value in values])
+
+
+__all__ = [
+    "Captions",
+    "Detections",
+    "Grounded",
+    "GroundingEngine",
+    "GroundingOptions",
+    "PairBudget",
+    "Request",
+    "make_views",
+    "out_of_memory",
+    "prefetch",
+    "unflip",
+    "vote",
+]

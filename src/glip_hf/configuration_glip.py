@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Configuration of GLIP: what the model is made of, and presets for the released checkpoints."""
+"""Configuration of GLIP, and presets for the released checkpoints."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.utils import auto_docstring
+from transformers.utils.type_validators import interval
 
 
 @auto_docstring(
@@ -20,7 +21,7 @@ class GlipConfig(PreTrainedConfig):
     r"""
     backbone_config (`dict` or `PreTrainedConfig`, *optional*):
         Vision backbone; Swin-T with output stages 2, 3, 4 by default. Any backbone that `AutoBackbone` builds is
-        accepted as long as it gives exactly three maps, at strides 8, 16 and 32.
+        accepted if it gives exactly three feature maps, at strides 8, 16 and 32.
     text_config (`dict` or `PreTrainedConfig`, *optional*):
         BERT text encoder (no pooler); BERT-base-uncased by default. The text layers of the head use it too.
     d_model (`int`, *optional*, defaults to 256):
@@ -28,12 +29,12 @@ class GlipConfig(PreTrainedConfig):
     num_blocks (`int`, *optional*, defaults to 6):
         Blocks of the head, each [fusion -> text layer ->] DyConv; 8 in GLIP-L.
     use_fusion (`bool`, *optional*, defaults to `True`):
-        Deep fusion of picture and sentence. `False` is GLIP-A: no fusion, no text layers, and the dot product takes
-        the text encoder's output, masked.
+        Deep fusion of image and caption. `False` is GLIP-A: no fusion, no text layers, and the dot product takes the
+        masked output of the text encoder.
     fusion_hidden_size (`int`, *optional*, defaults to 2048):
-        Inner width of the two-way attention, shared by its heads.
+        Inner width of the bidirectional cross-attention, shared by its heads.
     fusion_heads (`int`, *optional*, defaults to 8):
-        Heads of the two-way attention.
+        Heads of the bidirectional cross-attention.
     fusion_dropout (`float`, *optional*, defaults to 0.1):
         Dropout on both attention matrices, in training only.
     fusion_init_gamma (`float`, *optional*):
@@ -48,20 +49,20 @@ class GlipConfig(PreTrainedConfig):
     dynamic_relu_reduction (`int`, *optional*, defaults to 4):
         Channel reduction inside Dynamic ReLU.
     anchor_scale (`int`, *optional*, defaults to 8):
-        Side of a level's square anchor, in strides of that level (8, 16, 32, 64, 128).
+        Side of the square anchor of a level, in strides of that level (8, 16, 32, 64, 128).
     max_text_length (`int`, *optional*, defaults to 256):
         Longest caption in tokens, [CLS] and [SEP] included.
     num_class_channels (`int`, *optional*, defaults to 80):
         Output channels of the classification layer that original checkpoints carry and never use. It is kept, frozen,
         so that a converted model converts back bit for bit; 0 leaves it out.
     dropblock_prob (`float`, *optional*, defaults to 0.3):
-        DropBlock on the merged maps of P3 and P4, in training only.
+        DropBlock on the merged feature maps of P3 and P4, in training only.
     dropblock_size (`int`, *optional*, defaults to 3):
         Side of a dropped square.
     prior_probability (`float`, *optional*, defaults to 0.01):
-        Probability of a token match that the initial bias of the dot product stands for.
+        Initial probability of a token match, which sets the initial bias of the dot product.
     atss_top_k (`int`, *optional*, defaults to 9):
-        Anchors a level that ATSS considers for a box.
+        Anchors per level that ATSS considers for a box.
     focal_alpha (`float`, *optional*, defaults to 0.25):
         Weight of the matching tokens in the focal loss.
     focal_gamma (`float`, *optional*, defaults to 2.0):
@@ -80,18 +81,18 @@ class GlipConfig(PreTrainedConfig):
     mask_token_id (`int`, *optional*, defaults to 103):
         The tokenizer's [MASK].
     soft_token_loss_weight (`float`, *optional*, defaults to 0.0):
-        Weight of the plain token loss, whose head predicts token positions from the picture alone; 0 leaves it out.
+        Weight of the plain token loss, whose head predicts token positions from the image alone; 0 leaves it out.
     contrastive_loss_weight (`float`, *optional*, defaults to 0.0):
         Weight of the contrastive alignment of locations and tokens; 0 leaves its head out.
     contrastive_hidden_size (`int`, *optional*, defaults to 64):
         Width of the space in which they are aligned.
     offset_initializer_range (`float`, *optional*):
-        Standard deviation of the initial weights of the convolutions that predict the taps' offsets; their bias then
-        starts at 0. `None` is PyTorch's default, as in the original; 0.0 starts every tap in its place, as DCN does
-        (arXiv 1703.06211), which trains much faster from nothing: see docs/training.md.
+        Standard deviation of the initial weights of the convolutions that predict the offsets of the sampling points;
+        their bias is then zero-initialised. `None` is PyTorch's default, as in the original; 0.0 is DCN's zero
+        initialisation (arXiv 1703.06211), which trains much faster from scratch: see docs/training.md.
     prompt_table_length (`int`, *optional*, defaults to 0):
-        Rows of the learned table that prompt tuning adds to the text, row t to token t; 0 for none, 1000 in the
-        original. See `prompt_table_glip`.
+        Rows of the learned table that prompt tuning adds to the text embeddings, row t to token t; 0 for none, 1000 in
+        the original. See `prompt_table_glip`.
 
     Examples:
 
@@ -105,104 +106,56 @@ class GlipConfig(PreTrainedConfig):
     model_type = "glip"
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="swin",
-            init_kwargs={"out_indices": [2, 3, 4], "drop_path_rate": 0.2},
+            config_class=AutoConfig, model_type="swin", init_kwargs={"out_indices": [2, 3, 4], "drop_path_rate": 0.2}
         ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
     }
-    attribute_map = {
-        "hidden_size": "d_model",
-        "num_attention_heads": "fusion_heads",
-        "num_hidden_layers": "num_blocks",
-    }
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "fusion_heads", "num_hidden_layers": "num_blocks"}
 
     backbone_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    d_model: int = 256
-    num_blocks: int = 6
+    d_model: int = interval(min=1)(default=256)
+    num_blocks: int = interval(min=1)(default=6)
     use_fusion: bool = True
-    fusion_hidden_size: int = 2048
-    fusion_heads: int = 8
-    fusion_dropout: float | int = 0.1
+    fusion_hidden_size: int = interval(min=1)(default=2048)
+    fusion_heads: int = interval(min=1)(default=8)
+    fusion_dropout: float | int = interval(min=0, max=1, exclude_max=True)(default=0.1)
     fusion_init_gamma: float | int | None = None
-    clamp_value: float | int = 50000
-    group_norm_groups: int = 16
-    group_norm_eps: float = 1e-5
-    dynamic_relu_reduction: int = 4
-    anchor_scale: int = 8
-    max_text_length: int = 256
-    num_class_channels: int = 80
-    dropblock_prob: float | int = 0.3
-    dropblock_size: int = 3
-    prior_probability: float = 0.01
-    atss_top_k: int = 9
-    focal_alpha: float | int = 0.25
-    focal_gamma: float | int = 2.0
-    token_loss_weight: float | int = 1.0
-    bbox_loss_weight: float | int = 2.0
-    centerness_loss_weight: float | int = 1.0
-    mlm_loss_weight: float | int = 0.0
-    mlm_probability: float | int = 0.15
+    clamp_value: float | int = interval(min=0, exclude_min=True)(default=50000)
+    group_norm_groups: int = interval(min=1)(default=16)
+    group_norm_eps: float = interval(min=0, exclude_min=True)(default=1e-5)
+    dynamic_relu_reduction: int = interval(min=1)(default=4)
+    anchor_scale: int = interval(min=1)(default=8)
+    max_text_length: int = interval(min=3)(default=256)  # [CLS], one token, [SEP]
+    num_class_channels: int = interval(min=0)(default=80)
+    dropblock_prob: float | int = interval(min=0, max=1, exclude_max=True)(default=0.3)
+    dropblock_size: int = interval(min=1)(default=3)
+    prior_probability: float = interval(min=0, max=1, exclude_min=True, exclude_max=True)(default=0.01)
+    atss_top_k: int = interval(min=1)(default=9)
+    focal_alpha: float | int = interval(min=0, max=1)(default=0.25)
+    focal_gamma: float | int = interval(min=0)(default=2.0)
+    token_loss_weight: float | int = interval(min=0)(default=1.0)
+    bbox_loss_weight: float | int = interval(min=0)(default=2.0)
+    centerness_loss_weight: float | int = interval(min=0)(default=1.0)
+    mlm_loss_weight: float | int = interval(min=0)(default=0.0)
+    mlm_probability: float | int = interval(min=0, max=1, exclude_max=True)(default=0.15)
     mask_token_id: int = 103
-    soft_token_loss_weight: float | int = 0.0
-    contrastive_loss_weight: float | int = 0.0
-    contrastive_hidden_size: int = 64
+    soft_token_loss_weight: float | int = interval(min=0)(default=0.0)
+    contrastive_loss_weight: float | int = interval(min=0)(default=0.0)
+    contrastive_hidden_size: int = interval(min=1)(default=64)
     offset_initializer_range: float | int | None = None
-    prompt_table_length: int = 0
-    initializer_range: float = 0.02
+    prompt_table_length: int = interval(min=0)(default=0)
+    initializer_range: float = interval(min=0)(default=0.02)
     tie_word_embeddings: bool = False
 
     def validate_architecture(self) -> None:
-        """Refuse contradictory values; called by `@strict` at construction.
+        """Refuse fields that contradict each other; called by `@strict` at construction.
 
         Raises:
             ValueError: naming the field, its value and what to change.
         """
-        for name in (
-            "d_model",
-            "num_blocks",
-            "fusion_hidden_size",
-            "fusion_heads",
-            "group_norm_groups",
-            "dynamic_relu_reduction",
-            "anchor_scale",
-            "atss_top_k",
-            "contrastive_hidden_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in (
-            "num_class_channels",
-            "dropblock_prob",
-            "fusion_dropout",
-            "mlm_loss_weight",
-            "mlm_probability",
-            "soft_token_loss_weight",
-            "contrastive_loss_weight",
-            "prompt_table_length",
-            "focal_alpha",
-            "focal_gamma",
-            "token_loss_weight",
-            "bbox_loss_weight",
-            "centerness_loss_weight",
-            "initializer_range",
-            "offset_initializer_range",
-        ):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        for name in ("dropblock_prob", "fusion_dropout", "mlm_probability"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be below 1: it is a probability.")
-        for name in ("clamp_value", "group_norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        if self.focal_alpha > 1:
-            raise ValueError(
-                f"focal_alpha={self.focal_alpha} must not exceed 1: the other tokens weigh 1 - focal_alpha."
-            )
-        if not 0 < self.prior_probability < 1:
-            raise ValueError(f"prior_probability={self.prior_probability} must lie strictly between 0 and 1.")
+        if (self.offset_initializer_range or 0) < 0:
+            raise ValueError(f"offset_initializer_range={self.offset_initializer_range} must not be negative.")
         for name, divisor in (
             ("d_model", "group_norm_groups"),
             ("d_model", "dynamic_relu_reduction"),
@@ -210,14 +163,11 @@ class GlipConfig(PreTrainedConfig):
         ):
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is not divisible by "
-                    f"{divisor}={getattr(self, divisor)}: change one of them."
+                    f"{name}={getattr(self, name)} is not divisible by {divisor}={getattr(self, divisor)}: change one "
+                    "of them."
                 )
-        if self.dropblock_size < 1 or self.dropblock_size % 2 == 0:
-            raise ValueError(
-                f"dropblock_size={self.dropblock_size} must be odd and positive: a dropped square "
-                "is centred on its seed."
-            )
+        if self.dropblock_size % 2 == 0:
+            raise ValueError(f"dropblock_size={self.dropblock_size} must be odd: a dropped square has a centre.")
         self._validate_backbone()
         self._validate_text()
 
@@ -226,24 +176,26 @@ class GlipConfig(PreTrainedConfig):
         stages = getattr(backbone, "out_features", None)
         if stages is None:
             raise ValueError(
-                f"backbone_config of type {getattr(backbone, 'model_type', type(backbone))!r} has no "
-                "out_features: choose a type that AutoBackbone supports."
+                f"backbone_config of type {getattr(backbone, 'model_type', type(backbone))!r} has no out_features: "
+                "choose a type that AutoBackbone supports."
             )
         if len(stages) != 3:
             raise ValueError(
-                f"backbone_config gives {len(stages)} feature maps ({stages}), GLIP needs exactly three, at "
-                "strides 8, 16 and 32: set its out_indices (Swin: out_indices=[2, 3, 4])."
+                f"backbone_config gives {len(stages)} feature maps ({stages}), GLIP needs exactly three, at strides 8, "
+                "16 and 32: set its out_indices (Swin: out_indices=[2, 3, 4])."
             )
-        if backbone.model_type == "swin" and list(stages) != ["stage2", "stage3", "stage4"]:
+        if backbone.model_type != "swin":
+            return
+        if list(stages) != ["stage2", "stage3", "stage4"]:
             raise ValueError(
-                f"backbone_config.out_features={stages}: with Swin these stages do not have strides 8, 16 "
-                "and 32. Set out_indices=[2, 3, 4]."
+                f"backbone_config.out_features={stages}: with Swin these stages do not have strides 8, 16 and 32. Set "
+                "out_indices=[2, 3, 4]."
             )
-        if backbone.model_type == "swin" and backbone.use_absolute_embeddings:
+        if backbone.use_absolute_embeddings:
             raise ValueError(
-                "backbone_config.use_absolute_embeddings=True ties the backbone to one picture size: set it to False."
+                "backbone_config.use_absolute_embeddings=True ties the backbone to one image size: set it to False."
             )
-        if backbone.model_type == "swin" and backbone.patch_size not in (4, [4, 4], (4, 4)):
+        if backbone.patch_size not in (4, [4, 4], (4, 4)):
             raise ValueError(
                 f"backbone_config.patch_size={backbone.patch_size}: strides 8, 16 and 32 need patch_size=4."
             )
@@ -256,10 +208,10 @@ class GlipConfig(PreTrainedConfig):
             raise ValueError(
                 "text_config must describe an encoder: set is_decoder=False and add_cross_attention=False."
             )
-        if not 3 <= self.max_text_length <= text.max_position_embeddings:
+        if self.max_text_length > text.max_position_embeddings:
             raise ValueError(
-                f"max_text_length={self.max_text_length} must lie between 3 ([CLS], one token, [SEP]) and "
-                f"text_config.max_position_embeddings={text.max_position_embeddings}."
+                f"max_text_length={self.max_text_length} must not exceed text_config.max_position_embeddings="
+                f"{text.max_position_embeddings}."
             )
 
     @property
@@ -277,7 +229,7 @@ class GlipConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "GlipConfig":
-        """Configuration of a released checkpoint, by its file's stem.
+        """Configuration of a released checkpoint, by the stem of its file name.
 
         Args:
             name: a key of `PRESETS`, e.g. `"glip_tiny_model_o365_goldg"`.
@@ -292,26 +244,16 @@ class GlipConfig(PreTrainedConfig):
 
 
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
-"""Stride in pixels of P3 to P7: three maps from the backbone, two halved from them."""
+"""Stride in pixels of P3 to P7: three feature maps of the backbone, two downsampled from them."""
 
 _SWIN_T = {
-    "model_type": "swin",
-    "embed_dim": 96,
-    "depths": [2, 2, 6, 2],
-    "num_heads": [3, 6, 12, 24],
-    "window_size": 7,
-    "drop_path_rate": 0.2,
-    "out_indices": [2, 3, 4],
-}
+    "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,
+    "drop_path_rate": 0.2, "out_indices": [2, 3, 4],
+}  # fmt: skip
 _SWIN_L = {
-    "model_type": "swin",
-    "embed_dim": 192,
-    "depths": [2, 2, 18, 2],
-    "num_heads": [6, 12, 24, 48],
-    "window_size": 12,
-    "drop_path_rate": 0.4,
-    "out_indices": [2, 3, 4],
-}
+    "model_type": "swin", "embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12,
+    "drop_path_rate": 0.4, "out_indices": [2, 3, 4],
+}  # fmt: skip
 _TINY_A: dict[str, Any] = {"backbone_config": _SWIN_T, "use_fusion": False}
 _TINY: dict[str, Any] = {"backbone_config": _SWIN_T}
 _LARGE: dict[str, Any] = {"backbone_config": _SWIN_L, "num_blocks": 8}
@@ -326,6 +268,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "glip_large_model": _LARGE,
     "glip_large_model_lvisbest": _LARGE,
 }
-"""Fields of each released checkpoint; the architecture is the same wherever only the data differ."""
+"""Fields of each released checkpoint; those that differ in their training data share an architecture."""
 
 __all__ = ["PRESETS", "PYRAMID_STRIDES", "GlipConfig"]

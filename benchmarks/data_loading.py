@@ -1,17 +1,17 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Start-up time and memory of reading a large COCO file: converted once and memory-mapped, or parsed by every worker.
+"""Start-up time and memory of reading a large COCO file: converted once and memory-mapped, or parsed by each worker.
 
     python benchmarks/data_loading.py --images 1000000 --workers 4 --baseline 1   # 5 GiB of memory, 1 GiB of disk
 
-Prints one line a step. *Own* memory is what a process has for itself (anonymous pages); *mapped* are pages of files
-(Arrow, libraries), which all processes hold together. With `--baseline N` so many workers parse the JSON with the
-standard library and group it by picture, as `pycocotools` does.
+Prints one line per step. *Own* memory is private to a process (anonymous pages); *mapped* memory is pages of files
+(Arrow, libraries), which all processes share. With `--baseline N`, N workers parse the JSON with the standard library
+and group it by image, as `pycocotools` does.
 """
 
 import sys
 from pathlib import Path
 
-# Not this folder: its kernels.py would hide the package of that name from Transformers.
+# the parent folder in place of this one: see __init__.py
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -34,7 +34,7 @@ def memory() -> tuple[float, float]:
 
 
 def generate(path: Path, images: int, boxes: int) -> None:
-    """A COCO file with so many images and on average so many boxes an image, no segmentation."""
+    """A COCO file of `images` images with `boxes` boxes per image on average, without segmentation."""
     rng = random.Random(0)
     with open(path, "w") as file:
         file.write('{"info": {}, "images": [')
@@ -51,7 +51,7 @@ def generate(path: Path, images: int, boxes: int) -> None:
 
 
 def work(number: int, annotations: str, cache: str, baseline: bool, reads: int, queue: multiprocessing.Queue) -> None:
-    """One worker: open the data set, read records at random, report."""
+    """One worker: opens the data set, reads records at random, reports."""
     begun = time.perf_counter()
     if baseline:
         content = json.loads(Path(annotations).read_text())
@@ -76,7 +76,7 @@ def work(number: int, annotations: str, cache: str, baseline: bool, reads: int, 
 
 
 def run(count: int, arguments: argparse.Namespace, annotations: Path, baseline: bool) -> None:
-    """Start so many workers at once and print what they report."""
+    """Start `count` workers at once and print what they report."""
     processes = multiprocessing.get_context("spawn")
     queue = processes.Queue()
     args = (str(annotations), str(arguments.folder / "cache"), baseline, arguments.reads, queue)
@@ -88,13 +88,13 @@ def run(count: int, arguments: argparse.Namespace, annotations: Path, baseline: 
         worker.join()
     for number, ready, reading, own, mapped, peak in reports:
         print(
-            f"  worker {number}: ready after {ready:6.2f} s, {reading * 1e6:5.0f} us a record, "
+            f"  worker {number}: ready after {ready:6.2f} s, {reading * 1e6:5.0f} us per record, "
             f"own memory {own:5.0f} MiB, mapped {mapped:5.0f} MiB, peak of both {peak:5.0f} MiB"
         )
 
 
 def convert(annotations: str, cache: str, queue: multiprocessing.Queue) -> None:
-    """The first reading of the file, in a process of its own."""
+    """Read the file in a process of its own."""
     from glip_hf.data.sources import read_coco
 
     before, begun, begun_cpu = memory()[0], time.perf_counter(), time.process_time()
@@ -108,11 +108,11 @@ def convert(annotations: str, cache: str, queue: multiprocessing.Queue) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--boxes", type=int, default=5, help="an image, on average")
+    parser.add_argument("--boxes", type=int, default=5, help="per image, on average")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--reads", type=int, default=5000, help="records each worker reads at random")
+    parser.add_argument("--reads", type=int, default=5000, help="records per worker, chosen at random")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/glip_data_benchmark"))
-    parser.add_argument("--baseline", type=int, default=0, help="workers that parse the JSON for comparison")
+    parser.add_argument("--baseline", type=int, default=0, help="number of workers that parse the JSON, for comparison")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     annotations = arguments.folder / f"coco_{arguments.images}_{arguments.boxes}.json"
@@ -130,7 +130,7 @@ def main() -> None:
         count, seconds, cpu, before, peak, size = queue.get()
         process.join()
         print(
-            f"{what}: {count:,} records in {seconds:.2f} s (processor {cpu:.2f} s), peak {peak:,.0f} MiB "
+            f"{what}: {count:,} records in {seconds:.2f} s (CPU {cpu:.2f} s), peak {peak:,.0f} MiB "
             f"({before:,.0f} MiB before, for the libraries), Arrow file {size:,.0f} MiB"
         )
     print(f"{arguments.workers} workers at once, memory-mapped:")

@@ -1,17 +1,17 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The least that a GLIP forward has to do, counted: operations of matrix products, and bytes.
+"""The minimum of work in a GLIP forward pass: operations of matrix products, and bytes.
 
-Operations are those of the matrix products and convolutions on real cells and tokens (no padding to windows, none to
-256 tokens), a multiplication and an addition counting two, a convolution counting as the plain one. Of the fusion's two
-exact forms, the textbook's and the shortcut of `fusion_glip`, the one with fewer operations counts.
+Operations are those of matrix products and convolutions on real feature-map cells and tokens (no padding to windows or
+to 256 tokens); a multiplication and an addition count as two, a deformable convolution as a plain one. Of the two exact
+forms of the fusion, the textbook's and the one with absorbed projections, the one with fewer operations counts.
 
 Bytes: each layer reads its input and its weights once and writes its output once. Layers are the halves of a
 transformer layer, a convolution, a fusion; what can stay within a layer (attention scores, sampled columns, normalised
-copies) does not count. Activation functions, normalisations and the exponentials of softmax count through their bytes
-alone, so the floor is low rather than high.
+copies) does not count. Activation functions, normalisation and softmax count through their bytes alone, so the floor is
+an underestimate rather than an overestimate.
 
 `Work.seconds` divides operations by the rate of a plain matrix product and bytes by that of a plain copy, and adds the
-two up. A training step is counted as three forwards (each product has two in the backward pass), and the optimizer.
+two. A training step counts as three forward passes (each product has two in the backward pass) and the optimizer.
 
 Letters: A locations (visual tokens), T text tokens, D channels of the head, E width of the text encoder.
 """
@@ -25,7 +25,7 @@ from benchmarks.harness import Rates
 from glip_hf import GlipConfig
 from glip_hf.configuration_glip import PYRAMID_STRIDES
 
-TAPS = 9
+POINTS = 9  # sampling points of a 3x3 convolution
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def total(works: Sequence[Work]) -> Work:
 
 
 def work(products: Sequence[tuple[int, int, int]], values: float, size: int) -> Work:
-    """Matrix products of [m, k] and [k, n], given as (m, k, n), and so many values of `size` bytes moved."""
+    """Matrix products of [m, k] and [k, n], given as (m, k, n), and `values` of `size` bytes each read or written."""
     return Work(sum(2.0 * m * k * n for m, k, n in products), values * size)
 
 
@@ -59,12 +59,12 @@ def _halved(side: int) -> int:
 
 
 def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Cells of P3 to P7 for a padded picture in pixels."""
+    """Cells (rows, columns) of P3 to P7 for a padded image of height x width pixels."""
     return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in PYRAMID_STRIDES]
 
 
 def swin_floor(config: Any, height: int, width: int, size: int = 4) -> Work:
-    """The backbone on one padded picture; 0 for backbones other than Swin, which are not counted."""
+    """The backbone on one padded image; 0 for backbones other than Swin, which are not counted."""
     if config.model_type != "swin":
         return Work()
     rows, columns, channels = math.ceil(height / 4), math.ceil(width / 4), config.embed_dim
@@ -88,14 +88,14 @@ def swin_floor(config: Any, height: int, width: int, size: int = 4) -> Work:
 
 
 def fpn_floor(config: GlipConfig, shapes: Sequence[tuple[int, int]], channels: Sequence[int], size: int = 4) -> Work:
-    """The pyramid over three maps of so many channels."""
+    """The pyramid over three feature maps with these numbers of channels."""
     width, cells = config.d_model, [height * width for height, width in shapes]
     works = [
         work([(n, c, width)], n * (c + width) + c * width, size) for n, c in zip(cells, channels)
     ]  # 1x1, and 3x3 on P3 to P5
-    works += [work([(n, TAPS * width, width)], 2 * n * width + TAPS * width**2, size) for n in cells[:3]]
+    works += [work([(n, POINTS * width, width)], 2 * n * width + POINTS * width**2, size) for n in cells[:3]]
     works += [
-        work([(n, TAPS * width, width)], (before + n) * width + TAPS * width**2, size)
+        work([(n, POINTS * width, width)], (before + n) * width + POINTS * width**2, size)
         for before, n in zip(cells[2:], cells[3:])
     ]
     return total(works)
@@ -115,7 +115,7 @@ def text_floor(config: Any, tokens: int, size: int = 4) -> Work:
 
 
 def fusion_floor(config: GlipConfig, locations: int, tokens: int, size: int = 4) -> Work:
-    """One fusion of one pair: the cheaper of its two exact forms."""
+    """One fusion of one (image, caption) pair: the cheaper of its two exact forms."""
     width, text_width, inner = config.d_model, config.text_config.hidden_size, config.fusion_hidden_size
     columns = config.fusion_heads * tokens
     text_side = [(tokens, text_width, 3 * inner)]
@@ -131,9 +131,9 @@ def fusion_floor(config: GlipConfig, locations: int, tokens: int, size: int = 4)
 def dyconv_floor(config: GlipConfig, shapes: Sequence[tuple[int, int]], size: int = 4) -> Work:
     """One DyConv block on one pyramid."""
     width, cells = config.d_model, [height * width for height, width in shapes]
-    works = [work([], 3 * TAPS * width**2, size)]
+    works = [work([], 3 * POINTS * width**2, size)]
     for i, n in enumerate(cells):
-        offsets = work([(n, TAPS * width, 3 * TAPS)], n * (width + 3 * TAPS) + 3 * TAPS * TAPS * width, size)
+        offsets = work([(n, POINTS * width, 3 * POINTS)], n * (width + 3 * POINTS) + 3 * POINTS * POINTS * width, size)
         works.append(offsets)
         # (input cells, output cells) of each convolution
         candidates = [(n, n)]
@@ -142,8 +142,8 @@ def dyconv_floor(config: GlipConfig, shapes: Sequence[tuple[int, int]], size: in
         if i < len(cells) - 1:
             candidates.append((cells[i + 1], cells[i + 1]))
         for cells_in, cells_out in candidates:
-            values = cells_in * width + 3 * TAPS * cells_out + 2 * cells_out * width  # written, and read for the mean
-            works.append(work([(cells_out, TAPS * width, width)], values, size))
+            values = cells_in * width + 3 * POINTS * cells_out + 2 * cells_out * width  # written, and read for the mean
+            works.append(work([(cells_out, POINTS * width, width)], values, size))
         works.append(work([], n * width, size))
     return total(works)
 
@@ -157,10 +157,10 @@ def head_floor(config: GlipConfig, locations: int, tokens: int, size: int = 4) -
 
 
 def parts_floor(config: GlipConfig, height: int, width: int, captions: Sequence[int], size: int = 4) -> dict[str, Work]:
-    """Everything for one padded picture with captions of so many tokens: the picture once, each caption once.
+    """Each part for one padded image and several captions, where the image and each caption are encoded once.
 
     Args:
-        height, width: pixels; captions: tokens of each; size: bytes of a value.
+        height, width: pixels; captions: tokens of each caption; size: bytes per value.
     """
     shapes = level_shapes(height, width)
     locations = sum(rows * columns for rows, columns in shapes)
@@ -181,7 +181,7 @@ def parts_floor(config: GlipConfig, height: int, width: int, captions: Sequence[
 
 
 def optimizer_floor(parameters: int, size: int = 4) -> Work:
-    """A step of AdamW: parameter, gradient and two moments read, all but the gradient written."""
+    """A step of AdamW: reads parameter, gradient and two moments, writes all but the gradient."""
     return Work(0, 7 * parameters * size)
 
 

@@ -1,21 +1,21 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What bfloat16 does to detections (quality, not speed): a model against itself in float32.
+"""The effect of bfloat16 on detections (quality, not speed): a model against itself in float32.
 
 Cost:    about 2 minutes on 2 CPU cores, one more with --shared-weights.
 Command: python benchmarks/half_precision.py [--scenes 300] [--shared-weights]
 Result:  a table on stdout and a row of benchmarks/results/half_precision.csv.
 
 1. `evaluate_scenes` of the shipped model in both precisions.
-2. Of its float32 detections with a score of at least 0.3 on those scenes: the share that bfloat16 finds too (same name,
-   IoU at least 0.9), and over these the mean IoU, and the mean and largest change of the score.
+2. Of its float32 detections with a score of at least 0.3 on those scenes: the fraction that bfloat16 also finds (same
+   class, IoU of at least 0.9), and over these the mean IoU and the mean and largest change of the score.
 3. The logits of the full-size GLIP-T, random or with the weights of the parity cases (--shared-weights), on a random
-   picture of 480 x 640.
+   image of 480 x 640.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -33,7 +33,7 @@ SCORE, OVERLAP = 0.3, 0.9
 
 
 def compare_detections(scenes: int) -> dict[str, float]:
-    """How many confident detections of float32 bfloat16 shares, and how far these move."""
+    """The fraction of confident float32 detections that bfloat16 finds too, and how much these change."""
     exact, half, processor = demo_model(), demo_model().bfloat16(), demo_processor()
     dataset = SceneDataset("detection", scenes, SEED)
     total, overlaps, changes = 0, [], []
@@ -62,13 +62,13 @@ def compare_detections(scenes: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def compare_logits(arguments: argparse.Namespace) -> dict[str, float]:
-    """Differences of the full-size model's logits, and their spread for comparison."""
+    """Differences of the full-size model's logits, and their standard deviation for comparison."""
     model = harness.load_model(arguments)
-    picture = harness.random_picture(480, 640, "cpu")
+    image = harness.random_image(480, 640, "cpu")
     caption = harness.random_caption(194, 80, model.config.text_config.vocab_size, "cpu")
-    exact = model(**picture, **caption).logits.clone()
-    picture["pixel_values"] = picture["pixel_values"].bfloat16()
-    difference = (model.bfloat16()(**picture, **caption).logits.float() - exact).abs()
+    exact = model(**image, **caption).logits.clone()
+    image["pixel_values"] = image["pixel_values"].bfloat16()
+    difference = (model.bfloat16()(**image, **caption).logits.float() - exact).abs()
     return {
         "logits_standard_deviation": float(exact.std()),
         "logits_mean_change": float(difference.mean()),

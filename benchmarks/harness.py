@@ -1,11 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What the speed benchmarks share: options, models, timing in turn, peak memory, time per part, rates, records.
+"""What the speed benchmarks share: options, models, inputs, timing, the machine's rates, records.
 
-A benchmark compares variants (the fast form, the textbook form) that run in turn, A B A B, in one process, so that
-whatever else the machine does hits all alike. In every round a plain matrix product and a plain copy run too: their
-medians are the rates that `floor.py` turns counted work into seconds with.
+A benchmark compares variants (the model, its textbook form) that run in turn, A B A B, in one process, so that other
+load on the machine affects all of them alike. A plain matrix product and a plain copy run in every round too: their
+medians are the rates by which `floor.py` converts counted work to seconds.
 
-Peak memory is measured by `peak_memory.py`, time per part by `part_timer.py`, the least work by `floor.py`.
+Peak memory is measured by `peak_memory.py`, time per part by `part_timer.py`; `floor.py` counts the minimum of work.
 """
 
 import argparse
@@ -39,24 +39,34 @@ MIB = 2**20
 # -- options and models ----------------------------------------------------------------------------
 
 
-def make_parser(description: str | None, runs: int = 5) -> argparse.ArgumentParser:
+def make_parser(description: str | None, runs: int = 5, weights_option: str = "--model") -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=runs, help="rounds; medians are over these")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds that do not count")
+    parser.add_argument("--runs", type=int, default=runs, help="timed rounds; figures are medians over them")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them, not timed")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, the same for all variants")
     parser.add_argument("--seed", type=int, default=0, help="of random weights and inputs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--model", type=Path, help="directory of a saved model; default: GLIP-T with random weights")
+    weights.add_argument(
+        weights_option,
+        type=Path,
+        dest="model",
+        metavar="DIR",
+        help="directory of a saved model; default: GLIP-T with random weights",
+    )
     weights.add_argument(
         "--shared-weights",
         action="store_true",
         help="the synthetic weights of the parity cases (tests/parity/synthetic.py)",
     )
-    weights.add_argument("--tiny", action="store_true", help="a model of a few layers, to try a benchmark out")
-    parser.add_argument("--memory-runs", type=int, default=1, help="children a variant for peak memory; 0: none")
+    weights.add_argument(
+        "--tiny", action="store_true", help="a model of a few layers, to check that the benchmark runs"
+    )
+    parser.add_argument(
+        "--memory-runs", type=int, default=1, help="child processes per variant for peak memory; 0: none"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="directory of the CSV")
     parser.add_argument("--no-record", action="store_true", help="write no CSV row")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object on the last line")
@@ -64,7 +74,7 @@ def make_parser(description: str | None, runs: int = 5) -> argparse.ArgumentPars
 
 
 def begin(parser: argparse.ArgumentParser, argv: Sequence[str] | None, name: str) -> argparse.Namespace:
-    """Parse the options; hold PyTorch to one thread until the children of `peak_memory` have run (see the top)."""
+    """Parse the options; PyTorch keeps to one thread until the child processes of `peak_memory` have run."""
     arguments = parser.parse_args(argv)
     arguments.command = " ".join(["python", f"benchmarks/{name}.py", *(sys.argv[1:] if argv is None else argv)])
     for option in ("runs", "threads"):
@@ -76,7 +86,7 @@ def begin(parser: argparse.ArgumentParser, argv: Sequence[str] | None, name: str
 
 
 def tiny_config(**overrides: Any) -> GlipConfig:
-    """A GLIP of 0.2 million parameters that reads any id below 1,000."""
+    """A GLIP of 0.2 million parameters with a vocabulary of 1,000 tokens."""
     backbone = {
         "model_type": "swin",
         "embed_dim": 8,
@@ -122,7 +132,7 @@ def load_model(arguments: argparse.Namespace) -> GlipForGrounding:
 
 
 def weights_of(arguments: argparse.Namespace) -> str:
-    """A word on the weights, for the record."""
+    """Where the weights come from, for the record."""
     if arguments.model is not None:
         return arguments.model.name
     return "parity" if arguments.shared_weights else "tiny" if arguments.tiny else f"random {arguments.seed}"
@@ -131,8 +141,8 @@ def weights_of(arguments: argparse.Namespace) -> str:
 # -- inputs ----------------------------------------------------------------------------------------
 
 
-def random_picture(height: int, width: int, device: str, batch: int = 1) -> dict[str, Tensor]:
-    """`pixel_values` and `pixel_mask` of pictures of height x width, padded to multiples of 32."""
+def random_image(height: int, width: int, device: str, batch: int = 1) -> dict[str, Tensor]:
+    """`pixel_values` and `pixel_mask` of images of height x width pixels, padded to multiples of 32."""
     padded = [-(-side // 32) * 32 for side in (height, width)]
     mask = torch.zeros(batch, *padded, dtype=torch.int64)
     mask[:, :height, :width] = 1
@@ -141,7 +151,7 @@ def random_picture(height: int, width: int, device: str, batch: int = 1) -> dict
 
 
 def random_caption(tokens: int, names: int, vocabulary: int, device: str, batch: int = 1) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask`, `positive_map` [batch, names, tokens]: one token a name, spread evenly."""
+    """`input_ids`, `attention_mask`, `positive_map` [batch, names, tokens]: one token per class name, evenly spaced."""
     ids = torch.randint(min(1000, vocabulary // 2), vocabulary, (batch, tokens))
     positive_map = torch.zeros(batch, names, tokens, dtype=torch.bool)
     for name in range(names):
@@ -155,15 +165,15 @@ def random_caption(tokens: int, names: int, vocabulary: int, device: str, batch:
 
 @dataclass
 class Variant:
-    """Something to run and time. `prepare` runs before each time and is not timed."""
+    """Something to run and time. `prepare` runs before each run and is not timed."""
 
     run: Callable[[], Any]
-    prepare: Callable[[], Any] | None = None
+    prepare: Callable[[], Any] = lambda: None
 
 
 @dataclass
 class Seconds:
-    """Times of one variant. CPU time, of all threads, is the one to go by where others use the machine as well."""
+    """Times of one variant. CPU time, of all threads, is the more reliable one on a shared machine."""
 
     wall: list[float]
     cpu: list[float]
@@ -184,17 +194,16 @@ def synchronise() -> None:
 
 
 def say(text: str) -> None:
-    """Progress, kept apart from results."""
+    """Progress, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def time_in_turn(variants: dict[str, Variant], runs: int, warmup: int = 1) -> dict[str, Seconds]:
-    """Seconds of all variants: one after the other, and again, `warmup` + `runs` times."""
+    """Seconds of all variants, which run one after the other, `warmup` + `runs` times."""
     times = {name: Seconds([], []) for name in variants}
     for number in range(warmup + runs):
         for name, variant in variants.items():
-            if variant.prepare is not None:
-                variant.prepare()
+            variant.prepare()
             gc.collect()
             synchronise()
             wall, cpu = time.perf_counter(), time.process_time()
@@ -216,7 +225,7 @@ COPY_BYTES = 256 * MIB
 
 def calibration(device: str, dtype: torch.dtype, small: bool = False) -> dict[str, Variant]:
     """A plain matrix product and a plain copy, to be timed in turn with the variants; in float32 on a CPU also the same
-    product by oneDNN. See `Rates`."""
+    product in oneDNN. See `Rates`."""
     side, size = (256, MIB) if small else (GEMM_SIDE, COPY_BYTES)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
@@ -225,15 +234,15 @@ def calibration(device: str, dtype: torch.dtype, small: bool = False) -> dict[st
     variants = {"gemm": Variant(lambda: torch.mm(a, b, out=product)), "copy": Variant(lambda: target.copy_(source))}
     if device == "cpu" and dtype == torch.float32 and onednn_available():
         other = torch.no_grad()(lambda: onednn_linear(a, b))
-        # Run before it is timed too: its result is new memory each time, which a training step before it leaves cold.
+        # Also run before it is timed: it allocates its result, and a training step before it leaves that memory cold.
         variants["gemm_onednn"] = Variant(other, prepare=other)
     return variants
 
 
 @dataclass
 class Rates:
-    """What this machine reaches. gemm: operations a second of `torch.mm`, a multiplication and an addition counting
-    two; copy: bytes read and written a second; onednn: as gemm, by the other library, where that was timed."""
+    """What this machine reaches. gemm: operations per second of `torch.mm`, where a multiplication and an addition
+    count as two; copy: bytes read and written per second; onednn: as gemm, of oneDNN, where that was timed."""
 
     gemm: float
     copy: float
@@ -251,8 +260,18 @@ class Rates:
         return replace(self, gemm=max(self.gemm, self.onednn))
 
 
+def time_variants(
+    variants: dict[str, Variant], arguments: argparse.Namespace, warmup: int | None = None
+) -> tuple[dict[str, Seconds], Rates]:
+    """Seconds of all variants with `--threads` threads, and the rates of the machine in the same rounds."""
+    torch.set_num_threads(arguments.threads)
+    rates = calibration(arguments.device, getattr(torch, arguments.dtype), arguments.tiny)
+    times = time_in_turn(variants | rates, arguments.runs, arguments.warmup if warmup is None else warmup)
+    return times, Rates.of(times, arguments.tiny)
+
+
 class Countable(Protocol):
-    """What takes some time at least: `floor.Work`."""
+    """What has a minimum of time: `floor.Work`."""
 
     def seconds(self, rates: Rates) -> float: ...
 
@@ -260,8 +279,8 @@ class Countable(Protocol):
 def time_figures(
     times: dict[str, Seconds], rates: Rates, work: Countable, fast: str = "fast", other: str = "reference"
 ) -> dict[str, float]:
-    """Medians of two variants, the second's over the first's, and the first's over the least that `work` takes by
-    `torch.mm` (floor) and by the faster library (fastest floor), in seconds."""
+    """Medians in seconds of two variants and their ratio, and the minimum that `work` takes at the rate of `torch.mm`
+    (floor) and of the faster library (fastest floor), with the first variant's ratio to it."""
     figures = {"seconds": times[fast].median, "cpu_seconds": times[fast].median_cpu}
     if other in times:
         figures[f"seconds_{other}"] = times[other].median
@@ -276,7 +295,7 @@ def time_figures(
 
 
 def shares(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Seconds of each part as share of their sum."""
+    """Seconds of each part as a fraction of their sum."""
     return {
         name: {part: value / sum(seconds.values()) for part, value in seconds.items()}
         for name, seconds in parts.items()
@@ -284,7 +303,7 @@ def shares(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def print_parts(seconds: dict[str, dict[str, float]], floors: dict[str, float] | None = None) -> None:
-    """A table: seconds and share of each part in each variant, and the least it could take."""
+    """A table: seconds and share of each part in each variant, and its floor."""
     floors = floors or {}
     names = list(dict.fromkeys(part for variant in seconds.values() for part in variant))
     print("  ".join([f"{'part':16}", *(f"{variant:>12} {'share':>6}" for variant in seconds), f"{'floor':>9}"]))
@@ -344,7 +363,7 @@ def flatten(figures: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def record(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file; a column that it lacks is added, empty in the rows before."""
+    """Append a row to a CSV file; a column that is new is added, empty in the earlier rows."""
     row = {key.replace(" ", "_"): value for key, value in flatten(row).items()}
     rows: list[dict[str, Any]] = []
     columns: list[str] = []
@@ -361,7 +380,7 @@ def record(path: Path, row: dict[str, Any]) -> None:
 
 
 def rounded(value: Any, digits: int = 4) -> Any:
-    """All floats within `value` to so many significant digits."""
+    """All floats within `value`, rounded to `digits` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
@@ -372,11 +391,11 @@ def rounded(value: Any, digits: int = 4) -> Any:
 def finish(
     arguments: argparse.Namespace, name: str, figures: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Print the figures (but parts: see `print_parts`), append them to NAME.csv, on request print `summary` as JSON.
+    """Print the figures (except parts, see `print_parts`), append them to NAME.csv, with `--json` print `summary`.
 
     Args:
-        figures: one dict a row.
-        summary: what `--json` prints.
+        figures: one dict per row.
+        summary: what `--json` prints on the last line.
     """
     where = circumstances(arguments)
     for row in figures:

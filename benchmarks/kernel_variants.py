@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The fusion and the deformable convolution, alone, in all forms: what `kernels.py` times."""
+"""The fusion and the deformable convolution alone, as fast and in the textbook form: what `kernels.py` times."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def runner(function: Callable[..., Any], inputs: Sequence[Tensor], backward: boo
 
 
 def fusion(arguments: argparse.Namespace, tokens: int) -> tuple[dict[str, Variant], floor.Work, dict[str, Any]]:
-    """One fusion layer of GLIP-T on one pair."""
+    """One fusion layer of GLIP-T on one (image, caption) pair."""
     config = harness.tiny_config() if arguments.tiny else GlipConfig.from_preset(harness.PRESET)
     config._attn_implementation = "sdpa"  # as in a model
     layer = GlipFusionLayer(config).eval()
@@ -57,7 +57,7 @@ def fusion(arguments: argparse.Namespace, tokens: int) -> tuple[dict[str, Varian
 
 
 def deformable(arguments: argparse.Namespace) -> tuple[dict[str, Variant], floor.Work, dict[str, Any]]:
-    """One 3x3 convolution on one channels-last map, as the model's levels are."""
+    """One 3x3 convolution on one channels-last feature map, the layout of the model's levels."""
     height, width = arguments.map
     channels, cells, dtype = arguments.channels, height * width, getattr(torch, arguments.dtype)
 
@@ -91,25 +91,22 @@ def first(output: Any) -> Tensor:
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> None:
     parser = harness.make_parser(description)
-    parser.add_argument("--kernel", choices=KERNELS, action="append", help="may be repeated; default: all")
+    parser.add_argument("--kernel", choices=KERNELS, action="append", help="alone; may be repeated; default: all three")
     parser.add_argument("--visual-tokens", type=int, default=17821, help="of the fusion")
     parser.add_argument("--map", type=int, nargs=2, default=(100, 167), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--channels", type=int, default=256, help="of the convolution")
-    parser.add_argument("--offset-spread", type=float, default=1.0, help="standard deviation of the offsets, cells")
-    parser.add_argument("--backward", action="store_true", help="time a backward pass as well")
+    parser.add_argument("--channels", type=int, default=256, help="of the deformable convolution")
+    parser.add_argument("--offset-spread", type=float, default=1.0, help="standard deviation in cells")
+    parser.add_argument("--backward", action="store_true", help="forward and backward pass")
     arguments = harness.begin(parser, argv, "kernels")
     made = {}
     for name in arguments.kernel or KERNELS:
         made[name] = deformable(arguments) if name == "deformable" else fusion(arguments, int(name.split("-")[1]))
     memories = {name: peak_memory(variants, arguments) for name, (variants, _, _) in made.items()}
 
-    torch.set_num_threads(arguments.threads)
     rows = []
     for name, (variants, counted, sizes) in made.items():
         harness.say(name)
-        rates_of = harness.calibration(arguments.device, getattr(torch, arguments.dtype), arguments.tiny)
-        times = harness.time_in_turn(variants | rates_of, arguments.runs, arguments.warmup)
-        rates = harness.Rates.of(times, arguments.tiny)
+        times, rates = harness.time_variants(variants, arguments)
         figures = {"kernel": name, "backward": arguments.backward, **sizes}
         figures |= harness.time_figures(times, rates, counted * (3 if arguments.backward else 1))
         figures |= memory_figures(memories[name])
@@ -118,11 +115,7 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> N
             figures["ratio_over_gemm"] = times["fast"].median / times["product"].median
             figures["seconds_fastest_product"] = times["fastest_product"].median
             figures["ratio_over_fastest_gemm"] = times["fast"].median / times["fastest_product"].median
-        results = []
-        for variant in (variants["fast"], variants["reference"]):
-            if variant.prepare is not None:
-                variant.prepare()
-            results.append(first(variant.run()).detach().float())
-        figures["largest_difference"] = float((results[0] - results[1]).abs().max())
+        fast, plain = (first(variants[form].run()).detach().float() for form in ("fast", "reference"))
+        figures["largest_difference"] = float((fast - plain).abs().max())
         rows.append(figures)
     harness.finish(arguments, "kernels", rows, {row["kernel"]: row for row in rows})

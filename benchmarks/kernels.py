@@ -1,17 +1,17 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The two parts that cost most, alone: the fusion, and the deformable convolution.
+"""The two parts that cost most, alone: the fusion and the deformable convolution.
 
     python benchmarks/kernels.py                          # all three below
     python benchmarks/kernels.py --kernel fusion-20       # one fusion, 20 tokens, 17,821 visual tokens (800 x 1066)
     python benchmarks/kernels.py --kernel fusion-256      # the same with 256 tokens
-    python benchmarks/kernels.py --kernel deformable      # 100 x 167 cells, 256 channels
+    python benchmarks/kernels.py --kernel deformable      # 100 x 167 feature-map cells, 256 channels
     python benchmarks/kernels.py --backward               # forward and backward
 
-A fusion runs against the textbook form *at the same number of tokens*, so that nothing is gained by leaving padding
-out; the deformable convolution against `grid_sample` and a matrix product, and against its matrix product alone
-(by PyTorch, `ratio_over_gemm`, and by the faster library, `ratio_over_fastest_gemm`). Offsets are normal with a
-spread of `--offset-spread` cells, masks uniform; weights are random. Timing, memory and records as in `harness.py`; the
-floor counts one kernel (`floor.py`).
+A fusion runs against the textbook form *at the same number of tokens*, so that no padding is saved; the
+deformable convolution against `grid_sample` and a matrix product, and against its matrix product alone (of PyTorch,
+`ratio_over_gemm`, and of the faster library, `ratio_over_fastest_gemm`). Offsets are normal with a standard deviation
+of `--offset-spread` cells, masks uniform; weights are random. Timing, memory and records as in `harness.py`; the floor
+counts one kernel (`floor.py`).
 """
 
 import importlib.util

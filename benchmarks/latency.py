@@ -1,25 +1,25 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""One picture, from pixels and ids to detections: the fast form of GLIP against the textbook form of the same model.
+"""Latency of one image, from pixels and token ids to detections: the model against its textbook form.
 
-    python benchmarks/latency.py --case three            # 800 x 1066, 3 names in 8 tokens
-    python benchmarks/latency.py --case coco80           # 800 x 1066, the 80 names of COCO in 194 tokens
-    python benchmarks/latency.py --case lvis --runs 1    # 480 x 640, the 1,203 names of LVIS in 31 captions
+    python benchmarks/latency.py --case three            # 800 x 1066, 3 class names in 8 tokens
+    python benchmarks/latency.py --case coco80           # 800 x 1066, the 80 classes of COCO in 194 tokens
+    python benchmarks/latency.py --case lvis --runs 1    # 480 x 640, the 1,203 classes of LVIS in 31 captions
     python benchmarks/latency.py --case coco80 --json | tail -1
     python benchmarks/latency.py --case coco80 --compile default --no-reference --memory-runs 0
 
-Both forms run in turn in one process (`harness.py`), peak memory comes from children (`peak_memory.py`), the floor from
-a count (`floor.py`). The textbook form pads every caption to 256 tokens and encodes picture and caption again for each;
-the fast one encodes the picture once and every caption once, and gives each caption to the head at its own length.
-Token counts are those of BERT's vocabulary. Ids and pixels are random: time does not depend on them, but for the number
-of candidates after the threshold, and post-processing has a line of its own in the table of parts.
+Both run in turn in one process (`harness.py`); peak memory is that of child processes (`peak_memory.py`), the floor is
+counted (`floor.py`). The textbook form (`textbook.py`) pads every caption to 256 tokens and encodes image and caption
+again for each; the model encodes the image and each caption once, and runs the head at the caption's own length. Token
+counts are those of BERT's vocabulary. Token ids and pixels are random: time does not depend on them, except for the
+number of candidates above the threshold, and post-processing has a row of its own in the table of parts.
 
-On 2 CPU cores a textbook forward at 800 x 1066 takes half a minute, and LVIS in the textbook form minutes a run.
+On 2 CPU cores a textbook forward pass at 800 x 1066 takes half a minute, LVIS in the textbook form minutes per round.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Sequence
@@ -42,14 +42,14 @@ LVIS_TOKENS = (
     *(113, 105, 111, 113, 108, 122, 116, 115, 120, 116, 119, 123, 118, 119, 111, 113),
     *(110, 108, 109, 108, 110, 117, 109, 117, 113, 108, 122, 120, 112, 122, 10),
 )
-"""Tokens of LVIS' 1,203 names in captions of 40 names, joined by ". " in the order of their ids."""
+"""Tokens of the 1,203 class names of LVIS in captions of 40, joined by ". " in the order of their ids."""
 
-SAMPLED = 97  # every such location's logits are kept, to show that both forms compute the same
+SAMPLED = 97  # the logits of every 97th location are compared
 
 
 @dataclass(frozen=True)
 class Case:
-    """Size of the picture in pixels; tokens and names of each caption; detections kept a caption."""
+    """Height and width in pixels; tokens and class names of each caption; detections kept per caption."""
 
     size: tuple[int, int]
     tokens: tuple[int, ...]
@@ -65,7 +65,7 @@ CASES = {
 
 
 def detect(model: GlipForGrounding, limit: int, **inputs: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Detections of one caption on one picture, and a sample of its logits."""
+    """Detections of one caption in one image, and a sample of the logits."""
     outputs = model(**inputs)
     with part("post-processing"):
         found = post_process_grounding(outputs, max_detections=limit)[0]
@@ -73,9 +73,9 @@ def detect(model: GlipForGrounding, limit: int, **inputs: Any) -> tuple[dict[str
 
 
 @torch.inference_mode()
-def run_fast(model: GlipForGrounding, picture: dict[str, Tensor], captions: list[dict[str, Tensor]], limit: int) -> Any:
-    """All captions on one picture, nothing encoded twice."""
-    image = model.get_image_features(**picture)
+def run_fast(model: GlipForGrounding, pixels: dict[str, Tensor], captions: list[dict[str, Tensor]], limit: int) -> Any:
+    """All captions on one image, which is encoded once."""
+    image = model.get_image_features(**pixels)
     texts = [model.get_text_features(caption["input_ids"]) for caption in captions]
     found = [
         detect(model, limit, image_features=image, text_features=text, positive_map=caption["positive_map"])
@@ -87,49 +87,52 @@ def run_fast(model: GlipForGrounding, picture: dict[str, Tensor], captions: list
 
 @torch.inference_mode()
 def run_plainly(
-    model: GlipForGrounding, picture: dict[str, Tensor], captions: list[dict[str, Tensor]], limit: int
+    model: GlipForGrounding, pixels: dict[str, Tensor], captions: list[dict[str, Tensor]], limit: int
 ) -> Any:
-    """The whole model for every caption."""
-    found = [detect(model, limit, **picture, **caption) for caption in captions]
+    """The whole model once per caption."""
+    found = [detect(model, limit, **pixels, **caption) for caption in captions]
     with part("post-processing"):
         return merge_detections([one for one, _ in found], limit), [logits for _, logits in found]
+
+
+def case_inputs(
+    case: Case, height: int, width: int, model: GlipForGrounding, num_captions: int | None = None
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """A random image in the dtype of the model, and random captions."""
+    vocabulary, device = model.config.text_config.vocab_size, str(model.device)
+    pixels = harness.random_image(height, width, device)
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
+    lengths = zip(case.tokens[:num_captions], case.names)
+    return pixels, [harness.random_caption(tokens, names, vocabulary, device) for tokens, names in lengths]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--case", choices=list(CASES), default="three")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the case")
-    parser.add_argument("--captions", type=int, help="only so many of the case's captions")
-    parser.add_argument("--no-reference", action="store_true", help="time the fast form alone")
-    parser.add_argument("--compile", choices=MODES, help="time the fast form under torch.compile as well")
+    parser.add_argument("--captions", type=int, help="only the first N of the case's captions")
+    parser.add_argument("--no-reference", action="store_true", help="time the model without its textbook form")
+    parser.add_argument("--compile", choices=MODES, help="also time the model under torch.compile")
     arguments = harness.begin(parser, argv, "latency")
     case = CASES[arguments.case]
     height, width = arguments.size or case.size
     tokens = case.tokens[: arguments.captions]
-
     dtype = getattr(torch, arguments.dtype)
     model = harness.load_model(arguments).to(dtype)
-    vocabulary, device = model.config.text_config.vocab_size, arguments.device
-    picture = harness.random_picture(height, width, device)
-    picture["pixel_values"] = picture["pixel_values"].to(dtype)
-    captions = [harness.random_caption(t, names, vocabulary, device) for t, names in zip(tokens, case.names)]
-    given = (model, picture, captions, case.max_detections)
+    given = (model, *case_inputs(case, height, width, model, len(tokens)), case.max_detections)
     models, variants = [model], {"fast": Variant(lambda: run_fast(*given))}
     if not arguments.no_reference:
         models.append(textbook_view(model))
         variants["reference"] = Variant(lambda: run_plainly(models[1], *given[1:]))
 
     memory = peak_memory(variants, arguments)
-    torch.set_num_threads(arguments.threads)
-    small = arguments.tiny
-    timed = variants | harness.calibration(device, dtype, small)
-    if arguments.compile:  # not in a forked child, and not with hooks at the borders of its parts
+    timed = dict(variants)
+    if arguments.compile:  # not in a forked child, and not with hooks between its parts
         compiled = compile_for_inference(model, arguments.compile)
         timed["compiled"] = Variant(lambda: run_fast(compiled, *given[1:]))
-    times = harness.time_in_turn(timed, arguments.runs, arguments.warmup)
+    times, rates = harness.time_variants(timed, arguments)
     seconds, results = time_parts(models, variants)
-    rates = harness.Rates.of(times, small)
-    padded = picture["pixel_values"].shape[-2:]
+    padded = given[1]["pixel_values"].shape[-2:]
     counted = floor.parts_floor(model.config, *padded, tokens, dtype.itemsize)
     figures = {"case": arguments.case, "size": f"{height}x{width}", "captions": len(tokens), "tokens": sum(tokens)}
     figures |= harness.time_figures(times, rates, floor.total(list(counted.values())))
@@ -142,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         pairs = zip(*(logits for _, logits in results.values()))
         figures["largest_logit_difference"] = max(float((a - b).abs().max()) for a, *others in pairs for b in others)
     figures["parts"] = harness.shares(seconds)
-    figures["floor_parts_seconds"] = {name: one.seconds(rates) for name, one in counted.items()}
-    harness.print_parts(seconds, {name: one.seconds(rates) for name, one in counted.items()})
+    figures["floor_parts_seconds"] = least = {name: one.seconds(rates) for name, one in counted.items()}
+    harness.print_parts(seconds, least)
     harness.finish(arguments, "latency", [figures], figures)
 
 

@@ -1,18 +1,17 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""How well the rule-based chunker finds the noun phrases people marked. Seconds on one core.
+"""Precision and recall of the rule-based noun-phrase chunker against phrases marked by people. Seconds on one core.
 
     python benchmarks/noun_phrases.py [--shared ../shared] [--show]
 
-Prints, for 30 captions of each source, precision and recall of phrase spans, compared to the
-character: `grounding` (captions with `tokens_positive`), `flickr` (sentences with bracketed
-    phrases, those marked
-`notvisual` left out of the count on both sides) and `own` (tests/fixtures/noun_phrases.json).
+Prints, for 30 captions of each source, precision and recall of exact character spans: `grounding` (captions with
+`tokens_positive`), `flickr` (captions with bracketed phrases; those marked `notvisual` count on neither side) and `own`
+(tests/fixtures/noun_phrases.json).
 """
 
 import sys
 from pathlib import Path
 
-# Not this folder: its kernels.py would hide the package of that name from Transformers.
+# the parent folder in place of this one: see __init__.py
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -64,7 +63,7 @@ def own_cases(held_out: bool) -> list[Case]:
 
 
 def spans_of(caption: str, phrases: list[str]) -> set[tuple[int, int]]:
-    """Spans of phrases listed in the order they stand in."""
+    """Spans of phrases, which are listed in the order of the caption."""
     spans, at = set(), 0
     for phrase in phrases:
         begin = caption.index(phrase, at)
@@ -74,15 +73,14 @@ def spans_of(caption: str, phrases: list[str]) -> set[tuple[int, int]]:
 
 
 def spread(cases: list[Case], count: int = 30) -> list[Case]:
-    """`count` cases at equal distances, so that no source file dominates; all if there are
-    fewer."""
+    """`count` cases at equal distances, so that no source file dominates; all if there are fewer."""
     return cases if len(cases) <= count else [cases[i * len(cases) // count] for i in range(count)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
-    parser.add_argument("--show", action="store_true", help="print every caption that is not equal")
+    parser.add_argument("--show", action="store_true", help="print every caption whose phrases differ")
     arguments = parser.parse_args()
     sources = {"own": own_cases(False), "held out": own_cases(True)}
     if arguments.shared.exists():

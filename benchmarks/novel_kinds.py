@@ -1,18 +1,18 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""How much 20 pictures teach: fine-tuning on two kinds of things that pre-training on scenes never showed.
+"""Few-shot fine-tuning: 20 images of two kinds of objects that are absent from pre-training on scenes.
 
-Cost:    about 10 minutes a mode on 2 CPU cores.
+Cost:    about 10 minutes per mode on 2 CPU cores.
 Command: python benchmarks/novel_kinds.py --model out/scenes/final-ema [--modes full prompt] [--max-steps 300]
 Result:  a table on stdout and benchmarks/results/novel_kinds.csv: COCO AP50 and AP of the two kinds on fresh scenes,
-         before and after; for prompt tuning also whether every other number of the model is unchanged, bit for bit.
+         before and after; for prompt tuning also whether all other parameters are unchanged, bit for bit.
 
-The scenes become a COCO file, and examples/finetune.py gets that and nothing else.
+The scenes are written as a COCO data set, which is all that examples/finetune.py is given.
 """
 
 import sys
 from pathlib import Path
 
-# Not this folder: its kernels.py would hide the package of that name from Transformers.
+# the parent folder in place of this one: see __init__.py
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -34,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "novel_kinds.csv"
 
 
 def write_coco(folder: Path, name: str, samples: Sequence[SceneSample]) -> Path:
-    """Scenes as a COCO set whose categories are the novel kinds; other things have no boxes."""
+    """Scenes as a COCO data set whose categories are the novel kinds; other objects have no boxes."""
     images, annotations = [], []
     for number, sample in enumerate(samples):
         file = f"{name}_{number}.png"
@@ -59,7 +59,7 @@ def write_coco(folder: Path, name: str, samples: Sequence[SceneSample]) -> Path:
 
 
 def with_novel_kinds(split: str, count: int, seed: int) -> list[SceneSample]:
-    """The first `count` scenes of a stream that show a novel kind."""
+    """The first `count` scenes of a split that contain a novel kind."""
     found: list[SceneSample] = []
     for sample in SceneDataset(split, 100 * count, seed):
         if any(thing.kind in NOVEL_KINDS for thing in sample.things):
@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a GLIP pre-trained on scenes")
     parser.add_argument("--modes", nargs="+", default=["full", "prompt"])
-    parser.add_argument("--pictures", type=int, default=20, help="training pictures")
-    parser.add_argument("--test-pictures", type=int, default=200)
+    parser.add_argument("--images", "--pictures", type=int, default=20, help="training images")
+    parser.add_argument("--test-images", "--test-pictures", type=int, default=200)
     parser.add_argument("--max-steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], help="passed on to examples/finetune.py")
@@ -82,8 +82,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        train = write_coco(folder, "train", with_novel_kinds("novel_train", arguments.pictures, arguments.seed))
-        test = write_coco(folder, "test", with_novel_kinds("novel", arguments.test_pictures, arguments.seed))
+        train = write_coco(folder, "train", with_novel_kinds("novel_train", arguments.images, arguments.seed))
+        test = write_coco(folder, "test", with_novel_kinds("novel", arguments.test_images, arguments.seed))
         data = load_tuning_data(train, folder, validation=test)
         validation = Validation(data, GlipProcessor.from_pretrained(arguments.model), batch_size=16)
         base = GlipForGrounding.from_pretrained(arguments.model)
@@ -92,7 +92,7 @@ def main() -> None:
         print(rows[-1], flush=True)
         for mode in arguments.modes:
             start, output = time.monotonic(), folder / mode
-            # All pictures are trained on: the test scenes must not choose the step, so no early stopping either.
+            # All images are for training: the test scenes must not choose the step, so no early stopping either.
             fixed = ["run.evaluate_every=0", "tuning.early_stopping=0", "schedule.name=cosine", "run.trackers=[]"]
             command = [sys.executable, str(ROOT / "examples" / "finetune.py"), "--model", arguments.model]
             command += ["--train", str(train), "--images", str(folder), "--validation", str(train)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which part of a GLIP takes how much of the time, forward and backward."""
+"""Time per part of a model, forward and backward."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from glip_hf import GlipForGrounding
 
 
 def parts_of(model: GlipForGrounding) -> list[tuple[str, nn.Module]]:
-    """The modules whose share of the time is shown, by name."""
+    """The modules whose time is shown, with the name of the part they belong to."""
     base = model.model
     parts = [("swin", base.backbone), ("fpn", base.neck), ("text", base.text_model), ("head", model.head)]
     for block in base.tower["blocks"]:
@@ -25,10 +25,10 @@ def parts_of(model: GlipForGrounding) -> list[tuple[str, nn.Module]]:
 class PartTimer:
     """Seconds of each part of a model, or of several views of one, while it runs, backward pass included.
 
-    Time always goes to one part: the innermost whose call is under way, or in a backward pass the one whose gradients
-    are being computed. Autograd works through a graph in the reverse order of its making, so that is the part whose
-    output's gradient was asked for last. What a checkpoint computes again is booked on the part that it belongs to.
-    What no part claims is "other".
+    Time is always attributed to one part: the innermost one whose call is in progress, or in a backward pass the one
+    whose gradients are being computed. Autograd processes a graph in the reverse order of its construction, so that is
+    the part whose output's gradient was requested last. What a checkpoint recomputes is attributed to the part that it
+    belongs to, everything else to "other".
     """
 
     def __init__(self, *models: GlipForGrounding) -> None:
@@ -61,17 +61,17 @@ class PartTimer:
         self._stack[0] = name
 
     def differentiated(self) -> None:
-        """To be called after a backward pass: what follows is "other" again."""
+        """To be called after a backward pass: what follows is attributed to "other" again."""
         self._differentiate("other")
 
     @contextlib.contextmanager
     def watching(self) -> Iterator["PartTimer"]:
-        """Measure what happens in the block."""
+        """Measure the `with` block."""
         global _timer
         hooks = []
         for name, module in self._parts:
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            # Also when it ends by an exception: by one a checkpoint stops computing again when it has enough.
+            # Also after an exception: a checkpoint raises one to stop recomputing early.
             leave = functools.partial(self._leave_module, name)
             hooks.append(module.register_forward_hook(leave, always_call=True))
         synchronise()
@@ -101,7 +101,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def part(name: str) -> Iterator[None]:
-    """Book the block on a part of its own, where parts are being timed."""
+    """Attribute the `with` block to a part of this name, where parts are being timed."""
     timer = _timer
     if timer is not None:
         timer._enter(name)
@@ -124,8 +124,7 @@ def time_parts(
     """Seconds of each part of the models in one run of each variant, and what the runs returned."""
     seconds, results = {}, {}
     for name, variant in variants.items():
-        if variant.prepare is not None:
-            variant.prepare()
+        variant.prepare()
         with PartTimer(*models).watching() as timer:
             results[name] = variant.run()
         seconds[name] = timer.seconds

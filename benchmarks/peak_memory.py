@@ -1,11 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Peak memory of the variants of a benchmark, each on its own.
+"""Peak memory of the variants of a benchmark, each in a process of its own.
 
-It is that of a forked child, which runs one variant and nothing else: `VmHWM` of /proc/self/status, reset after the
-model is loaded and freed memory returned to the system, and read at the end. A child starts with the parent's pages, so
-the model counts as if loaded there; `ru_maxrss` would not do, because it never falls. Forking is safe as long as the
-parent has run nothing in parallel: children come first, while the parent is held to one thread. On CUDA it is the
-allocator's own peak, in the process itself. Elsewhere than on Linux there are no figures.
+A forked child runs one variant and nothing else: `VmHWM` of /proc/self/status is reset after the model is loaded and
+freed memory is returned to the system, and read at the end. A child starts with the pages of its parent, so the model
+counts as if it were loaded there (`ru_maxrss` cannot be reset). Forking is safe as long as the parent has run nothing
+in parallel: children run first, while the parent keeps to one thread. On CUDA it is the peak of the allocator, in the
+process itself. Systems other than Linux have no figures.
 """
 
 import argparse
@@ -27,20 +27,20 @@ from benchmarks.harness import MIB, Variant, say
 
 @dataclass
 class Memory:
-    """MiB. peak: the most while running, weights and libraries included; before: of that, there before it ran."""
+    """MiB. peak: the maximum during the run, weights and libraries included; before: the part of it from before."""
 
     peak: float
     before: float
 
 
 def resident_mib(field: str) -> float:
-    """VmRSS (now) or VmHWM (most since `reset_peak`) of this process, MiB. Linux."""
+    """VmRSS (now) or VmHWM (maximum since `reset_peak`) of this process, MiB. Linux."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
 def reset_peak() -> float:
-    """Forget the peak so far; what is resident now, MiB."""
+    """Reset the peak; returns what is resident now, MiB."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -48,8 +48,7 @@ def reset_peak() -> float:
 
 
 def _measured(variant: Variant, warm_up: bool) -> Memory:
-    if variant.prepare is not None:
-        variant.prepare()
+    variant.prepare()
     if warm_up:
         variant.run()
     before = reset_peak()
@@ -95,11 +94,12 @@ def peak_memory(
     """Peak memory of each variant; see the top of this file. The median by peak of `--memory-runs` children.
 
     Args:
-        warm_up: run the variant once in each child before the peak is reset: for what a first run leaves for good.
-        limit: seconds a child may take.
+        warm_up: run the variant once in each child before the peak is reset, so that what a first run allocates for
+            good counts as there before.
+        limit: seconds per child.
 
     Returns:
-        None where it was not asked for or cannot be measured.
+        None where it was not requested or cannot be measured.
 
     Raises:
         RuntimeError: if PyTorch has more than one thread already, or a child fails.
@@ -109,8 +109,7 @@ def peak_memory(
     found = {}
     if arguments.device.startswith("cuda"):
         for name, variant in variants.items():
-            if variant.prepare is not None:
-                variant.prepare()
+            variant.prepare()
             if warm_up:
                 variant.run()
             gc.collect()
@@ -132,7 +131,7 @@ def peak_memory(
 
 
 def memory_figures(memory: dict[str, Memory] | None, fast: str = "fast", other: str = "reference") -> dict[str, float]:
-    """The peaks of two variants, and the first's share of the second's; `beyond` leaves out what was there before."""
+    """The peaks of two variants and the ratio of the first to the second; `beyond` excludes what was there before."""
     if memory is None:
         return {}
     figures: dict[str, float] = {}

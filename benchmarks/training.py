@@ -1,23 +1,23 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""One training step, from pixels and ids to updated weights: the fast form of GLIP against the textbook form.
+"""One training step, from pixels and token ids to updated weights: the model against its textbook form.
 
-    python benchmarks/training.py                    # 480 x 640, 2 pictures, captions of 194 tokens
+    python benchmarks/training.py                    # 480 x 640, 2 images, captions of 194 tokens
     python benchmarks/training.py --size 320         # 320 x 320
     python benchmarks/training.py --tokens 20 --batch 4
 
-A step is forward, loss, backward, clipping to norm 1 and AdamW (fused), with everything random switched on. Four
-variants run in turn: both forms, each also with gradient checkpointing, which computes every block of the tower and
-every Swin layer again in the backward pass. They train the same model, at a learning rate of 1e-8: time does not depend
-on what it learns. The textbook form takes one (picture, caption) pair after the other and pads captions to 256 tokens.
+A step is forward, loss, backward, clipping to norm 1 and AdamW (fused), with dropout, stochastic depth and DropBlock
+on. Four variants run in turn: both forms, each also with gradient checkpointing of every block of the tower, Swin layer
+and text layer. They train the same weights at a learning rate of 1e-8: time does not depend on what is learned. The
+textbook form (`textbook.py`) processes one (image, caption) pair at a time and pads captions to 256 tokens.
 
-Memory is that of a second step: the first one leaves gradients and moments behind. The floor counts three forwards and
-an optimizer step (`floor.py`); the rest as in `harness.py`.
+Memory is that of a second step, since the first one allocates the optimizer's moments. The floor counts three forward
+passes and an optimizer step (`floor.py`); the rest as in `harness.py`.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -35,11 +35,11 @@ from benchmarks.peak_memory import memory_figures, peak_memory
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding
 
-BOXES = 8  # a picture
+BOXES = 8  # per image
 
 
 def random_labels(batch: int, height: int, width: int, tokens: int, device: str) -> list[dict[str, Tensor]]:
-    """Boxes anywhere, sides of a tenth to a half of the picture's, one token each."""
+    """Boxes with sides of 10 to 50 % of the image's, anywhere in it, one token each."""
     labels = []
     for _ in range(batch):
         scale = torch.tensor([width, height])
@@ -52,8 +52,16 @@ def random_labels(batch: int, height: int, width: int, tokens: int, device: str)
     return labels
 
 
+def training_inputs(model: GlipForGrounding, height: int, width: int, batch: int, tokens: int) -> dict[str, Any]:
+    """Random images, captions and labels."""
+    device = str(model.device)
+    caption = harness.random_caption(tokens, 1, model.config.text_config.vocab_size, device, batch)
+    labels = random_labels(batch, height, width, tokens, device)
+    return harness.random_image(height, width, device, batch) | caption | {"labels": labels}
+
+
 def make_optimizer(model: GlipForGrounding) -> torch.optim.Optimizer:
-    """AdamW over the parameters that are trained."""
+    """AdamW for the trainable parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(parameters, lr=1e-8, fused=True)
 
@@ -61,7 +69,7 @@ def make_optimizer(model: GlipForGrounding) -> torch.optim.Optimizer:
 def train_step(
     model: GlipForGrounding, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace, inputs: dict[str, Any]
 ) -> float:
-    """One training step on some inputs; its loss."""
+    """One training step; returns the loss."""
     with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.dtype != "float32"):
         loss = model(**inputs).loss
     loss.backward()
@@ -76,18 +84,16 @@ def train_step(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--size", type=int, nargs="+", default=[480, 640], help="one side of a square, or height width")
-    parser.add_argument("--batch", type=int, default=2, help="pictures a step, each with a caption of its own")
+    parser.add_argument("--batch", type=int, default=2, help="images per step, each with its own caption")
     parser.add_argument("--tokens", type=int, default=194, help="of each caption")
-    parser.add_argument("--no-checkpointing", action="store_true", help="leave out the variants with checkpointing")
+    parser.add_argument("--no-checkpointing", action="store_true", help="without the variants with checkpointing")
     arguments = harness.begin(parser, argv, "training")
     if len(arguments.size) > 2:
         parser.error(f"--size {arguments.size}: give one side, or height and width.")
     height, width, batch = arguments.size[0], arguments.size[-1], arguments.batch
 
-    device, model = arguments.device, harness.load_model(arguments).train()
-    caption = harness.random_caption(arguments.tokens, 1, model.config.text_config.vocab_size, device, batch)
-    inputs = harness.random_picture(height, width, device, batch) | caption
-    inputs["labels"] = random_labels(batch, height, width, arguments.tokens, device)
+    model = harness.load_model(arguments).train()
+    inputs = training_inputs(model, height, width, batch, arguments.tokens)
     optimizer = make_optimizer(model)
     forms, variants = {"fast": model, "reference": textbook_view(model)}, {}
     for name, form in forms.items():
@@ -96,15 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not arguments.no_checkpointing:
             variants[f"{name}_checkpointed"] = Variant(run, form.activation_checkpointing_enable)
     memory = peak_memory(variants, arguments, warm_up=True)
-    torch.set_num_threads(arguments.threads)
-    dtype, small = getattr(torch, arguments.dtype), arguments.tiny
-    times = harness.time_in_turn(
-        variants | harness.calibration(device, dtype, small), arguments.runs, max(arguments.warmup, 1)
-    )
+    times, rates = harness.time_variants(variants, arguments, max(arguments.warmup, 1))
     seconds, losses = time_parts(list(forms.values()), variants)
-    rates = harness.Rates.of(times, small)
-    padded = inputs["pixel_values"].shape[-2:]
-    counted = floor.parts_floor(model.config, *padded, [arguments.tokens], dtype.itemsize)
+    padded, itemsize = inputs["pixel_values"].shape[-2:], getattr(torch, arguments.dtype).itemsize
+    counted = floor.parts_floor(model.config, *padded, [arguments.tokens], itemsize)
     counted = {name: one * (3 * batch) for name, one in counted.items()}
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     counted["optimizer"] = floor.optimizer_floor(trained)

@@ -1,20 +1,20 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Does the loader keep up with training? The loader alone, a training step alone, and both together.
+"""Throughput of the data loader and of training: the loader alone, a training step alone, and both together.
 
-    python benchmarks/training_data.py                          # 480 x 640, 2 pictures a step, 0, 1 and 2 workers
+    python benchmarks/training_data.py                          # 480 x 640, 2 images per step, 0, 1 and 2 workers
     python benchmarks/training_data.py --workers 0 4 8 --batch 8
 
-Pictures are JPEG files of 640 x 480 with detail of every size, about as large as COCO's; they lie in a temporary folder
-and in the page cache, so discs and networks are not measured. They go through what a run does with them
-(`dataset_batches`): decoding, resizing, flipping, captions with up to 85 negative names, batches. The step is that of
-`training.py`, on the same batch in both roles: alone, and after waiting for the next batch of the loader with the most
-workers. The two run in turn; `waiting_share` is the part of the latter that the model waited.
+Images are JPEG files of 640 x 480 with detail at all scales, about as large as those of COCO; they are in a temporary
+folder and in the page cache, so disks and networks are not measured. They are processed as in training
+(`dataset_batches`): decoding, resizing, flipping, captions with up to 85 negative class names, batches. The step is
+that of `training.py`, on the same batch twice: after waiting for the next batch of the loader with the most workers,
+and alone. `waiting_share` is the fraction of the time of the former that the model waited.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import functools
@@ -39,11 +39,11 @@ from glip_hf.training.batches import build_dataset, dataset_batches
 from glip_hf.training.loop import to_device
 from glip_hf.training.recipe import DataRecipe, Recipe, RunRecipe
 
-PICTURES, BOXES, NAMES = 64, 7, 80
+IMAGES, BOXES, NAMES = 64, 7, 80
 
 
-def write_pictures(folder: Path, count: int, seed: int) -> Path:
-    """JPEG files and their COCO file; its path."""
+def write_images(folder: Path, count: int, seed: int) -> Path:
+    """Write JPEG files and a COCO file for them; returns the path of the latter."""
     rng = np.random.default_rng(seed)
     width, height = 640, 480
     words = [word for word in vocabulary() if word.isalpha() and len(word) > 2][:NAMES]
@@ -72,7 +72,7 @@ def write_pictures(folder: Path, count: int, seed: int) -> Path:
 
 
 def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, workers: int) -> Iterator[dict]:
-    """Batches of a run with so many workers, without end."""
+    """The endless batches of a training run."""
     source = {"format": "coco", "annotations": str(annotations), "images": str(folder)}
     data = DataRecipe(
         sources=[source],
@@ -88,8 +88,8 @@ def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, 
     return batches.batches(0)
 
 
-def pictures_a_second(batches: Iterator[dict], size: int, count: int) -> float:
-    """Of the loader alone; the first batch, for which workers start, does not count."""
+def images_per_second(batches: Iterator[dict], size: int, count: int) -> float:
+    """Throughput of the loader alone, without the first batch, for which workers start."""
     next(batches)
     begun = time.perf_counter()
     for _ in range(count):
@@ -99,24 +99,30 @@ def pictures_a_second(batches: Iterator[dict], size: int, count: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.make_parser(__doc__, runs=3)
-    parser.add_argument("--short-side", type=int, default=480, help="of the pictures, pixels; the long one: 4/3 of it")
-    parser.add_argument("--batch", type=int, default=2, help="pictures a step")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes to measure")
-    parser.add_argument("--batches", type=int, default=60, help="that the loader alone makes")
+    parser.add_argument(
+        "--short-side", type=int, default=480, help="of the images in pixels; the long side is 4/3 of it"
+    )
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of loader processes to measure"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=60, help="number of batches in the measurement of the loader alone"
+    )
     arguments = harness.begin(parser, argv, "training_data")
     model = harness.load_model(arguments).train()
     torch.set_num_threads(arguments.threads)
     step = functools.partial(train_step, model, make_optimizer(model), arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        annotations = write_pictures(folder, max(PICTURES, arguments.batch), arguments.seed)
+        annotations = write_images(folder, max(IMAGES, arguments.batch), arguments.seed)
         size = statistics.mean(path.stat().st_size for path in folder.glob("*.jpg"))
         figures: dict[str, Any] = {"short_side": arguments.short_side, "batch": arguments.batch}
         figures["picture_kib"] = size / 1024
         most = max(arguments.workers)
         for workers in arguments.workers:
             batches = loader(folder, annotations, model.config, arguments, workers)
-            of_loader = pictures_a_second(batches, arguments.batch, arguments.batches)
+            of_loader = images_per_second(batches, arguments.batch, arguments.batches)
             figures[f"loader_pictures_a_second_{workers}"] = of_loader
             del batches  # its workers end
         batches = loader(folder, annotations, model.config, arguments, most)

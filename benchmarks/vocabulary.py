@@ -1,28 +1,28 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""LVIS' vocabulary, 1,203 names in 31 captions, on one picture after another: everything encoded once, or every time.
+"""The LVIS vocabulary, 1,203 class names in 31 captions: image and captions encoded once, or again for each pair.
 
-    python benchmarks/vocabulary.py                        # 5 pictures, 480 x 640: about an hour on 2 CPU cores
+    python benchmarks/vocabulary.py                        # 5 images, 480 x 640: about an hour on 2 CPU cores
     python benchmarks/vocabulary.py --runs 2 --no-reference
 
-Three variants run in turn, on the same model and through the same post-processing:
+Three variants run in turn, with the same weights and post-processing:
 
-* `fast`: the engine of the evaluators (`glip_hf.inference`). It encodes the picture once, and the vocabulary
-  once for the whole data set. `ratio_vs_reference` has the vocabulary paid by every single picture, as if there were
-  only one; the vocabulary alone is timed too, and `ratio_vs_reference_in_a_data_set` leaves it out.
-* `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: picture and text are encoded
-  31 times a picture. This is what sharing the encoders gains.
+* `fast`: the inference engine of the evaluators (`glip_hf.inference`). It encodes the image once, and the vocabulary once
+  per data set. `ratio_vs_reference` includes the vocabulary, as if the data set had a single image; the vocabulary is
+  also timed separately, and `ratio_vs_reference_in_a_data_set` excludes it.
+* `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: image and text are encoded 31
+  times per image. The ratio to it is the gain of sharing the encoders.
 * `reference`: the same loop with the textbook form of the model (`textbook.py`).
 
-Memory is the peak of a child: of each variant, and of the driver with a single caption (`one_caption`); text features
-of the vocabulary count. Names come from ../shared/data/captions/lvis_v1_categories.json, or with --annotations from any
-annotation file in LVIS' or COCO's form; `--names N` takes the first N. The picture is
-tests/fixtures/images/full_chelsea.png, once a round; the rest as in `harness.py`.
+Memory is the peak of a child process: of each variant, and of the engine with a single caption (`one_caption`); it
+includes the text features of the vocabulary. Class names are those of ../shared/data/captions/lvis_v1_categories.json,
+or with --annotations of any annotation file in the format of LVIS or COCO; `--names N` takes the first N. The image is
+tests/fixtures/images/full_chelsea.png, once per round; the rest as in `harness.py`.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # the folder above in place of this one: see __init__.py
+if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -50,7 +50,7 @@ PHOTO = ROOT / "tests" / "fixtures" / "images" / "full_chelsea.png"
 
 
 def make_task(annotations: Path, count: int | None) -> Task:
-    """The first `count` names of an annotation file, asked of one photo."""
+    """The first `count` classes of an annotation file as the vocabulary of a single image."""
     document = json.loads(annotations.read_text(encoding="utf-8"))
     categories = document["categories"] if isinstance(document, dict) else document
     categories = sorted(categories, key=lambda category: category["id"])[:count]
@@ -59,9 +59,9 @@ def make_task(annotations: Path, count: int | None) -> Task:
 
 
 @torch.inference_mode()
-def every_caption(detector: GroundingEngine, task: Task) -> dict[str, Tensor]:
-    """Every caption with the whole model, picture and text encoded anew."""
-    model, processor, options = detector.model, detector.processor, detector.options
+def every_caption(engine: GroundingEngine, task: Task) -> dict[str, Tensor]:
+    """The whole model once per caption, image and text encoded again."""
+    model, processor, options = engine.model, engine.processor, engine.options
     words = processor(text=task.names, chunk_size=options.chunk_size, return_tensors="pt")
     pixels = processor(images=task.pictures[0].path, return_tensors="pt")
     pixels = {name: value.to(model.device) for name, value in pixels.items()}
@@ -77,8 +77,8 @@ def every_caption(detector: GroundingEngine, task: Task) -> dict[str, Tensor]:
     return merge_detections(parts, NO_LIMIT)
 
 
-def detector_maker(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[], GroundingEngine]:
-    """Makes drivers that share model and processor, but no vocabulary."""
+def engine_maker(model: GlipForGrounding, arguments: argparse.Namespace) -> Callable[[], GroundingEngine]:
+    """Makes engines that share model and processor, but no encoded vocabulary."""
     short, long = sorted(arguments.size)
     images = GlipImageProcessorPil(size={"shortest_edge": short, "longest_edge": long})
     processor = GlipProcessor(images, BertTokenizer(str(arguments.vocab)))
@@ -99,24 +99,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--annotations", type=Path, default=SHARED / "data/captions/lvis_v1_categories.json")
     parser.add_argument("--vocab", type=Path, default=SHARED / "data/tokenizer/vocab.txt", help="of BERT")
-    parser.add_argument("--names", type=int, help="only so many of the names")
-    parser.add_argument("--pairs", type=int, help="pairs a pass of the head; default: as in evaluation")
+    parser.add_argument("--names", type=int, help="only the first N class names")
+    parser.add_argument(
+        "--pairs", type=int, help="(image, caption) pairs per forward pass of the head; default: as in evaluation"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="short and long side, pixels")
-    parser.add_argument("--no-reference", action="store_true", help="leave out the textbook form")
+    parser.add_argument("--no-reference", action="store_true", help="without the textbook form")
     arguments = harness.begin(parser, argv, "vocabulary")
     for path, option in ((arguments.annotations, "--annotations"), (arguments.vocab, "--vocab")):
         if not path.is_file():
-            parser.error(f"{path} is not there: give one with {option}.")
+            parser.error(f"{path} does not exist: give one with {option}.")
     if arguments.dtype != "float32":
-        parser.error("--dtype: the driver is timed in float32 only.")
+        parser.error(f"--dtype {arguments.dtype}: the engine is timed in float32 only.")
     model, task = harness.load_model(arguments), make_task(arguments.annotations, arguments.names)
     one_caption = make_task(arguments.annotations, min(NAMES_A_CAPTION, len(task.names)))
-    make_detector = detector_maker(model, arguments)
+    make_engine = engine_maker(model, arguments)
     found: dict[str, Any] = {}
 
-    def driver(of: Task) -> Callable[[], None]:
+    def of_engine(of: Task) -> Callable[[], None]:
         def run() -> None:
-            (found["fast"],) = predictions(make_detector(), of)
+            (found["fast"],) = predictions(make_engine(), of)
 
         return run
 
@@ -126,22 +128,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         return run
 
-    models, variants = [model], {"fast": Variant(driver(task)), "naive": Variant(loop("naive", make_detector))}
+    models, variants = [model], {"fast": Variant(of_engine(task)), "naive": Variant(loop("naive", make_engine))}
     if not arguments.no_reference:
         models.append(textbook_view(model))
-        variants["reference"] = Variant(loop("reference", detector_maker(models[1], arguments)))
-    memory = peak_memory(variants | {"one_caption": Variant(driver(one_caption))}, arguments)
-    torch.set_num_threads(arguments.threads)
-
-    detector, small = make_detector(), arguments.tiny
-    vocabulary = Variant(lambda: make_detector().encode(task.names))
-    rates_of = harness.calibration(arguments.device, torch.float32, small)
-    everything = variants | {"vocabulary": vocabulary} | rates_of
-    times = harness.time_in_turn(everything, arguments.runs, arguments.warmup)
+        variants["reference"] = Variant(loop("reference", engine_maker(models[1], arguments)))
+    memory = peak_memory(variants | {"one_caption": Variant(of_engine(one_caption))}, arguments)
+    engine = make_engine()
+    vocabulary = Variant(lambda: make_engine().encode(task.names))
+    times, rates = harness.time_variants(variants | {"vocabulary": vocabulary}, arguments)
     parts, _ = time_parts(models, variants)
-    rates = harness.Rates.of(times, small)
-    lengths = detector.encode(task.names).lengths
-    pixels = detector.processor(images=str(PHOTO), return_tensors="pt")["pixel_values"]
+    lengths = engine.encode(task.names).lengths
+    pixels = engine.processor(images=str(PHOTO), return_tensors="pt")["pixel_values"]
     counted = floor.parts_floor(model.config, *pixels.shape[-2:], lengths)
     least = {name: one.seconds(rates) for name, one in counted.items()}
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The speed benchmarks run, on a tiny model, and measure what they say: order, memory, parts, counted work, records."""
+"""The speed benchmarks run on a tiny model and measure what they claim to: order, memory, parts, work, records."""
 
 import csv
 import importlib
@@ -34,7 +34,7 @@ def _threads() -> None:
 
 
 def run(name: str, tmp_path: Path, capsys, *options: str) -> dict:
-    """What a script's last line says; its CSV lies in `tmp_path`."""
+    """The JSON object on the last line of a script, whose CSV is written to `tmp_path`."""
     script = importlib.import_module("benchmarks.kernel_variants" if name == "kernels" else f"benchmarks.{name}")
     script.main([*TINY, "--memory-runs", "0", "--results", str(tmp_path), *options])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -76,7 +76,7 @@ def test_latency(tmp_path, capsys) -> None:
     assert first["command"].startswith("python benchmarks/latency.py --tiny")
 
 
-def test_latency_of_the_fast_form_alone(tmp_path, capsys) -> None:
+def test_latency_without_the_textbook_form(tmp_path, capsys) -> None:
     figures = run("latency", tmp_path, capsys, "--size", "64", "64", "--no-reference", "--no-record")
     assert "ratio_vs_reference" not in figures and figures["time_over_floor"] > 0
     assert not list(tmp_path.iterdir())
@@ -120,10 +120,10 @@ def test_vocabulary(tmp_path, capsys) -> None:
     assert len(rows(tmp_path / "vocabulary.csv")) == 1
 
 
-def test_vocabulary_says_what_is_missing(tmp_path, capsys) -> None:
+def test_vocabulary_names_the_missing_file(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         run("vocabulary", tmp_path, capsys, "--annotations", str(tmp_path / "nothing.json"))
-    assert "nothing.json is not there: give one with --annotations" in capsys.readouterr().err
+    assert "nothing.json does not exist: give one with --annotations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -137,7 +137,7 @@ def test_kernels(tmp_path, capsys, backward) -> None:
 
 
 def test_as_a_command() -> None:
-    """In a process of its own, memory included. `kernels.py` beside it must not pass for the package of that name."""
+    """In a process of its own, with peak memory. `kernels.py` in the same folder must not be taken for the package."""
     options = "--tiny --threads 1 --runs 1 --size 64 64 --no-record --json".split()
     command = [sys.executable, BENCHMARKS / "latency.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -158,7 +158,7 @@ def test_scripts_beside_kernels_find_the_package_of_that_name(tmp_path) -> None:
 
 
 def test_peak_memory_of_a_child() -> None:
-    """64 MiB are found, and nothing where nothing is taken."""
+    """64 MiB are measured, and nothing where nothing is allocated."""
     code = """
 import argparse, torch
 from benchmarks.harness import Variant
@@ -176,7 +176,7 @@ print(*(taken[name].peak - taken[name].before for name in ("64", "0")))
     assert 64 <= some < 80 and none < 8
 
 
-# --- what they are made of
+# --- their parts
 
 
 def test_variants_run_in_turn() -> None:
@@ -234,13 +234,13 @@ def test_records_take_new_columns(tmp_path) -> None:
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_part_timer(reference, checkpointing) -> None:
-    """All time goes somewhere, to the right parts in the right order, and nothing stays behind in the model."""
+    """All time is attributed, to the right parts in the right order, and the model keeps no hooks."""
     model = GlipForGrounding(harness.tiny_config(num_blocks=1)).train()
     if reference:
         model = textbook.textbook_view(model)
     if checkpointing:
         model.activation_checkpointing_enable()
-    inputs = harness.random_picture(64, 64, "cpu") | harness.random_caption(9, 1, 1000, "cpu")
+    inputs = harness.random_image(64, 64, "cpu") | harness.random_caption(9, 1, 1000, "cpu")
     timer, order = part_timer.PartTimer(model), []
     switch = timer._switch
     timer._switch = lambda: (switch(), order.append(timer._stack[-1]))
@@ -272,20 +272,20 @@ def operations(run) -> int:
 
 @torch.no_grad()
 def test_counted_operations() -> None:
-    """Against what PyTorch counts in the textbook form, at sizes where that does nothing needless."""
+    """Against PyTorch's count for the textbook form, at sizes where that does no redundant work."""
     model, side, tokens = textbook.textbook_view(GlipForGrounding(harness.tiny_config()).eval()), 128, 256
     config, base = model.config, model.model
     shapes = floor.level_shapes(side, side)
     assert shapes == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
     counted = floor.parts_floor(config, side, side, [tokens])
-    picture = torch.randn(1, 3, side, side)
+    image = torch.randn(1, 3, side, side)
     ids = torch.ones(1, tokens, dtype=torch.int64)
-    maps = base.backbone(picture).feature_maps
-    vision = base.get_image_features(picture).last_hidden_state.detach()
+    maps = base.backbone(image).feature_maps
+    vision = base.get_image_features(image).last_hidden_state.detach()
     text = base.get_text_features(ids).last_hidden_state.detach()
     block, mask = base.tower["blocks"][0], torch.ones(1, tokens, dtype=torch.bool)
     found = {
-        "swin": operations(lambda: base.backbone(picture)),
+        "swin": operations(lambda: base.backbone(image)),
         "fpn": operations(lambda: base.neck(maps)),
         "text": operations(lambda: base.text_model(ids)),
         "fusion": config.num_blocks * operations(lambda: block.fusion(vision, text, mask)),
@@ -293,7 +293,7 @@ def test_counted_operations() -> None:
     }
     for name, expected in found.items():
         assert counted[name].operations == expected, name
-    # These also have products that do not grow with the picture: gates, Dynamic ReLU, the bias of each token.
+    # These also have products that do not grow with the image: gates, Dynamic ReLU, the bias of each token.
     found = {
         "dyconv": config.num_blocks * operations(lambda: block.dyconv(vision, shapes)),
         "head": operations(lambda: model.head(vision, text, shapes)),
@@ -303,7 +303,7 @@ def test_counted_operations() -> None:
 
 
 @torch.no_grad()
-def test_the_fusion_counts_its_cheaper_form() -> None:
+def test_the_cheaper_form_of_the_fusion_counts() -> None:
     config = harness.tiny_config()
     model = textbook.textbook_view(GlipForGrounding(config).eval())
     layer, vision = model.model.tower["blocks"][0].fusion, torch.randn(1, 500, config.d_model)
@@ -314,7 +314,7 @@ def test_the_fusion_counts_its_cheaper_form() -> None:
         assert counted == applied if cheaper else counted < 0.6 * applied
 
 
-def test_work_grows_as_it_should() -> None:
+def test_work_grows_with_the_number_of_captions() -> None:
     config = harness.tiny_config()
     one, two = (floor.parts_floor(config, 64, 96, captions) for captions in ([9], [9, 9]))
     assert one["swin"] == two["swin"] and one["fpn"] == two["fpn"]

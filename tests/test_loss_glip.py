@@ -274,7 +274,7 @@ def test_half_precision_outputs_are_lossed_in_float32() -> None:
         (lambda labels: [labels[0], {"class_labels": torch.zeros(1)}], r"labels\[1\] has no 'boxes'"),
         (lambda labels: [labels[0] | {"boxes": torch.zeros(2, 5)}, labels[1]], r"\(2, 5\), not \[K, 4\]"),
         (lambda labels: [labels[0] | {"boxes": torch.zeros(4)}, labels[1]], r"labels\[0\]\['boxes'\]"),
-        (lambda labels: [labels[0] | {"boxes": torch.zeros(3, 4)}, labels[1]], "one row a box"),
+        (lambda labels: [labels[0] | {"boxes": torch.zeros(3, 4)}, labels[1]], "one row per box"),
         (lambda labels: [labels[0], labels[1] | {"positive_map": torch.zeros(2, 256)}], r"\(2, 256\), not \(2, 9\)"),
         (lambda labels: [labels[0] | {"boxes": torch.full((2, 4), math.nan)}, labels[1]], "NaN"),
     ],

@@ -1,23 +1,23 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The optional losses of GLIP's training, all off in the released models; each has a head of its own.
 
-* `loss_mlm`: masked language modelling. In training some tokens of the caption are hidden, and the language state after
-  the tower names them.
-* `loss_soft_token`: the plain token loss. Every location predicts the positions of its tokens from the picture alone
-  (the soft tokens of MDETR, arXiv 2104.12763), with the focal loss of the dot product.
-* `loss_contrastive`: contrastive alignment (MDETR). Locations and tokens meet in a small common space; a location's
-  tokens stand out among all tokens, and a token's locations among all locations.
+* `loss_mlm`: masked language modelling. In training some tokens of the caption are masked, and predicted from the
+  language state after the fusion blocks.
+* `loss_soft_token`: the plain token loss. Every location predicts the positions of its tokens from the image alone (the
+  soft tokens of MDETR, arXiv 2104.12763), with the focal loss of the dot product.
+* `loss_contrastive`: contrastive alignment (MDETR). Locations and tokens are projected to a small common space; a
+  location is contrasted with all tokens, and a token with all locations.
 
-`GlipConfig` gives each a weight; a head exists only where its weight is above 0. It takes no part in inference.
-Unlike the original, where the contrastive loss excludes the dot product and pads count as tokens, it comes beside the
-dot product here, reads the language state that the dot product reads, and leaves pads out; and a batch without a hidden
-token has a masked-language loss of 0, not NaN.
+`GlipConfig` gives each a weight; a head exists only where its weight is above 0. It takes no part in inference. In the
+original the contrastive loss excludes the dot product and padding counts as tokens; here it is added to the dot
+product, reads the same language state and leaves padding out. A batch without a masked token has an MLM loss of 0, not
+NaN.
 
 No released checkpoint holds these heads and the converter refuses them. The original calls them `rpn.head.mlm_head.*`
 (here `auxiliary.mlm_*`), `rpn.head.token_logits.*` (a 1x1 convolution; here the linear `auxiliary.soft_tokens.*`) and
 `rpn.head.contrastive_align_projection_{image,text}.*`, `rpn.resizer.*` (here `auxiliary.contrastive_{image,text}.*`).
 
-Letters: N (picture, caption) pairs, A locations, T text tokens, D channels, E width of the text encoder.
+Letters: N (image, caption) pairs, A locations, T text tokens, D channels, E width of the text encoder.
 """
 
 import torch
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .configuration_glip import GlipConfig
-from .loss_glip import assign_atss, mean_over_processes, token_focal_loss
+from .loss_glip import assign_atss_batch, mean_over_processes, token_focal_loss
 
 IGNORED = -100
-"""Marks tokens that masked language modelling does not ask for."""
+"""Label of tokens that masked language modelling does not predict."""
 
 
 def hide_tokens(
@@ -39,16 +39,16 @@ def hide_tokens(
     vocab_size: int,
     probability: float,
 ) -> tuple[Tensor, Tensor]:
-    """Hide a share of the tokens as BERT does: 80 % become [MASK], 10 % a random token, 10 % stay.
+    """Mask a share of the tokens as BERT does: 80 % become [MASK], 10 % a random token, 10 % stay.
 
     Args:
         input_ids, attention_mask: [N, T].
-        greenlight_map: [N, T]; 1: may be hidden and is then asked for, 0: may be hidden (as the original does,
-            special tokens included) but is not asked for, -1: is never hidden. See `prompts_glip.greenlight_map`.
-        probability: share of the tokens hidden.
+        greenlight_map: [N, T]; 1: may be masked and is then predicted, 0: may be masked (as the original does, special
+            tokens included) but is not predicted, -1: is never masked. See `prompts_glip.greenlight_map`.
+        probability: share of the tokens masked.
 
     Returns:
-        the tokens to read, and those to name, `IGNORED` where nothing is asked; both [N, T].
+        the input tokens and the labels, `IGNORED` where nothing is predicted; both [N, T].
     """
     chance = torch.rand(input_ids.shape, device=input_ids.device)
     hidden = (chance < probability) & (greenlight_map >= 0) & attention_mask.bool()
@@ -59,13 +59,13 @@ def hide_tokens(
     return read, input_ids.masked_fill(~(hidden & (greenlight_map == 1)), IGNORED)
 
 
-def masked_language_loss(logits: Tensor, asked: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, T, vocabulary] at the tokens that are asked for, [N, T] int64 or `IGNORED`.
+def masked_language_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, T, vocabulary] at labels [N, T] int64 that are not `IGNORED`.
 
-    A mean over these tokens of all processes together; 0 where there is none.
+    The mean over these tokens of all processes together; 0 where there is none.
     """
-    count = mean_over_processes((asked != IGNORED).sum().to(logits.dtype)).clamp(min=1)
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), asked.flatten(), ignore_index=IGNORED, reduction="sum")
+    count = mean_over_processes((labels != IGNORED).sum().to(logits.dtype)).clamp(min=1)
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     return total / count
 
 
@@ -92,24 +92,21 @@ def token_targets(
 ) -> tuple[Tensor, Tensor]:
     """The tokens of the box each location is responsible for, [N, A, T] bool, and which have a box, [N, A] bool."""
     targets = torch.zeros(len(labels), len(anchors), num_tokens, dtype=torch.bool, device=anchors.device)
-    owners = [assign_atss(anchors, level_sizes, label["boxes"].float(), top_k) for label in labels]
+    owners = assign_atss_batch(anchors, level_sizes, [label["boxes"].float() for label in labels], top_k)
     for row, owner, label in zip(targets, owners, labels):
-        positive = (owner >= 0).nonzero().squeeze(1)
-        row[positive] = label["positive_map"][owner[positive]] != 0
-    return targets, torch.stack(owners) >= 0
+        row[owner >= 0] = label["positive_map"][owner[owner >= 0]] != 0
+    return targets, owners >= 0
 
 
 def default_greenlight_map(labels: list[dict[str, Tensor]], num_tokens: int) -> Tensor:
-    """[N, T]: `greenlight_map` of each label, or where it has none 1 at the tokens of its boxes and 0 elsewhere."""
+    """[N, T]: the `greenlight_map` of each label; where it has none, 1 at the tokens of its boxes and 0 elsewhere."""
     rows = []
     for label in labels:
         given = label.get("greenlight_map")
         if given is None:
             given = (label["positive_map"] != 0).any(0)
         if given.shape != (num_tokens,):
-            raise ValueError(
-                f"a greenlight_map has shape {tuple(given.shape)}, not ({num_tokens},): one value a token."
-            )
+            raise ValueError(f"a greenlight_map has shape {tuple(given.shape)}, not ({num_tokens},): one per token.")
         rows.append(given.long())
     return torch.stack(rows)
 
@@ -139,7 +136,7 @@ class GlipAuxiliaryHeads(nn.Module):
     def hide_words(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: list[dict[str, Tensor]]
     ) -> tuple[Tensor, Tensor | None]:
-        """What the text encoder reads in training, and what masked language modelling asks for (None if it is off).
+        """Input of the text encoder in training, and the labels of masked language modelling (None if it is off).
 
         Raises:
             ValueError: if captions and labels do not pair one to one.
@@ -148,8 +145,8 @@ class GlipAuxiliaryHeads(nn.Module):
             return input_ids, None
         if len(labels) != len(input_ids):
             raise ValueError(
-                f"masked language modelling hides words of {len(input_ids)} captions for {len(labels)} labels: "
-                "give each picture its own caption, or set mlm_loss_weight=0."
+                f"masked language modelling got {len(input_ids)} captions for {len(labels)} labels: give each image "
+                "its own caption, or set mlm_loss_weight=0."
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -177,7 +174,7 @@ class GlipAuxiliaryHeads(nn.Module):
         Args:
             vision: [N, A, D]; text: [N, T, E], the states that the dot product reads; text_mask: [N, T].
             labels, anchors, level_sizes: see `loss_glip.grounding_loss`.
-            asked: from `hide_words`; None leaves the masked-language loss out.
+            asked: labels from `hide_words`; None leaves the MLM loss out.
         """
         config, losses = self.config, {}
         text_mask = text_mask.bool()

@@ -4,7 +4,7 @@
 ATSS (arXiv 1912.02424) gives every location a box or none; the token loss is a sigmoid focal loss (arXiv 1708.02002) on
 the dot products, boxes are trained with GIoU (arXiv 1902.09630), weighted by centerness (FCOS, arXiv 1904.01355).
 
-Letters: B pictures, A locations, K boxes of a picture, P positive locations, T text tokens.
+Letters: B images, A locations, K boxes of an image, P positive locations, T text tokens.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: i
 
 
 def assign_atss_batch(anchors: Tensor, level_sizes: list[int], boxes: list[Tensor], top_k: int = 9) -> Tensor:
-    """`assign_atss` for all pictures, [B, A]; boxes: [K, 4] of each. Only the last step knows pictures apart."""
+    """`assign_atss` for all images, [B, A]; boxes: [K, 4] of each. Only the last step tells images apart."""
     owners = torch.full((len(boxes), len(anchors)), -1, dtype=torch.int64, device=anchors.device)
     counts = [len(own) for own in boxes]
     if not any(counts):
@@ -61,22 +61,22 @@ def assign_atss_batch(anchors: Tensor, level_sizes: list[int], boxes: list[Tenso
     margin = torch.cat([candidate_centres - boxes[:, :2], boxes[:, 2:] - candidate_centres], dim=-1).amin(-1)
     positive = (candidate_ious >= threshold) & (margin > INSIDE)
     claimed = torch.full_like(ious, -1).scatter_(0, candidates, candidate_ious.masked_fill(~positive, -1))
-    for picture, own in enumerate(claimed.split(counts, dim=1)):
-        if counts[picture]:
+    for image, own in enumerate(claimed.split(counts, dim=1)):
+        if counts[image]:
             best, owner = own.max(1)
-            owners[picture] = owner.masked_fill_(best < 0, -1)
+            owners[image] = owner.masked_fill_(best < 0, -1)
     return owners
 
 
 def centerness_targets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """[P] in 0..1: how central the anchors' centres lie in their boxes, both [P, 4] xyxy pixels."""
+    """Centerness [P] in 0..1 of the centres of anchors in their boxes, both [P, 4] xyxy pixels (FCOS, equation 3)."""
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     sides = torch.stack([centres - boxes[:, :2], boxes[:, 2:] - centres], dim=-1)  # [P, (x, y), 2]
     return (sides.amin(-1) / sides.amax(-1)).prod(-1).sqrt()
 
 
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """1 - GIoU, [P], of boxes [P, 4] xyxy; exclusive areas, a negative predicted side counts as 0."""
+    """1 - GIoU, [P], of boxes [P, 4] xyxy; exclusive areas, a negative predicted side has length 0."""
     top_left, bottom_right = predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])
     inter = torch.minimum(bottom_right, target[:, 2:]) - torch.maximum(top_left, target[:, :2])
     inter = inter.clamp(min=0).prod(-1)
@@ -115,7 +115,7 @@ def token_focal_loss(logits: Tensor, targets: Tensor, mask: Tensor, alpha: float
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor over all processes of `torch.distributed`; itself where there is one."""
+    """Mean of a tensor over all processes of `torch.distributed`; the tensor itself where there is only one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
         torch.distributed.all_reduce(value)
@@ -123,27 +123,42 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+def _match(
+    labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The positive locations of a batch.
+
+    Returns:
+        of each its image, its location, the row of its box among all boxes of the batch, its target box [P, 4] xyxy
+        pixels, and its centerness target.
+    """
+    boxes = [label["boxes"].float() for label in labels]
+    owners = assign_atss_batch(anchors, level_sizes, boxes, top_k)
+    images, locations = (owners >= 0).nonzero(as_tuple=True)
+    starts = torch.tensor([0] + [len(own) for own in boxes[:-1]], device=owners.device).cumsum(0)
+    rows = starts[images] + owners[images, locations]
+    own_anchors = anchors[locations]
+    # Through the coder and back: its cap on large boxes holds for targets too.
+    targets = decode_boxes(encode_boxes(torch.cat(boxes)[rows], own_anchors), own_anchors)
+    return images, locations, rows, targets, centerness_targets(targets, own_anchors)
+
+
 def positives(
     labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int = 9
 ) -> tuple[Tensor, Tensor]:
-    """What `grounding_loss` divides by: the number of positive locations and the sum of their centerness targets."""
-    boxes = [label["boxes"].float() for label in labels]
-    owners = assign_atss_batch(anchors, level_sizes, boxes, top_k)
-    own_anchors = anchors[(owners >= 0).nonzero(as_tuple=True)[1]]
-    boxes = torch.cat([own[row[row >= 0]] for own, row in zip(boxes, owners)])
-    boxes = decode_boxes(encode_boxes(boxes, own_anchors), own_anchors)
-    count = torch.tensor(float(len(boxes)), device=anchors.device)
-    return count, centerness_targets(boxes, own_anchors).sum()
+    """The normalisers of `grounding_loss`: number of positive locations and sum of their centerness targets."""
+    centerness = _match(labels, anchors, level_sizes, top_k)[-1]
+    return torch.tensor(float(len(centerness)), device=anchors.device), centerness.sum()
 
 
 def accumulation_weights(num_positive: Tensor, sum_centerness: Tensor) -> list[dict[str, float]]:
-    """Factors that make the mean of M micro-batches' losses the loss of all their pictures together.
+    """Factors that make the mean of the losses of M micro-batches the loss of all their images together.
 
     Args:
         num_positive, sum_centerness: [M], of `positives`, means over processes.
 
     Returns:
-        of each micro-batch the factors of `loss_bbox` and, as `positives`, of the terms divided by positive locations.
+        for each micro-batch the factors of `loss_bbox` and, as `positives`, of the terms divided by positive locations.
     """
     count, rounds = num_positive.clamp(min=1), len(num_positive)
     by_count = count * rounds / num_positive.sum().clamp(min=1)
@@ -157,10 +172,10 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
     """Refuse labels that do not fit the batch.
 
     Raises:
-        ValueError: naming the picture and what is wrong.
+        ValueError: naming the entry and what is wrong.
     """
     if len(labels) != num_pairs:
-        raise ValueError(f"labels has {len(labels)} entries for {num_pairs} (picture, caption) pairs.")
+        raise ValueError(f"labels has {len(labels)} entries for {num_pairs} (image, caption) pairs.")
     for index, label in enumerate(labels):
         for key in ("boxes", "positive_map"):
             if key not in label:
@@ -171,10 +186,10 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
         if tuple(positive_map.shape) != (len(boxes), num_tokens):
             raise ValueError(
                 f"labels[{index}]['positive_map'] has shape {tuple(positive_map.shape)}, not "
-                f"({len(boxes)}, {num_tokens}): one row a box, one column a token of the batch's captions."
+                f"({len(boxes)}, {num_tokens}): one row per box, one column per token of the batch's captions."
             )
-    if not bool(torch.isfinite(torch.cat([label["boxes"].flatten() for label in labels])).all()):
-        index = next(i for i, label in enumerate(labels) if not bool(torch.isfinite(label["boxes"]).all()))
+    if not torch.isfinite(torch.cat([label["boxes"].flatten() for label in labels])).all():
+        index = next(i for i, label in enumerate(labels) if not torch.isfinite(label["boxes"]).all())
         raise ValueError(f"labels[{index}]['boxes'] holds NaN or infinity.")
 
 
@@ -194,13 +209,14 @@ def grounding_loss(
         logits: [B, A, T]; bbox_regression: [B, A, 4]; centerness_logits: [B, A].
         anchors: [A, 4] xyxy pixels; level_sizes: anchors of each level.
         text_mask: [B, T], 1 at real tokens.
-        labels: one dict a picture: `boxes` [K, 4] xyxy in pixels of the network's input, `positive_map` [K, T] whose
+        labels: one dict per image: `boxes` [K, 4] xyxy in pixels of the network's input, `positive_map` [K, T] whose
             non-zero entries are the tokens of a box. K may be 0; a row may be all zero (a box without a phrase).
         config: a `GlipConfig`, for the weights.
 
     Returns:
         the weighted sum, and its terms `loss_token`, `loss_bbox`, `loss_centerness`. All are finite whatever the
-        labels, and differentiable even without a positive location, so no rank of a distributed run falls behind.
+        labels, and differentiable even without a positive location, so that no rank of a distributed run lacks a
+        gradient.
 
     Raises:
         ValueError: for labels that do not fit the batch.
@@ -213,29 +229,19 @@ def grounding_loss(
         if logits.shape[-1] == config.max_text_length:
             # "No object" is the last token of a full caption; in any shorter one that column is padding.
             targets[..., -1] = 1
-        boxes = [label["boxes"].float() for label in labels]
-        owners = assign_atss_batch(anchors, level_sizes, boxes, config.atss_top_k)
-        pictures, locations = (owners >= 0).nonzero(as_tuple=True)
-        rows = pictures * len(anchors) + locations
-        starts = torch.tensor([0] + [len(own) for own in boxes[:-1]], device=owners.device).cumsum(0)
-        owners = starts[pictures] + owners[pictures, locations]
-        boxes = torch.cat(boxes)[owners]
+        images, locations, rows, boxes, centerness = _match(labels, anchors, level_sizes, config.atss_top_k)
         positive_maps = torch.cat([label["positive_map"] for label in labels])
-        targets.view(-1, targets.shape[-1])[rows] = (positive_maps[owners] != 0).to(targets.dtype)
+        targets[images, locations] = (positive_maps[rows] != 0).to(targets.dtype)
 
         num_positive = mean_over_processes(logits.new_tensor(float(len(rows)))).clamp(min=1)
         loss_token = token_focal_loss(logits, targets, text_mask.bool(), config.focal_alpha, config.focal_gamma)
-        own_anchors = anchors[locations]
-        # Through the coder and back: its cap on large boxes holds for targets too.
-        boxes = decode_boxes(encode_boxes(boxes, own_anchors), own_anchors)
-        centerness = centerness_targets(boxes, own_anchors)
         sum_centerness = mean_over_processes(centerness.sum())
         # Every rank takes part in both reductions above, also one without a box.
         if len(rows):
-            predicted = decode_boxes(bbox_regression.flatten(0, 1)[rows], own_anchors)
+            predicted = decode_boxes(bbox_regression[images, locations], anchors[locations])
             loss_bbox = (giou_loss(predicted, boxes) * centerness).sum() / sum_centerness
             loss_centerness = nn.functional.binary_cross_entropy_with_logits(
-                centerness_logits.flatten()[rows], centerness, reduction="sum"
+                centerness_logits[images, locations], centerness, reduction="sum"
             )
         else:
             loss_bbox, loss_centerness = 0 * bbox_regression.sum(), 0 * centerness_logits.sum()

@@ -17,13 +17,13 @@ from transformers.utils import is_torchvision_available
 from .fast_path_glip import shape_constants
 
 PIXEL = 1.0
-"""What the inclusive convention adds to a difference of coordinates."""
+"""Added to a difference of coordinates by the inclusive convention."""
 
 CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Scale of the four regression targets (Faster R-CNN, arXiv 1506.01497)."""
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)
-"""Largest decoded log ratio of a side to its anchor's; keeps `exp` finite."""
+"""Largest decoded log ratio of a side to that of its anchor; keeps `exp` finite."""
 
 NMS_BLOCK = 512
 
@@ -34,10 +34,10 @@ def make_anchors(
     scale: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """One square anchor a cell, level after level, row-major, never clipped.
+    """One square anchor per feature-map cell, level after level, row-major, never clipped.
 
     Args:
-        spatial_shapes: (height, width) of each level, in cells.
+        spatial_shapes: (height, width) of each level, in feature-map cells.
         strides: of each level, in pixels.
         scale: side of an anchor in strides.
 
@@ -76,7 +76,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(regression: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes [..., 4] xyxy pixels that a regression [..., 4] stands for, relative to anchors [A, 4].
+    """Boxes [..., 4] xyxy pixels of a regression [..., 4] relative to anchors [A, 4].
 
     Log ratios of the sides are capped at `MAX_LOG_SCALE`.
     """
@@ -101,24 +101,16 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-    """Boxes [..., 4] moved inside the picture: x in [0, width - 1], y in [0, height - 1]."""
-    limit_x, limit_y = width - PIXEL, height - PIXEL
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack(
-        [
-            x1.clamp(min=0).clamp(max=limit_x),
-            y1.clamp(min=0).clamp(max=limit_y),
-            x2.clamp(min=0).clamp(max=limit_x),
-            y2.clamp(min=0).clamp(max=limit_y),
-        ],
-        dim=-1,
-    )
+    """Boxes [..., 4] xyxy clipped to the image: x in [0, width - 1], y in [0, height - 1]."""
+    x = boxes[..., 0::2].clamp(min=0).clamp(max=width - PIXEL)
+    y = boxes[..., 1::2].clamp(min=0).clamp(max=height - PIXEL)
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def _overlapping_pairs(boxes: Tensor, labels: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
     """Index pairs (first, second), first < second, of same-label boxes whose IoU exceeds the threshold.
 
-    Expects boxes sorted by label, so that a block of rows meets only the columns of its own labels.
+    Expects boxes sorted by label, so that a block of rows is compared with the columns of its own labels only.
     """
     ends = torch.searchsorted(labels, labels, right=True)
     firsts, seconds = [], []
@@ -157,16 +149,16 @@ def nms_torch(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: floa
 
 
 def nms_torchvision(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """The same through torchvision's operator; see `nms`.
+    """The same by torchvision's operator; see `nms`.
 
-    Classes are moved apart so that they never overlap, in float64: a float32 offset costs up to 0.01 pixel.
+    Classes are shifted apart so that they never overlap, in float64: a float32 offset costs up to 0.01 pixel.
     """
     if is_torchvision_available():  # custom code may import under such a condition only
         from torchvision.ops import nms as torchvision_nms
 
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    # Half-open boxes: torchvision then computes the inclusive areas.
+    # As half-open boxes, whose areas in torchvision are the inclusive ones.
     shifted = boxes.double() + boxes.new_tensor([0, 0, PIXEL, PIXEL])
     shifted = shifted - shifted.min()
     shifted = shifted + (labels * (shifted.max() + PIXEL))[:, None]
@@ -180,7 +172,7 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> 
         boxes: [K, 4] xyxy pixels (areas are inclusive).
         scores: [K].
         labels: [K] int64; boxes of different labels never suppress each other.
-        iou_threshold: a box goes when its IoU with a kept box of higher score is *above* this.
+        iou_threshold: a box is suppressed when its IoU with a kept box of higher score is *above* this.
 
     Returns:
         indices of the kept boxes, int64, by descending score.

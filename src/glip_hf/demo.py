@@ -1,11 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""A small trained GLIP and a picture that come with the package: for `make demo`, README, examples and tests.
+"""A small trained GLIP and an image that come with the package: for `make demo`, README, examples and tests.
 
     model, processor = demo_model(), demo_processor()      # GlipForGrounding.from_pretrained(DEMO_MODEL) is the same
     image = load_demo_photo()
 
-The model knows the things, colours, patterns and relations of generated scenes (`data/scenes`), nothing else.
-`accelerate launch examples/pretrain.py` trains it; its card, `DEMO_MODEL/README.md`, states how, and how good it is.
+The model knows the objects, colours, patterns and relations of generated scenes (`data/scenes`), nothing else.
+`accelerate launch examples/pretrain.py` trains it; its card, `DEMO_MODEL/README.md`, states how, and its metrics.
 """
 
 from pathlib import Path
@@ -30,10 +30,11 @@ DEMO_NAMES = ("yellow cross", "green star", "fish", "white heart")
 def scenes_config() -> GlipConfig:
     """The small GLIP that learns generated scenes: all parts at reduced width, 2.3 M parameters.
 
-    No dropout of any kind: no scene is seen twice. Anchors of 32 pixels and up, for things of 19 to 64. Windows of 5
-    cells, into which the maps of 160 pixels divide without padding. Wider initial weights in Swin and taps that start
-    in their places, and contrastive alignment beside the dot product: with the original's, which suit long training,
-    colours and shapes take several times as long to reach the words (docs/training.md).
+    No dropout of any kind: no scene is seen twice. Anchors of 32 pixels and up, for objects of 19 to 64. Windows of 5
+    feature-map cells, which divide the feature maps of images of 160 pixels without padding. Wider initial weights in
+    Swin, zero-initialised offsets of the sampling points, and contrastive alignment besides the dot product: with the
+    initialisation of the original, which suits long training, colours and shapes take several times as long to be
+    grounded in words (docs/training.md).
     """
     return GlipConfig(
         backbone_config=SwinConfig(
@@ -68,7 +69,7 @@ def scenes_config() -> GlipConfig:
 
 
 def scenes_processor() -> GlipProcessor:
-    """Pictures with a shorter side of 160 pixels, and our own vocabulary of a few hundred words."""
+    """Images with a shorter side of 160 pixels, and our own vocabulary of a few hundred words."""
     return GlipProcessor(
         image_processor=GlipImageProcessorPil(size={"shortest_edge": 160, "longest_edge": 266}),
         tokenizer=BertTokenizer(vocab=str(VOCABULARY), do_lower_case=True),
@@ -81,18 +82,18 @@ def demo_model() -> GlipForGrounding:
 
 
 def demo_processor(shortest_edge: int = 160) -> GlipProcessor:
-    """The shipped model's processor; pictures of another size than in training, if asked for."""
+    """The processor of the shipped model, with another image size than in training if asked for."""
     processor = GlipProcessor.from_pretrained(DEMO_MODEL)
     processor.image_processor.size = {"shortest_edge": shortest_edge, "longest_edge": round(shortest_edge * 5 / 3)}
     return processor
 
 
 def load_demo_photo() -> Image.Image:
-    """The picture that the package ships, 480 x 480 RGB: a scene that no training stream can contain
+    """The image that the package ships, 480 x 480 RGB: a scene that no training stream can contain
     (`scripts/draw_scene.py`).
     """
-    with Image.open(DEMO_PHOTO) as photo:
-        return photo.convert("RGB")
+    with Image.open(DEMO_PHOTO) as image:
+        return image.convert("RGB")
 
 
 __all__ = [

@@ -1,9 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What a saved GLIP carries beside its numbers: a model card, and on request the code that runs it.
+"""Saving and pushing GLIP: a model card, and on request the code that runs the model.
 
-With `save_pretrained(directory, with_code=True)` the files of the flat shelf (`*_glip.py`) travel
-with the weights, and the Auto classes load the directory with `trust_remote_code=True` where
-glip_hf is not installed.
+With `save_pretrained(directory, with_code=True)` the flat files (`*_glip.py`) are copied beside the weights, and the
+Auto classes load the directory with `trust_remote_code=True` where glip_hf is not installed.
 """
 
 import os
@@ -17,14 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 CARD_NAME = "README.md"
-TAGS = (
-    "glip",
-    "zero-shot-object-detection",
-    "phrase-grounding",
-    "object-detection",
-    "vision",
-    "vision-language",
-)
+TAGS = ("glip", "zero-shot-object-detection", "phrase-grounding", "object-detection", "vision", "vision-language")
 AUTO_CONFIG = {
     "AutoConfig": "configuration_glip.GlipConfig",
     "AutoModel": "modeling_glip.GlipModel",
@@ -41,14 +33,13 @@ AUTO_PROCESSOR = {"AutoProcessor": "processing_glip.GlipProcessor"}
 _with_code: ContextVar[bool] = ContextVar("glip_with_code", default=False)
 
 _INTRODUCTION = """\
-GLIP (Grounded Language-Image Pre-training, [arXiv 2112.03857](https://arxiv.org/abs/2112.03857))
-for Transformers: it finds in a photo whatever you name."""
+GLIP (Grounded Language-Image Pre-training, [arXiv 2112.03857](https://arxiv.org/abs/2112.03857)) for Transformers: it
+detects in an image the objects that you name or describe."""
 _LIMITS = """\
 ## Limits
 
-The model answers every name with boxes that fit best, also for names that are not in the photo:
-choose the threshold on photos of your own. It was trained on English captions and inherits the
-biases of its data."""
+The model answers every class name with the boxes that fit best, also where the image shows no such object: choose the
+threshold on images of your own. It was trained on English captions and inherits the biases of its data."""
 _SNIPPET = """\
 ```python
 import torch
@@ -58,7 +49,7 @@ from PIL import Image
 model = {model}.from_pretrained("{name}"{trust}).eval()
 processor = {processor}.from_pretrained("{name}"{trust})
 
-image = Image.open("photo.jpg")
+image = Image.open("image.jpg")
 inputs = processor(images=image, text=["cat", "remote control"], return_tensors="pt")
 with torch.inference_mode():
     outputs = model(**inputs)
@@ -72,7 +63,7 @@ _LOCAL = {
     "processor": "GlipProcessor",
     "trust": "",
 }
-_TRAVELLING = {
+_REMOTE = {
     "imports": "from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor",
     "model": "AutoModelForZeroShotObjectDetection",
     "processor": "AutoProcessor",
@@ -92,11 +83,11 @@ def build_model_card(
 
     Args:
         name: Hub id or directory; the title, and what the snippet loads.
-        architecture: a few words on the size.
-        sections: (heading, text) on provenance, numbers and the like, between usage and limits.
-        with_code: the code travels with the weights, so that the snippet does without glip_hf.
-        metadata: further fields of `ModelCardData`, such as `base_model` or `datasets`, or other
-            values for those set here.
+        architecture: the size of the model in a few words.
+        sections: (heading, text) on provenance, metrics and the like, between usage and limits.
+        with_code: the code is saved with the weights, so that the snippet does not need glip_hf.
+        metadata: further fields of `ModelCardData`, such as `base_model` or `datasets`, or other values for the
+            defaults.
     """
     fields = {
         "library_name": "transformers",
@@ -105,7 +96,7 @@ def build_model_card(
         "tags": list(TAGS),
         "language": "en",
     }
-    snippet = _SNIPPET.format(name=name, **(_TRAVELLING if with_code else _LOCAL))
+    snippet = _SNIPPET.format(name=name, **(_REMOTE if with_code else _LOCAL))
     parts = [
         f"---\n{ModelCardData(**{**fields, **metadata}).to_yaml()}\n---",
         f"# {name}",
@@ -118,13 +109,13 @@ def build_model_card(
 
 
 def copy_code(directory: str | os.PathLike[str]) -> list[Path]:
-    """Copy the flat shelf to a directory; returns the new files."""
+    """Copy the flat files (`*_glip.py`) to a directory; returns the new files."""
     return [Path(shutil.copy(source, directory)) for source in sorted(Path(__file__).parent.glob("*_glip.py"))]
 
 
 @contextmanager
-def _travelling(with_code: bool | None) -> Iterator[None]:
-    """Whether code goes along with what is saved in the block; None leaves it as it is outside."""
+def _saving_code(with_code: bool | None) -> Iterator[None]:
+    """Whether code is saved too within the block; None leaves it as it is outside."""
     token = _with_code.set(_with_code.get() if with_code is None else with_code)
     try:
         yield
@@ -134,10 +125,10 @@ def _travelling(with_code: bool | None) -> Iterator[None]:
 
 @contextmanager
 def _auto_map(owner: Any, auto_map: dict[str, Any], with_code: bool) -> Iterator[None]:
-    """`owner.auto_map` for the time of a save: ours with code, and what names other repositories.
+    """Set `owner.auto_map` for the time of a save: ours with code, else the entries that name other repositories.
 
-    An object that was loaded from a directory with code still has that directory's map, which would
-    be a promise that a save without code does not keep.
+    An object that was loaded from a directory with code still has the map of that directory, which a save without code
+    must not repeat.
     """
     before = vars(owner).get("auto_map")
     elsewhere = {key: value for key, value in (before or {}).items() if "--" in str(value)}
@@ -156,39 +147,34 @@ def _auto_map(owner: Any, auto_map: dict[str, Any], with_code: bool) -> Iterator
 class GlipHubMixin:
     """Saving and pushing with model card and code, for model, image processor and processor.
 
-    Classes that were themselves loaded as custom code always take it along: Transformers sees to
-    that.
+    For classes that were themselves loaded as custom code, Transformers always saves the code too.
     """
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
-        """The objects whose JSON files name classes, and these names."""
+        """The objects whose JSON files name classes, and the names of these classes."""
         raise NotImplementedError(f"{type(self).__name__} must say which classes its JSON files name")
 
     def _model_card(self, name: str) -> ModelCard:
-        return build_model_card(name, with_code=self._code_travels())
+        return build_model_card(name, with_code=self._saves_code())
 
-    def _code_travels(self) -> bool:
+    def _saves_code(self) -> bool:
         return _with_code.get() or self._is_custom_code()
 
     def _is_custom_code(self) -> bool:
         return type(self)._auto_class is not None
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        *args: Any,
-        with_code: bool | None = None,
-        **kwargs: Any,
+        self, save_directory: str | os.PathLike[str], *args: Any, with_code: bool | None = None, **kwargs: Any
     ) -> Any:
         """Like Transformers' method of this name; a model also gets a card where there is none.
 
         Args:
             save_directory: the directory to write.
-            with_code: copy the code too and name its classes in the JSON files, so that the Auto
-                classes load the directory with `trust_remote_code=True` where glip_hf is not
-                installed. Default: no, unless this save is part of a push `with_code`.
+            with_code: copy the code too and name its classes in the JSON files, so that the Auto classes load the
+                directory with `trust_remote_code=True` where glip_hf is not installed. Default: no, unless this save is
+                part of a push `with_code`.
         """
-        with _travelling(with_code), ExitStack() as stack:
+        with _saving_code(with_code), ExitStack() as stack:
             if not self._is_custom_code():
                 for owner, auto_map in self._auto_maps():
                     stack.enter_context(_auto_map(owner, auto_map, _with_code.get()))
@@ -200,20 +186,20 @@ class GlipHubMixin:
         return saved
 
     def _add_model_card(self, directory: Path) -> None:
-        """Only models do."""
+        """Overridden by models."""
 
     def push_to_hub(self, repo_id: str, *, with_code: bool = False, **kwargs: Any) -> Any:
         """Like Transformers' method of this name; `with_code` as in `save_pretrained`.
 
         A repository without a model card gets ours; one that is there is kept.
         """
-        with _travelling(with_code):
+        with _saving_code(with_code):
             return super().push_to_hub(repo_id, **kwargs)
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
     ) -> Any:
-        # Every push of Transformers comes by here, with its own near-empty card if there is none.
+        # Every push of Transformers calls this, with its own near-empty card if there is none.
         if _with_code.get():
             copy_code(working_dir)
         if not HfApi(token=kwargs.get("token")).file_exists(repo_id, CARD_NAME):
@@ -222,7 +208,7 @@ class GlipHubMixin:
 
 
 class GlipModelHubMixin(GlipHubMixin):
-    """The same for models."""
+    """`GlipHubMixin` for models."""
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
         return [(self.config, AUTO_CONFIG)]
@@ -245,9 +231,23 @@ class GlipModelHubMixin(GlipHubMixin):
             architecture=f"{backbone.model_type} and {text.model_type}, {config.num_blocks} blocks"
             f"{'' if config.use_fusion else ' without fusion'}",
             sections=[("These weights", f"| | |\n|---|---|\n{table}")],
-            with_code=self._code_travels(),
+            with_code=self._saves_code(),
             tags=list(dict.fromkeys([*TAGS, *(self.model_tags or [])])),
         )
+
+
+def save_with_code(directory: str | os.PathLike[str], model: Any, processor: Any) -> Path:
+    """Write weights, processor, model card and code of a `GlipForGrounding` and its `GlipProcessor`.
+
+    All Auto classes and the stock pipeline load the directory with `trust_remote_code=True` where glip_hf is not
+    installed; where it is, they use the installed code.
+
+    Returns:
+        the directory.
+    """
+    model.save_pretrained(directory, with_code=True)
+    processor.save_pretrained(directory, with_code=True)
+    return Path(directory)
 
 
 __all__ = [
@@ -260,4 +260,5 @@ __all__ = [
     "GlipModelHubMixin",
     "build_model_card",
     "copy_code",
+    "save_with_code",
 ]

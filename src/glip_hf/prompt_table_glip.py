@@ -1,8 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Prompt tuning: a learned table, added to the text, in place of a tuned model (specification, section 10).
 
-Row t is added to what the text encoder gives for token t, before the head. The table begins at zero, so that a fresh
-one changes nothing, and travels alone: at most a few megabytes that load on top of any model of the same text width.
+Row t is added to the output of the text encoder at token t, before the head. The table is zero-initialised, so that a
+new one changes nothing, and is saved alone: at most a few megabytes that load on top of any model of the same text
+width.
 
     model.add_prompt_table(256)             # then train with `training.tuning`, mode "prompt"
     model.save_prompt_table("my-task")      # prompt_table.safetensors, prompt_table.json
@@ -26,33 +27,26 @@ TABLE_FILE = "prompt_table.safetensors"
 INFO_FILE = "prompt_table.json"
 FORMAT = 1
 
-_WITHOUT_MEANING = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "prompt_table_length",
-    "transformers_version",
-)
+_IGNORED = ("_name_or_path", "architectures", "auto_map", "dtype", "prompt_table_length", "transformers_version")
 
 
 def config_hash(config: Any) -> str:
-    """16 hexadecimal digits that say which configuration a table was trained with.
+    """16 hexadecimal digits that identify the configuration a table was trained with.
 
-    What does not change what a model computes (where it came from, its dtype, the table itself) has no part in it.
+    Fields that do not change what a model computes (where it came from, its dtype, the table itself) are left out.
     """
-    fields = {key: value for key, value in config.to_dict().items() if key not in _WITHOUT_MEANING}
+    fields = {key: value for key, value in config.to_dict().items() if key not in _IGNORED}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class GlipPromptTableMixin:
-    """The table of a `GlipModel`, for the model itself and for what is built on it."""
+    """The table of a `GlipModel`, for the model itself and for the models built on it."""
 
     def add_prompt_table(self, length: int | None = None) -> nn.Parameter:
-        """Give the model a table of zeros, in place of the one it may have.
+        """Give the model a zero-initialised table, in place of the one it may have.
 
         Args:
-            length: rows; default `max_text_length`, since no caption reaches further ones (the original has 1000).
+            length: rows; default `max_text_length`, since no caption is longer (the original has 1000).
 
         Raises:
             ValueError: for fewer than one row.
@@ -67,12 +61,12 @@ class GlipPromptTableMixin:
         return base.prompt_table
 
     def remove_prompt_table(self) -> None:
-        """Back to the model without a table."""
+        """Remove the table."""
         self.base_model.prompt_table = None
         self.config.prompt_table_length = 0
 
     def save_prompt_table(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the table, and nothing else of the model, to a directory.
+        """Save the table, and nothing else of the model, to a directory.
 
         Raises:
             ValueError: if the model has none.
@@ -118,7 +112,7 @@ class GlipPromptTableMixin:
         if info.get("base_config_hash") != config_hash(self.config):
             logger.warning(
                 f"The prompt table {source} was trained on {info.get('base_model') or 'another model'}, whose "
-                "configuration differs from this model's: expect less of it here."
+                "configuration differs from this model's: expect worse results here."
             )
         parameter = self.add_prompt_table(len(table))
         with torch.no_grad():
@@ -126,7 +120,7 @@ class GlipPromptTableMixin:
         return parameter
 
     def push_prompt_table(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the table to a Hub repository, which is made if there is none; returns its URL."""
+        """Upload the table to a Hub repository, which is created if there is none; returns its URL."""
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path
-from .coco import ReadOptions, read_coco
+from .coco import read_coco
 from .hub import HubColumns, HubStream, read_hub
 from .lvis import read_lvis
 from .mdetr import read_mdetr
@@ -29,59 +29,39 @@ READERS = {
 NOT_READ = ("format", "copies", "weight", "streaming")
 """Entries of a data set's dictionary that say how it is mixed and read; the others are its reader's arguments."""
 
-_FLICKR = "mdetr_annotations/final_flickr_separateGT_{}.json"
-_MIXED_FOLDERS = {"vg": "gqa/images", "coco": "coco/train2014"}
+
+_COCO, _MDETR = "coco/annotations", "mdetr_annotations"
+_MIXED = {"format": "mdetr", "images": {"vg": "gqa/images", "coco": "coco/train2014"}}
+_LVIS = {"format": "lvis", "images": "coco"}
 
 CATALOGUE: dict[str, dict[str, Any]] = {
-    "coco_2017_train": {
-        "format": "coco",
-        "annotations": "coco/annotations/instances_train2017.json",
-        "images": "coco/train2017",
-    },
-    "coco_2017_val": {
-        "format": "coco",
-        "annotations": "coco/annotations/instances_val2017.json",
-        "images": "coco/val2017",
-        "drop_empty": False,
+    **{
+        f"coco_2017_{split}": {
+            "format": "coco",
+            "annotations": f"{_COCO}/instances_{split}2017.json",
+            "images": f"coco/{split}2017",
+            **options,
+        }
+        for split, options in {"train": {}, "val": {"drop_empty": False}}.items()
     },
     "lvis_v1_minival": {
-        "format": "lvis",
-        "annotations": "coco/annotations/lvis_v1_minival_inserted_image_name.json",
-        "images": "coco",
+        **_LVIS,
+        "annotations": f"{_COCO}/lvis_v1_minival_inserted_image_name.json",
         "drop_empty": False,
     },
-    "lvis_v1_val": {
-        "format": "lvis",
-        "annotations": "coco/annotations/lvis_od_val.json",
-        "images": "coco",
-        "drop_empty": False,
+    "lvis_v1_val": {**_LVIS, "annotations": f"{_COCO}/lvis_od_val.json", "drop_empty": False},
+    "lvis_v1_train": {**_LVIS, "annotations": f"{_COCO}/lvis_od_train.json"},
+    "object365_dt_train": {"format": "tsv", "yaml_file": "Objects365/objects365_train_vgoiv6.cas2000.yaml"},
+    "mixed_train": {**_MIXED, "annotations": f"{_MDETR}/final_mixed_train.json"},
+    "mixed_train_no_coco": {**_MIXED, "annotations": f"{_MDETR}/final_mixed_train_no_coco.json"},
+    **{
+        f"flickr30k_{split}": {
+            "format": "mdetr",
+            "annotations": f"{_MDETR}/final_flickr_separateGT_{split}.json",
+            "images": f"flickr30k/flickr30k_images/{split}",
+        }
+        for split in ("train", "val", "test")
     },
-    "lvis_v1_train": {
-        "format": "lvis",
-        "annotations": "coco/annotations/lvis_od_train.json",
-        "images": "coco",
-    },
-    "object365_dt_train": {
-        "format": "tsv",
-        "yaml_file": "Objects365/objects365_train_vgoiv6.cas2000.yaml",
-    },
-    "mixed_train": {
-        "format": "mdetr",
-        "annotations": "mdetr_annotations/final_mixed_train.json",
-        "images": _MIXED_FOLDERS,
-    },
-    "mixed_train_no_coco": {
-        "format": "mdetr",
-        "annotations": "mdetr_annotations/final_mixed_train_no_coco.json",
-        "images": _MIXED_FOLDERS,
-    },
-} | {
-    f"flickr30k_{split}": {
-        "format": "mdetr",
-        "annotations": _FLICKR.format(split),
-        "images": f"flickr30k/flickr30k_images/{split}",
-    }
-    for split in ("train", "val", "test")
 }
 """Data sets of the released models by their original names, at their original places under the data root."""
 
@@ -104,9 +84,7 @@ def build_source(
     few_shot = {}
     if reader is not read_odinw and resolved.get("shots") is not None:
         few_shot = {key: resolved.pop(key) for key in ("shots", "shuffle_seed") if key in resolved}
-    known = [name for name in inspect.signature(reader).parameters if name not in ("options", "load_options")]
-    if "options" in inspect.signature(reader).parameters:
-        known += ReadOptions.__annotations__
+    known = [name for name in inspect.signature(reader).parameters if name != "load_options"]
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")

@@ -5,36 +5,18 @@
 `Columns`, crowd regions and damaged ones included (`check-data`): one parser, one validator.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
-
-from typing_extensions import Unpack
+from typing import Any
 
 from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
 from ..columns import Columns
 from ..json_stream import stream_json
 from .base import Captions, Source, find_path, sound_table, warn_dropped
-
-
-class ReadOptions(TypedDict, total=False):
-    """Options of every reader of a COCO-shaped file.
-
-    Attributes:
-        drop_empty: leave out images without a usable box (default, as in the original). With False they are kept, as
-            negatives.
-        captions: "all" (every caption holds all class names) or "sampled" (those of the image among some others).
-        strict: fail at the first damaged annotation instead of leaving it out.
-        cache_dir: see `cache.convert_once`.
-    """
-
-    drop_empty: bool
-    captions: Captions | None
-    strict: bool
-    cache_dir: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +57,21 @@ class CocoFile:
         strict: bool = False,
         cache_dir: str | Path | None = None,
     ) -> Source:
-        """The file as a source; see `ReadOptions`."""
+        """The file as a source.
+
+        Crowd regions are ignored, categories numbered 1..N in order of their ids, images sorted by id.
+
+        Args:
+            name: of the data set; default that of the file.
+            drop_empty: leave out images without a usable box (the original's way). With False they are kept, as
+                negatives.
+            captions: "all" (every caption holds all class names) or "sampled" (those of the image among some others).
+            strict: fail at the first damaged annotation instead of leaving it out.
+            cache_dir: see `cache.convert_once`.
+
+        Raises:
+            ValueError: for what cannot be read; the message names file and remedy.
+        """
         name, captions = name or self.name, captions or self.captions
         if self.grounded and captions != "given":
             raise ValueError(f"{self.path}: captions={captions!r} is for detection sets; this one brings its own.")
@@ -99,6 +95,22 @@ class CocoFile:
         return source
 
 
+def reader(make: Callable[..., CocoFile]) -> Callable[..., Source]:
+    """A function that takes the arguments of `make` and those of `CocoFile.read`, and returns the source."""
+    makes, reads = (list(inspect.signature(function).parameters.values()) for function in (make, CocoFile.read))
+    options = {parameter.name for parameter in reads[1:]}
+
+    def read(*arguments: Any, **keywords: Any) -> Source:
+        how = {key: keywords.pop(key) for key in options & keywords.keys()}
+        return make(*arguments, **keywords).read(**how)
+
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in reads[1:]]
+    read.__signature__ = inspect.Signature(makes + keywords, return_annotation=Source)
+    read.__name__ = f"read_{make.__name__.removesuffix('_file')}"
+    read.__doc__ = f"{make.__doc__}\nIt is read at once: see `CocoFile.read` for the other arguments."
+    return read
+
+
 def coco_file(
     annotations: str | Path,
     images: str | Path,
@@ -107,7 +119,14 @@ def coco_file(
     categories: Sequence[Mapping[str, Any]] | None = None,
     prompts: Sequence[Mapping[str, str]] | None = None,
 ) -> CocoFile:
-    """How `read_coco` reads; arguments as there."""
+    """A detection set in COCO's format.
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that `file_name` is relative to.
+        data_root: where relative paths begin, see `find_path`.
+        categories, prompts: see `CocoFile`.
+    """
     folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
     return CocoFile(
         path,
@@ -119,33 +138,7 @@ def coco_file(
     )
 
 
-def read_coco(
-    annotations: str | Path,
-    images: str | Path,
-    name: str | None = None,
-    *,
-    data_root: str | Path | None = None,
-    categories: Sequence[Mapping[str, Any]] | None = None,
-    prompts: Sequence[Mapping[str, str]] | None = None,
-    **options: Unpack[ReadOptions],
-) -> Source:
-    """A detection set in COCO's format.
-
-    Crowd regions are ignored, categories numbered 1..N in order of their ids, images sorted by id.
-
-    Args:
-        annotations: the JSON file.
-        images: the folder that `file_name` is relative to.
-        name: of the data set; default: the file's.
-        data_root: where relative paths begin, see `find_path`.
-        categories, prompts: see `CocoFile`.
-        options: see `ReadOptions`.
-
-    Raises:
-        FileNotFoundError, ValueError: for what cannot be read; the message names file and remedy.
-    """
-    file = coco_file(annotations, images, data_root=data_root, categories=categories, prompts=prompts)
-    return file.read(name, **options)
+read_coco = reader(coco_file)
 
 
 def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:

@@ -1,10 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Any `datasets` data set with a picture, boxes and either classes or a caption: from the Hub or local, stored or
+"""Any `datasets` data set with images, boxes and either classes or a caption: from the Hub or local, stored or
 streamed."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
@@ -25,7 +26,7 @@ class HubColumns:
 
     Attributes:
         image, objects, caption, image_id, width, height: columns. Only the first two must exist; a missing size is
-            read from the picture's header, a missing id is the row's number.
+            read from the image's header, a missing id is the row's number.
         box, category, area, crowd, spans, phrase: keys of `objects`, a list of dictionaries or a dictionary of lists.
             In a set with captions an object has `spans` (`[[begin, end], ...]`) or a `phrase`, which is looked up
             in the caption and must occur there once.
@@ -48,7 +49,7 @@ class HubColumns:
 
 
 class HubImages:
-    """Encoded pictures of a stored data set by row number."""
+    """Encoded images of a stored data set by row number."""
 
     def __init__(self, dataset: Any, column: str) -> None:
         self.column = column
@@ -60,13 +61,13 @@ class HubImages:
 
 
 def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
-    """The encoded picture of a cell.
+    """The encoded image of a cell.
 
     Raises:
         OSError, ValueError: if there is none.
     """
     if value is None or (value["bytes"] is None and value["path"] is None):
-        raise ValueError("there is no picture")
+        raise ValueError("there is no image")
     if value["bytes"] is not None:
         return value["bytes"]
     # Streams may name files on the Hub or inside archives.
@@ -76,13 +77,7 @@ def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
 
 @dataclass(frozen=True)
 class HubData:
-    """A stored data set of `datasets` and how its rows become columns of ours.
-
-    Attributes:
-        name: of the data set, for messages.
-        dataset: the `datasets.Dataset`.
-        plan: see `RowPlan`.
-    """
+    """A data set of `datasets`, stored or streamed, and how its rows become columns of ours."""
 
     name: str
     dataset: Any
@@ -99,15 +94,28 @@ class HubData:
         names: Sequence[str] | None = None,
         **load_options: Any,
     ) -> "HubData":
-        """Arguments as for `read_hub`."""
+        """
+        Args:
+            dataset: a `datasets.Dataset` or `IterableDataset`, or what `datasets.load_dataset` takes (a Hub id, a
+                folder, "parquet" with `data_files=`).
+            name: of the data set.
+            split, load_options: passed to `load_dataset`.
+            columns: where the data set keeps what, if not where `HubColumns` says.
+            names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else, in a stored data set, all
+                the texts that occur.
+        """
         name = name or (dataset if isinstance(dataset, str) else "dataset")
-        dataset = _load(dataset, split, load_options)
-        if not hasattr(dataset, "_fingerprint"):
-            raise ValueError(f"{name} is a stream: read it with HubStream, or as the single source of a recipe.")
+        if isinstance(dataset, str):
+            dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
         return cls(name, dataset, RowPlan.of(dataset, columns, names))
 
     @property
+    def default_captions(self) -> Captions:
+        return "given" if self.plan.grounded else "all"
+
+    @property
     def images(self) -> "HubImages":
+        """Encoded images of a stored data set by row number."""
         return HubImages(self.dataset, self.plan.columns.image)
 
     def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
@@ -129,31 +137,24 @@ def read_hub(
     dataset: Any,
     name: str | None = None,
     *,
-    split: str = "train",
-    columns: HubColumns | Mapping[str, str] | None = None,
-    names: Sequence[str] | None = None,
     drop_empty: bool = True,
     captions: Captions | None = None,
     strict: bool = False,
-    cache_dir: str | Any = None,
+    cache_dir: str | Path | None = None,
     **load_options: Any,
 ) -> Source:
     """A data set of `datasets`, stored on this machine. (To stream one, see `HubStream`.)
 
     Args:
-        dataset: a `datasets.Dataset`, or what `datasets.load_dataset` takes (a Hub id, a folder, "parquet" with
-            `data_files=`).
-        name: of the data set.
-        split, load_options: passed to `load_dataset`.
-        columns: where the data set keeps what, if not where `HubColumns` says.
-        names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else all the texts that occur.
-        drop_empty, strict, cache_dir: as for `read_coco`.
+        dataset, name, load_options: see `HubData.load`.
+        drop_empty, strict, cache_dir: see `CocoFile.read`.
         captions: default "given" where there is a caption column, else "all".
 
     Class 0 of the data set has the number 1 here; `category_ids` leads back.
     """
-    data = HubData.load(dataset, name, split=split, columns=columns, names=names, **load_options)
-    plan = data.plan
+    data = HubData.load(dataset, name, **load_options)
+    if not hasattr(data.dataset, "_fingerprint"):
+        raise ValueError(f"{data.name} is a stream: read it with HubStream, or as the single source of a recipe.")
 
     def build(writer: TableWriter) -> dict[str, Any]:
         collected, labels, used = data.collect()
@@ -166,62 +167,49 @@ def read_hub(
     key = {
         "reader": "hub",
         "data": data.dataset._fingerprint,
-        "columns": vars(plan.columns),
-        "names": plan.names,
+        "columns": vars(data.plan.columns),
+        "names": data.plan.names,
         "drop_empty": drop_empty,
         "strict": strict,
     }
     table, info, rows = convert_once(data.name, [], key, build, cache_dir)
-    captions = captions or ("given" if plan.grounded else "all")
-    source = Source(data.name, table, info, rows, captions, encoded=data.images)
+    source = Source(data.name, table, info, rows, captions or data.default_captions, encoded=data.images)
     warn_dropped(data.name, source.dropped)
     return source
-
-
-def _load(dataset: Any, split: str, load_options: Mapping[str, Any]) -> Any:
-    if not isinstance(dataset, str):
-        return dataset
-    return require("datasets").load_dataset(dataset, split=split, **load_options)
 
 
 class HubStream:
     """A data set of `datasets` that is read as it comes: iterating gives `Record`s, one pass.
 
     Args:
-        dataset: a `datasets.IterableDataset`, or what `load_dataset(..., streaming=True)` takes.
-        names: of the classes 0, 1, ...; needed unless the data set has a `ClassLabel` feature or captions.
+        dataset, name, load_options: see `HubData.load`; the class names are needed unless the data set has a
+            `ClassLabel` feature or captions.
         captions: "given", "all" or "sampled"; default as for `read_hub`.
-        name, split, columns, load_options: as for `read_hub`.
+        drop_empty: skip images without usable boxes.
 
-    A picture without usable boxes is skipped with `drop_empty`. What is damaged is left out and counted in `dropped`
-    (by the process that reads it); what is said of a picture that cannot be read goes to `on_broken`, if it is set.
+    What is damaged is left out and counted in `dropped` (by the process that reads it); images that cannot be read are
+    passed to `on_broken`, if it is set.
     """
 
     on_broken: Callable[[str], None] | None = None
+    prompts = None
 
     def __init__(
         self,
         dataset: Any,
         name: str | None = None,
         *,
-        split: str = "train",
-        columns: HubColumns | Mapping[str, str] | None = None,
-        names: Sequence[str] | None = None,
         drop_empty: bool = True,
         captions: Captions | None = None,
         **load_options: Any,
     ) -> None:
-        self.name = name or (dataset if isinstance(dataset, str) else "dataset")
-        dataset = _load(dataset, split, load_options | {"streaming": True})
-        self.plan = RowPlan.of(dataset, columns, names)
+        data = HubData.load(dataset, name, streaming=True, **load_options)
+        self.name, self.plan, self.drop_empty = data.name, data.plan, drop_empty
         if not self.plan.grounded and self.plan.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
-        image = require("datasets").Image(decode=False)
-        self.dataset = dataset.cast_column(self.plan.columns.image, image)
-        self.captions: Captions = captions or ("given" if self.plan.grounded else "all")
+        self.dataset = data.dataset.cast_column(self.plan.columns.image, require("datasets").Image(decode=False))
+        self.captions = captions or data.default_captions
         self.names = {} if self.plan.grounded else dict(enumerate(self.plan.names, start=1))
-        self.prompts = None
-        self.drop_empty = drop_empty
         self.dropped: dict[str, int] = {}
 
     def records(self, dataset: Any) -> Iterator[Record]:
@@ -276,7 +264,7 @@ class RowPlan:
             if needed not in present:
                 raise ValueError(
                     f"The data set has no column {needed!r} but {', '.join(sorted(present)) or 'none known'}: say "
-                    "with columns= which hold the picture and the objects."
+                    "with columns= which hold the image and the objects."
                 )
         if names is None and dataset.features is not None:
             feature = dataset.features[columns.objects]
@@ -287,7 +275,7 @@ class RowPlan:
         return cls(columns, present, names, columns.caption in present)
 
     def rows(self, dataset: Any) -> Iterator[Mapping[str, Any]]:
-        """Rows without what is not needed; pictures only where their size is not known otherwise."""
+        """Rows of the needed columns; images only where their size is not known otherwise."""
         c = self.columns
         wanted = [c.objects, c.caption, c.image_id, c.width, c.height]
         if not {c.width, c.height} <= self.present:

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Unpack
-
-from .base import Source, find_path
-from .coco import CocoFile, ReadOptions
+from .base import find_path
+from .coco import CocoFile, reader
 
 
 def lvis_file(annotations: str | Path, images: str | Path, *, data_root: str | Path | None = None) -> CocoFile:
-    """How `read_lvis` reads; arguments as there."""
+    """A detection set in LVIS's format; arguments as for `coco_file`.
+
+    An image lies in `images` under the last two parts of its `coco_url` (`train2017/000000000009.jpg`), as LVIS splits
+    COCO's images anew; where there is no `coco_url`, under `file_name`. What the annotations say about negative and not
+    exhaustively annotated categories is in `Record.extra`, by original id.
+    """
     folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
 
     def image_path(image: Mapping[str, Any]) -> str:
@@ -24,18 +27,4 @@ def lvis_file(annotations: str | Path, images: str | Path, *, data_root: str | P
     return CocoFile(path, image_path, key, path.stem, "sampled", keep_keys)
 
 
-def read_lvis(
-    annotations: str | Path,
-    images: str | Path,
-    name: str | None = None,
-    *,
-    data_root: str | Path | None = None,
-    **options: Unpack[ReadOptions],
-) -> Source:
-    """A detection set in LVIS's format; arguments as for `read_coco`.
-
-    An image lies in `images` under the last two parts of its `coco_url` (`train2017/000000000009.jpg`), as LVIS splits
-    COCO's images anew; where there is no `coco_url`, under `file_name`. What the annotations say about negative and not
-    exhaustively annotated categories is in `Record.extra`, by original id.
-    """
-    return lvis_file(annotations, images, data_root=data_root).read(name, **options)
+read_lvis = reader(lvis_file)

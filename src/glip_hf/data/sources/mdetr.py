@@ -8,16 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Unpack
-
-from .base import Source, find_path
-from .coco import CocoFile, ReadOptions
+from .base import find_path
+from .coco import CocoFile, reader
 
 
 def mdetr_file(
     annotations: str | Path, images: str | Path | Mapping[str, str | Path], *, data_root: str | Path | None = None
 ) -> CocoFile:
-    """How `read_mdetr` reads; arguments as there."""
+    """A grounding set in MDETR's format.
+
+    Args:
+        annotations: `final_flickr_separateGT_*.json`, `final_mixed_train.json`, `final_mixed_train_no_coco.json`,
+            `final_refexp_val.json`, ...
+        images: the folder of the images. For the mixed files a folder for each `data_source`:
+            `{"vg": "gqa/images", "coco": "coco/train2014"}`.
+
+    `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`, `original_img_id`,
+    `original_id`, `data_source`.
+    """
     if isinstance(images, Mapping):
         folders = {key: str(find_path(path, data_root, must_exist=False)) for key, path in images.items()}
     else:
@@ -36,24 +44,4 @@ def mdetr_file(
     return CocoFile(path, image_path, key, path.stem, "given", keep_keys)
 
 
-def read_mdetr(
-    annotations: str | Path,
-    images: str | Path | Mapping[str, str | Path],
-    name: str | None = None,
-    *,
-    data_root: str | Path | None = None,
-    **options: Unpack[ReadOptions],
-) -> Source:
-    """A grounding set in MDETR's format.
-
-    Args:
-        annotations: `final_flickr_separateGT_*.json`, `final_mixed_train.json`, `final_mixed_train_no_coco.json`,
-            `final_refexp_val.json`, ...
-        images: the folder of the images. For the mixed files a folder for each `data_source`:
-            `{"vg": "gqa/images", "coco": "coco/train2014"}`.
-        name, data_root, options: as for `read_coco`.
-
-    `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`,
-    `original_img_id`, `original_id`, `data_source`.
-    """
-    return mdetr_file(annotations, images, data_root=data_root).read(name, **options)
+read_mdetr = reader(mdetr_file)

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Unpack
-
 from .._extras import require
-from .base import Source, find_path
-from .coco import CocoFile, ReadOptions, coco_file
+from .base import find_path
+from .coco import CocoFile, coco_file, reader
 
 
 def odinw_file(
@@ -23,7 +21,18 @@ def odinw_file(
     use_prompts: bool = True,
     data_root: str | Path | None = None,
 ) -> CocoFile:
-    """How `read_odinw` reads; arguments as there."""
+    """One split of an ODinW task, called "<task>/<split>".
+
+    Args:
+        task: the YAML file, as the original ships it (`DATASETS.REGISTER`, `OVERRIDE_CATEGORY`, `CAPTION_PROMPT`).
+        split: a key of `REGISTER`: "train", "val", "test", "minival", ...
+        shots, seed: the few-shot file of the split with so many shots (1, 3, 5, 10) and this seed (3, 30, 300).
+        use_prompts: write captions with the task's prompts, where it has some.
+        data_root: as for `coco_file`.
+
+    Raises:
+        ValueError: for a split that the task does not have, and a malformed task file.
+    """
     path = Path(task) if Path(task).is_file() else find_path(task, data_root)
     settings = load_task(path)
     if shots is not None:
@@ -42,32 +51,7 @@ def odinw_file(
     return replace(file, name=f"{path.stem}/{split}")
 
 
-def read_odinw(
-    task: str | Path,
-    split: str = "train",
-    name: str | None = None,
-    *,
-    shots: int | None = None,
-    seed: int = 3,
-    use_prompts: bool = True,
-    data_root: str | Path | None = None,
-    **options: Unpack[ReadOptions],
-) -> Source:
-    """One split of an ODinW task.
-
-    Args:
-        task: the YAML file, as the original ships it (`DATASETS.REGISTER`, `OVERRIDE_CATEGORY`, `CAPTION_PROMPT`).
-        split: a key of `REGISTER`: "train", "val", "test", "minival", ...
-        name: of the data set; default "<task>/<split>".
-        shots, seed: the few-shot file of the split with so many shots (1, 3, 5, 10) and this seed (3, 30, 300).
-        use_prompts: write captions with the task's prompts, where it has some.
-        data_root, options: as for `read_coco`.
-
-    Raises:
-        ValueError: for a split that the task does not have, and a malformed task file.
-    """
-    file = odinw_file(task, split, shots=shots, seed=seed, use_prompts=use_prompts, data_root=data_root)
-    return file.read(name, **options)
+read_odinw = reader(odinw_file)
 
 
 def load_task(path: str | Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from glip_hf.data.scenes import (
     make_scene,
     vocabulary,
 )
-from glip_hf.data.scenes.config import Dice
+from glip_hf.data.scenes.config import Rng
 from glip_hf.data.scenes.layout import fails, holds
 from glip_hf.data.scenes.painting import Canvas, Thing, cut_out, second_color
 from glip_hf.data.scenes.shapes import SILHOUETTES
@@ -109,7 +109,7 @@ def test_families_follow_the_number_of_the_scene() -> None:
 def test_streams_cannot_meet() -> None:
     assert len(set(SPLITS.values())) == len(SPLITS)
     words = [(split, seed, index) for split in (0, 1) for seed in (0, 1) for index in (0, 1)]
-    assert len({Dice(*w)() for w in words}) == len(words)
+    assert len({Rng(*w)() for w in words}) == len(words)
 
 
 @pytest.mark.parametrize("arguments", [("test", 0, 0), ("train", -1, 0), ("train", 0, 2**32)])
@@ -120,7 +120,7 @@ def test_bad_arguments_are_refused(arguments) -> None:
         SceneDataset("train", 3)[3]
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
 def test_there_is_enough_to_tell_apart() -> None:
@@ -150,11 +150,11 @@ def test_resolution_scales_the_picture_and_the_things(resolution: int) -> None:
 
 def test_box_is_that_of_the_visible_pixels() -> None:
     config = SceneConfig(light=0, noise=0, color_jitter=0)
-    dice = Dice(1)
-    canvas = Canvas(config, dice)
+    rng = Rng(1)
+    canvas = Canvas(config, rng)
     canvas.pixels[:] = 128
     square = Thing("square", "red", "plain", "medium", "square", 20, 0)
-    cutout = cut_out(square, dice)
+    cutout = cut_out(square, rng)
     canvas.paint(square, cutout, 30, 40, 0)
     rows, columns = (canvas.owner == 0).nonzero()
     assert {np.ptp(rows) + 1, np.ptp(columns) + 1} <= {20, 21}

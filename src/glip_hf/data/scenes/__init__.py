@@ -1,12 +1,12 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Procedural scenes: pictures with true boxes, lists of names and sentences, all from a seed.
+"""Procedural scenes: images with true boxes, lists of class names and sentences, all from a seed.
 
     sample = make_scene("train", seed=0, index=7)
     sample.image, sample.boxes, sample.labels, sample.caption, sample.prompt.spans
     contact_sheet([make_scene("relations", 0, i) for i in range(8)]).save("sheet.png")
 
-shapes: silhouettes. config: words, splits, held-out pairs, difficulty. painting: pixels.
-layout: what lies where, and relations. wording: captions. sample: the pieces put together.
+`shapes`: silhouettes; `config`: attributes, splits, held-out pairs, difficulty; `painting`: pixels; `layout`: positions
+and relations; `wording`: captions; `sample`: the whole.
 """
 
 from .config import COLORS, HELD_OUT, PATTERNS, SPLITS, SceneConfig

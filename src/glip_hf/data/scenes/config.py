@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What scenes are made of: words, splits, pairs kept for evaluation, difficulty, and chance."""
+"""What scenes are made of: colours and patterns, splits, held-out pairs, difficulty, and random numbers."""
 
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (240, 240, 236),
     "black": (28, 28, 32),
 }
-"""RGB of each colour word before jitter and lighting."""
+"""RGB of each colour before jitter and lighting."""
 
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 
 HELD_OUT = frozenset((tuple(COLORS)[(3 * k + 1) % len(COLORS)], kind) for k, kind in enumerate(KINDS))
-"""(colour, kind) pairs, one a kind, that training neither shows nor mentions."""
+"""(colour, kind) pairs, one per kind, that training neither shows nor mentions."""
 
 SPLITS = {
     "train": 0,
@@ -39,45 +39,44 @@ SPLITS = {
     "novel_train": 5,
     "novel": 6,
 }
-"""First word of every seed, so no split shares a scene with another whatever the seeds.
+"""First entry of every seed sequence, so that splits share no scene whatever the seeds.
 
-train: all three families, mixed by `SceneConfig.families`; detection: lists of names; sentences: attributes
-and relations; unseen: lists about `HELD_OUT` pairs; relations: only the relation tells two like things apart;
+train: all three families, mixed by `SceneConfig.families`; detection: lists of class names; sentences: attributes and
+relations; unseen: lists about `HELD_OUT` pairs; relations: only a relation distinguishes two like things;
 novel(_train): lists with `NOVEL_KINDS`.
 """
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Difficulty. Lengths are fractions of the picture's side, ranges are inclusive.
+    """Difficulty. Lengths are relative to the image's side, ranges are inclusive.
 
     Attributes:
-        resolution: side of the square picture in pixels.
-        things: how many named things are tried; one that finds no place is left out.
-        distractors: how many nameless ones.
-        small, medium, large: sides of a thing (the longer one, upright). "small" and "large" may be
-            said of the first and last band; the gaps between the bands keep the words true.
+        resolution: side of the square image in pixels.
+        things: number of named things to place; one that finds no position is left out.
+        distractors: number of things without a name.
+        small, medium, large: longer side of a thing before rotation. Captions call the first and last band "small" and
+            "large"; the gaps between the bands keep that true.
         size_weights: how often each band is drawn.
-        pattern_chance: of a pattern other than plain.
-        kin_chance: that a thing shares the kind or colour of an earlier one; `twin_chance`: both.
-        overlap_chance: that a thing may hide part of another.
-        min_visible: share of its pixels that a thing keeps.
-        cut_chance: that the picture's edge may cut a thing.
-        rotation: largest turn from upright, in degrees.
+        pattern_chance: probability of a pattern other than plain.
+        kin_chance: probability that a thing shares the kind or colour of an earlier one; `twin_chance`: both.
+        overlap_chance: probability that a thing may cover part of another.
+        min_visible: share of its pixels that stays visible.
+        cut_chance: probability that the image's edge may cut a thing.
+        rotation: largest rotation from upright, in degrees.
         color_jitter: largest change of a colour channel, of 255.
-        light: strength of uneven light, shadows and colour casts; 0 is flat.
+        light: strength of uneven lighting, shadows and colour casts; 0 is flat.
         noise: standard deviation of the sensor noise, of 255.
-        blur_chance: of a picture slightly out of focus.
+        blur_chance: probability of an image slightly out of focus.
         list_styles: weights of lists of kinds ("star"), of colours ("red thing") and of both ("red star"). Without the
-            first two, a model from nothing finds kinds alone long before it heeds colours (docs/training.md).
-        listed: chance that a kind of thing present gets into the list.
-        negatives: how many absent names; `near_chance`: that one differs from something present in
-            one word only.
-        families: (n, weights of lists, sentences and relation sentences), what training mixes from scene n of a stream
-            on. Relations come last: a model learns them in a few hundred steps, but only if it knows colours and kinds
-            and most of what it reads are relations (docs/training.md).
-        relation_gap: least distance along the axis that a stated relation has; also the most by
-            which "near" things are apart.
+            first two, a model trained from scratch finds kinds long before it attends to colours (docs/training.md).
+        listed: probability that the name of something present is listed.
+        negatives: number of absent names; `near_chance`: probability that one differs from something present in only
+            one of its words.
+        families: (n, weights of lists, sentences and relation sentences), the training mixture from scene n of a stream
+            on. Relations come last: a model learns them in a few hundred steps, but only once it knows colours and
+            kinds, and if most of its captions are about relations (docs/training.md).
+        relation_gap: least distance along the axis of a stated relation; also the largest between "near" things.
     """
 
     resolution: int = 160
@@ -109,24 +108,24 @@ class SceneConfig:
     relation_gap: float = 0.08
 
 
-class Dice:
-    """Chance from a `numpy` bit stream.
+class Rng:
+    """Random choices from a `numpy` bit stream.
 
-    Only uniform numbers are drawn from it, so that scenes do not depend on how a version of numpy
-    or Python turns them into choices.
+    Only uniform values are drawn from it, so that scenes do not depend on how a version of numpy or Python turns them
+    into choices.
     """
 
     BLOCK = 256
 
-    def __init__(self, *words: int) -> None:
-        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
-        self._numbers: list[float] = []
+    def __init__(self, *seeds: int) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
+        self._values: list[float] = []
 
     def __call__(self) -> float:
         """Uniform in [0, 1)."""
-        if not self._numbers:
-            self._numbers = self._rng.random(self.BLOCK).tolist()
-        return self._numbers.pop()
+        if not self._values:
+            self._values = self._rng.random(self.BLOCK).tolist()
+        return self._values.pop()
 
     def array(self, *shape: int) -> np.ndarray:
         """Uniform in [0, 1), float32."""
@@ -135,17 +134,17 @@ class Dice:
     def chance(self, probability: float) -> bool:
         return self() < probability
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * self()
 
-    def whole(self, low: int, high: int) -> int:
-        """A whole number, both ends included."""
+    def integer(self, low: int, high: int) -> int:
+        """An integer, both ends included."""
         return low + int(self() * (high - low + 1))
 
-    def pick(self, items: Sequence[T]) -> T:
+    def choice(self, items: Sequence[T]) -> T:
         return items[int(self() * len(items))]
 
-    def weighted(self, items: Sequence[T], weights: Sequence[float]) -> T:
+    def weighted_choice(self, items: Sequence[T], weights: Sequence[float]) -> T:
         at = self() * sum(weights)
         for item, weight in zip(items, weights):
             at -= weight
@@ -159,6 +158,3 @@ class Dice:
             other = int(self() * (k + 1))
             items[k], items[other] = items[other], items[k]
         return items
-
-
-__all__ = ["COLORS", "HELD_OUT", "PATTERNS", "SPLITS", "Dice", "SceneConfig"]

@@ -1,8 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which things a scene holds and where they lie, and what relations hold between them.
+"""Which things a scene holds, where they lie, and which relations hold between them.
 
-Boxes are xyxy in whole pixels, both ends included (`boxes_glip`): x2 is the last column that shows
-the thing.
+Boxes are xyxy in integer pixels, both corners inside (`boxes_glip`): x2 is the last column that shows the thing.
 """
 
 import math
@@ -11,32 +10,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import COLORS, HELD_OUT, PATTERNS, Dice, SceneConfig
+from .config import COLORS, HELD_OUT, PATTERNS, Rng, SceneConfig
 from .painting import Canvas, Cutout, Thing, cut_out
 from .shapes import KINDS, NAMELESS, NOVEL_KINDS
 
 Box = tuple[int, int, int, int]
 Pair = tuple[str, str]  # colour, kind
 BANDS = ("small", "medium", "large")
-ATTEMPTS = 12  # places tried for a thing, and scenes tried for a relation
+ATTEMPTS = 12  # positions tried for a thing
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A thing and, where its place matters, its centre in fractions of the picture."""
+    """A thing and, where its position matters, its centre relative to the size of the image."""
 
     thing: Thing
     centre: tuple[float, float] | None = None
 
 
-def random_pair(split: str, dice: Dice) -> Pair:
+def random_pair(split: str, rng: Rng) -> Pair:
     """A colour and a kind that may occur in the split."""
-    if split == "unseen" and dice.chance(0.5):
-        return dice.pick(sorted(HELD_OUT))
+    if split == "unseen" and rng.chance(0.5):
+        return rng.choice(sorted(HELD_OUT))
     kinds = KINDS
     if split.startswith("novel"):
-        kinds = NOVEL_KINDS if dice.chance(0.2) else KINDS
-    return dice.pick(tuple(COLORS)), dice.pick(kinds)
+        kinds = NOVEL_KINDS if rng.chance(0.2) else KINDS
+    return rng.choice(tuple(COLORS)), rng.choice(kinds)
 
 
 def allowed(pair: Pair, split: str) -> bool:
@@ -46,107 +45,103 @@ def allowed(pair: Pair, split: str) -> bool:
 def make_thing(
     pair: tuple[str, str | None],
     config: SceneConfig,
-    dice: Dice,
+    rng: Rng,
     band: str | None = None,
     pattern: str | None = None,
 ) -> Thing:
-    """A thing of a colour and kind; no kind makes a distractor. What is not given is drawn."""
+    """A thing of a colour and kind, without a kind a distractor; attributes that are not given are drawn."""
     color, kind = pair
     if band is None:
-        band = dice.weighted(BANDS, config.size_weights)
+        band = rng.weighted_choice(BANDS, config.size_weights)
     if pattern is None:
-        pattern = dice.pick(PATTERNS[1:]) if dice.chance(config.pattern_chance) else "plain"
-    side = dice.between(*getattr(config, band)) * config.resolution
+        pattern = rng.choice(PATTERNS[1:]) if rng.chance(config.pattern_chance) else "plain"
+    side = rng.uniform(*getattr(config, band)) * config.resolution
     turn = config.rotation if kind else 180
-    silhouette = kind or dice.pick(NAMELESS)
-    return Thing(kind, color, pattern, band, silhouette, side, dice.between(-turn, turn))
+    silhouette = kind or rng.choice(NAMELESS)
+    return Thing(kind, color, pattern, band, silhouette, side, rng.uniform(-turn, turn))
 
 
-def choose_things(split: str, config: SceneConfig, dice: Dice, count: int) -> list[Thing]:
-    """Named things, many of which share a word with another."""
+def choose_things(split: str, config: SceneConfig, rng: Rng, count: int) -> list[Thing]:
+    """Named things, many of which share an attribute with another."""
     pairs: list[Pair] = []
     while len(pairs) < count:
-        pair = random_pair(split, dice)
-        if pairs and dice.chance(config.kin_chance):
-            kin = dice.pick(pairs)
-            pair = (kin[0], pair[1]) if dice.chance(0.5) else (pair[0], kin[1])
-        elif pairs and dice.chance(config.twin_chance):
-            pair = dice.pick(pairs)
+        pair = random_pair(split, rng)
+        if pairs and rng.chance(config.kin_chance):
+            kin = rng.choice(pairs)
+            pair = (kin[0], pair[1]) if rng.chance(0.5) else (pair[0], kin[1])
+        elif pairs and rng.chance(config.twin_chance):
+            pair = rng.choice(pairs)
         if allowed(pair, split):
             pairs.append(pair)
-    return [make_thing(pair, config, dice) for pair in pairs]
+    return [make_thing(pair, config, rng) for pair in pairs]
 
 
-def _boxes(canvas: Canvas, placed: Iterable[tuple[Thing, tuple[slice, slice]]]) -> None:
+def _set_boxes(canvas: Canvas, placed: Iterable[tuple[Thing, tuple[slice, slice]]]) -> None:
     """Give every thing the bounding box of the pixels that show it."""
     for index, (thing, (ys, xs)) in enumerate(placed):
-        seen = canvas.owner[ys, xs] == index
-        rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
+        rows, columns = (canvas.owner[ys, xs] == index).nonzero()
         if len(rows):
-            thing.box = (
-                int(xs.start + columns[0]),
-                int(ys.start + rows[0]),
-                int(xs.start + columns[-1]),
-                int(ys.start + rows[-1]),
-            )
+            left, top = xs.start, ys.start
+            corners = left + columns.min(), top + rows.min(), left + columns.max(), top + rows.max()
+            thing.box = tuple(map(int, corners))
 
 
-def compose(plans: list[Plan], config: SceneConfig, dice: Dice) -> tuple[np.ndarray, list[Thing]]:
+def compose(plans: list[Plan], config: SceneConfig, rng: Rng) -> tuple[np.ndarray, list[Thing]]:
     """Paint a scene.
 
     Args:
-        plans: the named things. One without a centre is left out when no place is found for it.
+        plans: the named things. One without a centre is left out where no position is found for it.
 
     Returns:
-        picture [S, S, 3] uint8, and the things that are in it, nameless ones too, their boxes set, from back to front.
+        image [S, S, 3] uint8, and the things that it shows, distractors too, with their boxes, from back to front.
     """
-    canvas = Canvas(config, dice)
-    nameless = [
-        Plan(make_thing((dice.pick(tuple(COLORS)), None), config, dice)) for _ in range(dice.whole(*config.distractors))
+    canvas = Canvas(config, rng)
+    distractors = [
+        Plan(make_thing((rng.choice(tuple(COLORS)), None), config, rng))
+        for _ in range(rng.integer(*config.distractors))
     ]
-    # Small things mostly come last: in front of large ones, else they would vanish behind them.
-    order = sorted([*plans, *nameless], key=lambda plan: -plan.thing.side * dice.between(0.5, 1))
+    # Small things mostly come last: behind large ones they would vanish.
+    order = sorted([*plans, *distractors], key=lambda plan: -plan.thing.side * rng.uniform(0.5, 1))
     placed: list[tuple[Thing, tuple[slice, slice]]] = []
-    visible: list[int] = []  # pixels of each thing that may still be hidden
+    visible: list[int] = []  # pixels of each thing that may still be covered
     for plan in order:
-        cutout = cut_out(plan.thing, dice)
-        corner = _find_place(canvas, plan, cutout, visible, dice)
+        cutout = cut_out(plan.thing, rng)
+        corner = _find_position(canvas, plan, cutout, visible, rng)
         if corner is None:
             continue
         left, top = corner
-        picture, patch = canvas.window(left, top, cutout.solid.shape)
-        hidden = canvas.owner[picture][cutout.solid[patch]]
+        area, patch = canvas.window(left, top, cutout.solid.shape)
+        hidden = canvas.owner[area][cutout.solid[patch]]
         for other, count in enumerate(np.bincount(hidden[hidden >= 0], minlength=0).tolist()):
             visible[other] -= count
         canvas.paint(plan.thing, cutout, left, top, len(placed))
-        placed.append((plan.thing, picture))
+        placed.append((plan.thing, area))
         cut_off = cutout.area - int(cutout.solid[patch].sum())
         visible.append(int(cutout.area * (1 - config.min_visible)) - cut_off)
-    _boxes(canvas, placed)
+    _set_boxes(canvas, placed)
     return canvas.finish(), [thing for thing, _ in placed if thing.box]
 
 
-def _find_place(canvas: Canvas, plan: Plan, cutout: Cutout, visible: list[int], dice: Dice) -> tuple[int, int] | None:
-    """Corner of the patch, (left, top), where the thing hides no other too much; None if none."""
+def _find_position(canvas: Canvas, plan: Plan, cutout: Cutout, visible: list[int], rng: Rng) -> tuple[int, int] | None:
+    """Corner of the patch, (left, top), where the thing covers no other too much; None if there is none."""
     config, side = canvas.config, canvas.side
     h, w = cutout.solid.shape
-    may_overlap = dice.chance(config.overlap_chance)
-    may_be_cut = plan.centre is None and dice.chance(config.cut_chance)
+    may_overlap = rng.chance(config.overlap_chance)
+    may_be_cut = plan.centre is None and rng.chance(config.cut_chance)
     reach = 0.25 if may_be_cut else 0.0
     for _ in range(ATTEMPTS):
         if plan.centre is None:
             x, y = (
-                dice.between((0.5 - reach) * n, max(side - (0.5 - reach) * n, (0.5 - reach) * n))
-                for n in (w - 4, h - 4)
+                rng.uniform((0.5 - reach) * n, max(side - (0.5 - reach) * n, (0.5 - reach) * n)) for n in (w - 4, h - 4)
             )
         else:
-            x, y = (v * side + dice.between(-1, 1) for v in plan.centre)
+            x, y = (v * side + rng.uniform(-1, 1) for v in plan.centre)
         left, top = round(x - w / 2), round(y - h / 2)
-        picture, patch = canvas.window(left, top, (h, w))
+        area, patch = canvas.window(left, top, (h, w))
         solid = cutout.solid[patch]
         if int(solid.sum()) < cutout.area * (config.min_visible + 0.1 if may_be_cut else 0.999):
             continue
-        hidden = canvas.owner[picture][solid]
+        hidden = canvas.owner[area][solid]
         hidden = hidden[hidden >= 0]
         if len(hidden) and not may_overlap and plan.thing.kind:
             continue
@@ -159,49 +154,40 @@ def _find_place(canvas: Canvas, plan: Plan, cutout: Cutout, visible: list[int], 
 # -- relations -------------------------------------------------------------------------------------
 
 RELATIONS = ("left", "right", "above", "below", "near")
-FAR = 0.3  # of the picture's side: what is at least so far away is not "near"
-
-
-def _centre(box: Box) -> tuple[float, float]:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+FAR = 0.3  # of the image's side: what is at least so far away is not "near"
 
 
 def _gap(a: Box, b: Box) -> float:
-    """Pixels between two boxes along the axis that parts them most; negative for an overlap."""
+    """Pixels between two boxes along the axis that separates them most; negative for an overlap."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
 
 
-def _advance(relation: str, a: Box, b: Box) -> tuple[float, float]:
-    """How far a's centre lies from b's in the relation's direction, and how far to its side."""
-    (ax, ay), (bx, by) = _centre(a), _centre(b)
-    along, across = {
-        "left": (bx - ax, by - ay),
-        "right": (ax - bx, by - ay),
-        "above": (by - ay, bx - ax),
-        "below": (ay - by, bx - ax),
-    }[relation]
-    return along, abs(across)
+def _offset(relation: str, a: Box, b: Box) -> tuple[float, float]:
+    """How far a's centre lies from b's in the direction of the relation, and how far to its side."""
+    dx, dy = ((a[i] + a[i + 2]) / 2 - (b[i] + b[i + 2]) / 2 for i in (0, 1))
+    along, across = (dx, dy) if relation in ("left", "right") else (dy, dx)
+    return (-along if relation in ("left", "above") else along), abs(across)
 
 
 def holds(relation: str, a: Box, b: Box, config: SceneConfig) -> bool:
-    """Whether everyone would say it: a lies in that direction from b, more than to the side."""
+    """Whether the relation is evident: a lies in that direction from b, further than to the side."""
     least = config.relation_gap * config.resolution
     if relation == "near":
         return _gap(a, b) <= least
-    along, across = _advance(relation, a, b)
+    along, across = _offset(relation, a, b)
     return along >= max(least, across)
 
 
 def fails(relation: str, a: Box, b: Box, config: SceneConfig) -> bool:
-    """Whether nobody would say it: a lies clearly on the other side of b, or far away."""
+    """Whether the relation is evidently false: a lies clearly on the other side of b, or far away."""
     if relation == "near":
         return _gap(a, b) >= FAR * config.resolution
-    return _advance(relation, a, b)[0] <= -config.relation_gap * config.resolution
+    return _offset(relation, a, b)[0] <= -config.relation_gap * config.resolution
 
 
 @dataclass
-class Riddle:
-    """Two like things, of which only one has the relation to a third."""
+class Comparison:
+    """Two like things, of which only `target` has the relation to `reference`."""
 
     relation: str
     target: Thing
@@ -209,88 +195,67 @@ class Riddle:
     reference: Thing
 
 
-def _riddle_centres(relation: str, sides: tuple[float, float], dice: Dice) -> list[tuple[float, float]] | None:
-    """Centres of reference, target and twin in fractions of the picture; None for a bad throw.
+def _relation_centres(relation: str, sides: tuple[float, float], rng: Rng) -> list[tuple[float, float]] | None:
+    """Centres of reference, target and twin relative to the size of the image; None for a failed draw.
 
-    Target and twin are thrown alike, each on its side: their places tell nothing but the relation.
+    Target and twin are drawn alike, each on its side: their positions tell nothing but the relation.
     """
     reference, twin = sides
 
     def anywhere(side: float) -> tuple[float, float]:
-        return dice.between(side * 0.6, 1 - side * 0.6), dice.between(side * 0.6, 1 - side * 0.6)
+        return rng.uniform(side * 0.6, 1 - side * 0.6), rng.uniform(side * 0.6, 1 - side * 0.6)
 
-    def thrown(test: Callable[[float, float], bool]) -> tuple[float, float] | None:
+    def drawn(accepts: Callable[[float, float], bool]) -> tuple[float, float] | None:
         for _ in range(3 * ATTEMPTS):
             x, y = anywhere(twin)
-            if test(x - rx, y - ry):
+            if accepts(x - rx, y - ry):
                 return x, y
         return None
 
     rx, ry = anywhere(reference)
     touch = (reference + twin) / 2
     if relation == "near":
-        angle, distance = dice.between(0, 2 * math.pi), touch * dice.between(0.95, 1.1)
+        angle, distance = rng.uniform(0, 2 * math.pi), touch * rng.uniform(0.95, 1.1)
         first = rx + distance * math.cos(angle), ry + distance * math.sin(angle)
         if not all(0.6 * twin <= v <= 1 - 0.6 * twin for v in first):
             return None
-        second = thrown(lambda dx, dy: max(abs(dx), abs(dy)) > touch + FAR)
+        second = drawn(lambda dx, dy: max(abs(dx), abs(dy)) > touch + FAR)
     else:
-        axis = 0 if relation in ("left", "right") else 1
         sign = -1 if relation in ("left", "above") else 1
 
         def beyond(dx: float, dy: float, sign: int) -> bool:
-            along, across = (dx, dy) if axis == 0 else (dy, dx)
+            along, across = (dx, dy) if relation in ("left", "right") else (dy, dx)
             return sign * along > max(touch * 0.9, 1.1 * abs(across))
 
-        first = thrown(lambda dx, dy: beyond(dx, dy, sign))
-        second = thrown(lambda dx, dy: beyond(dx, dy, -sign))
+        first = drawn(lambda dx, dy: beyond(dx, dy, sign))
+        second = drawn(lambda dx, dy: beyond(dx, dy, -sign))
     return None if first is None or second is None else [(rx, ry), first, second]
 
 
-def compose_riddle(split: str, config: SceneConfig, dice: Dice) -> tuple[np.ndarray, list[Thing], Riddle]:
-    """A scene in which only a relation tells two like things apart.
-
-    Returns:
-        picture, things, and which of them the relation is about.
-    """
+def compose_relation(split: str, config: SceneConfig, rng: Rng) -> tuple[np.ndarray, list[Thing], Comparison]:
+    """A scene in which only a relation distinguishes two like things: image, things, and the relation."""
     while True:
-        pair, reference_pair = random_pair(split, dice), random_pair(split, dice)
-        relation = dice.pick(RELATIONS)
-        band = dice.weighted(BANDS, (0.35, 0.55, 0.1))
+        pair, reference_pair = random_pair(split, rng), random_pair(split, rng)
+        relation = rng.choice(RELATIONS)
+        band = rng.weighted_choice(BANDS, (0.35, 0.55, 0.1))
         if pair == reference_pair or not (allowed(pair, split) and allowed(reference_pair, split)):
             continue
-        target = make_thing(pair, config, dice, band=band)
-        twin = make_thing(pair, config, dice, band=band, pattern=target.pattern)
+        target = make_thing(pair, config, rng, band=band)
+        twin = make_thing(pair, config, rng, band=band, pattern=target.pattern)
         twin.side = target.side
-        reference = make_thing(reference_pair, config, dice, band=dice.weighted(BANDS, (0.2, 0.6, 0.2)))
+        reference = make_thing(reference_pair, config, rng, band=rng.weighted_choice(BANDS, (0.2, 0.6, 0.2)))
         sides = reference.side / config.resolution, target.side / config.resolution
-        centres = _riddle_centres(relation, sides, dice)
+        centres = _relation_centres(relation, sides, rng)
         if centres is None:
             continue
         chosen = [Plan(thing, at) for thing, at in zip((reference, target, twin), centres, strict=True)]
         extra = [
             Plan(thing)
-            for thing in choose_things(split, config, dice, dice.whole(0, 3))
+            for thing in choose_things(split, config, rng, rng.integer(0, 3))
             if (thing.color, thing.kind) not in (pair, reference_pair)
         ]
-        image, things = compose([*chosen, *extra], config, dice)
+        image, things = compose([*chosen, *extra], config, rng)
         if not all(any(thing is other for other in things) for thing in (target, twin, reference)):
             continue
         if holds(relation, target.box, reference.box, config) and fails(relation, twin.box, reference.box, config):
-            return image, things, Riddle(relation, target, twin, reference)
-
-
-__all__ = [
-    "BANDS",
-    "RELATIONS",
-    "Box",
-    "Plan",
-    "Riddle",
-    "allowed",
-    "choose_things",
-    "compose",
-    "compose_riddle",
-    "fails",
-    "holds",
-    "random_pair",
-]
+            return image, things, Comparison(relation, target, twin, reference)

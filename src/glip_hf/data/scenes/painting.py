@@ -1,8 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Pixels of a scene: textured ground, things with pattern, shade and shadow, then light over all.
+"""Pixels of a scene: textured background, things with pattern, shading and shadow, then lighting.
 
-Letters: S side of the picture, h and w of a patch around one thing. Colours are float32 RGB in
-0..255 until the end.
+Letters: S side of the image, h and w of a patch around one thing. Colours are float32 RGB in 0..255 until the end.
 """
 
 import colorsys
@@ -13,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .config import COLORS, Dice, SceneConfig
+from .config import COLORS, Rng, SceneConfig
 from .shapes import SILHOUETTES
 
-OVERSAMPLING = 2  # silhouettes are drawn twice as large and reduced: smooth edges
-MARGIN = 4  # empty pixels around a silhouette in its patch; shades and shadows reach that far
+OVERSAMPLING = 2  # silhouettes are drawn twice as large and downsampled: smooth edges
+MARGIN = 4  # empty pixels around a silhouette in its patch; shading and shadows reach that far
 
 
 @dataclass
@@ -25,12 +24,12 @@ class Thing:
     """One thing of a scene.
 
     Attributes:
-        kind, color, pattern, band: words; `band` is "small", "medium" or "large". Distractors have
-            `kind` None.
+        kind, color, pattern, band: its attributes as captions name them; `band` is "small", "medium" or "large". The
+            `kind` of a distractor is None.
         silhouette: key of `SILHOUETTES`.
         side: longer side when upright, in pixels.
         angle: degrees, clockwise.
-        box: xyxy of the visible pixels, both ends included; set when the scene is finished.
+        box: xyxy of the visible pixels, both corners inside; set when the scene is finished.
     """
 
     kind: str | None
@@ -48,8 +47,8 @@ class Cutout:
     """A thing's silhouette on its own patch.
 
     Attributes:
-        coverage: [h, w] float32 in 0..1; blurred: the same, for shade and shadow.
-        solid: [h, w] bool, where it covers at least half of a pixel; area: how many these are.
+        coverage: [h, w] float32 in 0..1; blurred: the same, for shading and shadow.
+        solid: [h, w] bool, where it covers at least half of a pixel; area: the number of these pixels.
     """
 
     coverage: np.ndarray
@@ -58,8 +57,8 @@ class Cutout:
     area: int
 
 
-def cut_out(thing: Thing, dice: Dice) -> Cutout:
-    """Draw the silhouette, at a random position below the pixel."""
+def cut_out(thing: Thing, rng: Rng) -> Cutout:
+    """Draw the silhouette at a random subpixel position."""
     angle = math.radians(thing.angle)
     c, s = math.cos(angle), math.sin(angle)
     turn = np.array([[c, s], [-s, c]], dtype=np.float32) * (thing.side / 2)
@@ -67,7 +66,7 @@ def cut_out(thing: Thing, dice: Dice) -> Cutout:
     low = np.min([points.min(0) for points, paints in parts if paints], axis=0)
     high = np.max([points.max(0) for points, paints in parts if paints], axis=0)
     w, h = (int(side) + 2 + 2 * MARGIN for side in (high - low).tolist())
-    origin = np.array([dice() + MARGIN, dice() + MARGIN], dtype=np.float32) - low
+    origin = np.array([rng() + MARGIN, rng() + MARGIN], dtype=np.float32) - low
     mask = Image.new("L", (w * OVERSAMPLING, h * OVERSAMPLING))
     draw = ImageDraw.Draw(mask)
     for points, paints in parts:
@@ -94,21 +93,21 @@ def _pattern(thing: Thing, u: np.ndarray, v: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def second_color(word: str, color: np.ndarray) -> np.ndarray:
+def second_color(name: str, color: np.ndarray) -> np.ndarray:
     """What a pattern on `color` [3] is drawn in: a dark shade on bright colours, a pale one on dark ones.
 
-    Black and white, which would else look alike, get grey. The word decides and not the jittered colour, so that like
-    things stay alike.
+    Black and white, whose patterns would look alike, get grey. The name decides and not the jittered colour, so that
+    like things stay alike.
     """
-    if word in ("black", "white"):
-        return np.full(3, 165 if word == "white" else 95, dtype=np.float32)
-    bright = float(np.dot(COLORS[word], (0.299, 0.587, 0.114))) > 88
+    if name in ("black", "white"):
+        return np.full(3, 165 if name == "white" else 95, dtype=np.float32)
+    bright = float(np.dot(COLORS[name], (0.299, 0.587, 0.114))) > 88
     return color * np.float32(0.5) if bright else 255 - (255 - color) * np.float32(0.5)
 
 
 @lru_cache(maxsize=8)
 def _noise_bank(side: int) -> np.ndarray:
-    """[side + 64, side + 64, 3] float32 of deviation 1: sensor noise is a random window of it."""
+    """[side + 64, side + 64, 3] float32 of standard deviation 1: sensor noise is a random window of it."""
     noise = np.random.Generator(np.random.PCG64(5)).random((2, side + 64, side + 64, 3), np.float32)
     return (noise.sum(0) - 1) * np.float32(math.sqrt(6))
 
@@ -121,32 +120,32 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(values: np.ndarray, side: int) -> np.ndarray:
-    """A few values [n, m], spread smoothly over [S, S]."""
+    """A few values [n, m], upsampled smoothly to [S, S]."""
     return np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _muted(dice: Dice) -> np.ndarray:
-    rgb = colorsys.hsv_to_rgb(dice(), dice.between(0.02, 0.25), dice.between(0.3, 0.85))
+def _muted(rng: Rng) -> np.ndarray:
+    rgb = colorsys.hsv_to_rgb(rng(), rng.uniform(0.02, 0.25), rng.uniform(0.3, 0.85))
     return np.array(rgb, dtype=np.float32) * 255
 
 
-def _texture(dice: Dice, side: int) -> np.ndarray:
+def _texture(rng: Rng, side: int) -> np.ndarray:
     """[S, S] float32, mostly in -1..1: clouds, grain, tiles or planks."""
     y, x = _grid(side)
-    style = dice.pick(("clouds", "grain", "tiles", "planks"))
-    coarse = dice.whole(3, 6)
-    field = _smooth(dice.array(coarse, coarse) - np.float32(0.5), side)
+    style = rng.choice(("clouds", "grain", "tiles", "planks"))
+    coarse = rng.integer(3, 6)
+    field = _smooth(rng.array(coarse, coarse) - np.float32(0.5), side)
     if style == "clouds":
-        n = dice.whole(9, 16)
-        fine = _smooth(dice.array(n, n) - np.float32(0.5), side)
+        n = rng.integer(9, 16)
+        fine = _smooth(rng.array(n, n) - np.float32(0.5), side)
         return field + fine * np.float32(0.8)
     if style == "grain":
-        shape = (4, dice.whole(30, 60)) if dice.chance(0.5) else (dice.whole(30, 60), 4)
-        return field * np.float32(0.7) + _smooth(dice.array(*shape) - np.float32(0.5), side)
-    angle = dice.between(-0.5, 0.5)
+        shape = (4, rng.integer(30, 60)) if rng.chance(0.5) else (rng.integer(30, 60), 4)
+        return field * np.float32(0.7) + _smooth(rng.array(*shape) - np.float32(0.5), side)
+    angle = rng.uniform(-0.5, 0.5)
     c, s = math.cos(angle), math.sin(angle)
     u, v = x * c + y * s, y * c - x * s
-    n = dice.between(3, 6)
+    n = rng.uniform(3, 6)
     lines = np.abs(np.mod(u * n, 1) - 0.5)
     if style == "tiles":
         lines = np.maximum(lines, np.abs(np.mod(v * n, 1) - 0.5))
@@ -154,64 +153,64 @@ def _texture(dice: Dice, side: int) -> np.ndarray:
 
 
 class Canvas:
-    """A picture in the making.
+    """An image under construction.
 
     Attributes:
         pixels: [S, S, 3] float32.
-        owner: [S, S] int16, index of the thing that each pixel shows, -1 for the ground.
+        owner: [S, S] int16, index of the thing that each pixel shows, -1 for the background.
     """
 
-    def __init__(self, config: SceneConfig, dice: Dice) -> None:
-        self.config, self.dice, self.side = config, dice, config.resolution
+    def __init__(self, config: SceneConfig, rng: Rng) -> None:
+        self.config, self.rng, self.side = config, rng, config.resolution
         self.owner = np.full((self.side, self.side), -1, dtype=np.int16)
-        angle = dice.between(0, 2 * math.pi)
+        angle = rng.uniform(0, 2 * math.pi)
         reach = 0.02 * self.side
         self.shadow = round(math.cos(angle) * reach), round(math.sin(angle) * reach)
         self.light_from = -math.cos(angle), -math.sin(angle)
-        self.pixels = self._ground()
+        self.pixels = self._background()
 
-    def _ground(self) -> np.ndarray:
-        dice, side = self.dice, self.side
+    def _background(self) -> np.ndarray:
+        rng, side = self.rng, self.side
         y, x = _grid(side)
-        angle = dice.between(0, 2 * math.pi)
-        slope = dice.between(0, 0.5)
+        angle = rng.uniform(0, 2 * math.pi)
+        slope = rng.uniform(0, 0.5)
         ground = self._mix(
-            _muted(dice),
-            _muted(dice),
-            _texture(dice, side) + (x * (math.cos(angle) * slope) + y * (math.sin(angle) * slope)),
+            _muted(rng),
+            _muted(rng),
+            _texture(rng, side) + (x * (math.cos(angle) * slope) + y * (math.sin(angle) * slope)),
         )
-        if dice.chance(0.35):  # a wall behind a floor
-            row = round(dice.between(0.25, 0.7) * side)
-            ground[row:] = self._mix(_muted(dice), _muted(dice), _texture(dice, side))[row:]
+        if rng.chance(0.35):  # a wall behind a floor
+            row = round(rng.uniform(0.25, 0.7) * side)
+            ground[row:] = self._mix(_muted(rng), _muted(rng), _texture(rng, side))[row:]
         return ground
 
     @staticmethod
     def _mix(first: np.ndarray, second: np.ndarray, field: np.ndarray) -> np.ndarray:
-        """Colours [3] to [S, S, 3], `field` [S, S] telling where the second one is."""
+        """Colours [3] blended to [S, S, 3]; `field` [S, S] is the share of the second one, less 0.5."""
         share = np.clip(field + np.float32(0.5), 0, 1)[..., None]
         return first + (second - first) * (share * np.float32(0.7))
 
     def window(self, left: int, top: int, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Slices of picture and patch where a patch [h, w] at (left, top) lies in the picture."""
+        """Slices of image and patch where a patch [h, w] at (left, top) lies in the image."""
         ys, xs = (slice(max(start, 0), min(start + size, self.side)) for start, size in zip((top, left), shape))
         patch = slice(ys.start - top, ys.stop - top), slice(xs.start - left, xs.stop - left)
         return (ys, xs), patch
 
     def paint(self, thing: Thing, cutout: Cutout, left: int, top: int, index: int) -> None:
-        """Put a thing on the picture with the corner of its patch at (left, top)."""
-        dice = self.dice
+        """Draw a thing with the corner of its patch at (left, top)."""
+        rng = self.rng
         h, w = cutout.coverage.shape
         angle = math.radians(thing.angle)
         y = np.arange(h, dtype=np.float32)[:, None] - np.float32(h / 2)
         x = np.arange(w, dtype=np.float32)[None, :] - np.float32(w / 2)
         jitter = self.config.color_jitter
         color = np.array(COLORS[thing.color], dtype=np.float32)
-        color = np.clip(color + (dice.array(3) * 2 - 1) * np.float32(jitter), 0, 255)
-        turn = dice.pick((0.0, 0.25, 0.5, 0.75)) * math.pi
+        color = np.clip(color + (rng.array(3) * 2 - 1) * np.float32(jitter), 0, 255)
+        turn = rng.choice((0.0, 0.25, 0.5, 0.75)) * math.pi
         cp, sp = math.cos(angle + turn), math.sin(angle + turn)
         share = _pattern(thing, x * cp + y * sp, y * cp - x * sp)
         lx, ly = self.light_from
-        bend = dice.between(0.1, 0.3) / thing.side
+        bend = rng.uniform(0.1, 0.3) / thing.side
         # brighter towards the light, darker at the rim
         shade = 1 + (x * (lx * bend) + y * (ly * bend)) - (1 - cutout.blurred) * np.float32(0.35)
         if share is None:
@@ -220,34 +219,31 @@ class Canvas:
             body = color + (second_color(thing.color, color) - color) * share[..., None]
             body *= shade[..., None]
 
-        picture, patch = self.window(left + self.shadow[0], top + self.shadow[1], (h, w))
-        self.pixels[picture] *= 1 - cutout.blurred[patch][..., None] * np.float32(0.4 * self.config.light)
-        picture, patch = self.window(left, top, (h, w))
-        region = self.pixels[picture]
+        area, patch = self.window(left + self.shadow[0], top + self.shadow[1], (h, w))
+        self.pixels[area] *= 1 - cutout.blurred[patch][..., None] * np.float32(0.4 * self.config.light)
+        area, patch = self.window(left, top, (h, w))
+        region = self.pixels[area]
         region += (body[patch] - region) * cutout.coverage[patch][..., None]
-        self.owner[picture][cutout.solid[patch]] = index
+        self.owner[area][cutout.solid[patch]] = index
 
     def finish(self) -> np.ndarray:
-        """Light, noise and focus; [S, S, 3] uint8."""
-        config, dice, side = self.config, self.dice, self.side
+        """Add lighting, noise and blur; [S, S, 3] uint8."""
+        config, rng, side = self.config, self.rng, self.side
         y, x = _grid(side)
-        light = 1 + _smooth(dice.array(3, 3) - np.float32(0.55), side) * np.float32(0.45 * config.light)
-        if dice.chance(0.5):
-            light -= (x * x + y * y) * np.float32(dice.between(0.03, 0.14) * config.light)
-        if dice.chance(0.4):  # the soft edge of a large shadow
-            angle, at = dice.between(0, 2 * math.pi), dice.between(-0.5, 0.5)
+        light = 1 + _smooth(rng.array(3, 3) - np.float32(0.55), side) * np.float32(0.45 * config.light)
+        if rng.chance(0.5):
+            light -= (x * x + y * y) * np.float32(rng.uniform(0.03, 0.14) * config.light)
+        if rng.chance(0.4):  # the soft edge of a large shadow
+            angle, at = rng.uniform(0, 2 * math.pi), rng.uniform(-0.5, 0.5)
             ramp = x * (math.cos(angle) * 6) + y * (math.sin(angle) * 6) + np.float32(at * 6)
-            light *= 1 - np.clip(ramp, 0, 1) * np.float32(dice.between(0.1, 0.3) * config.light)
-        cast = 1 + (dice.array(3) - np.float32(0.5)) * np.float32(0.16 * config.light)
+            light *= 1 - np.clip(ramp, 0, 1) * np.float32(rng.uniform(0.1, 0.3) * config.light)
+        cast = 1 + (rng.array(3) - np.float32(0.5)) * np.float32(0.16 * config.light)
         pixels = self.pixels * (light[..., None] * cast)
-        top, left = dice.whole(0, 63), dice.whole(0, 63)
+        top, left = rng.integer(0, 63), rng.integer(0, 63)
         bank = _noise_bank(side)[top : top + side, left : left + side]
-        pixels += bank * np.float32(config.noise * dice.between(0.3, 1.5))
+        pixels += bank * np.float32(config.noise * rng.uniform(0.3, 1.5))
         image = np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
-        if dice.chance(config.blur_chance):
-            blur = ImageFilter.BoxBlur(dice.between(0.3, 0.7))
+        if rng.chance(config.blur_chance):
+            blur = ImageFilter.BoxBlur(rng.uniform(0.3, 0.7))
             image = np.asarray(Image.fromarray(image).filter(blur))
         return image
-
-
-__all__ = ["Canvas", "Cutout", "Thing", "cut_out", "second_color"]

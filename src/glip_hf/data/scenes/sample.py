@@ -1,49 +1,40 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""A scene as training and evaluation see it: picture, boxes, caption; and sheets to look at."""
+"""A scene as training and evaluation see it: image, boxes, caption; and sheets to look at."""
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ...prompts_glip import Prompt, Span
-from .config import SPLITS, Dice, SceneConfig
-from .layout import Plan, choose_things, compose, compose_riddle
+from ..records import ImageRef, Record
+from .config import SPLITS, Rng, SceneConfig
+from .layout import Plan, choose_things, compose, compose_relation
 from .painting import Thing
-from .wording import Wording, list_names, tell, tell_riddle
+from .wording import Wording, describe, describe_relation, list_names
 
-if TYPE_CHECKING:
-    from ..records import Record
-
-FAMILIES = ("list", "sentence", "riddle")
-_FAMILY_OF_SPLIT = {
-    "detection": "list",
-    "sentences": "sentence",
-    "unseen": "list",
-    "relations": "riddle",
-    "novel_train": "list",
-    "novel": "list",
-}
+FAMILIES = ("list", "sentence", "relation")
+_FAMILY_OF_SPLIT = {"sentences": "sentence", "relations": "relation"} | dict.fromkeys(
+    ("detection", "unseen", "novel_train", "novel"), "list"
+)
 
 
 @dataclass
 class SceneSample:
-    """One picture and what is said of it.
+    """An image and its caption.
 
-    Letters: S side of the picture, K boxes, C rows of the caption.
+    Letters: S side of the image, K boxes, C rows (phrases or class names) of the caption.
 
     Attributes:
         image: [S, S, 3] uint8, RGB.
-        boxes: [K, 4] float32 xyxy pixels of what is visible; inclusive: x2 is the last column that
-            shows the thing.
+        boxes: [K, 4] float32 xyxy pixels of what is visible, both corners inside.
         labels: [K] int64, the row of each box. A thing that several rows name has a box for each.
         prompt: caption and character spans of the C rows (`prompts_glip.Prompt`).
-        by_relation: the row that nothing but a relation tells apart from a twin; None elsewhere.
+        by_relation: the row that only a relation distinguishes from a like thing; None elsewhere.
         split, seed, index: what the sample is made from.
-        things: all things of the picture, listed or not, nameless ones (kind None) too.
+        things: all things of the image, named or not, distractors (kind None) too.
     """
 
     image: np.ndarray
@@ -62,12 +53,12 @@ class SceneSample:
 
     @property
     def rows(self) -> list[str]:
-        """The words of each row: class names, or phrases."""
+        """The text of each row: class names, or phrases."""
         return [" ".join(self.caption[begin:end] for begin, end in row) for row in self.prompt.spans]
 
     @property
     def names(self) -> list[str] | None:
-        """The class names if the caption is a list of names; None for a sentence."""
+        """The class names if the caption is a list of them; None for a sentence."""
         return self.rows if self.prompt.exact else None
 
     @property
@@ -79,10 +70,8 @@ class SceneSample:
     def pil(self) -> Image.Image:
         return Image.fromarray(self.image)
 
-    def record(self) -> "Record":
-        """The scene as any other picture with a caption; a list of names is a caption, too."""
-        from ..records import ImageRef, Record
-
+    def record(self) -> Record:
+        """The scene as a captioned image like any other; a list of class names is a caption, too."""
         encoded = io.BytesIO()
         self.pil.save(encoded, "BMP")  # costs next to nothing, both ways
         height, width = self.image.shape[:2]
@@ -102,14 +91,11 @@ class SceneSample:
         )
 
     def annotation(self) -> dict:
-        """What `GlipProcessor(..., annotations=)` takes: a COCO record, rows as categories."""
+        """What `GlipProcessor(..., annotations=)` takes: a COCO record with rows as categories."""
         return {
             "image_id": self.index,
             "annotations": [
-                {
-                    "bbox": [float(v) for v in (x1, y1, x2 - x1 + 1, y2 - y1 + 1)],
-                    "category_id": int(label),
-                }
+                {"bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1], "category_id": int(label)}
                 for (x1, y1, x2, y2), label in zip(self.boxes.tolist(), self.labels)
             ],
         }
@@ -123,17 +109,19 @@ def make_scene(split: str, seed: int, index: int, config: SceneConfig | None = N
         seed, index: 0 .. 2^32 - 1.
 
     Raises:
-        ValueError: for an unknown split, or numbers out of range.
+        ValueError: for an unknown split, or a seed or index out of range.
     """
     config = config or SceneConfig()
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: choose one of {', '.join(SPLITS)}.")
     if not (0 <= seed < 2**32 and 0 <= index < 2**32):
         raise ValueError(f"seed {seed} and index {index} must lie in 0 .. 2^32 - 1.")
-    dice = Dice(SPLITS[split], seed, index)
+    rng = Rng(SPLITS[split], seed, index)
     shares = [weights for start, weights in config.families if start <= index][-1]
-    family = _FAMILY_OF_SPLIT.get(split) or dice.weighted(FAMILIES, shares)
-    image, things, wording = _make(family, split, config, dice)
+    family = _FAMILY_OF_SPLIT.get(split) or rng.weighted_choice(FAMILIES, shares)
+    wording = None
+    while wording is None:  # captions cannot always tell the things of a scene apart
+        image, things, wording = _make(family, split, config, rng)
     boxes = [(thing.box, row) for row, named in enumerate(wording.things) for thing in named]
     return SceneSample(
         image=image,
@@ -148,28 +136,22 @@ def make_scene(split: str, seed: int, index: int, config: SceneConfig | None = N
     )
 
 
-def _make(family: str, split: str, config: SceneConfig, dice: Dice) -> tuple[np.ndarray, list[Thing], Wording]:
-    while True:
-        if family == "riddle":
-            image, things, riddle = compose_riddle(split, config, dice)
-            named = [thing for thing in things if thing.kind]
-            wording = tell_riddle(named, riddle, config, dice)
-        else:
-            chosen = choose_things(split, config, dice, dice.whole(*config.things))
-            image, things = compose([Plan(thing) for thing in chosen], config, dice)
-            named = [thing for thing in things if thing.kind]
-            if family == "list":
-                wording = list_names(things, split, config, dice)
-            else:
-                wording = tell(named, config, dice)
-        if wording is not None:  # else words could not tell the things of this scene apart
-            return image, things, wording
+def _make(family: str, split: str, config: SceneConfig, rng: Rng) -> tuple[np.ndarray, list[Thing], Wording | None]:
+    if family == "relation":
+        image, things, comparison = compose_relation(split, config, rng)
+        named = [thing for thing in things if thing.kind]
+        return image, things, describe_relation(named, comparison, config, rng)
+    chosen = choose_things(split, config, rng, rng.integer(*config.things))
+    image, things = compose([Plan(thing) for thing in chosen], config, rng)
+    if family == "list":
+        return image, things, list_names(things, split, config, rng)
+    return image, things, describe([thing for thing in things if thing.kind], config, rng)
 
 
 class SceneDataset(Sequence):
     """Scenes `start` .. `start + length - 1` of a stream, made when asked for: a map-style dataset.
 
-    Whatever the number of workers and the order, index i is the same scene.
+    Index i is the same scene for any number of workers and any order.
     """
 
     def __init__(
@@ -204,36 +186,32 @@ def contact_sheet(
     """Scenes side by side with boxes, names and captions.
 
     Args:
-        scale: how much each picture is enlarged.
-        detections: what to draw in place of the true boxes: a dict a scene with `boxes`, `labels`
-            and perhaps `scores`, in pixels of the scene (labels are rows of the caption).
+        scale: how much each image is enlarged.
+        detections: what to draw in place of the true boxes: per scene a dict with `boxes`, `labels` and perhaps
+            `scores`, in pixels of the scene (labels are rows of the caption).
     """
     from ...visualize import draw_detections
 
     font = ImageFont.load_default(size=11)
-    cells = []
+    side = samples[0].image.shape[0] * scale
+    width, height = side + 4, side + 48
+    sheet = Image.new("RGB", (columns * width, -(-len(samples) // columns) * height), "gray")
     for k, sample in enumerate(samples):
         drawn = detections[k] if detections else {"boxes": sample.boxes, "labels": sample.labels}
         boxes = np.asarray(drawn["boxes"], dtype=np.float32).reshape(-1, 4)
-        boxes = (boxes + np.array([0, 0, 1, 1], np.float32)) * scale - [0, 0, 1, 1]
         labels = [int(label) for label in drawn["labels"]]
-        side = sample.image.shape[0] * scale
-        picture = sample.pil.resize((side, side), Image.Resampling.NEAREST)
-        shown = {"boxes": boxes, "labels": labels, "text_labels": [sample.rows[j] for j in labels]}
-        if "scores" in drawn:
-            shown["scores"] = drawn["scores"]
-        picture = draw_detections(picture, shown, line_width=1, font_size=10)
+        shown = {
+            **drawn,
+            "boxes": (boxes + np.array([0, 0, 1, 1], np.float32)) * scale - [0, 0, 1, 1],
+            "labels": labels,
+            "text_labels": [sample.rows[j] for j in labels],
+        }
+        enlarged = sample.pil.resize((side, side), Image.Resampling.NEAREST)
         cell = Image.new("RGB", (side, side + 44), "white")
-        cell.paste(picture, (0, 0))
-        draw = ImageDraw.Draw(cell)
-        for line, text in enumerate(_wrapped(sample.caption, font, side - 4)[:3]):
-            draw.text((2, side + 2 + 13 * line), text, fill="black", font=font)
-        cells.append(cell)
-    w, h = cells[0].size
-    lines = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (w + 4), lines * (h + 4)), "gray")
-    for k, cell in enumerate(cells):
-        sheet.paste(cell, ((k % columns) * (w + 4), (k // columns) * (h + 4)))
+        cell.paste(draw_detections(enlarged, shown, line_width=1, font_size=10), (0, 0))
+        lines = _wrapped(sample.caption, font, side - 4)[:3]
+        ImageDraw.Draw(cell).multiline_text((2, side + 2), "\n".join(lines), fill="black", font=font)
+        sheet.paste(cell, ((k % columns) * width, (k // columns) * height))
     return sheet
 
 
@@ -246,6 +224,3 @@ def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> list[str]:
         else:
             lines.append(word)
     return lines
-
-
-__all__ = ["SceneDataset", "SceneSample", "contact_sheet", "make_scene"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Silhouettes of the scenes' objects: polygons, painted one after another into a mask.
+"""Silhouettes of the things in scenes: polygons, drawn one after another into a mask.
 
 Each is centred on the origin with its longer side 2 units long; x points right, y points down.
 """
@@ -149,5 +149,3 @@ SILHOUETTES: dict[str, list[Part]] = {name: _normalise(drawing) for name, drawin
 NOVEL_KINDS = ("rocket", "hammer")
 NAMELESS = ("disc", "square", "triangle", "bar", "hexagon", "zigzag", "pebble", "bean")
 KINDS = tuple(name for name in _DRAWINGS if name not in (*NOVEL_KINDS, *NAMELESS))
-
-__all__ = ["KINDS", "NAMELESS", "NOVEL_KINDS", "SILHOUETTES", "Part"]

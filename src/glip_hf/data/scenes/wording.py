@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...prompts_glip import Prompt, Span, build_prompt, make_names
-from .config import COLORS, HELD_OUT, Dice, SceneConfig
-from .layout import RELATIONS, Riddle, allowed, holds
+from .config import COLORS, HELD_OUT, Rng, SceneConfig
+from .layout import RELATIONS, Comparison, allowed, holds
 from .painting import Thing
 from .shapes import KINDS, NOVEL_KINDS
 
@@ -31,11 +31,11 @@ PLURALS = {
 
 @dataclass
 class Wording:
-    """A caption and what its rows point at.
+    """A caption and the things that its phrases name.
 
     Attributes:
-        prompt: caption and spans, one row a phrase or name.
-        things: the things of each row; empty for a name that is absent.
+        prompt: caption and spans, one row per phrase or class name.
+        things: the things of each row; empty for a class name that is absent.
         by_relation: the row that only a relation decides, if there is one.
     """
 
@@ -48,48 +48,42 @@ def plural(kind: str) -> str:
     return PLURALS.get(kind, f"{kind}s")
 
 
-# -- lists of names --------------------------------------------------------------------------------
+# -- lists of class names --------------------------------------------------------------------------
 
 
-def _near_miss(pair: tuple[str, str], kinds: Sequence[str], dice: Dice) -> tuple[str, str]:
-    """One of the two words changed."""
-    color, kind = pair
-    return (dice.pick(tuple(COLORS)), kind) if dice.chance(0.5) else (color, dice.pick(kinds))
+def list_names(things: list[Thing], split: str, config: SceneConfig, rng: Rng) -> Wording:
+    """A shuffled list of class names present and absent: kinds ("star"), colours ("red thing") or both ("red star").
 
-
-def list_names(things: list[Thing], split: str, config: SceneConfig, dice: Dice) -> Wording:
-    """A shuffled list of names present and absent: all kinds, all colours ("red thing"), or all both ("red star").
-
-    Every thing that a listed name fits belongs to it, of `things` also nameless ones, which have colours.
+    A name's boxes are those of all `things` that it fits, also of distractors, which have colours.
     """
-    novel = split.startswith("novel")
-    kinds = (*KINDS, *NOVEL_KINDS) if novel else KINDS
-    style = "pairs" if split == "unseen" else dice.weighted(("kinds", "colors", "pairs"), config.list_styles)
-    present = list(dict.fromkeys((t.color, t.kind) for t in things if t.kind))
+    kinds = (*KINDS, *NOVEL_KINDS) if split.startswith("novel") else KINDS
+    style = "pairs" if split == "unseen" else rng.weighted_choice(("kinds", "colors", "pairs"), config.list_styles)
     # dict.fromkeys and not set(): its order does not depend on the hash seed
+    present = list(dict.fromkeys((t.color, t.kind) for t in things if t.kind))
     if style == "kinds":
         here = list(dict.fromkeys(kind for _, kind in present))
-        absent = dice.shuffle([kind for kind in kinds if kind not in here])
+        absent = rng.shuffle([kind for kind in kinds if kind not in here])
     elif style == "colors":
         here = list(dict.fromkeys(f"{t.color} thing" for t in things))
-        absent = dice.shuffle([f"{color} thing" for color in COLORS if f"{color} thing" not in here])
+        absent = rng.shuffle([f"{color} thing" for color in COLORS if f"{color} thing" not in here])
     else:
         here = [" ".join(pair) for pair in present]
         absent = []
-    wanted = [name for name in here if dice.chance(config.listed)]
-    if not wanted and here and dice.chance(0.8):
-        wanted = [dice.pick(here)]
-    count = dice.whole(*config.negatives)
+    wanted = [name for name in here if rng.chance(config.listed)]
+    if not wanted and here and rng.chance(0.8):
+        wanted = [rng.choice(here)]
+    count = rng.integer(*config.negatives)
     while style == "pairs" and len(absent) < count:
-        pair = dice.pick(tuple(COLORS)), dice.pick(kinds)
-        if split == "unseen" and dice.chance(0.3):
-            pair = dice.pick(sorted(HELD_OUT))
-        elif dice.chance(config.near_chance):
-            pair = _near_miss(dice.pick(present), kinds, dice) if present else pair
+        pair = rng.choice(tuple(COLORS)), rng.choice(kinds)
+        if split == "unseen" and rng.chance(0.3):
+            pair = rng.choice(sorted(HELD_OUT))
+        elif rng.chance(config.near_chance) and present:  # one of the two words of a pair that is there changed
+            color, kind = rng.choice(present)
+            pair = (rng.choice(tuple(COLORS)), kind) if rng.chance(0.5) else (color, rng.choice(kinds))
         name = " ".join(pair)
         if allowed(pair, split) and pair not in present and name not in absent:
             absent.append(name)
-    names = dice.shuffle([*wanted, *absent[:count]])
+    names = rng.shuffle([*wanted, *absent[:count]])
     prompt = build_prompt(make_names(names))
     rows = [[t for t in things if name in (t.kind, f"{t.color} thing", f"{t.color} {t.kind}")] for name in names]
     return Wording(prompt, rows)
@@ -99,7 +93,7 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, dice: Dice)
 
 
 class _Writer:
-    """A caption in the making: spans are noted as phrases are written."""
+    """A caption under construction: spans are noted as phrases are written."""
 
     def __init__(self, opening: str) -> None:
         self.caption = opening
@@ -110,14 +104,14 @@ class _Writer:
         self.caption += text
 
     def name(self, phrase: str, things: list[Thing]) -> None:
-        begin = len(self.caption)
+        self.spans.append([(len(self.caption), len(self.caption) + len(phrase))])
         self.caption += phrase
-        self.spans.append([(begin, len(self.caption))])
         self.things.append(things)
 
-    def wording(self, by_relation: int | None = None) -> Wording:
-        prompt = Prompt(self.caption, self.spans, list(range(len(self.spans))))
-        return Wording(prompt, self.things, by_relation)
+    def close(self, rng: Rng, by_relation: int | None = None) -> Wording:
+        if rng.chance(0.3):
+            self.say(".")
+        return Wording(Prompt(self.caption, self.spans, list(range(len(self.spans)))), self.things, by_relation)
 
 
 def matching(things: list[Thing], like: Thing, attributes: Sequence[str]) -> list[Thing]:
@@ -128,18 +122,14 @@ def matching(things: list[Thing], like: Thing, attributes: Sequence[str]) -> lis
     ]  # fmt: skip
 
 
-def _sayable(thing: Thing, attribute: str) -> bool:
-    return not (attribute == "band" and thing.band == "medium")
-
-
-def _attributes(things: list[Thing], thing: Thing, count: int, dice: Dice) -> list[str] | None:
-    """Attributes that `count` things have, this one included; None if words cannot do it."""
-    usable = [a for a in ATTRIBUTES if _sayable(thing, a)]
+def _attributes(things: list[Thing], thing: Thing, count: int, rng: Rng) -> list[str] | None:
+    """Attributes that exactly `count` things share, this one included; None if there are none."""
+    usable = [a for a in ATTRIBUTES if a != "band" or thing.band != "medium"]
     chosen = [
         a for a in usable
-        if dice.chance(ATTRIBUTE_CHANCES[a] * (0.3 if getattr(thing, a) == "plain" else 1))
+        if rng.chance(ATTRIBUTE_CHANCES[a] * (0.3 if getattr(thing, a) == "plain" else 1))
     ]  # fmt: skip
-    for more in dice.shuffle([a for a in usable if a not in chosen]):
+    for more in rng.shuffle([a for a in usable if a not in chosen]):
         if len(matching(things, thing, chosen)) == count:
             break
         chosen.append(more)
@@ -148,109 +138,88 @@ def _attributes(things: list[Thing], thing: Thing, count: int, dice: Dice) -> li
     return [a for a in ATTRIBUTES if a in chosen]
 
 
-def _phrase(thing: Thing, attributes: Sequence[str], dice: Dice, definite: float = 0.5) -> str:
+def _phrase(thing: Thing, attributes: Sequence[str], rng: Rng, definite: float = 0.5) -> str:
     words = [*(getattr(thing, a) for a in attributes), thing.kind]
-    if dice.chance(definite):
-        article = "the"
-    else:
-        article = "an" if words[0][0] in "aeiou" else "a"
+    article = "the" if rng.chance(definite) else "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
 
 
-def _clause(writer: _Writer, things: list[Thing], used: list[Thing], config: SceneConfig, dice: Dice) -> list[Thing]:
+def _clause(writer: _Writer, things: list[Thing], used: list[Thing], config: SceneConfig, rng: Rng) -> list[Thing]:
     """Write one clause about things not used yet; returns the things it names, perhaps none."""
     fresh = [t for t in things if not any(t is u for u in used)]
     if not fresh:
         return []
-    thing = dice.pick(fresh)
+    thing = rng.choice(fresh)
     group = matching(things, thing, ())
-    if 2 <= len(group) and dice.chance(0.5):
+    if 2 <= len(group) and rng.chance(0.5):
         attributes = ["color"] if len(matching(things, thing, ["color"])) >= 2 else []
         group = matching(things, thing, attributes)
         if len(group) in NUMBERS and not any(t is u for t in group for u in used):
             words = [NUMBERS[len(group)], *(getattr(thing, a) for a in attributes)]
             writer.name(" ".join([*words, plural(thing.kind)]), group)
             return group
-    attributes = _attributes(things, thing, 1, dice)
+    attributes = _attributes(things, thing, 1, rng)
     if attributes is None:
         return []
     others = [t for t in fresh if t is not thing]
-    if others and dice.chance(0.65):
-        other = dice.pick(others)
-        told = _attributes(things, other, 1, dice)
+    if others and rng.chance(0.65):
+        other = rng.choice(others)
+        told = _attributes(things, other, 1, rng)
         true = [r for r in RELATIONS if holds(r, thing.box, other.box, config)]
         if told is not None and true:
-            _relate(writer, thing, attributes, dice.pick(true), other, told, dice)
+            _relate(writer, thing, attributes, rng.choice(true), other, told, rng)
             return [thing, other]
-    writer.name(_phrase(thing, attributes, dice), [thing])
+    writer.name(_phrase(thing, attributes, rng), [thing])
     return [thing]
 
 
 def _relate(
     writer: _Writer, thing: Thing, attributes: list[str], relation: str, other: Thing,
-    told: list[str], dice: Dice,
+    told: list[str], rng: Rng,
 ) -> None:  # fmt: skip
-    writer.name(_phrase(thing, attributes, dice), [thing])
-    writer.say(f" {dice.pick(RELATION_WORDS[relation])} ")
-    writer.name(_phrase(other, told, dice, definite=0.8), [other])
+    writer.name(_phrase(thing, attributes, rng), [thing])
+    writer.say(f" {rng.choice(RELATION_WORDS[relation])} ")
+    writer.name(_phrase(other, told, rng, definite=0.8), [other])
 
 
-def tell(things: list[Thing], config: SceneConfig, dice: Dice) -> Wording | None:
-    """One to three clauses; None if nothing could be said without doubt."""
-    writer, used = _Writer(dice.pick(OPENINGS)), []
-    for _ in range(dice.whole(1, 3)):
-        mark = len(writer.caption)
-        if used:
-            writer.say(dice.pick(JOINTS))
-        named = _clause(writer, things, used, config, dice)
-        if not named:
-            writer.caption = writer.caption[:mark]
-        used += named
-    return _closed(writer, dice).wording() if used else None
+def describe(things: list[Thing], config: SceneConfig, rng: Rng) -> Wording | None:
+    """One to three clauses; None if nothing unambiguous could be said."""
+    writer, used = _Writer(rng.choice(OPENINGS)), []
+    for _ in range(rng.integer(1, 3)):
+        used += _next_clause(writer, rng.choice(JOINTS) if used else "", things, used, config, rng)
+    return writer.close(rng) if used else None
 
 
-def _closed(writer: _Writer, dice: Dice) -> _Writer:
-    if dice.chance(0.3):
-        writer.say(".")
-    return writer
+def _next_clause(
+    writer: _Writer, joint: str, things: list[Thing], used: list[Thing], config: SceneConfig, rng: Rng
+) -> list[Thing]:
+    """A clause after `joint`, which goes again if there is nothing to say."""
+    before = writer.caption
+    writer.say(joint)
+    named = _clause(writer, things, used, config, rng)
+    if not named:
+        writer.caption = before
+    return named
 
 
-def tell_riddle(things: list[Thing], riddle: Riddle, config: SceneConfig, dice: Dice) -> Wording | None:
-    """A sentence whose first phrase fits two things, of which the relation picks one.
-
-    None if words cannot say it.
-    """
-    attributes = _attributes(things, riddle.target, 2, dice)
-    told = _attributes(things, riddle.reference, 1, dice)
+def describe_relation(things: list[Thing], comparison: Comparison, config: SceneConfig, rng: Rng) -> Wording | None:
+    """A sentence whose first phrase fits two things, of which the relation picks one; None if words cannot say it."""
+    attributes = _attributes(things, comparison.target, 2, rng)
+    told = _attributes(things, comparison.reference, 1, rng)
     if attributes is None or told is None:
         return None
-    writer = _Writer(dice.pick(OPENINGS))
-    _relate(writer, riddle.target, attributes, riddle.relation, riddle.reference, told, dice)
-    if dice.chance(0.3):
-        mark = len(writer.caption)
-        writer.say(dice.pick(JOINTS))
-        used = [riddle.target, riddle.twin, riddle.reference]
-        if not _clause(writer, things, used, config, dice):
-            writer.caption = writer.caption[:mark]
-    return _closed(writer, dice).wording(by_relation=0)
+    writer = _Writer(rng.choice(OPENINGS))
+    _relate(writer, comparison.target, attributes, comparison.relation, comparison.reference, told, rng)
+    if rng.chance(0.3):
+        used = [comparison.target, comparison.twin, comparison.reference]
+        _next_clause(writer, rng.choice(JOINTS), things, used, config, rng)
+    return writer.close(rng, by_relation=0)
 
 
 def vocabulary() -> list[str]:
-    """Every word the scenes speak, sorted."""
+    """Every word of the captions, sorted."""
     words = {*COLORS, *KINDS, *NOVEL_KINDS, *map(plural, (*KINDS, *NOVEL_KINDS)), *NUMBERS.values()}
     words |= {"striped", "dotted", "checkered", "plain", "small", "large", "thing", "a", "an", "the"}
-    for text in (*OPENINGS, *JOINTS, *(w for words_ in RELATION_WORDS.values() for w in words_)):
+    for text in (*OPENINGS, *JOINTS, *(phrase for phrases in RELATION_WORDS.values() for phrase in phrases)):
         words |= set(text.replace(",", " ").split())
     return sorted(words)
-
-
-__all__ = [
-    "RELATION_WORDS",
-    "Wording",
-    "list_names",
-    "matching",
-    "plural",
-    "tell",
-    "tell_riddle",
-    "vocabulary",
-]

@@ -126,6 +126,31 @@ def test_restricted_reader_reads_every_dtype_and_layout(tmp_path, dtype, zipped)
     assert same_bits(read_checkpoint(path).tensors, state)
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_tensors_of_other_kinds(tmp_path, zipped):
+    """Attributes of tensors and parameters are dropped, new dtypes are read, what is not dense may lie beside."""
+    marked, parameter = torch.arange(3.0), torch.nn.Parameter(torch.arange(2.0))
+    marked.note = parameter.note = "x"
+    state = {"marked": marked, "parameter": parameter, "new": torch.arange(4).to(torch.uint16)}
+    beside = {"sparse": torch.eye(3).to_sparse(), "meta": torch.ones(1, device="meta"), "size": torch.Size([1])}
+    path = tmp_path / "x.pth"
+    torch.save({"model": state, **beside}, path, _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(path)
+    assert same_bits(checkpoint.tensors, {key: tensor.detach() for key, tensor in state.items()})
+    assert checkpoint.beside == tuple(beside)
+
+
+def test_zip_files_are_mapped_and_storages_shared(tmp_path):
+    base = torch.zeros(1 << 22)
+    node = foreign_class("yacs.config", "CfgNode")()
+    torch.save({"model": {"a": base, "b": base[1:], "c": base[None]}, "cfg": node}, tmp_path / "x.pth")
+    forget_module("yacs")
+    tensors = read_checkpoint(tmp_path / "x.pth").tensors
+    a, b, c = (tensor.data_ptr() for tensor in tensors.values())
+    assert b == a + 4 and c == a
+    assert not tensors["a"].untyped_storage().resizable()  # mapped, not read
+
+
 def test_safetensors_with_original_keys(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(prefixed(STATE), path)
@@ -147,8 +172,8 @@ def test_safetensors_with_original_keys(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS"),
         (b"\x1f\x8b\x08\x00rest", "gzip"),
         (b"PK\x03\x04" + b"\0" * 100, "cut off"),
-        (b"\x80\x02}q\x00.", "damaged, cut off or no checkpoint"),
-        (b"\x80", "damaged, cut off or no checkpoint"),
+        (b"\x80\x02}q\x00.", "damaged, cut off or not a PyTorch checkpoint"),
+        (b"\x80", "damaged, cut off or not a PyTorch checkpoint"),
         (b"\x00\x01\x02\x03", "neither a PyTorch nor a safetensors file"),
         (b"\x05\x00\x00\x00\x00\x00\x00\x00{not json", "damaged"),
     ],
@@ -201,8 +226,8 @@ def test_cut_off_files(tmp_path, zipped, share, plain):
         ({"model": {}}, "not a dict of weights"),
         ({"model": [1]}, "not a dict of weights"),
         ({"iteration": 3, "epoch": 4}, "no weights; its keys are iteration, epoch"),
-        ({"model": {"a": torch.ones(1), "_extra": "x"}}, "no tensors: _extra"),
-        ({"model": {1: torch.ones(1), "a": torch.ones(1)}}, "no tensors: 1"),
+        ({"model": {"a": torch.ones(1), "_extra": "x"}}, "not tensors: _extra"),
+        ({"model": {1: torch.ones(1), "a": torch.ones(1)}}, "not tensors: 1"),
         ({"model": {"a": torch.ones(1).to_sparse()}}, "plain dense"),
         ({"model": {"a": torch.ones(1, dtype=torch.complex64)}}, "plain dense"),
         ({"model": {"a": torch.ones(1, device="meta")}}, "plain dense"),
@@ -225,7 +250,7 @@ def test_a_whole_pickled_module_is_refused(tmp_path):
 
 
 def test_not_a_torch_archive(tmp_path):
-    with pytest.raises(CheckpointError, match="damaged, cut off or no checkpoint"):
+    with pytest.raises(CheckpointError, match="damaged, cut off or not a PyTorch checkpoint"):
         read_checkpoint(with_pickle(tmp_path / "x.pth", b"not a pickle"))
 
 

@@ -97,6 +97,49 @@ def load(data: bytes):
     return RestrictedUnpickler(io.BytesIO(data)).load()
 
 
+ENDLESS = b"N" + 200 * b"2\x86"
+"""Opcodes of a pair of twice the same pair, and so on: an object of some 400 bytes whose text has 2^200."""
+STORAGE, TEXT = b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x00x"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ENDLESS + b"Q",
+        b"(" + ENDLESS + b"NNNNtQ",
+        b"(" + STORAGE + b"N" + ENDLESS + b"NK\x01tQ",
+        b"(" + STORAGE + b"N" + TEXT + b"N" + ENDLESS + b"tQ",
+        b"c__builtin__\nbytearray\n" + ENDLESS + b"\x85R",
+        b"c_codecs\nencode\n" + TEXT + ENDLESS + b"\x86R",
+        b"ctorch._utils\n_rebuild_tensor\n(" + 4 * ENDLESS + b"tR",
+        ENDLESS + b")\x81",
+    ],
+    ids=["pid", "kind", "key", "size", "collection", "codec", "tensor", "class"],
+)
+def test_messages_do_not_format_what_is_endless(tmp_path, data):
+    data = b"\x80\x02" + data + b"."
+    header = [pickled(value) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
+    endless = b"\x80\x02" + ENDLESS + b"."
+    paths = [with_pickle(tmp_path / "zip.pth", data)]
+    for place in range(5):  # in the legacy format, in place of the object and of each pickle around it
+        path = tmp_path / f"legacy{place}.pth"
+        path.write_bytes(b"".join(header[:place]) + (data if place == 3 else endless))
+        paths.append(path)
+    for path in paths:
+        with pytest.raises(CheckpointError, match="damaged, cut off or not a PyTorch checkpoint") as error:
+            read_checkpoint(path)
+        assert len(str(error.value)) < 1000
+
+
+def test_persistent_ids_of_modules_are_refused(tmp_path):
+    """The legacy format may name a class with its source, which `torch.load` would compare and write to a file."""
+    header = b"".join(pickled(value) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+    module = b"\x80\x02(X\x06\x00\x00\x00modulecm\nThing\n" + 2 * TEXT + b"tQ."
+    (tmp_path / "x.pth").write_bytes(header + module)
+    with pytest.raises(CheckpointError, match="unknown persistent id"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
 def test_modules_are_never_imported():
     assert "antigravity" not in sys.modules
     value = load(b"\x80\x02cantigravity\nThing\n)\x81.")

@@ -6,7 +6,7 @@
 
 Three variants run in turn, with the same weights and post-processing:
 
-* `fast`: the inference engine of the evaluators (`glip_hf.inference`). It encodes the image once, and the vocabulary once
+* `fast`: the engine of the evaluators (`glip_hf.inference`). It encodes the image once, and the vocabulary once
   per data set. `ratio_vs_reference` includes the vocabulary, as if the data set had a single image; the vocabulary is
   also timed separately, and `ratio_vs_reference_in_a_data_set` excludes it.
 * `naive`: `model(pixel_values, input_ids)` for every caption, as the original evaluates: image and text are encoded 31
@@ -41,7 +41,7 @@ from benchmarks.peak_memory import memory_figures, peak_memory
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding, GlipImageProcessorPil, GlipProcessor
 from glip_hf.evaluation.run import predictions
-from glip_hf.evaluation.tasks import Picture, Task
+from glip_hf.evaluation.tasks import Task, TaskImage
 from glip_hf.inference import NO_LIMIT, GroundingEngine, GroundingOptions
 from glip_hf.postprocess_glip import merge_detections, post_process_grounding
 
@@ -55,7 +55,7 @@ def make_task(annotations: Path, count: int | None) -> Task:
     categories = document["categories"] if isinstance(document, dict) else document
     categories = sorted(categories, key=lambda category: category["id"])[:count]
     names = [category["name"] for category in categories]
-    return Task("lvis", [Picture(0, str(PHOTO))], names, [category["id"] for category in categories], names)
+    return Task("lvis", [TaskImage(0, str(PHOTO))], names, [category["id"] for category in categories])
 
 
 @torch.inference_mode()
@@ -63,7 +63,7 @@ def every_caption(engine: GroundingEngine, task: Task) -> dict[str, Tensor]:
     """The whole model once per caption, image and text encoded again."""
     model, processor, options = engine.model, engine.processor, engine.options
     words = processor(text=task.names, chunk_size=options.chunk_size, return_tensors="pt")
-    pixels = processor(images=task.pictures[0].path, return_tensors="pt")
+    pixels = processor(images=task.images[0].path, return_tensors="pt")
     pixels = {name: value.to(model.device) for name, value in pixels.items()}
     parts = []
     for row, mask in enumerate(words["attention_mask"]):

@@ -79,7 +79,7 @@ def test_no_detections_is_zero():
     evaluator = CocoEvaluator(TRUTH, backend="pycocotools")
     assert set(evaluator.summarize().values()) == {0.0}
     assert {row["name"]: row["AP"] for row in evaluator.per_class()} == {"dog": -1, "cat": 0}
-    assert evaluator.exhibits()[0].score == 0
+    assert evaluator.gallery_items()[0].score == 0
 
 
 def test_nothing_to_find_is_missing():
@@ -91,7 +91,7 @@ def test_perfect_detection_by_hand():
     evaluator = CocoEvaluator(TRUTH)
     evaluator.update([{"image_id": 1, "boxes": [[10, 10, 29, 29]], "scores": [0.9], "labels": [7]}])
     assert evaluator.summarize()["AP"] == pytest.approx(1)
-    (exhibit,) = evaluator.exhibits()
+    (exhibit,) = evaluator.gallery_items()
     found, truth = exhibit.show()
     assert (exhibit.image_id, exhibit.score, exhibit.objects) == (1, 1, 1)
     assert found["text_labels"] == truth["text_labels"] == ["cat"]
@@ -100,7 +100,7 @@ def test_perfect_detection_by_hand():
 def test_second_prediction_is_ignored():
     evaluator = CocoEvaluator(TRUTH)
     evaluator.update([{"image_id": 1, "boxes": np.zeros((0, 4)), "scores": [], "labels": []}])
-    with pytest.warns(UserWarning, match="multiple predictions for picture 1"):
+    with pytest.warns(UserWarning, match="multiple predictions for image 1"):
         evaluator.update([{"image_id": 1, "boxes": [[10, 10, 29, 29]], "scores": [0.9], "labels": [7]}])
     assert evaluator.summarize()["AP"] == 0
 
@@ -109,16 +109,16 @@ def test_only_some_pictures(case):
     ids = [image["id"] for image in case["gt"]["images"]][:10]
     evaluator = CocoEvaluator(case["gt"], ids, backend="pycocotools")
     evaluator.update(by_picture(case["detections"]))
-    assert len(evaluator.image_ids) == len(evaluator.exhibits()) == 10
+    assert len(evaluator.image_ids) == len(evaluator.gallery_items()) == 10
     assert evaluator.summarize()["AP"] > 0
-    with pytest.raises(ValueError, match="picture 999999 is not"):
+    with pytest.raises(ValueError, match="image 999999 is not"):
         CocoEvaluator(case["gt"], [999999])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 5}, "picture 5 is not in the annotations"),
+        ({"image_id": 5}, "image 5 is not in the annotations"),
         ({"labels": [0]}, "category 0 is not in the annotations"),
         ({"scores": [0.5, 0.4]}, "1 boxes, 2 scores and 1 labels"),
         ({"boxes": [[0, 0, float("nan"), 1]]}, "not finite"),

@@ -14,7 +14,7 @@ from eval_cases import NAMES, SIZES
 from PIL import Image, ImageOps
 
 from glip_hf.evaluation.run import predictions
-from glip_hf.evaluation.tasks import Picture, Sentence, Task, detection_task
+from glip_hf.evaluation.tasks import Sentence, Task, TaskImage, detection_task
 from glip_hf.inference import (
     READER_THREAD,
     GroundingEngine,
@@ -49,7 +49,7 @@ def detect(model, processor, task):
 
 @pytest.fixture(scope="module")
 def expected(detect):
-    """Picture by picture, pair by pair, for each chunk size."""
+    """TaskImage by picture, pair by pair, for each chunk size."""
     return {size: detect(chunk_size=size, batch_size=1, pairs=1) for size in CHUNKS}
 
 
@@ -118,12 +118,12 @@ def test_every_picture_and_caption_is_encoded_once(model, processor, task):
 
 def test_chunks_merge_as_post_processing_does(model, processor, task, expected):
     """The driver against the processor's public way, all captions in one call."""
-    photo = Image.open(task.pictures[0].path)
+    photo = Image.open(task.images[0].path)
     inputs = processor(images=photo, text=NAMES, chunk_size=5, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(**inputs)
     (result,) = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.2)
-    mine = expected[5][task.pictures[0].image_id]
+    mine = expected[5][task.images[0].image_id]
     assert mine["scores"] == pytest.approx(result["scores"].tolist(), abs=1e-4)
     assert sorted(mine["labels"]) == sorted((result["labels"] + 1).tolist())
 
@@ -216,9 +216,9 @@ def test_budget_of_a_cpu_is_one_pair():
 def sentences(task):
     texts = [("a cat on a sofa", [[(0, 5)], [(9, 15)]]), ("a dog", [[(0, 5)]]), ("nothing", [])]
     pictures = []
-    for index, picture in enumerate(task.pictures):
+    for index, picture in enumerate(task.images):
         own = tuple(Sentence(n, text, spans) for n, (text, spans) in enumerate(texts[: index % 3]) if spans)
-        pictures.append(Picture(picture.image_id, picture.path, own))
+        pictures.append(TaskImage(picture.image_id, picture.path, own))
     return Task("flickr", pictures)
 
 
@@ -247,9 +247,9 @@ def test_views():
 
 def test_mirrored_view_comes_back(model, processor, task, tmp_path):
     """A mirrored photo seen mirrored is the photo: same detections, mirrored."""
-    plain = Image.open(task.pictures[0].path)
+    plain = Image.open(task.images[0].path)
     ImageOps.mirror(plain).save(tmp_path / "mirrored.png")
-    mirrored = Task("coco", [Picture(1, str(tmp_path / "mirrored.png"))], task.names, task.category_ids)
+    mirrored = Task("coco", [TaskImage(1, str(tmp_path / "mirrored.png"))], task.names, task.category_ids)
     options = GroundingOptions(threshold=0.2, vote_threshold=2.0)  # no voting: nothing overlaps that much
     detector = GroundingEngine(model, processor, options)
     detector.views = make_views(flip=True)[1:]
@@ -384,7 +384,7 @@ def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, mo
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    requests = [Request(picture.path) for picture in task.pictures]
+    requests = [Request(picture.path) for picture in task.images]
     list(detector._load(requests))
     assert not pinned
     detector.model = types.SimpleNamespace(device=torch.device("cuda"))
@@ -410,7 +410,7 @@ def test_a_picture_that_cannot_be_read_is_named(model, processor, task, tmp_path
     paths = [tmp_path / "cut.jpg", tmp_path / "gone.jpg"]
     paths[0].write_bytes(b"\xff\xd8\xff\xe0")
     for path, error in zip(paths, (ValueError, FileNotFoundError)):
-        damaged = Task("coco", [*task.pictures[:2], Picture(9, str(path)), *task.pictures[2:]], ["cat"], [1])
+        damaged = Task("coco", [*task.images[:2], TaskImage(9, str(path)), *task.images[2:]], ["cat"], [1])
         done = []
         with pytest.raises(error, match=path.name):
             for one in predictions(GroundingEngine(model, processor), damaged):
@@ -444,6 +444,6 @@ def test_category_ids_not_places(detect, pictures, tmp_path):
     document = json.loads((pictures / "annotations.json").read_text())
     document["categories"] = [{"id": 70 - index, "name": name} for index, name in enumerate(NAMES)]
     task = detection_task("coco", document, pictures)
-    assert task.texts == NAMES[::-1]
+    assert task.names == NAMES[::-1]
     labels = {label for p in detect(task.limited(2)).values() for label in p["labels"]}
     assert labels and labels <= set(range(59, 71))

@@ -6,7 +6,7 @@ import copy
 import pytest
 
 from glip_hf.evaluation import FlickrEvaluator
-from glip_hf.evaluation.flickr import boxes_by_phrase, enclosing_box, parse_sentence, read_picture, read_sentences
+from glip_hf.evaluation.flickr import boxes_by_phrase, enclosing_box, parse_sentence, read_boxes, read_sentences
 
 CASES = {
     "test_separate": {"protocol": "any"},
@@ -74,7 +74,7 @@ def test_other_questions_are_told_before_the_answers(flickr_case):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sentence_id": "first"}, "sentence_id 'first' of image '21327638' is no integer"),
+        ({"sentence_id": "first"}, "sentence_id 'first' of image '21327638' is not an integer"),
         ({"boxes": [[[1, 2, 3]]]}, r"sentence 0 of image 21327638: box \[1, 2, 3\] is not a list of 4 finite numbers"),
         ({"boxes": [[[1, 2, 3, float("nan")]]]}, "box .*nan"),
     ],
@@ -100,7 +100,7 @@ def test_parsing(flickr_case):
             {"first_word_index": p.first_word, "phrase": p.text, "phrase_id": p.chain, "phrase_type": p.types}
             for p in phrases
         ] == expected["phrases"]
-    picture, expected = read_picture(folder / "Annotations" / f"{example['image_id']}.xml"), example["annotations"]
+    picture, expected = read_boxes(folder / "Annotations" / f"{example['image_id']}.xml"), example["annotations"]
     assert [picture.width, picture.height, picture.depth] == [expected[n] for n in ("width", "height", "depth")]
     assert picture.boxes == expected["boxes"]
     assert (picture.no_box, picture.scene) == (expected["nobox"], expected["scene"])
@@ -146,4 +146,4 @@ def test_some_sentences_only(flickr_case):
     evaluator.update(case["predictions_test"])
     assert len(evaluator.truth) == 2
     assert 0 <= evaluator.summarize()["Recall@1_all"] <= 1
-    assert [exhibit.image_id for exhibit in evaluator.exhibits()] == ["21327638"] * 2
+    assert [exhibit.image_id for exhibit in evaluator.gallery_items()] == ["21327638"] * 2

@@ -49,7 +49,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def single(detector, task):
-    """Picture by picture and pair by pair, for each chunk size."""
+    """TaskImage by picture and pair by pair, for each chunk size."""
     return {size: list(predictions(detector(chunk_size=size, batch_size=1, pairs=1), task)) for size in CHUNKS}
 
 

@@ -103,7 +103,7 @@ def test_federated_rules_by_hand():
     assert figures["AP"] == figures["APf"] == figures["APs"] == pytest.approx(1)
     assert figures["APr"] == -1
     # On picture 2 category 2 is not judged, so its detection is not shown either.
-    assert evaluator.exhibits()[1].show()[0]["text_labels"] == ["a"]
+    assert evaluator.gallery_items()[1].show()[0]["text_labels"] == ["a"]
 
 
 def test_match_prefers_what_counts_and_the_last_of_equals():

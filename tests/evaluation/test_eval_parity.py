@@ -11,7 +11,7 @@ from transformers import BertTokenizer
 
 from glip_hf import GlipImageProcessorPil, GlipProcessor
 from glip_hf.evaluation.run import predictions
-from glip_hf.evaluation.tasks import Picture, Sentence, Task
+from glip_hf.evaluation.tasks import Sentence, Task, TaskImage
 from glip_hf.inference import GroundingEngine, GroundingOptions
 
 OTHERS = ["zebra", "traffic light", "wine glass", "skis", "oven", "kite"]  # names of a second caption
@@ -33,7 +33,7 @@ def prepare(name, root, vocab):
 
 
 def picture(number, photo, *sentences):
-    return Picture(number, str(FIXTURES / "images" / photo["file"]), sentences)
+    return TaskImage(number, str(FIXTURES / "images" / photo["file"]), sentences)
 
 
 def assert_recorded(found, case, prefix, photo, score_tolerance, share):

@@ -185,9 +185,9 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
 
     folder = flickr_case[1]
     image_id = (folder / "test.txt").read_text().split()[0]
-    from glip_hf.evaluation.flickr import read_picture, read_sentences
+    from glip_hf.evaluation.flickr import read_boxes, read_sentences
 
-    picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
+    picture = read_boxes(folder / "Annotations" / f"{image_id}.xml")
     records = []
     for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
         spans, at = [], 0
@@ -241,7 +241,7 @@ def test_missing_pictures_come_before_the_model(benchmark, pictures, tmp_path, c
     data = ["--config", f"{tmp_path}/tasks", "--data-root", f"{tmp_path}"] if benchmark == "odinw" else data
     assert evaluate([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
     error = capsys.readouterr().err
-    assert "4 of 5 pictures are missing" in error and all(f"{n}.png" in error for n in range(1, 5))
+    assert "4 of 5 images are missing" in error and all(f"{n}.png" in error for n in range(1, 5))
     assert len((tmp_path / "out" / "missing_pictures.txt").read_text().splitlines()) == 4
 
 

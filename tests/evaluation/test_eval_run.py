@@ -15,7 +15,7 @@ from scene_sets import in_processes
 from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed, run
 from glip_hf.evaluation.run import predict, score
 from glip_hf.evaluation.store import OtherSettings, PredictionStore
-from glip_hf.evaluation.tasks import MissingPictures, Picture, Task, detection_task
+from glip_hf.evaluation.tasks import MissingImages, Task, TaskImage, detection_task
 from glip_hf.inference import GroundingEngine, GroundingOptions
 
 IDENTITY = {"model": "small", "data": "five photos"}
@@ -79,7 +79,7 @@ def test_limit_then_all(task, pictures, detector, tmp_path):
     assert len(list(full.own())) == len(SIZES)
     # Only what was asked for is scored.
     limited = task.limited(2)
-    ids = [picture.image_id for picture in limited.pictures]
+    ids = [picture.image_id for picture in limited.images]
     evaluator = CocoEvaluator(pictures / "annotations.json", ids, backend="pycocotools")
     score(evaluator, full, limited)
     assert {entry["image_id"] for entry in evaluator.results()} <= set(ids)
@@ -98,7 +98,7 @@ def test_other_settings_are_refused(task, model, processor, detector, tmp_path):
 def test_another_vocabulary_is_refused(task, detector, tmp_path):
     """The same file name, edited: predictions of other words do not mix with these."""
     predict(detector, task.limited(1), tmp_path, IDENTITY)
-    edited = Task(task.name, task.pictures, ["kitten", *task.names[1:]], task.category_ids)
+    edited = Task(task.name, task.images, ["kitten", *task.names[1:]], task.category_ids)
     with pytest.raises(OtherSettings, match="vocabulary: '.*', now '.*--fresh"):
         predict(detector, edited.limited(2), tmp_path, IDENTITY)
 
@@ -126,9 +126,9 @@ def test_progress_and_time_left(task, detector, tmp_path, capsys):
 
 def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypatch):
     monkeypatch.setattr(type(detector.model), "get_text_features", None)
-    gone = [Picture(index, f"{tmp_path}/gone-{index}.jpg") for index in range(30)]
-    with pytest.raises(MissingPictures, match="30 of 35 pictures are missing") as raised:
-        predict(detector, Task("coco", [*task.pictures, *gone], ["cat"], [1]), tmp_path, IDENTITY)
+    gone = [TaskImage(index, f"{tmp_path}/gone-{index}.jpg") for index in range(30)]
+    with pytest.raises(MissingImages, match="30 of 35 images are missing") as raised:
+        predict(detector, Task("coco", [*task.images, *gone], ["cat"], [1]), tmp_path, IDENTITY)
     assert "gone-0.jpg" in str(raised.value) and "and 10 more" in str(raised.value)
     assert len((tmp_path / "missing_pictures.txt").read_text().splitlines()) == 30
     assert not (tmp_path / "partial").exists()
@@ -137,7 +137,7 @@ def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypa
 def test_damaged_picture_is_named(tmp_path, detector):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="bad.jpg"):
-        predict(detector, Task("coco", [Picture(1, str(tmp_path / "bad.jpg"))], ["cat"], [1]), tmp_path, IDENTITY)
+        predict(detector, Task("coco", [TaskImage(1, str(tmp_path / "bad.jpg"))], ["cat"], [1]), tmp_path, IDENTITY)
 
 
 def test_commit_is_that_of_this_package(monkeypatch, tmp_path):

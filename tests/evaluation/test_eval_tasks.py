@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from glip_hf.evaluation import FlickrEvaluator
-from glip_hf.evaluation.odinw import ODINW13, mean_figures
+from glip_hf.evaluation.odinw import ODINW13, mean_metrics
 from glip_hf.evaluation.tasks import detection_task, flickr_task, odinw_sets, sentence_keys
 
 CATEGORIES = [{"id": 3, "name": "fish"}, {"id": 1, "name": "shark"}]
@@ -26,28 +26,26 @@ def touch(path):
 def test_names_by_ascending_id(tmp_path):
     task = detection_task("coco", coco(file_name="a.jpg"), tmp_path)
     assert (task.names, task.category_ids) == (["shark", "fish"], [1, 3])
-    assert task.pictures[0].path == str(tmp_path / "a.jpg")  # as a message would show it
+    assert task.images[0].path == str(tmp_path / "a.jpg")  # as a message would show it
 
 
 @pytest.mark.parametrize("place", ["val2017/000000000139.jpg", "000000000139.jpg"])
 def test_lvis_pictures_by_url(tmp_path, place):
     path = touch(tmp_path / place)
     document = coco(coco_url="http://images.cocodataset.org/val2017/000000000139.jpg")
-    assert detection_task("lvis", document, tmp_path).pictures[0].path == path
+    assert detection_task("lvis", document, tmp_path).images[0].path == path
 
 
 def test_file_name_with_folder(tmp_path):
     path = touch(tmp_path / "000000000139.jpg")
-    assert detection_task("coco", coco(file_name="val2017/000000000139.jpg"), tmp_path).pictures[0].path == path
+    assert detection_task("coco", coco(file_name="val2017/000000000139.jpg"), tmp_path).images[0].path == path
 
 
 def test_what_is_missing_is_named_by_its_first_place(tmp_path):
     document = coco(file_name="7.jpg", coco_url="http://images.cocodataset.org/val2017/7.jpg")
     for name, place in (("coco", "7.jpg"), ("lvis", "val2017/7.jpg")):
-        assert detection_task(name, document, tmp_path).missing_pictures() == [str(tmp_path / place)]
-    assert detection_task("coco", coco(), tmp_path).missing_pictures() == [
-        "(picture 9 has neither file_name nor coco_url)"
-    ]
+        assert detection_task(name, document, tmp_path).missing_images() == [str(tmp_path / place)]
+    assert detection_task("coco", coco(), tmp_path).missing_images() == ["(image 9 has neither file_name nor coco_url)"]
 
 
 def test_no_categories(tmp_path):
@@ -64,13 +62,13 @@ def test_flickr_sentences_of_a_picture(tmp_path):
     path = touch(tmp_path / "val" / "5.jpg")
     records = [record(1, "a dog", [[[0, 5]]]), record(0, "a cat", [[[0, 5]]]), record(2, "nothing", [])]
     task = flickr_task({"images": records}, tmp_path)
-    (picture,) = task.pictures
+    (picture,) = task.images
     assert (picture.image_id, picture.path) == (5, path)
     assert [(s.number, s.text, s.spans) for s in picture.sentences] == [
         (0, "a cat", [[(0, 5)]]),
         (1, "a dog", [[(0, 5)]]),
     ]
-    assert sentence_keys(task.pictures) == [(5, 0), (5, 1)]
+    assert sentence_keys(task.images) == [(5, 0), (5, 1)]
     with pytest.raises(ValueError, match="MDETR.*entry 0 has no caption, tokens_positive_eval, file_name"):
         flickr_task({"images": [{"id": 1}]}, tmp_path)
 
@@ -97,10 +95,10 @@ def test_flickr_from_the_native_folder(flickr_case, tmp_path):
     """The questions the evaluator asks, each phrase at its place in the sentence."""
     folder = flickr_case[1]
     task, evaluator = flickr_task(folder, tmp_path, "val"), FlickrEvaluator(folder, "val")
-    first = touch(tmp_path / "val" / f"{task.pictures[0].image_id}.jpg")
-    assert flickr_task(folder, tmp_path, "val").pictures[0].path == first
-    assert sentence_keys(task.pictures) == list(evaluator.truth)
-    for picture in task.pictures:
+    first = touch(tmp_path / "val" / f"{task.images[0].image_id}.jpg")
+    assert flickr_task(folder, tmp_path, "val").images[0].path == first
+    assert sentence_keys(task.images) == list(evaluator.truth)
+    for picture in task.images:
         for sentence in picture.sentences:
             phrases = [phrase.text for phrase, _ in evaluator.truth[picture.image_id, sentence.number]]
             assert [sentence.text[begin:end] for ((begin, end),) in sentence.spans] == phrases
@@ -130,9 +128,9 @@ def test_odinw_prompts(odinw):
     plain, other = odinw_sets(odinw, odinw)
     assert (plain.task.name, plain.task.names, plain.task.category_ids) == ("Aquarium", ["shark", "fish"], [1, 3])
     prompted, other = odinw_sets(odinw, odinw, "glip")
-    assert prompted.task.names == PROMPT and prompted.task.texts == ["shark", "fish"]
+    assert prompted.task.names == PROMPT
     assert other.task.names == ["shark", "fish"]  # no prompt in its file
-    assert [one.task.check_pictures() for one in (prompted, other)] == [None, None]
+    assert [one.task.missing_images() for one in (prompted, other)] == [[], []]
 
 
 def test_prompts_that_nobody_wrote_are_told(odinw):
@@ -155,7 +153,7 @@ def test_odinw_errors(odinw, tmp_path):
     ("change", "message"),
     [
         ({"REGISTER": {"val": {"img_dir": "a"}}}, "REGISTER of 'val': entry 0 has no ann_file"),
-        ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': entry 0 is no JSON object but 'a'"),
+        ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': entry 0 is not a JSON object but 'a'"),
         ({"CAPTION_PROMPT": str([{"prefix": "a"}] * 2)}, "CAPTION_PROMPT: entry 0 has no name, suffix"),
         ({"CAPTION_PROMPT": str(PROMPT[:1])}, "1 caption prompts for 2 categories"),
         ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "categories: entry 0 has no name"),
@@ -177,10 +175,10 @@ def test_task_file_that_is_not_yaml(odinw):
 
 
 def test_mean_over_sets_by_hand():
-    figures = mean_figures({"a": {"AP": 0.2, "APs": -1.0}, "b": {"AP": 0.4, "APs": 0.1}})
+    figures = mean_metrics({"a": {"AP": 0.2, "APs": -1.0}, "b": {"AP": 0.4, "APs": 0.1}})
     assert figures == pytest.approx({"AP": 0.3, "APs": 0.1, "AP/a": 0.2, "AP/b": 0.4})
     with pytest.raises(ValueError, match="no data sets"):
-        mean_figures({})
+        mean_metrics({})
 
 
 THIRTEEN = """AerialMaritimeDrone_large Aquarium_Aquarium_Combined.v2-raw-1024.coco CottontailRabbits EgoHands_generic
@@ -198,12 +196,12 @@ def test_the_13_among_the_35():
     """The task files of GLIP's configs/odinw_35 (and odinw_13) by name: the mean of 13 takes those of the 13 alone."""
     sets = {name: {"AP": 0.5 if name in THIRTEEN else 0.0} for name in sorted(THIRTEEN + OTHERS)}
     assert len(sets) == 35 and len(THIRTEEN) == len(ODINW13) == 13
-    assert mean_figures(sets)["AP_odinw13"] == pytest.approx(0.5)
-    assert mean_figures(sets)["AP"] == pytest.approx(0.5 * 13 / 35)
+    assert mean_metrics(sets)["AP_odinw13"] == pytest.approx(0.5)
+    assert mean_metrics(sets)["AP"] == pytest.approx(0.5 * 13 / 35)
 
 
 def test_mean_over_13_among_35():
     sets = {f"{name}_v1": {"AP": 0.5} for name in ODINW13} | {"BCCD": {"AP": 0.0}}
-    figures = mean_figures(sets)
+    figures = mean_metrics(sets)
     assert figures["AP"] == pytest.approx(0.5 * 13 / 14) and figures["AP_odinw13"] == pytest.approx(0.5)
-    assert "AP_odinw13" not in mean_figures({name: {"AP": 0.5} for name in ODINW13})
+    assert "AP_odinw13" not in mean_metrics({name: {"AP": 0.5} for name in ODINW13})

@@ -98,11 +98,11 @@ def test_validation_is_coco_ap(coco: Path) -> None:
 
 def test_validation_pictures_are_read_before_the_run(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = load_tuning_data(coco, coco.parent, validation=coco)
-    whole = len(Validation(data, random_processor()).task.pictures)
+    whole = len(Validation(data, random_processor()).task.images)
     (coco.parent / "3.png").unlink()
     (coco.parent / "4.png").write_bytes((coco.parent / "4.png").read_bytes()[:60])
     rest = Validation(data, random_processor())
-    assert len(rest.task.pictures) == whole - 2
+    assert len(rest.task.images) == whole - 2
     assert "2 validation pictures cannot be read" in caplog.text and "3.png" in caplog.text and "4.png" in caplog.text
     assert rest(random_model())["AP"] >= 0
     with pytest.raises(ValueError, match="3.png.* data.on_broken=skip"):

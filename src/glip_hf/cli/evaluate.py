@@ -14,9 +14,9 @@ from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.flickr import FlickrEvaluator
 from ..evaluation.lvis import LvisEvaluator
-from ..evaluation.odinw import mean_figures
+from ..evaluation.odinw import mean_metrics
 from ..evaluation.report import write_report, write_summary
-from ..evaluation.run import Result, load_predictions, predict, provenance, require_pictures, score
+from ..evaluation.run import Result, load_predictions, predict, provenance, require_images, score
 from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
 from .common import add_device_arguments, count, fraction, load_model, positive
@@ -115,7 +115,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; the figures go to stdout and to the output folder."""
+    """Evaluate; the metrics go to stdout and to the output folder."""
     distributed.start()
     output = Path(arguments.output or f"evaluation/{arguments.benchmark}")
     _check(arguments)
@@ -129,8 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         task = _task(arguments).limited(arguments.limit)
         evaluator = _evaluator(arguments, task)
-        require_pictures([task], output)
-        result = _evaluate(arguments, _detector(arguments), task, evaluator, output)
+        require_images([task], output)
+        result = _evaluate(arguments, _engine(arguments), task, evaluator, output)
     if is_main:
         for name, value in result.metrics.items():
             print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
@@ -164,18 +164,16 @@ def _subset(arguments: argparse.Namespace) -> str:
 
 
 def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
-    """The benchmark's evaluator, for the task's pictures (None: for all of the annotations)."""
-    ids = None if task is None else [picture.image_id for picture in task.pictures]
+    """The benchmark's evaluator, for the images of the task (None: for all of the annotations)."""
+    ids = None if task is None else [image.image_id for image in task.images]
     if arguments.benchmark == "lvis":
         return LvisEvaluator(arguments.annotations, ids, fixed=not arguments.standard)
     if arguments.benchmark == "coco":
         return CocoEvaluator(arguments.annotations, ids)
-    sentences = sentence_keys(task.pictures) if task and arguments.limit else None
+    sentences = sentence_keys(task.images) if task and arguments.limit else None
     evaluator = FlickrEvaluator(_entities(arguments), _subset(arguments), arguments.protocol, sentences=sentences)
     if task is not None:
-        asked = {
-            (picture.image_id, one.number): len(one.spans) for picture in task.pictures for one in picture.sentences
-        }
+        asked = {(image.image_id, one.number): len(one.spans) for image in task.images for one in image.sentences}
         evaluator.check_asked(asked)
     return evaluator
 
@@ -199,7 +197,7 @@ def _entities(arguments: argparse.Namespace) -> Path:
     raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
 
 
-def _detector(arguments: argparse.Namespace) -> GroundingEngine:
+def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
     values = vars(arguments) | {
@@ -216,24 +214,26 @@ def _detector(arguments: argparse.Namespace) -> GroundingEngine:
     return GroundingEngine(model, processor, options)
 
 
-def _evaluate(arguments: argparse.Namespace, detector: Any, task: Task, evaluator: Evaluator, output: Path) -> Result:
+def _evaluate(
+    arguments: argparse.Namespace, engine: GroundingEngine, task: Task, evaluator: Evaluator, output: Path
+) -> Result:
     """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
     identity = {"model": arguments.model, "dtype": arguments.dtype}
     identity["data"] = arguments.annotations or f"{arguments.config}:{arguments.split}:{arguments.prompts}"
-    store = predict(detector, task, output, identity, arguments.fresh)
+    store = predict(engine, task, output, identity, arguments.fresh)
     seconds = time.monotonic() - begin
-    figures = score(evaluator, store, task)
-    info = provenance(detector.model, arguments.model, detector.options)
-    info |= {"benchmark": arguments.benchmark, "pictures": len(task.pictures), "seconds": round(seconds, 1)}
-    result = Result(figures, info)
+    metrics = score(evaluator, store, task)
+    info = provenance(engine.model, arguments.model, engine.options)
+    info |= {"benchmark": arguments.benchmark, "pictures": len(task.images), "seconds": round(seconds, 1)}
+    result = Result(metrics, info)
     if distributed.world()[0] == 0:
         write_report(output, result, evaluator, task, arguments.gallery)
     return result
 
 
 def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
-    """Figures of a result file; with --images also the gallery, with --limit for the first pictures."""
+    """Metrics of a result file; with --images also the gallery, with --limit for the first images."""
     wanted = arguments.limit or arguments.images
     task = _task(arguments).limited(arguments.limit) if wanted else None
     evaluator = _evaluator(arguments, task)
@@ -255,23 +255,23 @@ def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Every data set into a folder of its own, and the mean into this one."""
     sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
     sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
-    detector = None
+    engine = None
     if not arguments.score_only:
-        require_pictures([one.task for one in sets], output)  # of all sets before the first is computed
-        detector = _detector(arguments)
-    figures, info = {}, {}
+        require_images([one.task for one in sets], output)  # of all sets before the first is computed
+        engine = _engine(arguments)
+    metrics, info = {}, {}
     for one in sets:
-        name, pictures = one.task.name, one.task.pictures
-        evaluator = CocoEvaluator(one.annotations, [picture.image_id for picture in pictures])
-        if detector is None:
-            path, shown = Path(arguments.score_only) / name / "predictions.json", not one.task.missing_pictures()
+        name, images = one.task.name, one.task.images
+        evaluator = CocoEvaluator(one.annotations, [image.image_id for image in images])
+        if engine is None:
+            path, shown = Path(arguments.score_only) / name / "predictions.json", not one.task.missing_images()
             result = _score_file(arguments, evaluator, path, output / name, one.task if shown else None)
         else:
-            result = _evaluate(arguments, detector, one.task, evaluator, output / name)
-        figures[name], info = result.metrics, result.info
-    info["pictures"] = sum(len(one.task.pictures) for one in sets)
+            result = _evaluate(arguments, engine, one.task, evaluator, output / name)
+        metrics[name], info = result.metrics, result.info
+    info["pictures"] = sum(len(one.task.images) for one in sets)
     info.pop("seconds", None)
-    result = Result(mean_figures(figures), info)
+    result = Result(mean_metrics(metrics), info)
     if distributed.world()[0] == 0:
-        write_summary(output, result, "AP", figures, {one.task.name: len(one.task.pictures) for one in sets})
+        write_summary(output, result, "AP", metrics, {one.task.name: len(one.task.images) for one in sets})
     return result

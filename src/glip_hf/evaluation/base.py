@@ -5,10 +5,10 @@
     for ...:
         evaluator.update([{"image_id": 139, "boxes": xyxy, "scores": scores, "labels": category_ids}])
     evaluator.gather()  # a no-op in one process
-    figures = evaluator.summarize()  # accumulates if that was not done
+    metrics = evaluator.summarize()  # accumulates if that was not done
 
-Figures do not depend on the order of updates nor on which process saw which picture: predictions are
-kept by picture, and ties in score go by the picture's place in the annotations.
+Metrics depend neither on the order of updates nor on which process saw which image: predictions are kept per image,
+and ties in score are broken by the position of the image in the annotations.
 """
 
 import warnings
@@ -26,22 +26,22 @@ from .files import check_records, integers, numbers
 RECALL_POINTS = np.linspace(0, 1, 101)
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MISSING = -1.0
-"""A figure over nothing, a category without ground truth for one; the marker of COCO and LVIS."""
+"""A metric over nothing, such as that of a category without ground truth; the marker of COCO and LVIS."""
 
 
 class Evaluator(ABC):
     """The protocol. `update` and `load_results` take predictions, `results` gives them back."""
 
     primary: str
-    """The figure papers quote, a key of `summarize()`."""
+    """The metric that papers quote, a key of `summarize()`."""
 
     @abstractmethod
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Take the predictions of some pictures; a second one of the same thing is ignored with a warning."""
+        """Add the predictions for some images; a second one for the same image is ignored with a warning."""
 
     @abstractmethod
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Take the content of a result file, as `results` writes it."""
+        """Add the content of a result file, as `results` writes it."""
 
     @abstractmethod
     def results(self) -> Iterator[dict[str, Any]]:
@@ -49,7 +49,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def gather(self) -> None:
-        """Every process gets the predictions of all. All processes have to call it."""
+        """Give every process the predictions of all of them. All processes have to call it."""
 
     @abstractmethod
     def accumulate(self) -> None:
@@ -57,26 +57,26 @@ class Evaluator(ABC):
 
     @abstractmethod
     def summarize(self) -> dict[str, float]:
-        """The figures, 0..1 (-1 where there is nothing to average); accumulates first if need be."""
+        """The metrics, 0..1 (-1 where there is nothing to average); accumulates first if need be."""
 
     def per_class(self) -> list[dict[str, Any]]:
-        """A row a class: `name`, counts, figures; for tables and plots."""
+        """A row per class: `name`, counts, metrics; for tables and plots."""
         return []
 
     @abstractmethod
-    def exhibits(self) -> list["Exhibit"]:
-        """Every picture (or sentence) with something to find, with how well it was done, for the report's gallery."""
+    def gallery_items(self) -> list["GalleryItem"]:
+        """Every image (or sentence) with ground truth, and how well it was detected, for the report's gallery."""
 
 
 @dataclass
-class Exhibit:
-    """One picture as a gallery shows it.
+class GalleryItem:
+    """One image in the gallery.
 
     Attributes:
-        score: 0..1. R-precision: of the R best detections, R the number of objects, the fraction that is right.
+        score: 0..1. R-precision: of the R best detections, R the number of objects, the fraction that is correct.
         objects: R.
-        show: gives detections and truth, each `{"boxes" xyxy, "labels", "text_labels"}` (and `"scores"`).
-        caption: what was asked, if it is the picture's own.
+        show: gives detections and ground truth, each `{"boxes" xyxy, "labels", "text_labels"}` (and `"scores"`).
+        caption: of the image, if it has one of its own.
     """
 
     image_id: int | str
@@ -88,7 +88,7 @@ class Exhibit:
 
 @dataclass
 class Detections:
-    """Of one picture. boxes: [K, 4] float64 x, y, width, height; scores: [K] float64; labels: [K] int64."""
+    """Of one image. boxes: [K, 4] float64 xywh, pixels; scores: [K] float64; labels: [K] int64."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -106,7 +106,7 @@ def to_array(values: Any) -> np.ndarray:
 
 
 def to_xywh(boxes: Any, plus: float) -> np.ndarray:
-    """xyxy [K, 4] to x, y, width, height, float64; `plus` is what the convention adds to a difference.
+    """xyxy [K, 4] to xywh, float64; `plus` is what the convention adds to the difference of two corners.
 
     The subtraction runs in the precision of the input, as the original's does.
     """
@@ -118,13 +118,13 @@ def to_xywh(boxes: Any, plus: float) -> np.ndarray:
 
 
 class DetectionEvaluator(Evaluator):
-    """Boxes with category ids, one set a picture: what COCO and LVIS have in common.
+    """Boxes with category ids, one set per image: what COCO and LVIS have in common.
 
     Args:
-        image_ids: all pictures of the annotations, in their order.
+        image_ids: all images of the annotations, in their order.
         category_ids: all categories.
         plus: see `to_xywh`; 1 where boxes include both corners, as GLIP's do.
-        only: evaluate these pictures alone (default: all; a picture without predictions has no detections).
+        only: evaluate these images alone (default: all; an image without predictions has no detections).
     """
 
     primary = "AP"
@@ -141,7 +141,7 @@ class DetectionEvaluator(Evaluator):
         if only is not None:
             wanted = set(only)
             if unknown := wanted.difference(known):
-                raise ValueError(f"picture {min(map(str, unknown))} is not in the annotations.")
+                raise ValueError(f"image {min(map(str, unknown))} is not in the annotations.")
             self.image_ids = [image_id for image_id in known if image_id in wanted]
         self._rank = {image_id: rank for rank, image_id in enumerate(self.image_ids)}
         self._elsewhere = set(known).difference(self._rank)
@@ -155,15 +155,15 @@ class DetectionEvaluator(Evaluator):
         return sum(len(found.scores) for found in self._predictions.values())
 
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Take predictions, one a picture.
+        """Add predictions, one per image.
 
         Args:
-            predictions: each with `image_id`; `boxes` [K, 4] xyxy in pixels of the original picture; `scores`
-                [K]; `labels` [K], category ids.
+            predictions: each with `image_id`; `boxes` [K, 4] xyxy in pixels of the original image; `scores` [K];
+                `labels` [K], category ids.
 
         Raises:
-            ValueError: for a picture or category the annotations do not have, lengths that differ, or values
-                that are not finite.
+            ValueError: for an image or category that the annotations do not have, lengths that differ, or values that
+                are not finite.
         """
         for prediction in predictions:
             check_records([prediction], ("image_id", "boxes", "scores", "labels"), "the predictions")
@@ -175,14 +175,14 @@ class DetectionEvaluator(Evaluator):
             )
 
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Take COCO results, each `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`."""
+        """Add COCO results, each `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`."""
         entries = list(entries)
         check_records(entries, ("image_id", "category_id", "bbox", "score"), "the results")
-        pictures: dict[int | str, list[Mapping[str, Any]]] = {}
+        by_image: dict[int | str, list[Mapping[str, Any]]] = {}
         for entry in entries:
-            pictures.setdefault(entry["image_id"], []).append(entry)
-        for image_id, found in pictures.items():
-            where = f"the results, picture {image_id!r}:"
+            by_image.setdefault(entry["image_id"], []).append(entry)
+        for image_id, found in by_image.items():
+            where = f"the results, image {image_id!r}:"
             self._add(
                 image_id,
                 numbers([entry["bbox"] for entry in found], 4, f"{where} bbox"),
@@ -194,20 +194,18 @@ class DetectionEvaluator(Evaluator):
         if image_id not in self._rank:
             if image_id in self._elsewhere:
                 return  # in the annotations, but left out of this evaluation
-            raise ValueError(f"picture {image_id!r} is not in the annotations: wrong file, or wrong ids?")
+            raise ValueError(f"image {image_id!r} is not in the annotations: wrong file, or wrong ids?")
         if not len(boxes) == len(scores) == len(labels):
-            raise ValueError(
-                f"picture {image_id!r}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels."
-            )
+            raise ValueError(f"image {image_id!r}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels.")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError(f"picture {image_id!r} has boxes or scores that are not finite.")
+            raise ValueError(f"image {image_id!r} has boxes or scores that are not finite.")
         if len(labels) and not (known := np.isin(labels, self._categories)).all():
             raise ValueError(
-                f"picture {image_id!r}: category {labels[~known][0]} is not in the annotations: labels are "
-                "category ids, not places in the list of names."
+                f"image {image_id!r}: category {labels[~known][0]} is not in the annotations: labels are category ids, "
+                "not positions in the list of class names."
             )
         if image_id in self._predictions:
-            warnings.warn(f"multiple predictions for picture {image_id}: the first counts", stacklevel=3)
+            warnings.warn(f"multiple predictions for image {image_id}: the first counts", stacklevel=3)
             return
         self._predictions[image_id] = Detections(boxes, scores, labels)
         self._accumulated = False
@@ -221,7 +219,7 @@ class DetectionEvaluator(Evaluator):
         self._accumulated = False
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Entries of a COCO result file, picture by picture; boxes to a thousandth of a pixel."""
+        """Entries of a COCO result file, image by image; boxes to a thousandth of a pixel."""
         return self._entries(decimals=3)
 
     def _entries(self, decimals: int | None = None) -> Iterator[dict[str, Any]]:
@@ -231,37 +229,37 @@ class DetectionEvaluator(Evaluator):
             for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
                 yield {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
 
-    # -- single pictures ---------------------------------------------------------------------------
+    # -- single images -----------------------------------------------------------------------------
 
     names: dict[int, str]
 
     @abstractmethod
-    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [G, 4] x, y, width, height and categories [G] of what counts in a picture."""
+    def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [G, 4] xywh and categories [G] of what counts in an image."""
 
-    def judged(self, image_id: int | str) -> np.ndarray | None:
-        """Categories whose detections count in this picture; None for all."""
+    def evaluated_categories(self, image_id: int | str) -> np.ndarray | None:
+        """Categories whose detections count in this image; None for all."""
         return None
 
-    def exhibits(self) -> list[Exhibit]:
+    def gallery_items(self) -> list[GalleryItem]:
         found = []
         for image_id in self.image_ids:
-            boxes, labels = self.truth_of(image_id)
+            boxes, labels = self.ground_truth(image_id)
             if len(labels):
                 best = self._best(image_id, len(labels))
                 hits = count_hits(best, boxes, labels)
                 show = partial(self._show, image_id, best, boxes, labels)
-                found.append(Exhibit(image_id, hits / len(labels), len(labels), show))
+                found.append(GalleryItem(image_id, hits / len(labels), len(labels), show))
         return found
 
     def _best(self, image_id: int | str, number: int) -> Detections:
-        """The best detections of a picture, of categories that count."""
+        """The best detections of an image, of categories that count."""
         found = self._predictions.get(image_id)
         if found is None:
             return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
-        judged = self.judged(image_id)
-        if judged is not None:
-            found = found.select(np.isin(found.labels, judged))
+        evaluated = self.evaluated_categories(image_id)
+        if evaluated is not None:
+            found = found.select(np.isin(found.labels, evaluated))
         return found.select(np.argsort(-found.scores, kind="stable")[:number])
 
     def _show(
@@ -276,7 +274,7 @@ class DetectionEvaluator(Evaluator):
 
 
 def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU [D, G] of x, y, width, height boxes, without the inclusive pixel."""
+    """IoU [D, G] of xywh boxes, without the inclusive pixel."""
     low = np.maximum(found[:, None, :2], truth[None, :, :2])
     high = np.minimum(found[:, None, :2] + found[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:])
     inner = np.clip(high - low, 0, None).prod(-1)
@@ -285,7 +283,7 @@ def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> int:
-    """Detections, best first, that find an object of their label which none before them found."""
+    """How many detections, best first, match an object of their label that no earlier one matched."""
     ious = iou_xywh(found.boxes, boxes) * (found.labels[:, None] == labels)
     hits = 0
     for row in range(len(ious)):
@@ -303,7 +301,7 @@ __all__ = [
     "DetectionEvaluator",
     "Detections",
     "Evaluator",
-    "Exhibit",
+    "GalleryItem",
     "count_hits",
     "iou_xywh",
     "to_array",

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""COCO's AP and AR of boxes, through faster-coco-eval or pycocotools (same figures).
+"""COCO's AP and AR of boxes, through faster-coco-eval or pycocotools (same metrics).
 
 Boxes of the model include both corners, so widths and heights are written with one pixel more than the
 difference of corners, as the original does (`boxlist` to COCO results).
@@ -30,9 +30,9 @@ class CocoEvaluator(DetectionEvaluator):
 
     Args:
         annotations: COCO file, or its content.
-        image_ids: evaluate these pictures alone; default all.
+        image_ids: evaluate these images alone; default all.
         backend: "faster_coco_eval" or "pycocotools"; default the first if it is installed.
-        plus: what widths get beyond the difference of corners; 1 for boxes that include both, as GLIP's.
+        plus: added to the difference of two corners; 1 for boxes that include both, as GLIP's.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class CocoEvaluator(DetectionEvaluator):
             for index, category in enumerate(self.category_ids)
         ]
 
-    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+    def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
         boxes = [box for box in self._truth.imgToAnns[image_id] if not box["iscrowd"]]
         return (
             np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
@@ -135,7 +135,7 @@ class CocoEvaluator(DetectionEvaluator):
 
 
 def average(values: np.ndarray) -> float:
-    """Mean over what is there; -1 if nothing is."""
+    """Mean over the values that are not missing; -1 if all are."""
     there = values[values > MISSING]
     return float(there.mean()) if there.size else MISSING
 

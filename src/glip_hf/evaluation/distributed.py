@@ -1,7 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Several processes through accelerate, as `accelerate launch` or `torchrun` start them; one process needs nothing.
 
-Only Python objects travel (predictions, figures), so gloo serves on every machine and no GPU memory is used.
+Only Python objects travel (predictions, metrics), so gloo serves on every machine and no GPU memory is used.
 """
 
 import datetime
@@ -22,7 +22,7 @@ SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 def start() -> tuple[int, int]:
     """This process's rank and the number of processes; joins the group the launcher describes, once.
 
-    MPI's variables without `MASTER_ADDR`, as a batch system sets them, do not mean that processes shall meet.
+    MPI's variables without `MASTER_ADDR`, as a batch system sets them, do not mean that processes form a group.
     """
     size = next((int(os.environ[name]) for name in SIZE if name in os.environ), 1)
     if size > 1 and "MASTER_ADDR" in os.environ and not distributed.is_initialized():

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Annotation and result files as users have them: what is wrong with one is said with its place and value."""
+"""Annotation and result files as users have them: errors name the position and the value of what is wrong."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ FIELDS = {
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-"""What a record of each list of COCO-style annotations needs."""
+"""Required keys of the records of each list of COCO-style annotations."""
 
 
 def read_json(source: str | Path | Mapping[str, Any]) -> Any:
@@ -26,15 +26,15 @@ def read_json(source: str | Path | Mapping[str, Any]) -> Any:
         try:
             return json.load(file)
         except ValueError as error:
-            raise ValueError(f"{source} is not JSON: {error}") from None
+            raise ValueError(f"{source} is not valid JSON: {error}") from None
 
 
 def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Mapping[str, Any]:
     """COCO-style annotations.
 
     Raises:
-        ValueError: if the file is no JSON object, lacks one of the lists `needed`, or has a record there that lacks
-            one of `FIELDS`, a box that is not four finite numbers, or an id of a category or its picture twice.
+        ValueError: if the file is not a JSON object, lacks one of the lists `needed`, or has a record there that lacks
+            one of `FIELDS`, a box that is not four finite numbers, or a duplicate id of an image or a category.
     """
     document = read_json(source)
     name = str(source) if isinstance(source, str | Path) else "the annotations"
@@ -50,7 +50,9 @@ def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Ma
     if "categories" in needed:
         for category in document["categories"]:
             if not isinstance(category["id"], int | np.integer):
-                raise ValueError(f"{name}: the id of category {category['name']!r}, {category['id']!r}, is no integer.")
+                raise ValueError(
+                    f"{name}: the id of category {category['name']!r}, {category['id']!r}, is not an integer."
+                )
         for key in ("images", "categories"):
             for record_id, count in Counter(record["id"] for record in document[key]).most_common(1):
                 if count > 1:
@@ -59,7 +61,7 @@ def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Ma
 
 
 def listed_boxes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Annotations of pictures and categories that the file lists; a warning counts the others."""
+    """Annotations of images and categories that the file lists; a warning counts the others."""
     images = {image["id"] for image in document["images"]}
     categories = {category["id"] for category in document["categories"]}
     boxes = document["annotations"]
@@ -67,8 +69,8 @@ def listed_boxes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if len(kept) < len(boxes):
         first = next(box for box in boxes if box["image_id"] not in images or box["category_id"] not in categories)
         warnings.warn(
-            f"{len(boxes) - len(kept)} of {len(boxes)} annotations are left out: the file does not list their picture "
-            f"or category (the first: picture {first['image_id']!r}, category {first['category_id']!r})",
+            f"{len(boxes) - len(kept)} of {len(boxes)} annotations are left out: the file does not list their image "
+            f"or category (the first: image {first['image_id']!r}, category {first['category_id']!r})",
             stacklevel=3,
         )
     return kept
@@ -77,25 +79,27 @@ def listed_boxes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def check_records(records: Any, needed: Sequence[str], what: str) -> None:
     """
     Raises:
-        ValueError: if `records` is no list of mappings that have all of `needed`; `what` names the list.
+        ValueError: if `records` is not a list of mappings that have all of `needed`; `what` names the list.
     """
     if not isinstance(records, Sequence) or isinstance(records, str):
         raise ValueError(f"{what}: a JSON list is needed, this is a {type(records).__name__}.")
     for index, record in enumerate(records):
         if not isinstance(record, Mapping):
-            raise ValueError(f"{what}: entry {index} is no JSON object but {record!r:.60}.")
+            raise ValueError(f"{what}: entry {index} is not a JSON object but {record!r:.60}.")
         if missing := [key for key in needed if key not in record]:
             raise ValueError(f"{what}: entry {index} has no {', '.join(missing)}.")
         for key in ("id", "image_id", "category_id"):
             if not isinstance(record.get(key), Hashable):
-                raise ValueError(f"{what}: {key} {record[key]!r:.60} of entry {index} is neither a number nor a text.")
+                raise ValueError(
+                    f"{what}: {key} {record[key]!r:.60} of entry {index} is neither a number nor a string."
+                )
 
 
 def numbers(values: Sequence[Any], width: int | None, what: str) -> np.ndarray:
-    """Numbers of a file as float64: [K], or [K, width] of lists of so many.
+    """Numbers of a file as float64: [K], or [K, width] from lists of that length.
 
     Raises:
-        ValueError: naming the first value that is none, or not finite; `what` says what they are.
+        ValueError: naming the first value that is not a finite number; `what` says what the values are.
     """
     shape = () if width is None else (width,)
     array = _numeric(values)
@@ -110,16 +114,16 @@ def numbers(values: Sequence[Any], width: int | None, what: str) -> np.ndarray:
 
 
 def integers(values: Sequence[Any], what: str) -> np.ndarray:
-    """The same of whole numbers, int64 [K]."""
+    """The same for integers, int64 [K]."""
     array = numbers(values, None, what)
     whole = array.astype(np.int64)
     if not (same := whole == array).all():
-        raise ValueError(f"{what} {values[int((~same).argmax())]!r} is no integer.")
+        raise ValueError(f"{what} {values[int((~same).argmax())]!r} is not an integer.")
     return whole
 
 
 def _numeric(value: Any) -> np.ndarray | None:
-    """As float64, if it is made of numbers alone and not ragged."""
+    """As float64, if it consists of numbers alone and is not ragged."""
     try:
         array = np.asarray(value)
     except ValueError:

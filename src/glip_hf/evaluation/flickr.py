@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from . import distributed
-from .base import Evaluator, Exhibit, to_array
+from .base import Evaluator, GalleryItem, to_array
 from .files import check_records, numbers
 
 PROTOCOLS = ("any", "merged")
 ALL = -1  # as k: however many boxes there are
-ZERO_BOX = [0.0, 0.0, 0.0, 0.0]  # ends every list of boxes, so that none is empty; hits nothing
+ZERO_BOX = [0.0, 0.0, 0.0, 0.0]  # ends every list of boxes, so that none is empty; overlaps with nothing
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\]]*)\]")
 
 Key = tuple[str, int]  # image id, sentence id
 
 
-class PredictionError(ValueError):
-    """Predictions that do not answer what was asked."""
+class PredictionError(ValueError, RuntimeError):
+    """Predictions that do not match the phrases of the annotations."""
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Phrase:
 
 
 @dataclass
-class Picture:
-    """Size in pixels and boxes of every chain, xyxy; `no_box` and `scene` list chains marked so."""
+class ImageBoxes:
+    """Size of an image in pixels and boxes of every chain, xyxy; `no_box` and `scene` list chains marked so."""
 
     width: int
     height: int
@@ -69,41 +69,41 @@ def parse_sentence(line: str) -> tuple[str, list[Phrase]]:
 
 
 def read_sentences(path: str | Path) -> list[tuple[str, list[Phrase]]]:
-    """The captions of one picture, a line each."""
+    """The sentences of one image, one per line."""
     lines = Path(path).read_text(encoding="utf-8").split("\n")
     return [parse_sentence(line) for line in lines if line.strip()]
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Boxes of one picture from `Annotations/<id>.xml`."""
+def read_boxes(path: str | Path) -> ImageBoxes:
+    """Boxes of one image from `Annotations/<id>.xml`."""
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is no XML: {error}") from None
+        raise ValueError(f"{path} is not valid XML: {error}") from None
     sides = [int(root.findtext(f"size/{name}", "0")) for name in ("width", "height", "depth")]
-    picture = Picture(*sides)
+    image = ImageBoxes(*sides)
     for thing in root.iter("object"):
         chains = [name.text or "" for name in thing.findall("name")]
         corners = thing.find("bndbox")
         if corners is not None:
             box = [int(float(corners.findtext(name, "nan"))) for name in ("xmin", "ymin", "xmax", "ymax")]
             for chain in chains:
-                picture.boxes.setdefault(chain, []).append(box)
+                image.boxes.setdefault(chain, []).append(box)
             continue
         for chain in chains:
-            for flag, listed in (("nobndbox", picture.no_box), ("scene", picture.scene)):
+            for flag, listed in (("nobndbox", image.no_box), ("scene", image.scene)):
                 if int(thing.findtext(flag, "0")):
                     listed.append(chain)
-    return picture
+    return image
 
 
 def boxed_phrases(
     folder: str | Path, subset: str
 ) -> Iterator[tuple[str, int, str, list[tuple[Phrase, list[list[int]]]]]]:
-    """Picture's id, number, text and phrases (with their boxes, xyxy) of every sentence that has something to find.
+    """Image id, number, text and phrases (with their boxes, xyxy) of every sentence that has a phrase with a box.
 
     Args:
-        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (a picture's id a line).
+        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (an image id per line).
 
     Raises:
         FileNotFoundError: naming what the folder lacks.
@@ -114,9 +114,9 @@ def boxed_phrases(
         if not needed.exists():
             raise FileNotFoundError(f"there is no {needed}: give the Flickr30k Entities folder.")
     for image_id in listed.read_text().split():
-        picture = read_picture(folder / "Annotations" / f"{image_id}.xml")
+        image = read_boxes(folder / "Annotations" / f"{image_id}.xml")
         for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
-            known = [(phrase, picture.boxes[phrase.chain]) for phrase in phrases if phrase.chain in picture.boxes]
+            known = [(phrase, image.boxes[phrase.chain]) for phrase in phrases if phrase.chain in image.boxes]
             if known:
                 yield image_id, number, text, known
 
@@ -140,7 +140,7 @@ def box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
 def boxes_by_phrase(
     boxes: Any, scores: Any, labels: Any, num_phrases: int
 ) -> tuple[list[list[list[float]]], list[list[float]]]:
-    """Detections of a caption as a list of boxes for each phrase, best first, with the zero box at the end.
+    """Detections of a caption as a list of boxes per phrase, best first, with the zero box at the end.
 
     Args:
         boxes: [K, 4] xyxy; scores: [K]; labels: [K], the phrase from 0.
@@ -159,12 +159,12 @@ class FlickrEvaluator(Evaluator):
     """Recall@k of the phrases that have a box.
 
     Args:
-        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (a picture's id a line).
+        folder: with `Sentences/<id>.txt`, `Annotations/<id>.xml` and `<subset>.txt` (an image id per line).
         subset: "test", "val" or "train".
-        protocol: "any" (GLIP's published numbers; the original calls it "separate") or "merged".
+        protocol: "any" (GLIP's published results; the original calls it "separate") or "merged".
         top_k: how many boxes of a phrase count; -1 for all, which is called the upper bound.
         iou_threshold: of a hit.
-        sentences: evaluate these (picture, sentence number from 0) alone; default all.
+        sentences: evaluate these (image id, sentence number from 0) alone; default all.
 
     Raises:
         FileNotFoundError: naming what the folder lacks.
@@ -206,7 +206,7 @@ class FlickrEvaluator(Evaluator):
         return sum(len(phrases) for phrases in self.truth.values())
 
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
-        """Take predictions, one a sentence.
+        """Add predictions, one per sentence.
 
         Args:
             predictions: each with `image_id`, `sentence_id` (from 0), and `boxes`, for every phrase that has a box
@@ -214,7 +214,7 @@ class FlickrEvaluator(Evaluator):
 
         Raises:
             PredictionError: if there are not as many lists as phrases.
-            ValueError: for something else than such predictions.
+            ValueError: for predictions of another form.
         """
         for prediction in predictions:
             check_records([prediction], ("image_id", "sentence_id", "boxes"), "the predictions")
@@ -240,10 +240,13 @@ class FlickrEvaluator(Evaluator):
     load_results = update
 
     def check_asked(self, asked: Mapping[tuple[int | str, int], int]) -> None:
-        """Whether these questions, phrases of each (picture, sentence), are those to answer: before they are answered.
+        """Check before the run that the task has the phrases that are evaluated.
+
+        Args:
+            asked: (image id, sentence number) -> number of phrases.
 
         Raises:
-            ValueError: naming the first sentence that is not.
+            ValueError: naming the first sentence that differs.
         """
         known = {_key(*sentence): phrases for sentence, phrases in asked.items()}
         for key, phrases in self.truth.items():
@@ -312,12 +315,12 @@ class FlickrEvaluator(Evaluator):
             rows.append(row)
         return rows
 
-    def exhibits(self) -> list[Exhibit]:
-        """Sentences; the score is the fraction of phrases whose first box is right."""
+    def gallery_items(self) -> list[GalleryItem]:
+        """Sentences; the score is the fraction of phrases whose first box is correct."""
         if self._hits is None:
             self.accumulate()
         return [
-            Exhibit(
+            GalleryItem(
                 key[0],
                 sum(self._first_hits(key)) / len(phrases),
                 len(phrases),
@@ -350,7 +353,7 @@ def _key(image_id: int | str, sentence_id: int | str) -> Key:
     try:
         return str(image_id), int(sentence_id)
     except (TypeError, ValueError):
-        raise ValueError(f"sentence_id {sentence_id!r} of image {image_id!r} is no integer.") from None
+        raise ValueError(f"sentence_id {sentence_id!r} of image {image_id!r} is not an integer.") from None
 
 
 __all__ = [
@@ -360,6 +363,6 @@ __all__ = [
     "boxes_by_phrase",
     "enclosing_box",
     "parse_sentence",
-    "read_picture",
+    "read_boxes",
     "read_sentences",
 ]

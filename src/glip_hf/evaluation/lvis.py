@@ -1,14 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """LVIS evaluation of boxes on numpy: the standard protocol and Fixed AP (arXiv 2102.01066).
 
-Standard: the 300 best detections of a picture, over all categories. Fixed: no limit a picture, the 10,000 best
-detections of a category over the whole data set. Both are federated: detections of a category count only on
-pictures where it is annotated or known to be absent (`neg_category_ids`); where it is not annotated exhaustively
+Standard: the 300 best detections per image, over all categories. Fixed: no limit per image, the 10,000 best detections
+per category over the whole data set. Both are federated: detections of a category count only on images where it is
+annotated or known to be absent (`neg_category_ids`); where it is not annotated exhaustively
 (`not_exhaustive_category_ids`) unmatched ones are ignored.
 
 Agrees with the package `lvis` 0.5.3 and with GLIP's own evaluator to rounding (`tests/evaluation/test_eval_lvis.py`).
 
-Letters: D detections, G ground-truth boxes (of one picture and category), S ranges of area, H IoU thresholds.
+Letters: D detections, G ground-truth boxes (of one image and category), S ranges of area, H IoU thresholds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,9 +22,9 @@ from .coco import average, count_labels
 from .files import listed_boxes, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
-FREQUENCIES = ("r", "c", "f")  # rare (1-10 training pictures), common (11-100), frequent
+FREQUENCIES = ("r", "c", "f")  # rare (1-10 training images), common (11-100), frequent
 STANDARD_LIMIT, FIXED_LIMIT = 300, 10_000
-PRUNE_FROM = 4_000_000  # detections held before the first look at what the limit a category makes superfluous
+PRUNE_FROM = 4_000_000  # detections held before those beyond the limit per category are dropped
 
 
 class LvisEvaluator(DetectionEvaluator):
@@ -32,10 +32,10 @@ class LvisEvaluator(DetectionEvaluator):
 
     Args:
         annotations: LVIS file, or its content.
-        image_ids: evaluate these pictures alone; default all.
+        image_ids: evaluate these images alone; default all.
         fixed: Fixed AP; False for the standard protocol.
-        max_per_image: detections a picture, -1 for all; default -1 (fixed) or 300 (standard).
-        max_per_category: detections a category over the data set, -1 for all; default 10,000 (fixed) or -1.
+        max_per_image: detections per image, -1 for all; default -1 (fixed) or 300 (standard).
+        max_per_category: detections per category over the data set, -1 for all; default 10,000 (fixed) or -1.
     """
 
     plus = 0.0  # LVIS results are written without the inclusive pixel, unlike COCO's
@@ -70,12 +70,12 @@ class LvisEvaluator(DetectionEvaluator):
             "ignore": np.array([bool(box.get("ignore", 0)) for box in boxes], dtype=bool),
         }
         shape = len(self.image_ids), len(categories)
-        self._judged = np.zeros(shape, dtype=bool)  # [pictures, categories]
-        self._judged[self._truth["image"], self._truth["category"]] = True
+        self._evaluated = np.zeros(shape, dtype=bool)  # [images, categories]
+        self._evaluated[self._truth["image"], self._truth["category"]] = True
         self._partial = np.zeros(shape, dtype=bool)
         for rank, image_id in enumerate(self.image_ids):
             for key, table in (
-                ("neg_category_ids", self._judged),
+                ("neg_category_ids", self._evaluated),
                 ("not_exhaustive_category_ids", self._partial),
             ):
                 listed = [column[c] for c in images[image_id].get(key, ()) if c in column]
@@ -92,7 +92,7 @@ class LvisEvaluator(DetectionEvaluator):
             self._prune_at = max(PRUNE_FROM, 2 * self._held)
 
     def _limit(self) -> None:
-        """Drop what the limits leave out. Doing it on a part first changes nothing."""
+        """Drop what exceeds the limits. Doing it on a part of the predictions first changes nothing."""
         for image_id, found in self._predictions.items():
             if 0 <= self.max_per_image < len(found.scores):
                 best = np.argsort(-found.scores, kind="stable")[: self.max_per_image]
@@ -100,7 +100,7 @@ class LvisEvaluator(DetectionEvaluator):
         if self.max_per_category < 0 or not self._predictions:
             return
         rank, scores, labels, _ = self._flatten()
-        order = np.lexsort((-scores, labels))  # stable: ties by picture, then by place in the picture
+        order = np.lexsort((-scores, labels))  # stable: ties by image, then by position in the image
         keep = np.zeros(len(order), dtype=bool)
         keep[order] = place_in_group(labels[order]) < self.max_per_category
         start = 0
@@ -119,7 +119,7 @@ class LvisEvaluator(DetectionEvaluator):
         return sorted(self._predictions, key=self._rank.__getitem__)
 
     def _flatten(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Picture's rank, score, category column and box of all detections, in the order of pictures."""
+        """Rank of the image, score, category column and box of all detections, in the order of images."""
         ids = self._in_order()
         parts: list[Detections] = [self._predictions[image_id] for image_id in ids]
         counts = [len(part.scores) for part in parts]
@@ -131,17 +131,17 @@ class LvisEvaluator(DetectionEvaluator):
             np.concatenate([part.boxes for part in parts] or [np.zeros((0, 4))]),
         )
 
-    # -- figures -----------------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------
 
     def accumulate(self) -> None:
         self._limit()
         ranks, scores, columns, boxes = self._flatten()
-        counted = self._judged[ranks, columns]
+        counted = self._evaluated[ranks, columns]
         ranks, scores, columns, boxes = (a[counted] for a in (ranks, scores, columns, boxes))
         order = np.lexsort((-scores, columns))
         ranks, scores, columns, boxes = (a[order] for a in (ranks, scores, columns, boxes))
-        truth_order = np.lexsort((self._truth["image"], self._truth["category"]))
-        truth = {name: values[truth_order] for name, values in self._truth.items()}
+        ground_truth_order = np.lexsort((self._truth["image"], self._truth["category"]))
+        truth = {name: values[ground_truth_order] for name, values in self._truth.items()}
 
         number = len(self.category_ids)
         found_at = np.searchsorted(columns, np.arange(number + 1))
@@ -166,7 +166,7 @@ class LvisEvaluator(DetectionEvaluator):
     def _score_category(
         self, category: int, ranks: np.ndarray, boxes: np.ndarray, truth: dict[str, np.ndarray]
     ) -> None:
-        """Fill the figures of one category from its detections (best first) and its ground truth."""
+        """Precision and recall of one category from its detections (best first) and its ground truth."""
         limits = np.array(list(AREAS.values()), dtype=np.float64)[:, None]  # [S, 1, 2]
         truth_ignored = truth["ignore"] | outside(truth["area"], limits)  # [S, G]
         shape = len(AREAS), len(IOU_THRESHOLDS), len(ranks)
@@ -174,11 +174,11 @@ class LvisEvaluator(DetectionEvaluator):
         ignored = outside(boxes[:, 2] * boxes[:, 3], limits) | self._partial[ranks, category]
         ignored = np.repeat(ignored[:, None], shape[1], axis=1)  # where nothing matches
         starts = np.flatnonzero(np.diff(truth["image"], prepend=-1))
-        by_picture = np.argsort(ranks, kind="stable")
-        sorted_ranks = ranks[by_picture]
+        by_image = np.argsort(ranks, kind="stable")
+        sorted_ranks = ranks[by_image]
         for first, end in zip(starts, [*starts[1:], len(truth["image"])]):
             image = truth["image"][first]
-            rows = by_picture[slice(*np.searchsorted(sorted_ranks, [image, image + 1]))]
+            rows = by_image[slice(*np.searchsorted(sorted_ranks, [image, image + 1]))]
             if len(rows):
                 ious = iou_xywh(boxes[rows], truth["box"][first:end])
                 hits, on_ignored = match(ious, truth_ignored[:, first:end])
@@ -203,15 +203,15 @@ class LvisEvaluator(DetectionEvaluator):
                 self.precision[size, threshold, reached, category] = precision[threshold, at[reached]]
 
     def summarize(self) -> dict[str, float]:
-        """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, and AR, ARs, ARm, ARl "@" the limit a picture."""
+        """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, and AR, ARs, ARm, ARl "@" the limit per image."""
         if not self._accumulated:
             self.accumulate()
         frequency = np.array(self.frequencies)
         whole = self.precision[0]
-        figures = {"AP": average(whole), "AP50": average(whole[0]), "AP75": average(whole[5])}
-        figures |= {f"AP{area}": average(self.precision[i]) for i, area in enumerate(AREAS) if area}
-        figures |= {f"AP{f}": average(whole[:, :, frequency == f]) for f in FREQUENCIES}
-        return figures | {f"AR{area}@{self.max_per_image}": average(self.recall[i]) for i, area in enumerate(AREAS)}
+        metrics = {"AP": average(whole), "AP50": average(whole[0]), "AP75": average(whole[5])}
+        metrics |= {f"AP{area}": average(self.precision[i]) for i, area in enumerate(AREAS) if area}
+        metrics |= {f"AP{f}": average(whole[:, :, frequency == f]) for f in FREQUENCIES}
+        return metrics | {f"AR{area}@{self.max_per_image}": average(self.recall[i]) for i, area in enumerate(AREAS)}
 
     def per_class(self) -> list[dict[str, Any]]:
         if not self._accumulated:
@@ -233,12 +233,12 @@ class LvisEvaluator(DetectionEvaluator):
             for index, category in enumerate(self.category_ids)
         ]
 
-    def truth_of(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
+    def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
         rows = (self._truth["image"] == self._rank[image_id]) & ~self._truth["ignore"]
         return self._truth["box"][rows], self._categories[self._truth["category"][rows]]
 
-    def judged(self, image_id: int | str) -> np.ndarray:
-        return self._categories[self._judged[self._rank[image_id]]]
+    def evaluated_categories(self, image_id: int | str) -> np.ndarray:
+        return self._categories[self._evaluated[self._rank[image_id]]]
 
 
 def place_in_group(sorted_groups: np.ndarray) -> np.ndarray:
@@ -254,10 +254,10 @@ def outside(areas: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def match(ious: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching of one picture's detections, best score first, at every size range and threshold.
+    """Greedy matching of the detections of one image, best score first, at every area range and IoU threshold.
 
-    A detection takes the free box of highest IoU (of equals the last), among those that count if one reaches the
-    threshold, else among the ignored ones.
+    A detection is matched with the free box of highest IoU (of equals the last), among those that count if one reaches
+    the threshold, else among the ignored ones.
 
     Args:
         ious: [D, G]; ignored: [S, G] bool.

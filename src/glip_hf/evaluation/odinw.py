@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Object Detection in the Wild (ELEVATER, arXiv 2204.08790): COCO figures of each data set, and their mean."""
+"""Object Detection in the Wild (ELEVATER, arXiv 2204.08790): COCO metrics of each data set, and their mean."""
 
 from collections.abc import Mapping
 
@@ -26,10 +26,10 @@ Of GLIP's 35 files only these begin so: `Aquarium_Aquarium_Combined.v2-raw-1024.
 """
 
 
-def mean_figures(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The plain mean of each figure over data sets (every set counts the same), then AP of each set.
+def mean_metrics(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The plain mean of each metric over data sets (every set counts the same), then AP of each set.
 
-    `AP` is over all sets given; `AP_odinw13` over the 13 where all of them are among more. A figure that a set does
+    `AP` is over all sets given; `AP_odinw13` over the 13 where all of them are among more. A metric that a set does
     not have (-1, no small objects, say) is left out of the mean, but a set's AP never is.
     """
     if not sets:
@@ -39,11 +39,11 @@ def mean_figures(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return sum(values) / len(values) if values else MISSING
 
     names = next(iter(sets.values()))
-    figures = {name: mean([s[name] for s in sets.values() if name == "AP" or s[name] > MISSING]) for name in names}
+    metrics = {name: mean([s[name] for s in sets.values() if name == "AP" or s[name] > MISSING]) for name in names}
     thirteen = [name for name in sets if name.lower().startswith(tuple(begin.lower() for begin in ODINW13))]
     if len(sets) > len(thirteen) == len(ODINW13):
-        figures["AP_odinw13"] = mean([sets[name]["AP"] for name in thirteen])
-    return figures | {f"AP/{name}": of_set["AP"] for name, of_set in sets.items()}
+        metrics["AP_odinw13"] = mean([sets[name]["AP"] for name in thirteen])
+    return metrics | {f"AP/{name}": of_set["AP"] for name, of_set in sets.items()}
 
 
-__all__ = ["ODINW13", "mean_figures"]
+__all__ = ["ODINW13", "mean_metrics"]

@@ -18,7 +18,7 @@ SIZE_NAMES = {"s": "small\n< 32²", "m": "medium\n32² to 96²", "l": "large\n�
 DPI = 110
 
 
-def make_plots(evaluator: Any, figures: dict[str, float]) -> dict[str, bytes]:
+def make_plots(evaluator: Any, metrics: dict[str, float]) -> dict[str, bytes]:
     """File name -> PNG.
 
     Raises:
@@ -30,7 +30,7 @@ def make_plots(evaluator: Any, figures: dict[str, float]) -> dict[str, bytes]:
         return {}
     return {
         "precision_recall.png": _precision_recall(evaluator),
-        "size_frequency.png": _size_frequency(evaluator, figures),
+        "size_frequency.png": _size_frequency(evaluator, metrics),
     }
 
 
@@ -45,8 +45,8 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     figure, (axis,) = _figure(10, 1.2 + 0.28 * len(order))
     drawn = axis.barh([_short(name) for name in order], values, color=COLORS[0], height=0.65)
     marks = [f"{100 * sets[name]['AP']:.1f}" if sets[name]["AP"] >= 0 else "none" for name in order]
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the line of the mean out of the numbers
-    axis.bar_label(drawn, marks, fontsize=9, color=INK, padding=3, bbox=paper)
+    background = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the line of the mean out of the labels
+    axis.bar_label(drawn, marks, fontsize=9, color=INK, padding=3, bbox=background)
     axis.axvline(100 * mean, color=COLORS[1], linewidth=1.4, label=f"mean  {100 * mean:.1f}")
     axis.set(xlabel="AP, %", xlim=(0, max(10, 1.1 * max(values))), ylim=(-0.6, len(order) - 0.4))
     axis.grid(False, axis="y")
@@ -81,9 +81,9 @@ def _png(figure: Any) -> bytes:
 
 
 def _class_mean(precision: np.ndarray) -> np.ndarray | None:
-    """Mean over the classes that have objects: [recall points, classes] to [recall points]."""
-    there = precision[:, (precision > MISSING).all(0)]
-    return there.mean(1) if there.shape[1] else None
+    """Mean over the classes that have objects: [recall points, classes] -> [recall points]."""
+    present = precision[:, (precision > MISSING).all(0)]
+    return present.mean(1) if present.shape[1] else None
 
 
 def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
@@ -91,11 +91,11 @@ def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
     precision = evaluator.precision[0] if lvis else evaluator.precision  # [thresholds, recall, classes]
     figure, axes = _figure(10 if lvis else 5.2, 4.2, 2 if lvis else 1)
     curves = {"IoU 0.50": precision[0], "IoU 0.75": precision[5], "IoU 0.50:0.95": precision.mean(0)}
-    _draw_curves(axes[0], curves, "precision and recall, mean of classes")
+    _draw_curves(axes[0], curves, "precision and recall, mean over classes")
     if lvis:
         kind = np.array(evaluator.frequencies)
         curves = {name: precision[0][:, kind == key] for key, name in FREQUENCY_NAMES.items()}
-        _draw_curves(axes[1], curves, "the same at IoU 0.50, by class frequency")
+        _draw_curves(axes[1], curves, "precision and recall at IoU 0.50, by class frequency")
     return _png(figure)
 
 
@@ -110,18 +110,18 @@ def _draw_curves(axis: Any, curves: dict[str, np.ndarray], title: str) -> None:
         axis.legend(frameon=False, fontsize=9, title="area under the curve, %", title_fontsize=8)
 
 
-def _size_frequency(evaluator: DetectionEvaluator, figures: dict[str, float]) -> bytes:
-    """AP by object size (and class frequency), and AP of every class against its number of objects."""
+def _size_frequency(evaluator: DetectionEvaluator, metrics: dict[str, float]) -> bytes:
+    """AP by object size (and class frequency), and AP of each class against its number of objects."""
     figure, (bars, cloud) = _figure(10, 4.2, 2)
     ticker = require("matplotlib.ticker", "eval")
     labels = {f"AP{key}": name for key, name in SIZE_NAMES.items()}
     if isinstance(evaluator, LvisEvaluator):
         labels |= {f"AP{key}": name for key, name in FREQUENCY_NAMES.items()}
     labels = {"AP": "all", **labels}
-    values = [max(figures[key], 0) * 100 for key in labels]
+    values = [max(metrics[key], 0) * 100 for key in labels]
     colors = [COLORS[0]] + [COLORS[2]] * 3 + [COLORS[1]] * 3
     drawn = bars.bar(list(labels.values()), values, color=colors[: len(values)], width=0.65)
-    marks = [f"{100 * figures[key]:.1f}" if figures[key] >= 0 else "none" for key in labels]
+    marks = [f"{100 * metrics[key]:.1f}" if metrics[key] >= 0 else "none" for key in labels]
     bars.bar_label(drawn, marks, fontsize=9, color=INK, padding=2)
     bars.set(ylabel="AP, %", ylim=(0, max(10, 1.15 * max(values))))
     bars.grid(False, axis="x")

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""A whole evaluation: pictures that are there, predictions (resumed), figures, and the folder with all of it."""
+"""A whole evaluation: a check that all images exist, predictions (resumable), metrics, and their provenance."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from .base import Evaluator
 from .files import check_records, integers, numbers, read_json
 from .flickr import boxes_by_phrase
 from .store import PredictionStore
-from .tasks import MissingPictures, Picture, Task
+from .tasks import MissingImages, Task, TaskImage
 
 BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-coco-eval")
@@ -32,101 +32,101 @@ PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-c
 
 @dataclass
 class Result:
-    """What a run found: `metrics` as the evaluator summarizes them, `info` on how they came about."""
+    """The outcome of a run: `metrics` as the evaluator summarizes them, `info` on how they came about."""
 
     metrics: dict[str, float]
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def require_pictures(tasks: Sequence[Task], output: str | Path) -> None:
+def require_images(tasks: Sequence[Task], output: str | Path) -> None:
     """
     Raises:
-        MissingPictures: for those of all tasks; they are also listed in `missing_pictures.txt`.
+        MissingImages: for those of all tasks; they are also listed in `missing_pictures.txt`.
     """
-    total = sum(len(task.pictures) for task in tasks)
-    missing = [path for task in tasks for path in task.missing_pictures()]
+    total = sum(len(task.images) for task in tasks)
+    missing = [path for task in tasks for path in task.missing_images()]
     if not missing:
         return
     if distributed.world()[0] == 0:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / "missing_pictures.txt").write_text("".join(f"{path}\n" for path in missing))
-    raise MissingPictures(missing, total)
+    raise MissingImages(missing, total)
 
 
 def predictions(
-    engine: GroundingEngine, task: Task, pictures: Sequence[Picture] | None = None
+    engine: GroundingEngine, task: Task, images: Sequence[TaskImage] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Predictions for each picture, as soon as they are there (not always in order).
+    """Predictions for each image, as soon as they are there (not always in order).
 
     Args:
-        task: its vocabulary is used, or its pictures' sentences.
-        pictures: those to do; default all of the task.
+        task: its class names are looked for, or the sentences of its images.
+        images: those to do; default all of the task.
 
     Yields:
-        with a vocabulary `{"image_id", "boxes" [K][4] xyxy, "scores" [K], "labels" [K] category ids}`, best
-        first; with sentences `{"image_id", "sentences": [{"sentence_id", "boxes", "scores"}]}`, boxes for every
-        phrase as Flickr30k's evaluator wants them. Values are rounded to `BOX_DECIMALS`, `SCORE_DECIMALS`.
+        with class names `{"image_id", "boxes" [K][4] xyxy, "scores" [K], "labels" [K] category ids}`, best first; with
+        sentences `{"image_id", "sentences": [{"sentence_id", "boxes", "scores"}]}`, boxes for every phrase as
+        Flickr30k's evaluator takes them. Values are rounded to `BOX_DECIMALS`, `SCORE_DECIMALS`.
     """
-    pictures = task.pictures if pictures is None else pictures
-    for found in engine.ground(_request(picture, task) for picture in pictures):
-        yield _prediction(found, pictures[found.index], task)
+    images = task.images if images is None else images
+    for found in engine.ground(_request(image, task) for image in images):
+        yield _prediction(found, images[found.index], task)
 
 
-def _request(picture: Picture, task: Task) -> Request:
+def _request(image: TaskImage, task: Task) -> Request:
     if task.names:
-        return Request(picture.path, task.names)
-    if not picture.sentences:
-        return Request(picture.path)
-    sentences = picture.sentences
-    return Request(picture.path, [one.text for one in sentences], spans=[one.spans for one in sentences])
+        return Request(image.path, task.names)
+    if not image.sentences:
+        return Request(image.path)
+    sentences = image.sentences
+    return Request(image.path, [one.text for one in sentences], spans=[one.spans for one in sentences])
 
 
-def _prediction(found: Grounded, picture: Picture, task: Task) -> dict[str, Any]:
+def _prediction(found: Grounded, image: TaskImage, task: Task) -> dict[str, Any]:
     def rounded(name: str, decimals: int) -> list[Any]:
         return [one[name].double().numpy().round(decimals).tolist() for one in found.detections]
 
     boxes, scores = rounded("boxes", BOX_DECIMALS), rounded("scores", SCORE_DECIMALS)
     if task.names:
         labels = [task.category_ids[label] for label in found.detections[0]["labels"].tolist()]
-        return {"image_id": picture.image_id, "boxes": boxes[0], "scores": scores[0], "labels": labels}
+        return {"image_id": image.image_id, "boxes": boxes[0], "scores": scores[0], "labels": labels}
     sentences = []
-    for sentence, *rows, one in zip(picture.sentences, boxes, scores, found.detections):
+    for sentence, *rows, one in zip(image.sentences, boxes, scores, found.detections):
         by_phrase = boxes_by_phrase(*rows, one["labels"], len(sentence.spans))
         sentences.append({"sentence_id": sentence.number, "boxes": by_phrase[0], "scores": by_phrase[1]})
-    return {"image_id": picture.image_id, "sentences": sentences}
+    return {"image_id": image.image_id, "sentences": sentences}
 
 
 def predict(
-    detector: GroundingEngine, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
+    engine: GroundingEngine, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
 ) -> PredictionStore:
-    """Predictions of all pictures of a task, computed where they are not there yet.
+    """Predictions for all images of a task, computed where an earlier run has not.
 
-    Every process does its share of the pictures, none twice. Progress goes to stderr.
+    Every process does its share of the images, none twice. Progress goes to stderr.
 
     Args:
         output: folder; partial predictions go to `partial/` in it.
-        identity: model and data, to be compared with an earlier run's in the same folder.
-        fresh: forget an earlier run's predictions.
+        identity: model and data, compared with those of an earlier run in the same folder.
+        fresh: discard the predictions of an earlier run.
 
     Raises:
-        MissingPictures: before anything is computed; all of them are listed in `missing_pictures.txt`.
+        MissingImages: before anything is computed; all of them are listed in `missing_pictures.txt`.
     """
-    require_pictures([task], output)
+    require_images([task], output)
     rank, size = distributed.world()
-    options = {k: v for k, v in asdict(detector.options).items() if k not in GroundingOptions.SPEED}
-    settings = {**identity, "task": task.name, "weights": fingerprint(detector.model), **options}
-    settings["size"] = dict(detector.options.size or detector.processor.image_processor.size)
+    options = {k: v for k, v in asdict(engine.options).items() if k not in GroundingOptions.SPEED}
+    settings = {**identity, "task": task.name, "weights": fingerprint(engine.model), **options}
+    settings["size"] = dict(engine.options.size or engine.processor.image_processor.size)
     if task.names:  # the order matters: chunks
         settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
     store = PredictionStore(output, settings, fresh)
-    todo = [picture for picture in task.pictures if picture.image_id not in store.done][rank::size]
-    total = len(task.pictures)
+    todo = [image for image in task.images if image.image_id not in store.done][rank::size]
+    total = len(task.images)
     # The bar counts this process's share; the others have as much to do.
-    bar = tqdm(total=len(todo), unit="photo", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
-    if before := sum(picture.image_id in store.done for picture in task.pictures):
+    bar = tqdm(total=len(todo), unit="image", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
+    if before := sum(image.image_id in store.done for image in task.images):
         bar.set_postfix_str(f"{before} of {total} done before")
     try:
-        for prediction in predictions(detector, task, todo):
+        for prediction in predictions(engine, task, todo):
             store.append(prediction)
             bar.update()
     finally:
@@ -136,7 +136,7 @@ def predict(
 
 
 def fingerprint(model: torch.nn.Module, values: int = 16) -> str:
-    """Tells weights apart, of a model trained further under the same path for one: the first values of each tensor."""
+    """A hash of the first values of each tensor: tells weights apart that were trained further under the same path."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -145,8 +145,8 @@ def fingerprint(model: torch.nn.Module, values: int = 16) -> str:
 
 
 def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str, float]:
-    """Figures of the stored predictions, over all processes; the same in each."""
-    wanted = {picture.image_id for picture in task.pictures}
+    """Metrics of the stored predictions, over all processes; the same in each."""
+    wanted = {image.image_id for image in task.images}
     for prediction in store.own():
         if prediction["image_id"] not in wanted:
             continue  # of an earlier run without --limit
@@ -157,40 +157,37 @@ def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str,
             else [{"image_id": prediction["image_id"], **sentence} for sentence in sentences]
         )
     evaluator.gather()
-    figures = None
-    if distributed.world()[0] == 0:
-        figures = evaluator.summarize()
-    return distributed.broadcast(figures)
+    return distributed.broadcast(evaluator.summarize() if distributed.world()[0] == 0 else None)
 
 
 def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
-    """Predictions of a result file: COCO results, or a list of `{"image_id", "boxes", "scores", "labels"}` (xyxy).
+    """Give an evaluator a result file: COCO results, or a list of `{"image_id", "boxes", "scores", "labels"}` (xyxy).
 
     Raises:
-        ValueError: for another content.
+        ValueError: for a file of another form.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: a JSON list of results is needed, this is a {type(entries).__name__}.")
-    by_picture = bool(entries) and isinstance(entries[0], Mapping) and {"boxes", "labels"} <= set(entries[0])
-    if not by_picture:
+    by_image = bool(entries) and isinstance(entries[0], Mapping) and {"boxes", "labels"} <= set(entries[0])
+    if not by_image:
         evaluator.load_results(entries)
         return
     check_records(entries, ("image_id", "boxes", "scores", "labels"), "the results")
-    # What a model gives is float32, and the difference of corners was taken in it.
+    # A model gives float32, and the difference of corners was taken in it.
     evaluator.update(
         {
             "image_id": entry["image_id"],
-            "boxes": numbers(entry["boxes"], 4, f"picture {entry['image_id']!r}: box").astype(np.float32),
-            "scores": numbers(entry["scores"], None, f"picture {entry['image_id']!r}: score"),
-            "labels": integers(entry["labels"], f"picture {entry['image_id']!r}: label"),
+            "boxes": numbers(entry["boxes"], 4, f"image {entry['image_id']!r}: box").astype(np.float32),
+            "scores": numbers(entry["scores"], None, f"image {entry['image_id']!r}: score"),
+            "labels": integers(entry["labels"], f"image {entry['image_id']!r}: label"),
         }
         for entry in entries
     )
 
 
 def provenance(model: Any = None, source: str | None = None, options: GroundingOptions | None = None) -> dict[str, Any]:
-    """Where figures come from: command, commit, versions, model, machine."""
+    """Where metrics come from: command, commit, versions, model, machine."""
     info: dict[str, Any] = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
@@ -221,11 +218,11 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with "+" for changes; or that pip installed it from."""
+    """The commit of the source tree that this package runs from, "+" for changes; or the one pip installed it from."""
     here = Path(__file__).resolve().parent
 
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(here), *words]
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(here), *arguments]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
         except (OSError, subprocess.SubprocessError):
@@ -268,7 +265,7 @@ __all__ = [
     "predict",
     "predictions",
     "provenance",
-    "require_pictures",
+    "require_images",
     "score",
     "write_json",
     "write_predictions",

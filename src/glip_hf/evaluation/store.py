@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Predictions on disk while they are made: a JSON line a picture, a file a process, resumable after a kill."""
+"""Predictions on disk while they are made: a JSON line per image, a file per process; a killed run can resume."""
 
 import json
 import os
@@ -13,7 +13,7 @@ FOLDER, SETTINGS = "partial", "settings.json"
 
 
 class OtherSettings(ValueError):
-    """The folder holds predictions that were made in another way."""
+    """The folder holds predictions that were made with other settings."""
 
 
 class PredictionStore:
@@ -24,8 +24,8 @@ class PredictionStore:
 
     Args:
         output: the run's folder.
-        settings: what predictions depend on (JSON). An earlier run's have to be the same.
-        fresh: throw away what is there.
+        settings: what predictions depend on (JSON); those of an earlier run have to be equal.
+        fresh: discard the predictions of an earlier run.
 
     Raises:
         OtherSettings: naming the settings that differ.
@@ -48,7 +48,7 @@ class PredictionStore:
         self._file = open(self._path(self.rank), "a", encoding="utf-8")
 
     def _begin(self, settings: dict[str, Any], fresh: bool) -> str | None:
-        """Compare or write the settings; what is wrong, if anything."""
+        """Compare or write the settings; returns what is wrong, if anything."""
         path = self.folder / SETTINGS
         if fresh:
             for old in self.folder.glob("part-*.jsonl"):
@@ -80,12 +80,12 @@ class PredictionStore:
         return [path for path in paths if path.is_file()]
 
     def append(self, prediction: Mapping[str, Any]) -> None:
-        """Write one picture's prediction; it survives a kill of the process."""
+        """Write the prediction for one image; it survives a kill of the process."""
         self._file.write(json.dumps(prediction, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def own(self) -> Iterator[dict[str, Any]]:
-        """Predictions this process answers for: over all processes, every one exactly once."""
+        """Predictions that this process owns: over all processes, every one exactly once."""
         for path in self._own_files():
             with open(path, encoding="utf-8") as file:
                 for line in file:
@@ -96,7 +96,7 @@ class PredictionStore:
 
 
 def _cut_broken_end(path: Path) -> None:
-    """Remove a last line that a kill left unfinished."""
+    """Remove a last line that a kill left incomplete."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     if end < len(data):

@@ -26,7 +26,7 @@ from ..data.sources import Source, read_coco
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.run import predictions
-from ..evaluation.tasks import Picture, detection_task
+from ..evaluation.tasks import TaskImage, source_task
 from ..hub_glip import CARD_NAME
 from ..inference import GroundingEngine, GroundingOptions
 from ..modeling_glip import GlipForGrounding
@@ -227,19 +227,15 @@ class Validation:
         self, data: TuningData, processor: GlipProcessor, batch_size: int = 4, on_broken: str = "skip"
     ) -> None:
         self.data, self.processor, self.batch_size = data, processor, batch_size
-        # The training file's names in their order: a prompt table knows no other caption.
-        source = data.train
-        categories = [{"id": source.category_ids[k], "name": source.names[k]} for k in sorted(source.names)]
-        self.task = detection_task("validation", data.annotations, data.images, categories=categories)
-        wanted = {str(image_id) for image_id in data.validation.image_ids()}
-        self.task.pictures = [p for p in self.task.pictures if str(p.image_id) in wanted]
-        read = examine_images(ImageRef(picture.path) for picture in self.task.pictures)
+        # The class names of the training file in their order: a prompt table knows no other caption.
+        self.task = source_task(data.validation, classes=data.train)
+        read = examine_images(ImageRef(image.path) for image in self.task.images)
         broken = {ref.path: str(result) for ref, result in read.items() if isinstance(result, Exception)}
-        self.task.pictures = [picture for picture in self.task.pictures if picture.path not in broken]
+        self.task.images = [image for image in self.task.images if image.path not in broken]
         if broken:
             listed = "; ".join(list(broken.values())[:5])
             what = f"{len(broken)} validation pictures cannot be read: {listed}"
-            if not self.task.pictures:
+            if not self.task.images:
                 raise ValueError(
                     f"all {len(broken)} validation pictures are missing or broken: {listed}. Is the folder right?"
                 )
@@ -251,8 +247,8 @@ class Validation:
         """`AP`, `AP50`, ... of the model, the same on every process."""
         rank, size = world()
         engine = GroundingEngine(model, self.processor, GroundingOptions(batch_size=self.batch_size, workers=1))
-        own: list[Picture] = self.task.pictures[rank::size]
-        evaluator = CocoEvaluator(self.data.annotations, [picture.image_id for picture in self.task.pictures])
+        own: list[TaskImage] = self.task.images[rank::size]
+        evaluator = CocoEvaluator(self.data.annotations, [image.image_id for image in self.task.images])
         evaluator.update(predictions(engine, self.task, own))
         evaluator.gather()
         return evaluator.summarize()

@@ -1,8 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Every code block of README.md runs, in order, in one directory, as a reader would run it.
 
-The stand-ins: `photo.jpg` is our photo, and `glip_tiny_model_o365_goldg.pth` is the demonstration
-model in the original's format, for which the converter needs to be told sizes and vocabulary.
+What stands in for a reader's files: `photo.jpg` is the test image, and `glip_tiny_model_o365_goldg.pth` a small random
+model in the original's format, for which the converter needs to be told sizes and vocabulary. Blocks that begin with a
+comment `<!-- run by ... -->` run elsewhere, which is checked here.
 """
 
 import os
@@ -14,27 +15,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_glip import PHOTO, random_model
+from random_glip import PHOTO, random_model, save_random_model
+from test_examples import RUNS
 
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-IN_CI = "<!-- run by .ci/run in a fresh environment -->"
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INSTALL = "run by .ci/run in a fresh environment"
+COMMANDS = "both run by .ci/run"
+EXAMPLES = "run with small data by tests/test_examples.py"
+BLOCK = re.compile(r"^(?:<!-- ([^>]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHECKPOINT = "glip_tiny_model_o365_goldg.pth"
 
 
-def blocks() -> list[tuple[str, str]]:
-    """(language, code) of each block that is run here."""
-    found = []
-    for match in BLOCK.finditer(README):
-        if README[: match.start()].rstrip().endswith(IN_CI):
-            continue
-        assert match[1] in ("python", "bash"), f"a block of {match[1] or 'no language'} is run by nobody"
-        found.append((match[1], match[2]))
-    return found
+def blocks(run_by: str = "") -> list[tuple[str, str]]:
+    """(language, code) of each block that runs here, or in another place."""
+    found = [match.groups("") for match in BLOCK.finditer(README)]
+    assert {marker for marker, _, _ in found} == {"", INSTALL, COMMANDS, EXAMPLES}
+    assert {language for _, language, _ in found} == {"python", "bash"}
+    return [(language, code) for marker, language, code in found if marker == run_by]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,34 @@ def readers_directory(tmp_path_factory) -> Path:
     return path
 
 
-def test_there_are_blocks_and_ci_runs_the_rest() -> None:
-    assert {language for language, _ in blocks()} == {"python", "bash"}
-    assert README.count(IN_CI) == 1
-    assert IN_CI in (ROOT / ".ci/run").read_text(encoding="utf-8")
+def test_ci_runs_the_install_block_and_both_commands() -> None:
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ((_, commands),) = blocks(COMMANDS)
+    assert len(blocks(INSTALL)) == 1 and f"<!-- {INSTALL} -->" in ci
+    for command in ("make demo", "make test"):
+        assert command in ci and re.search(f"^{command} ", commands, re.MULTILINE)
+
+
+def test_examples_run_the_scripts_and_options_of_the_other_blocks() -> None:
+    commands = [line for _, code in blocks(EXAMPLES) for line in code.splitlines() if "examples/" in line]
+    assert len(commands) == 3
+    for command in commands:
+        script = re.search(r"examples/\w+\.py", command)[0]
+        tested = {argument for arguments in RUNS[script] for argument in arguments}
+        assert set(re.findall(r"--[\w-]+", command)) <= tested, command
+
+
+def test_main_example_in_half_precision(readers_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands: only the loaded model has another dtype."""
+    monkeypatch.chdir(readers_directory)
+    directory = save_random_model(readers_directory / "random")
+    (code,) = [code for _, code in blocks() if "repo_or_dir =" in code]
+    code = code.replace('"out/glip-tiny-goldg"', repr(str(directory)))
+    code = code.replace("from_pretrained(repo_or_dir).eval()", 'from_pretrained(repo_or_dir, dtype="bfloat16").eval()')
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert namespace["outputs"].logits.dtype == namespace["model"].dtype == torch.bfloat16
+    assert len(namespace["result"]["boxes"])
 
 
 def test_every_block_runs(readers_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,22 +4,17 @@
 image -> upright 8-bit RGB -> resize -> BGR, 0..255 -> (x - mean) / std -> zeros at the right and bottom up to a size
 common to the batch. On this backend every value equals the original's bit for bit (parity tests: `tests/`).
 
-The original reads files with `PIL.Image.open(path).convert("RGB")` and every later step works on 8-bit RGB. The same
-is done here for all kinds of input, so an image gives the same values as a path, a PIL image, an array or a tensor.
-`transformers.image_utils.load_image`, which clips 16-bit images and does not name the file in its errors, and
-`make_flat_list_of_images`, which takes no mixed lists, are therefore not used:
+The original reads files with `PIL.Image.open(path).convert("RGB")` and works on 8-bit RGB from there. The same is done
+here, so an image gives the same values as a path, a PIL image, an array or a tensor:
 
 * EXIF orientation is applied to files and to PIL images that still carry the tag.
-* Transparency is dropped, not composited, as `convert("RGB")` does for RGBA, LA and palettes: the colours stored under
-  transparent pixels show.
-* 16-bit values (PIL's I;16, or I with values above 255; uint16 arrays) are scaled by 1 / 257, so that 65535 becomes
-  255; `convert("RGB")` would clip them at 255.
+* Transparency is dropped, not composited, as `convert("RGB")` does.
+* 16-bit values (PIL's I;16, or I with values above 255; uint16 arrays) are scaled by 1 / 257; `convert("RGB")`, and
+  with it `transformers.image_utils.load_image`, would clip them at 255.
 * Float values are 0..1 if none exceeds 1, else 0..255, and are rounded to 8 bits.
 
-Sizes are (height, width) in pixels. Boxes are xyxy with both corners *inside* the box (GLIP's "+1" convention: a
-box one pixel wide has x1 == x2), so COCO's x, y, w, h becomes x, y, x + w - 1, y + h - 1. The rules were checked
-against the recorded results of the original (`parity/preprocessing/cases.json`, `data/transforms/*.json` of the
-reference data).
+Sizes are (height, width) in pixels. Boxes are xyxy with both corners *inside* the box (GLIP's "+1" convention: a box
+one pixel wide has x1 == x2), so COCO's x, y, w, h becomes x, y, x + w - 1, y + h - 1.
 
 Letters: B images, H and W height and width, C channels, K boxes of an image.
 """
@@ -50,7 +45,6 @@ logger = logging.get_logger(__name__)
 Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
 
 URL_TIMEOUT_SECONDS = 60
-_CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 # -- reading images --------------------------------------------------------------------------------
@@ -61,8 +55,7 @@ def load_image(source: str | os.PathLike) -> Image.Image:
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ValueError: if what is there cannot be fetched or decoded (truncated, HTML, too large, ...); the message names
-            the source and the cause.
+        ValueError: if the image cannot be fetched or decoded; the message names the source and the cause.
     """
     name = os.fspath(source)
     shown = shorten(name, 200)
@@ -131,8 +124,7 @@ def read_pixels(
             dimensions can be the channels (see `channels_first`).
 
     Raises:
-        ValueError: if the image has no pixels, an impossible shape, or values that are NaN, infinite or outside the
-            range of its type.
+        ValueError: for no pixels, an impossible shape, or values that are NaN or outside the range of their type.
     """
     prefer = ChannelDimension.LAST
     if isinstance(image, Image.Image):
@@ -162,27 +154,23 @@ def channels_first(
     if pixels.ndim == 2:
         return pixels[None]
     first, last = pixels.shape[0], pixels.shape[-1]
+    shape, counts = tuple(pixels.shape), (1, 3, 4)  # grey, RGB, RGBA
     if input_data_format is not None:
         axis = ChannelDimension(input_data_format)
         channels = first if axis == ChannelDimension.FIRST else last
-        if channels not in _CHANNEL_COUNTS:
+        if channels not in counts:
             raise ValueError(
-                f"Shape {tuple(pixels.shape)} has {channels} channels by input_data_format={axis.value!r}; 1, 3 or 4 "
-                "are possible."
+                f"Shape {shape} has {channels} channels by input_data_format={axis.value!r}; 1, 3 or 4 are possible."
             )
-    elif first not in _CHANNEL_COUNTS and last not in _CHANNEL_COUNTS:
-        raise ValueError(
-            f"Neither the first nor the last dimension of shape {tuple(pixels.shape)} can be the channels: 1, 3 or 4."
-        )
-    elif first not in _CHANNEL_COUNTS or last not in _CHANNEL_COUNTS:
-        axis = ChannelDimension.FIRST if first in _CHANNEL_COUNTS else ChannelDimension.LAST
-    elif (first == 3) != (last == 3):
-        axis = ChannelDimension.FIRST if first == 3 else ChannelDimension.LAST
+    elif first not in counts and last not in counts:
+        raise ValueError(f"Neither the first nor the last dimension of shape {shape} can be the channels: 1, 3 or 4.")
+    elif first not in counts or last not in counts or (first == 3) != (last == 3):
+        is_first = last not in counts or (first == 3 and last in counts)
+        axis = ChannelDimension.FIRST if is_first else ChannelDimension.LAST
     else:
         axis = prefer
         logger.warning(
-            f"The channels of shape {tuple(pixels.shape)} could be first or last; taking {axis.value}. Pass "
-            "input_data_format to decide."
+            f"The channels of shape {shape} could be first or last; taking {axis.value}. Pass input_data_format."
         )
     return pixels if axis == ChannelDimension.FIRST else pixels.permute(2, 0, 1)
 
@@ -202,7 +190,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 
     if pixels.is_floating_point():
         values = pixels if pixels.dtype == torch.float64 else pixels.float()
-        low, high = _range(values)
+        low, high = (value.item() for value in values.aminmax())  # NaN anywhere makes both NaN
         if not np.isfinite([low, high]).all():
             raise ValueError("The image has NaN or infinite values; replace them first.")
         # A hair above 1 is rounding in the caller's arithmetic, not another scale.
@@ -214,7 +202,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
         return (values * scale).round().clamp(0, 255).to(torch.uint8)
 
     values = pixels.to(torch.int64)
-    low, high = _range(values)
+    low, high = (value.item() for value in values.aminmax())
     if pixels.dtype == torch.uint16:
         if 1 < high <= 255:
             logger.warning(
@@ -227,11 +215,6 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
             f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images (0..65535)."
         )
     return values.to(torch.uint8)
-
-
-def _range(values: torch.Tensor) -> tuple[float, float]:
-    low, high = values.aminmax()  # NaN anywhere makes both NaN
-    return low.item(), high.item()
 
 
 def _pil_pixels(image: Image.Image, do_convert_rgb: bool) -> torch.Tensor:
@@ -272,15 +255,11 @@ def _tensor_from_numpy(array: np.ndarray) -> torch.Tensor:
 def shortest_edge_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
     """GLIP's size rule: the short side becomes `shortest_edge` unless the long one gets too long.
 
-    * If `long / short * shortest_edge > longest_edge`, the short side becomes `round(longest_edge * short / long)`
-      instead (Python's rounding: half to even).
-    * The long side follows from the *rounded* short side and is cut with `int()`. So it can miss `longest_edge` on
-      either side: 2000 x 1000 gives 1332 x 666. Transformers' own `get_size_with_aspect_ratio` computes 1333 x 666
-      there, which is why it is not used.
-    * An image whose short side is right already keeps its size.
-
-    From `2 * longest_edge : 1` on, the rounded short side is 0 and the original fails; here such a strip becomes one
-    pixel by `longest_edge`.
+    If `long / short * shortest_edge > longest_edge`, the short side becomes `round(longest_edge * short / long)`
+    instead (half to even). The long side follows from the *rounded* short side and is cut with `int()`, so it can miss
+    `longest_edge` on either side: 2000 x 1000 gives 1332 x 666, where Transformers' `get_size_with_aspect_ratio`
+    computes 1333 x 666. From `2 * longest_edge : 1` on, the rounded short side is 0 and the original fails; here such
+    an image becomes one pixel by `longest_edge`.
     """
     short, long = min(height, width), max(height, width)
     target = shortest_edge
@@ -336,18 +315,10 @@ def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, np.ndarray]:
-    """The COCO record of one image as a training target in pixels of the upright image.
+    """The COCO record of one image as a training target in pixels of the upright image; see `preprocess`.
 
-    As GLIP's COCO reader does it: crowd regions are left out, boxes are clipped to the image and those without extent
-    (x2 <= x1 or y2 <= y1 after clipping) dropped, together with their class.
-
-    Args:
-        annotation: `{"image_id": int, "annotations": [{"bbox": [x, y, w, h], "category_id": int, "area": float
-            (default w * h), "iscrowd": 0 or 1 (default 0)}, ...]}`; the list may be empty.
-
-    Returns:
-        `boxes` [K, 4] float32 xyxy, `class_labels` [K] int64, `area` [K] float32, `image_id` [1] int64, `orig_size` [2]
-        int64 and `size` [2] int64 (height, width; equal until `resize_target`).
+    As in GLIP's COCO reader, crowd regions are left out, boxes are clipped to the image and those without extent
+    (x2 <= x1 or y2 <= y1 after clipping) dropped, together with their class. `area` defaults to w * h, `iscrowd` to 0.
 
     Raises:
         ValueError: if a key is missing, an id is not an integer or a box is not four finite numbers.
@@ -381,11 +352,8 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
 
 
 def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The target after its image was resized to `size`: boxes, areas and `size` follow.
-
-    Corners are simply multiplied by new / old width and height, in float32. (That is the original's way; with inclusive
-    corners it is half a pixel off at the far edge.)
-    """
+    """The target after its image was resized to `size`: corners times new / old width and height in float32,
+    as in the original (with inclusive corners that is half a pixel off at the far edge)."""
     scale_y, scale_x = (new / int(old) for new, old in zip(size, target["size"], strict=True))
     return {
         **target,
@@ -396,7 +364,7 @@ def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[
 
 
 def _integers(values: list[Any], name: str) -> np.ndarray:
-    """`values` as int64 [K]; refuses what is not a whole number rather than rounding it."""
+    """`values` as int64 [K]; anything but an integer is refused, not rounded."""
     if not all(isinstance(value, int | np.integer) for value in values):
         raise ValueError(f"{name!r} must be an integer, got {shorten(repr(values))}.")
     return np.array(values, dtype=np.int64)
@@ -422,19 +390,10 @@ class GlipImageProcessorKwargs(ImagesKwargs, total=False):
 class GlipImageProcessorMixin(GlipHubMixin):
     """Turns images into GLIP's network input.
 
-    Calling it returns a `BatchFeature` with
-
-    * `pixel_values` of shape `(batch_size, 3, height, width)`, float32: BGR, normalised, padding exactly 0;
-    * `pixel_mask` of shape `(batch_size, height, width)`, int64: 1 on the image, 0 on the padding;
-    * `original_sizes` of shape `(batch_size, 2)`, int64: (height, width) of each image after EXIF rotation;
-    * `labels`, only with `annotations`: a target per image, see `preprocess`.
-
-    Without `return_tensors` the values are lists with an entry per image.
-
     Defaults (each can be given to the constructor or to a call): shortest side 800, longest at most 1333, PIL bilinear,
     upscaling where needed; mean (103.53, 116.28, 123.675) and std (57.375, 57.12, 58.395) for BGR pixels in 0..255,
-    hence `do_rescale=False`; padding to a multiple of 32. What counts as an image and how it becomes 8-bit RGB (EXIF,
-    transparency, 16 bits, floats): see the top of `image_processing_pil_glip`.
+    hence `do_rescale=False`; padding to a multiple of 32. How all kinds of images become 8-bit RGB: see the top of
+    `image_processing_pil_glip`.
 
     The network has no padding mask: the padding an image gets from larger ones in its batch slightly changes its
     results, as in the original. Batch images of similar shape, or one at a time.
@@ -468,11 +427,21 @@ class GlipImageProcessorMixin(GlipHubMixin):
             images: an image or a list (nested lists are flattened): PIL images, numpy arrays or torch tensors ([H, W],
                 [H, W, C], [C, H, W], or a batch of them in 4-D), paths, http(s) URLs.
             annotations: one COCO detection record per image, in pixels of the upright image: `{"image_id",
-                "annotations": [{"bbox": [x, y, w, h], "category_id", "area", "iscrowd"}]}`. They come back as `labels`,
-                a list with `boxes` [K, 4] float32 xyxy in pixels of the resized, unpadded network input (x2 = x + w - 1
-                before scaling), `class_labels` [K] int64, `area` [K] float32 (scaled too), `image_id` [1], `orig_size`
-                [2] and `size` [2] int64 (height, width). Crowd regions and boxes outside the image are dropped.
+                "annotations": [{"bbox": [x, y, w, h], "category_id", "area", "iscrowd"}]}`. Crowd regions and boxes
+                outside the image are dropped.
             **kwargs: any default of the class, for this call only.
+
+        Returns:
+            `BatchFeature` with
+
+            - `pixel_values` of shape `(batch_size, 3, height, width)`, float32: BGR, normalised, padding exactly 0;
+            - `pixel_mask` of shape `(batch_size, height, width)`, int64: 1 on the image, 0 on the padding;
+            - `original_sizes` of shape `(batch_size, 2)`, int64: (height, width) of each image after EXIF rotation;
+            - `labels`, only with `annotations`: a dictionary per image with `boxes` [K, 4] float32 xyxy in pixels of
+              the resized, unpadded network input (x2 = x + w - 1 before scaling), `class_labels` [K] int64, `area` [K]
+              float32 (scaled too), `image_id` [1], `orig_size` [2] and `size` [2] int64 (height, width).
+
+            Without `return_tensors` the values are lists with an entry per image.
 
         Raises:
             ValueError: for no image at all, an image without pixels, unreadable files, NaN, values out of range, or a

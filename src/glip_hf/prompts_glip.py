@@ -3,13 +3,11 @@
 
 There are two kinds of caption. A *detection* caption is built from class names joined by a separator; the span of each
 name is noted while the caption is built, so a "car" is never found inside a "cart". A *grounding* caption is the user's
-own text, with phrases given by span or, exactly, as substrings of it.
+own text, with phrases given by span or, exactly, as substrings of it. The behaviour is that of the original
+(specification, section 9; goldens in `../shared/data`), with the exceptions said at the functions concerned.
 
-Letters: N captions, C class names or phrases of a caption, K boxes, T text tokens ([CLS] is token 0).
+Letters: N captions, C class names or phrases of a caption, K boxes or rows, T text tokens ([CLS] is token 0).
 Spans are `[begin, end)` in Python characters of the caption.
-
-The behaviour is that of the original (specification, section 9; goldens in `../shared/data`) except where the original
-crashes or silently loses a class name, which is said at the function concerned.
 """
 
 import difflib
@@ -75,7 +73,7 @@ class Prompt:
 
 @dataclass
 class Query:
-    """The text input for one image: its captions (several if the class names do not fit one) and text labels."""
+    """The text input for one image: its captions (several if the class names do not fit one) and its text labels."""
 
     prompts: list[Prompt]
     names: list[str]
@@ -142,19 +140,17 @@ def make_names(
         TypeError: for an entry that is neither.
         ValueError: for a list of affixes of another length than the class names.
     """
-    before, after = _affixes("prefix", prefix, len(names)), _affixes("suffix", suffix, len(names))
+    affixes = zip(_affixes("prefix", prefix, len(names)), _affixes("suffix", suffix, len(names)), strict=True)
     made = []
-    for index, name in enumerate(names):
-        if isinstance(name, str):
-            made.append(Name(clean_name(name), index, before[index], after[index]))
-        elif isinstance(name, Mapping) and isinstance(name.get("name"), str):
-            inner_prefix, inner_suffix = name.get("prefix") or "", name.get("suffix") or ""
-            made.append(Name(name["name"], index, before[index] + inner_prefix, inner_suffix + after[index]))
-        else:
+    for index, (name, (before, after)) in enumerate(zip(names, affixes, strict=True)):
+        entry = {"name": clean_name(name)} if isinstance(name, str) else name
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise TypeError(
                 f"name {index} is {name!r}, a {type(name).__name__}: give a string, or a dictionary with the keys "
                 "'prefix', 'name' and 'suffix'."
             )
+        before, after = before + (entry.get("prefix") or ""), (entry.get("suffix") or "") + after
+        made.append(Name(entry["name"], index, before, after))
     return made
 
 
@@ -282,10 +278,7 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
     """
     if not phrase:
         raise ValueError(f"an empty phrase was given for the caption {shorten(caption)!r}: leave it out.")
-    begins, at = [], caption.find(phrase)
-    while at >= 0:
-        begins.append(at)
-        at = caption.find(phrase, at + 1)
+    begins = [match.start() for match in re.finditer(f"(?={re.escape(phrase)})", caption)]
     if not begins:
         raise ValueError(
             f"the phrase {phrase!r} is not in the caption {caption!r}: phrases must match exactly, capitals and spaces "
@@ -293,10 +286,8 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
         )
     if occurrence is None:
         if len(begins) > 1:
-            listed = "; ".join(
-                f"{index}: character {begin}, {_context(caption, begin, begin + len(phrase))!r}"
-                for index, begin in enumerate(begins)
-            )
+            contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins]
+            listed = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
             raise ValueError(
                 f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} ({listed}): say which "
                 f"one, for example ({phrase!r}, 0)."
@@ -350,14 +341,12 @@ def positive_map(
 
     First token of a span: that of character `begin`, else of `begin + 1`, else of `begin + 2`; last token: that of
     `end - 1`, else of `end - 2`, else of `end - 3`. If either is missing or they cross, the span has no tokens, so a
-    span that ends more than two characters after a truncated caption is lost as a whole, and a zero-width span inside a
-    word is that word. This is the original's rule, which training and evaluation data were made with. A span that ends
-    at 0 crashes the original; here it has no tokens.
+    span that ends more than two characters after a truncated caption is lost as a whole. This is the rule of the
+    original, except that a span that ends at 0 crashes the original and has no tokens here.
 
     Args:
-        offsets: offset mapping of the tokenised caption, (0, 0) for special and padding tokens. Truncated for
-            training; the original evaluates with an untruncated one, where a span across the last column keeps its
-            first part.
+        offsets: offset mapping of the tokenised caption, (0, 0) for special and padding tokens. Truncated for training;
+            the original evaluates with an untruncated one, where a span across the last column keeps its first part.
         spans: for each row its spans, [begin, end) in characters of the caption.
         num_tokens: T, default `len(offsets)`. Further columns are zero, columns beyond it are cut off.
         exact: look for tokens between `begin` and `end` only, however many spaces are there. For class names, whose
@@ -485,15 +474,10 @@ def _read_names(
 ) -> Query:
     if not names:
         raise ValueError(f"{where} is an empty list: give at least one name.")
-    separator = options["separator"]
-    prompts = build_prompts(
-        make_names(names, options["prefix"], options["suffix"]),
-        tokenizer,
-        PROMPT_OPTIONS["separator"] if separator is None else separator,
-        options["negative_names"] or (),
-        options["chunk_size"],
-        max_length or MAX_TEXT_LENGTH,
-    )
+    made = make_names(names, options["prefix"], options["suffix"])
+    separator = PROMPT_OPTIONS["separator"] if options["separator"] is None else options["separator"]
+    negative_names, max_length = options["negative_names"] or (), max_length or MAX_TEXT_LENGTH
+    prompts = build_prompts(made, tokenizer, separator, negative_names, options["chunk_size"], max_length)
     return Query(prompts, [name if isinstance(name, str) else name["name"] for name in names])
 
 
@@ -501,14 +485,13 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
     """A caption with its phrases: given as substrings or spans, else its noun phrases, else all of it."""
     if not caption.strip():
         raise ValueError(f"{where} is {caption!r}: give a caption with words, or a list of names.")
-    rows: list[list[Span]]
+    rows: list[list[Span]] = []
     if phrases is not None:
         rows = [[_find(caption, phrase)] for phrase in _check_list("phrases", phrases, where)]
     elif spans is not None:
-        rows = [
-            [check_span(caption, part) for part in (span if _is_list_of_spans(span) else [span])]
-            for span in _check_list("spans", spans, where)
-        ]
+        for span in _check_list("spans", spans, where):
+            several = isinstance(span, list | tuple) and len(span) > 0 and isinstance(span[0], list | tuple)
+            rows.append([check_span(caption, part) for part in (span if several else [span])])
     else:
         begin = len(caption) - len(caption.lstrip())
         rows = [[span] for span in noun_phrases(caption) or [(begin, len(caption.rstrip()))]]
@@ -521,10 +504,6 @@ def _find(caption: str, phrase: Any) -> Span:
     if not isinstance(text, str) or not (occurrence is None or hasattr(occurrence, "__index__")):
         raise TypeError(f"{phrase!r} is not a phrase: give a string, or (string, occurrence counted from 0).")
     return find_phrase(caption, text, occurrence)
-
-
-def _is_list_of_spans(span: Any) -> bool:
-    return isinstance(span, list | tuple) and len(span) > 0 and isinstance(span[0], list | tuple)
 
 
 def _check_list(what: str, values: Any, where: str) -> Sequence[Any]:
@@ -546,32 +525,3 @@ def one_each(what: str, values: Any, count: int) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
         raise ValueError(f"{what} is {shorten(repr(values))} for {count} texts: give a list with one entry each.")
     return list(values)
-
-
-__all__ = [
-    "MAX_TEXT_LENGTH",
-    "PROMPT_OPTIONS",
-    "Name",
-    "NameInput",
-    "Offsets",
-    "PhraseInput",
-    "Prompt",
-    "Query",
-    "Span",
-    "SpanInput",
-    "build_prompt",
-    "build_prompts",
-    "check_span",
-    "chunk",
-    "clean_name",
-    "count_tokens",
-    "find_phrase",
-    "greenlight_map",
-    "make_names",
-    "od_label_map",
-    "one_each",
-    "positive_map",
-    "read_text",
-    "refuse_unknown",
-    "shorten",
-]

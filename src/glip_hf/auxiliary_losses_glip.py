@@ -201,12 +201,3 @@ class GlipAuxiliaryHeads(nn.Module):
             loss = contrastive_alignment_loss(logits, targets, text_mask)
             losses["loss_contrastive"] = config.contrastive_loss_weight * loss / num_positive
         return losses
-
-
-__all__ = [
-    "GlipAuxiliaryHeads",
-    "contrastive_alignment_loss",
-    "hide_tokens",
-    "masked_language_loss",
-    "token_targets",
-]

@@ -180,16 +180,3 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> 
     if boxes.is_cuda and is_torchvision_available():
         return nms_torchvision(boxes, scores, labels, iou_threshold)
     return nms_torch(boxes, scores, labels, iou_threshold)
-
-
-__all__ = [
-    "box_area",
-    "box_iou",
-    "clip_boxes",
-    "decode_boxes",
-    "encode_boxes",
-    "make_anchors",
-    "nms",
-    "nms_torch",
-    "nms_torchvision",
-]

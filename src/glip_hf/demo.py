@@ -38,22 +38,13 @@ def scenes_config() -> GlipConfig:
     """
     return GlipConfig(
         backbone_config=SwinConfig(
-            embed_dim=32,
-            depths=[1, 2, 2, 1],
-            num_heads=[1, 2, 4, 8],
-            window_size=5,
-            drop_path_rate=0.0,
-            initializer_range=0.08,
-            out_indices=[2, 3, 4],
+            embed_dim=32, depths=[1, 2, 2, 1], num_heads=[1, 2, 4, 8], window_size=5, out_indices=[2, 3, 4],
+            drop_path_rate=0.0, initializer_range=0.08,
         ),
         text_config=BertConfig(
             vocab_size=len(VOCABULARY.read_text(encoding="utf-8").split()),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         d_model=64,
         num_blocks=2,
@@ -65,7 +56,7 @@ def scenes_config() -> GlipConfig:
         num_class_channels=0,
         offset_initializer_range=0.0,
         contrastive_loss_weight=1.0,
-    )
+    )  # fmt: skip
 
 
 def scenes_processor() -> GlipProcessor:
@@ -94,18 +85,3 @@ def load_demo_photo() -> Image.Image:
     """
     with Image.open(DEMO_PHOTO) as image:
         return image.convert("RGB")
-
-
-__all__ = [
-    "ASSETS",
-    "DEMO_CAPTION",
-    "DEMO_MODEL",
-    "DEMO_NAMES",
-    "DEMO_PHOTO",
-    "VOCABULARY",
-    "demo_model",
-    "demo_processor",
-    "load_demo_photo",
-    "scenes_config",
-    "scenes_processor",
-]

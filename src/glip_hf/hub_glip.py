@@ -22,8 +22,8 @@ AUTO_CONFIG = {
     "AutoModel": "modeling_glip.GlipModel",
     "AutoModelForZeroShotObjectDetection": "modeling_glip.GlipForGrounding",
 }
-AUTO_IMAGE_PROCESSOR = {
-    "AutoImageProcessor": [  # the PIL backend, the torchvision backend
+AUTO_IMAGE_PROCESSOR = {  # the PIL backend, the torchvision backend
+    "AutoImageProcessor": [
         "image_processing_pil_glip.GlipImageProcessorPil",
         "image_processing_glip.GlipImageProcessor",
     ]
@@ -44,7 +44,7 @@ _SNIPPET = """\
 ```python
 import torch
 from PIL import Image
-{imports}
+from {package} import {model}, {processor}
 
 model = {model}.from_pretrained("{name}"{trust}).eval()
 processor = {processor}.from_pretrained("{name}"{trust})
@@ -57,18 +57,6 @@ found = processor.post_process_grounded_object_detection(outputs, inputs, thresh
 for name, score, box in zip(found["text_labels"], found["scores"], found["boxes"]):
     print(f"{{name}}: {{score:.2f}} at {{[round(v) for v in box.tolist()]}}")
 ```"""
-_LOCAL = {
-    "imports": "from glip_hf import GlipForGrounding, GlipProcessor",
-    "model": "GlipForGrounding",
-    "processor": "GlipProcessor",
-    "trust": "",
-}
-_REMOTE = {
-    "imports": "from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor",
-    "model": "AutoModelForZeroShotObjectDetection",
-    "processor": "AutoProcessor",
-    "trust": ", trust_remote_code=True",
-}
 
 
 def build_model_card(
@@ -96,7 +84,12 @@ def build_model_card(
         "tags": list(TAGS),
         "language": "en",
     }
-    snippet = _SNIPPET.format(name=name, **(_REMOTE if with_code else _LOCAL))
+    if with_code:
+        package, model, processor = "transformers", "AutoModelForZeroShotObjectDetection", "AutoProcessor"
+    else:
+        package, model, processor = "glip_hf", "GlipForGrounding", "GlipProcessor"
+    trust = ", trust_remote_code=True" if with_code else ""
+    snippet = _SNIPPET.format(name=name, package=package, model=model, processor=processor, trust=trust)
     parts = [
         f"---\n{ModelCardData(**{**fields, **metadata}).to_yaml()}\n---",
         f"# {name}",
@@ -226,10 +219,10 @@ class GlipModelHubMixin(GlipHubMixin):
             rows.append(("started from", f"[{source}](https://huggingface.co/{source})"))
         rows.append(("licence", "MIT; GLIP is by Microsoft (MIT)"))
         table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+        fusion = "" if config.use_fusion else " without fusion"
         return build_model_card(
             name,
-            architecture=f"{backbone.model_type} and {text.model_type}, {config.num_blocks} blocks"
-            f"{'' if config.use_fusion else ' without fusion'}",
+            architecture=f"{backbone.model_type} and {text.model_type}, {config.num_blocks} blocks{fusion}",
             sections=[("These weights", f"| | |\n|---|---|\n{table}")],
             with_code=self._saves_code(),
             tags=list(dict.fromkeys([*TAGS, *(self.model_tags or [])])),
@@ -241,24 +234,7 @@ def save_with_code(directory: str | os.PathLike[str], model: Any, processor: Any
 
     All Auto classes and the stock pipeline load the directory with `trust_remote_code=True` where glip_hf is not
     installed; where it is, they use the installed code.
-
-    Returns:
-        the directory.
     """
     model.save_pretrained(directory, with_code=True)
     processor.save_pretrained(directory, with_code=True)
     return Path(directory)
-
-
-__all__ = [
-    "AUTO_CONFIG",
-    "AUTO_IMAGE_PROCESSOR",
-    "AUTO_PROCESSOR",
-    "CARD_NAME",
-    "TAGS",
-    "GlipHubMixin",
-    "GlipModelHubMixin",
-    "build_model_card",
-    "copy_code",
-    "save_with_code",
-]

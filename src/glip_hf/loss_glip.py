@@ -251,15 +251,3 @@ def grounding_loss(
             "loss_centerness": config.centerness_loss_weight * loss_centerness / num_positive,
         }
     return sum(losses.values()), losses
-
-
-__all__ = [
-    "accumulation_weights",
-    "assign_atss",
-    "assign_atss_batch",
-    "centerness_targets",
-    "giou_loss",
-    "grounding_loss",
-    "positives",
-    "token_focal_loss",
-]

@@ -109,9 +109,8 @@ class GlipProcessor(GlipHubProcessorMixin):
         super().__init__(image_processor, tokenizer)
         unknown = set(prompt_options or {}) - set(PROMPT_OPTIONS)
         if unknown:
-            raise ValueError(
-                f"prompt_options has unknown entries {sorted(unknown)}: known are {', '.join(PROMPT_OPTIONS)}."
-            )
+            known = ", ".join(PROMPT_OPTIONS)
+            raise ValueError(f"prompt_options has unknown entries {sorted(unknown)}: known are {known}.")
         self.prompt_options = {**PROMPT_OPTIONS, **(prompt_options or {})}
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
@@ -146,9 +145,8 @@ class GlipProcessor(GlipHubProcessorMixin):
                 - `"two cats on a pink sofa"`: a caption. Its labels are the phrases given by `phrases` or `spans`, else
                   the noun phrases found in it, else (there are none) the whole text.
                 - `["two cats", "a dog"]` together with `phrases` or `spans`: a caption for each image.
-            phrases: exact substrings of the caption; `(phrase, i)` for the i-th occurrence, counted from 0, where there
-                are several. With several captions a list for each; None in place of the list of a caption stands for
-                its noun phrases.
+            phrases: exact substrings of the caption; `(phrase, i)` for the i-th occurrence, from 0, where there are
+                several. With several captions a list for each, or None for the noun phrases of one.
             spans: in place of phrases, `[begin, end)` in characters of the caption, or a list of those for a phrase in
                 several parts. With several captions a list for each.
             annotations: training targets, a COCO record for each image: `{"image_id", "annotations": [{"bbox": [x, y,
@@ -181,10 +179,8 @@ class GlipProcessor(GlipHubProcessorMixin):
               `category_id` of a box with `tokens_positive`.
 
         Raises:
-            TypeError, ValueError: for text that names nothing, a class name too long for any caption, a phrase that
-                does not occur or is ambiguous, a span outside the caption, different numbers of images and texts, an
-                unknown keyword argument. Class names and phrases without tokens, or beyond the 256 tokens of a caption,
-                score 0: a `UserWarning` names them.
+            TypeError, ValueError: naming the argument that is invalid or unknown. Class names and phrases without
+                tokens, or beyond the 256 tokens of a caption, score 0: a `UserWarning` names them.
         """
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text or both.")

@@ -29,7 +29,7 @@ import transformers
 from torch import Tensor
 
 from glip_hf import GlipConfig, GlipForGrounding
-from glip_hf.products_glip import onednn_available, onednn_linear
+from glip_hf.kernels.cpu_linear import onednn_available, onednn_linear
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -12,9 +12,9 @@ from benchmarks import floor, harness, textbook
 from benchmarks.harness import Variant
 from benchmarks.peak_memory import memory_figures, peak_memory
 from glip_hf import GlipConfig
-from glip_hf.deformable_glip import deform_conv2d
-from glip_hf.fusion_glip import GlipFusionLayer
-from glip_hf.products_glip import linear
+from glip_hf.kernels.cpu_linear import linear
+from glip_hf.modeling_glip import GlipFusionLayer
+from glip_hf.ops_glip import deform_conv2d
 
 KERNELS = ("fusion-20", "fusion-256", "deformable")
 

@@ -10,8 +10,8 @@ from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipModel
-from glip_hf.layers_glip import GlipFeaturePyramid, drop_block
-from glip_hf.modeling_glip import pair_captions
+from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block
+from glip_hf.outputs_glip import pair_captions
 
 LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
 """Of a picture of 64 x 96 pixels, over strides 8 to 128."""
@@ -238,7 +238,7 @@ def test_inputs_that_do_not_fit(change, words) -> None:
 
 
 def test_pairs_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="3 captions for 2 pictures: pass image_indices"):
+    with pytest.raises(ValueError, match="3 captions for 2 images: pass image_indices"):
         tiny_model()(**tiny_inputs(2, 3))
     device = torch.device("cpu")
     assert pair_captions(2, 2, None, device) == (None, None)

@@ -22,7 +22,7 @@ from benchmarks import textbook
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding
 from glip_hf.conversion.weight_map import to_original
-from glip_hf.deformable_glip import deform_conv2d
+from glip_hf.ops_glip import deform_conv2d
 
 LONGEST = 32  # `max_text_length` of the tiny model
 

@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
+from . import kernels  # they register themselves
 from .configuration_glip import PRESETS, GlipConfig
 from .image_processing_pil_glip import GlipImageProcessorPil
 from .modeling_glip import (
@@ -57,4 +58,5 @@ __all__ = [
     "GlipProcessor",
     "GlipTextFeatures",
     "GlipZeroShotObjectDetectionPipeline",
+    "kernels",
 ]

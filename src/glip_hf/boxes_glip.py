@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
-from .fast_path_glip import shape_constants
+from .ops_glip import shape_constants
 
 PIXEL = 1.0
 """Added to a difference of coordinates by the inclusive convention."""

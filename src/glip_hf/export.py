@@ -34,8 +34,7 @@ from transformers.utils import logging as transformers_logging
 from ._extras import require
 from .demo import DEMO_NAMES, load_demo_photo
 from .modeling_glip import GlipForGrounding
-from .outputs_glip import GlipGroundingOutput
-from .pairing_glip import pair_captions
+from .outputs_glip import GlipGroundingOutput, pair_captions
 from .processing_glip import GlipBatchFeature, GlipProcessor
 
 DIVISOR = 32
@@ -219,12 +218,12 @@ def save_program(model: GlipForGrounding, output: str | os.PathLike[str], **size
 # ---------------------------------------------------------------------------------------------- to ONNX
 
 
-@register_patch("onnx", "glip_hf.dyhead_glip.deform_conv2d")
+@register_patch("onnx", "glip_hf.modeling_glip.deform_conv2d")
 def _deform_conv_as_node(_original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def deform_conv2d(
         features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
     ) -> Tensor:
-        """See `deformable_glip.deform_conv2d`; its conventions are those of ONNX."""
+        """See `ops_glip.deform_conv2d`; its conventions are those of ONNX."""
         return torch.onnx.ops.symbolic(
             "DeformConv",
             [features, weight, offset, bias, mask],
@@ -237,12 +236,12 @@ def _deform_conv_as_node(_original: Callable[..., Tensor]) -> Callable[..., Tens
     return deform_conv2d
 
 
-@register_patch("onnx", "glip_hf.fusion_glip.attend_sdpa")
+@register_patch("onnx", "glip_hf.kernels.fusion.attend_sdpa")
 def _attend_written_out(_original: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     def attend(
         vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `fusion_glip.attend_sdpa`. The scores are computed once for each direction: a second product is faster
+        """See `kernels.fusion.attend_sdpa`. The scores are computed once for each direction: a second product is faster
         than ONNX Runtime's transposition, and a softmax wants its rows side by side."""
         bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[:, None]
         flat_keys, flat_values = keys.flatten(1, 2), values.flatten(1, 2)

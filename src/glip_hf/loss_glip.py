@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes_glip import box_iou, decode_boxes, encode_boxes
-from .fast_path_glip import plain_backward
+from .ops_glip import once_differentiable
 
 INSIDE = 0.01
 """Pixels by which an anchor's centre must lie inside a box."""
@@ -104,7 +104,7 @@ class TokenFocalLoss(torch.autograd.Function):
         return -weight.mul_(log_right).sum()
 
     @staticmethod
-    @plain_backward
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.saved_tensors[0] * grad, None, None, None, None
 

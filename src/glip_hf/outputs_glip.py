@@ -1,24 +1,32 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What GLIP's models return.
+"""What GLIP's models return; which image goes with which caption, and outputs taken apart and joined accordingly.
 
-Letters: B pictures, N captions or (picture, caption) pairs, T text tokens, L levels, A locations of all levels (p3 to
-p7, row-major; one anchor each), D channels of the head, E width of the text encoder, C classes a caption.
+Letters: B images, N captions or (image, caption) pairs.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+# -- outputs ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class GlipImageFeatures(ModelOutput):
-    """Everything the head needs of the pictures; pass it as `image_features=` to encode a photo once.
+    r"""
+    What the head needs of the images; pass it as `image_features=` to encode an image once for many captions.
 
-    last_hidden_state: [B, A, D], the pyramid as tokens.
-    feature_maps: the same as one map [B, D, H_i, W_i] a level, P3 to P7; views.
-    image_sizes: [B, 2] int64, height and width of the unpadded pictures in pixels.
-    hidden_states, attentions: of the backbone, on request.
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_locations, d_model)`):
+        The pyramid as tokens.
+    feature_maps (`tuple(torch.FloatTensor)` of shape `(batch_size, d_model, height, width)`):
+        The same as one feature map per level, P3 to P7; views.
+    image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`):
+        Height and width of the unpadded images in pixels.
+    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Of the backbone, on request.
     """
 
     last_hidden_state: Tensor | None = None
@@ -31,12 +39,17 @@ class GlipImageFeatures(ModelOutput):
 
 @dataclass
 class GlipTextFeatures(ModelOutput):
-    """Everything the head needs of the captions; pass it as `text_features=` to encode a caption once.
+    r"""
+    What the head needs of the captions; pass it as `text_features=` to encode a caption once for many images.
 
-    last_hidden_state: [N, T, E] of the text encoder.
-    attention_mask: [N, T] int64, 1 at real tokens.
-    input_ids: [N, T] int64 or None.
-    hidden_states, attentions: of the text encoder, on request.
+    last_hidden_state (`torch.FloatTensor` of shape `(num_captions, sequence_length, text_hidden_size)`):
+        Of the text encoder.
+    attention_mask (`torch.LongTensor` of shape `(num_captions, sequence_length)`):
+        1 at real tokens.
+    input_ids (`torch.LongTensor` of shape `(num_captions, sequence_length)`, *optional*):
+        The tokens.
+    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Of the text encoder, on request.
     """
 
     last_hidden_state: Tensor | None = None
@@ -49,16 +62,22 @@ class GlipTextFeatures(ModelOutput):
 
 @dataclass
 class GlipModelOutput(ModelOutput):
-    """
-    last_hidden_state: [N, A, D], visual tokens after the last block.
-    text_last_hidden_state: [N, T, E], what the dot product reads: the language state after the last block, or
-        without fusion the text encoder's output, zero at padding.
-    spatial_shapes, image_sizes, attention_mask, input_ids: see `GlipImageFeatures`, `GlipTextFeatures`.
-    hidden_states: visual tokens before the first and after each block, [N, A, D]; on request. A request for some
-        indices (`output_hidden_states=[0, -1]`) leaves None in the other places.
-    attentions: the picture's attention over the caption in each block, [N, heads, A, T]; on request, eager only.
-    text_attentions: the caption's attention over the picture, [N, heads, T, A]; likewise.
-    """
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(num_pairs, num_locations, d_model)`):
+        Visual tokens after the last block.
+    text_last_hidden_state (`torch.FloatTensor` of shape `(num_pairs, sequence_length, text_hidden_size)`):
+        What the dot product reads: the language state after the last block, or without fusion the text encoder's
+        output, zero at padding.
+    spatial_shapes, image_sizes, attention_mask, input_ids:
+        See [`GlipGroundingOutput`].
+    hidden_states (`tuple(torch.FloatTensor)` of shape `(num_pairs, num_locations, d_model)`, *optional*):
+        Visual tokens before the first and after each block, on request. A request for some indices
+        (`output_hidden_states=[0, -1]`) leaves `None` for the others.
+    attentions (`tuple(torch.FloatTensor)` of shape `(num_pairs, num_heads, num_locations, sequence_length)`, *optional*):
+        The image's attention over the caption in each block, on request.
+    text_attentions (`tuple(torch.FloatTensor)` of shape `(num_pairs, num_heads, sequence_length, num_locations)`, *optional*):
+        The caption's attention over the image, likewise.
+    """  # noqa: E501
 
     last_hidden_state: Tensor | None = None
     text_last_hidden_state: Tensor | None = None
@@ -73,19 +92,35 @@ class GlipModelOutput(ModelOutput):
 
 @dataclass
 class GlipGroundingOutput(ModelOutput):
-    """
-    loss: scalar, the weighted sum of `loss_dict`; with `labels` only.
-    loss_dict: the terms of the loss.
-    logits: [N, A, T], dot products of locations and tokens; the sigmoid is the probability of a match.
-    bbox_regression: [N, A, 4], raw regression against the anchors.
-    centerness_logits: [N, A].
-    pred_boxes: [N, A, 4] xyxy, relative to the unpadded picture (0..1, unclipped).
-    spatial_shapes: [N, L, 2] int64, cells of each level; image_sizes: [N, 2] int64, unpadded input in pixels.
-    original_sizes: [N, 2] int64, the photo's height and width as given, or None.
-    input_ids, attention_mask: [N, T]; positive_map: [N, C, T] int64, 1 at the tokens of a class; label_ids: [N, C]
-        int64, -1 at padding.
-    image_indices: [N] int64, the picture of each caption; None where captions and pictures pair one to one.
-    hidden_states, attentions, text_attentions: see `GlipModelOutput`.
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        The weighted sum of `loss_dict`.
+    loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
+        The terms of the loss.
+    logits (`torch.FloatTensor` of shape `(num_pairs, num_locations, sequence_length)`):
+        Dot products of locations and tokens; the sigmoid is the probability of a match.
+    bbox_regression (`torch.FloatTensor` of shape `(num_pairs, num_locations, 4)`):
+        Raw regression against the anchors.
+    centerness_logits (`torch.FloatTensor` of shape `(num_pairs, num_locations)`):
+        Centerness before the sigmoid.
+    pred_boxes (`torch.FloatTensor` of shape `(num_pairs, num_locations, 4)`):
+        Boxes, xyxy, normalised by the size of the unpadded image (0..1, unclipped).
+    spatial_shapes (`torch.LongTensor` of shape `(num_pairs, num_levels, 2)`):
+        Height and width of each level in feature-map cells.
+    image_sizes (`torch.LongTensor` of shape `(num_pairs, 2)`):
+        Height and width of the unpadded model input in pixels.
+    original_sizes (`torch.LongTensor` of shape `(num_pairs, 2)`, *optional*):
+        Height and width of the image as given, in pixels.
+    input_ids, attention_mask (`torch.LongTensor` of shape `(num_pairs, sequence_length)`):
+        The captions.
+    positive_map (`torch.LongTensor` of shape `(num_pairs, num_classes, sequence_length)`):
+        1 at the tokens of a class.
+    label_ids (`torch.LongTensor` of shape `(num_pairs, num_classes)`):
+        The label of each row of `positive_map`, -1 at padding.
+    image_indices (`torch.LongTensor` of shape `(num_pairs,)`, *optional*):
+        The image of each caption; `None` where captions and images pair one to one.
+    hidden_states, attentions, text_attentions:
+        See [`GlipModelOutput`].
     """
 
     loss: Tensor | None = None
@@ -107,4 +142,104 @@ class GlipGroundingOutput(ModelOutput):
     text_attentions: tuple[Tensor, ...] | None = None
 
 
-__all__ = ["GlipGroundingOutput", "GlipImageFeatures", "GlipModelOutput", "GlipTextFeatures"]
+# -- pairs -----------------------------------------------------------------------------------------
+
+
+def select(features: Any, rows: Tensor | None) -> Any:
+    """The images or captions `rows` of a features output; None takes all."""
+    if rows is None:
+        return features
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows.to(value.device)]  # parts of a dispatched model lie on different devices
+        return tuple(pick(item) for item in value)
+
+    return type(features)(**{name: pick(value) for name, value in features.items()})
+
+
+def keep_states(states: list[Tensor], requested: bool | int | list[int] | None) -> tuple[Tensor | None, ...] | None:
+    """The states that `output_hidden_states` asks for: all, none, or those of some indices with None elsewhere."""
+    if requested is None or requested is False:
+        return None
+    if requested is True:
+        return tuple(states)
+    indices = [requested] if isinstance(requested, int) else requested
+    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
+    return tuple(state if i in kept else None for i, state in enumerate(states))
+
+
+def check_inputs(raw: Tensor | None, features: Any, raw_name: str, features_name: str) -> None:
+    """Refuse a forward without, or with two sources for, one of its two sides.
+
+    Raises:
+        ValueError: naming both ways.
+    """
+    if (raw is None) == (features is None):
+        both = "neither" if raw is None else "both"
+        raise ValueError(f"{both} of {raw_name} and {features_name} given: pass one of the two.")
+
+
+def pair_captions(
+    num_images: int, num_captions: int, image_indices: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which image and which caption each pair takes; None stands for "all, in order".
+
+    One image goes with every caption, one caption with every image, equal numbers pair one to one, and
+    `image_indices` [N] gives them explicitly.
+
+    Raises:
+        ValueError: where the counts fit none of these.
+    """
+    if image_indices is not None:
+        if len(image_indices) != num_captions:
+            raise ValueError(
+                f"image_indices has {len(image_indices)} entries for {num_captions} captions: give each caption "
+                "the index of its image."
+            )
+        return image_indices, None
+    if num_images == num_captions:
+        return None, None
+    if num_images == 1:
+        return torch.zeros(num_captions, dtype=torch.int64, device=device), None
+    if num_captions == 1:
+        return None, torch.zeros(num_images, dtype=torch.int64, device=device)
+    raise ValueError(
+        f"{num_captions} captions for {num_images} images: pass image_indices with the image of each caption."
+    )
+
+
+def split_pairs(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The images [N] of all captions, in order, in groups of at most `size` pairs: images and captions of each."""
+    captions = torch.arange(len(images), device=images.device)
+    return list(zip(images.split(size), captions.split(size)))
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """Join dicts or outputs of tensors and tuples of tensors along the first dimension; a single part as it is."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return tuple(join(list(items)) for items in zip(*values))
+
+    joined = {name: join([part[name] for part in parts]) for name in parts[0]}
+    return joined if type(parts[0]) is dict else type(parts[0])(**joined)
+
+
+__all__ = [
+    "GlipGroundingOutput",
+    "GlipImageFeatures",
+    "GlipModelOutput",
+    "GlipTextFeatures",
+    "check_inputs",
+    "concatenate",
+    "keep_states",
+    "pair_captions",
+    "select",
+    "split_pairs",
+]

@@ -37,7 +37,7 @@ PROMPT = ("model.prompt_table",)
 
 LORA_TARGETS = r"model\.(backbone|text_model|tower)\..*\.(q_proj|v_proj|query|value)"
 """Attentions of Swin, BERT and the tower's text layers. The fusion's projections are absorbed into products of
-matrices (`fusion_glip`), where adapters of a linear layer have no effect."""
+matrices by the kernels of `kernels.fusion`; with adapters in them the layer runs in its plain form, which is slower."""
 
 MODES = ("full", "head", "linear", "prompt", "lora")
 

@@ -1,11 +1,12 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""When fused forms stand in, and constants that are made once."""
+"""Guards of kernels, and constants that are made once."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from glip_hf.fast_path_glip import may_fuse, may_overwrite, plain_backward, shape_constants
+from glip_hf.kernels.guards import is_cpu_float, parts_are_plain
+from glip_hf.ops_glip import once_differentiable, shape_constants
 
 PARTS = {"inner": nn.Sequential, "inner.0": nn.Linear}
 
@@ -53,23 +54,30 @@ def test_a_trace_leaves_nothing_behind() -> None:
     assert traced(torch.ones(2)).tolist() == [2, 2] and ones.cache_info().currsize == 0
 
 
-def test_what_is_watched_everywhere_or_has_gradients_is_not_overwritten() -> None:
-    assert not may_overwrite(module())
-    with torch.inference_mode():
-        assert may_overwrite(module())
-        handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-        assert not may_overwrite(module())
-        handle.remove()
-        assert may_overwrite(module())
+def test_plain_parts() -> None:
+    assert parts_are_plain(module(), PARTS)
+    assert is_cpu_float(torch.zeros(1)) and not is_cpu_float(torch.zeros(1), torch.zeros(1, device="meta"))
+    assert not is_cpu_float(torch.zeros(1, dtype=torch.int64))
 
 
-def test_plain_parts_may_be_fused() -> None:
-    assert may_fuse(module(), PARTS, torch.zeros(1))
-    assert not may_fuse(module(), PARTS, torch.zeros(1, device="meta"))
+def test_a_global_hook_sees_every_part() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not parts_are_plain(module(), PARTS)
+    handle.remove()
+    assert parts_are_plain(module(), PARTS)
+
+
+def test_parameters_of_another_kind_are_not_read() -> None:
+    class Quantised(Tensor):
+        pass
+
+    whole = module()
+    whole["inner"][0].weight = nn.Parameter(whole["inner"][0].weight.detach().as_subclass(Quantised))
+    assert not parts_are_plain(whole, PARTS)
 
 
 @pytest.mark.parametrize("watch", ["hook", "pre-hook", "backward hook", "forward", "adapter", "compiled", "outer"])
-def test_parts_that_must_be_called_are_not_fused(watch) -> None:
+def test_parts_that_must_be_called(watch) -> None:
     whole = module()
     linear = whole["inner"][0]
     if watch == "hook":
@@ -86,12 +94,10 @@ def test_parts_that_must_be_called_are_not_fused(watch) -> None:
         linear.compile(backend="eager")
     else:
         handle = whole["inner"].register_forward_hook(lambda *_: None)
-    assert not may_fuse(whole, PARTS, torch.zeros(1))
-    with torch.no_grad():
-        assert may_overwrite(whole) == (watch == "adapter")
+    assert not parts_are_plain(whole, PARTS)
     if watch in ("hook", "pre-hook", "backward hook", "outer"):
         handle.remove()
-        assert may_fuse(whole, PARTS, torch.zeros(1))
+        assert parts_are_plain(whole, PARTS)
 
 
 def test_backward_runs_once_and_outside_autocast() -> None:
@@ -102,7 +108,7 @@ def test_backward_runs_once_and_outside_autocast() -> None:
             return x @ x
 
         @staticmethod
-        @plain_backward
+        @once_differentiable
         def backward(ctx, grad: Tensor) -> Tensor:
             (x,) = ctx.saved_tensors
             return grad @ x.t() + x.t() @ grad

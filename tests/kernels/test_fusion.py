@@ -1,35 +1,35 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The absorbed two-way attention, written out, through SDPA and in blocks, against the textbook form."""
+"""The absorbed two-way attention through SDPA and in blocks, and the plain layer, against the paper's equations."""
 
 import pytest
 import torch
 from tiny import lively, tiny_config
 from torch import Tensor
 
-import glip_hf.fusion_glip as fusion
-from glip_hf.fusion_glip import (
-    AttendInBlocks,
-    GlipFusionLayer,
-    _Dropout,
-    attend_eager,
-    attend_in_blocks,
-    attend_sdpa,
-)
+import glip_hf.kernels.fusion as fusion
+from glip_hf import kernels
+from glip_hf.kernels.fusion import AttendInBlocks, RepeatableDropout, absorb, attend_in_blocks, attend_sdpa
+from glip_hf.modeling_glip import GlipFusionLayer
+from glip_hf.ops_glip import select_kernel
 
-PATHS = ["eager", "sdpa", "blocks"]
+PATHS = ["eager", "sdpa", "absorbed", "blocks"]
 LENGTHS = (7, 4)
 """Real tokens of the two captions."""
 
 
 @pytest.fixture
-def take(monkeypatch):
-    """Make layers take a path of `PATHS` on CPU: SDPA is for other devices."""
+def take():
+    """Make layers take a path of `PATHS`: the plain form with one of two attention implementations, or a kernel."""
+    disabled = []
 
     def choose(path: str) -> None:
-        if path == "sdpa":
-            monkeypatch.setattr(fusion, "is_traced", lambda: True)
+        names = {"sdpa": (), "absorbed": ("cpu_fusion",)}.get(path)
+        if names is not None:
+            disabled.append(kernels.disable(*names))
 
-    return choose
+    yield choose
+    for one in disabled:
+        one.__exit__()
 
 
 def make_layer(path: str = "eager", **overrides) -> GlipFusionLayer:
@@ -68,6 +68,21 @@ def textbook(layer: GlipFusionLayer, vision: Tensor, text: Tensor, mask: Tensor)
     )
 
 
+def written_out(
+    vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Absorbed attention with both matrices written out: image side [B, N, D], text side [B, H, T, D], row sums of the
+    text side's weights [B, H, T], attention of the image [B, H, N, T] and of the caption [B, H, T, N]."""
+    scores = torch.einsum("bnd,bhtd->bhnt", vision, keys) + key_bias[:, :, None]
+    image = scores.masked_fill(~text_mask[:, None, None], torch.finfo(scores.dtype).min).softmax(-1)
+    caption = scores.transpose(2, 3).softmax(-1)
+    image_side, text_side = (
+        torch.einsum("bhnt,bhtd->bnd", image, values),
+        torch.einsum("bhtn,bnd->bhtd", caption, vision),
+    )
+    return image_side, text_side, caption.sum(-1), image, caption
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("block", [8, 37, 1024], ids=["many blocks", "one block", "wide block"])
 def test_equals_the_textbook(path, block, take, monkeypatch) -> None:
@@ -82,10 +97,10 @@ def test_equals_the_textbook(path, block, take, monkeypatch) -> None:
     torch.testing.assert_close(new_text, expected[1], rtol=1e-10, atol=1e-10)
 
 
-def test_overwrites_what_nobody_else_holds(take) -> None:
+def test_in_place_only_on_tensors_of_its_own(take) -> None:
     take("blocks")
     layer, inputs = make_layer("blocks"), make_inputs()
-    expected = layer(*inputs)
+    given, expected = [x.clone() for x in inputs], layer(*inputs)
     kept = []
     with torch.no_grad():
         found = layer(*inputs)
@@ -93,32 +108,43 @@ def test_overwrites_what_nobody_else_holds(take) -> None:
         hooked = layer(*inputs)
         hook.remove()
         own = layer.norm_vision(inputs[0])
-        keys, bias, values, _ = layer._absorb(layer.norm_text(inputs[1]))
-        result = attend_in_blocks(own, keys, bias, values, inputs[2], overwrite=True)[0]
+        keys, bias, values, _ = absorb(layer, layer.norm_text(inputs[1]))
+        result = attend_in_blocks(own, keys, bias, values, inputs[2], in_place=True)[0]
     assert result.data_ptr() == own.data_ptr()
+    assert all(torch.equal(one, other) for one, other in zip(inputs, given))
     torch.testing.assert_close(kept[0], layer.norm_vision(inputs[0]))
-    for results in (found, hooked):
-        for one, other in zip(results[:2], expected):
-            assert torch.equal(one, other)
+    for one, other in zip(found[:2], expected):
+        assert torch.equal(one, other)
+    for one, other in zip(hooked[:2], expected):
+        torch.testing.assert_close(one, other)
 
 
-def test_every_path_is_taken(take, monkeypatch) -> None:
-    taken = []
-    for name in ("attend_eager", "attend_in_blocks", "attend_sdpa"):
-        original = getattr(fusion, name)
+@pytest.mark.parametrize(
+    ("path", "dropout", "form"),
+    [
+        ("eager", 0.0, "plain"),
+        ("sdpa", 0.0, "plain"),
+        ("absorbed", 0.0, "absorbed_fusion"),
+        ("absorbed", 0.1, "plain"),  # SDPA keeps no masks of the absorbed weights
+        ("blocks", 0.0, "cpu_fusion"),
+        ("blocks", 0.1, "cpu_fusion"),
+    ],
+)
+def test_every_path_is_taken(path, dropout, form, take) -> None:
+    take(path)
+    layer = make_layer(path, fusion_dropout=dropout).train(dropout > 0)
+    kernel = select_kernel("fusion", layer, *make_inputs())
+    assert ("plain" if kernel is None else kernel.name) == form
 
-        def noted(*args, name=name, original=original, **options):
-            taken.append(name)
-            return original(*args, **options)
 
-        monkeypatch.setattr(fusion, name, noted)
-    make_layer("eager")(*make_inputs())
-    make_layer("blocks")(*make_inputs())
-    make_layer("blocks", fusion_dropout=0.1).train()(*make_inputs())
-    take("sdpa")
-    make_layer("sdpa")(*make_inputs())
-    make_layer("sdpa", fusion_dropout=0.1).train()(*make_inputs())  # SDPA keeps no masks that a trace could replay
-    assert taken == ["attend_eager", "attend_in_blocks", "attend_in_blocks", "attend_sdpa", "attend_eager"]
+@pytest.mark.parametrize("part", ["query_vision", "value_vision", "out_vision", "key_text", "value_text", "out_text"])
+def test_every_projection_is_called_where_it_is_watched(part) -> None:
+    layer, inputs, calls = make_layer("blocks"), make_inputs(), []
+    expected = layer(*inputs)
+    getattr(layer, part).register_forward_hook(lambda *_: calls.append(part))
+    for one, other in zip(layer(*inputs)[:2], expected):
+        torch.testing.assert_close(one, other)
+    assert calls == [part]
 
 
 @pytest.mark.parametrize("block", [8, 1024], ids=["many blocks", "wide block"])
@@ -164,23 +190,19 @@ def test_padding_of_the_caption_changes_nothing(path, take) -> None:
 
 def test_dropout_leaves_the_bias_of_the_values_right() -> None:
     """Rows of dropped weights do not sum to 1: what the value bias adds is their sum."""
-    layer, (vision, text, mask) = make_layer(fusion_dropout=0.4).train(), make_inputs()
+    layer, (vision, text, mask) = make_layer("blocks", fusion_dropout=0.4).train(), make_inputs()
     normed_vision, normed_text = layer.norm_vision(vision), layer.norm_text(text)
-    keys, key_bias, values, _ = layer._absorb(normed_text)
+    keys, key_bias, values, _ = absorb(layer, normed_text)
     torch.manual_seed(3)
-    _, gathered, row_sums, _, sentence = attend_eager(normed_vision, keys, key_bias, values, mask, 50000.0, 0.4)
+    _, gathered, row_sums = attend_in_blocks(normed_vision, keys, key_bias, values, mask, 0.4)
     assert not torch.allclose(row_sums, torch.ones_like(row_sums), atol=0.05)
 
     torch.manual_seed(3)
     new_text = layer(vision, text, mask)[1]
-    # The dropped weights themselves, from an identity in place of the visual tokens' channels.
-    torch.manual_seed(3)
-    torch.nn.functional.dropout(torch.empty(2, 4, 37, 7, dtype=torch.float64), 0.4)
-    dropped = torch.nn.functional.dropout(sentence, 0.4)
-    torch.testing.assert_close(dropped.sum(-1), row_sums)
-    value = torch.nn.functional.linear(normed_vision, *layer.value_vision()).unflatten(-1, (4, -1)).transpose(1, 2)
-    heads = (dropped @ value).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(new_text, normed_text + layer.gamma_text * layer.out_text(heads))
+    # The dropped weights themselves, gathered before the projection of the values.
+    weight, bias = (x.unflatten(0, (4, -1)) for x in (layer.value_vision.weight, layer.value_vision.bias))
+    heads = torch.einsum("bhtd,hed->bthe", gathered, weight) + row_sums.transpose(1, 2)[..., None] * bias
+    torch.testing.assert_close(new_text, normed_text + layer.gamma_text * layer.out_text(heads.flatten(2)))
 
 
 def arguments() -> tuple[list[Tensor], Tensor]:
@@ -205,9 +227,9 @@ def test_gradients_of_blocks(dropout, block, residual) -> None:
 def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
     (vision, keys, bias, values), mask = arguments()
     found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.4, 11, 5, False)
-    *_, picture, sentence = attend_eager(vision, keys, bias, values, mask, 50000.0)
+    *_, picture, sentence = written_out(vision, keys, bias, values, mask)
     # Of both attentions of the first pair, then of the second; as they lie in a block: [N, H * T]
-    dropping = _Dropout(0.4, 11, torch.device("cpu"))
+    dropping = RepeatableDropout(0.4, 11, torch.device("cpu"))
     masks = torch.stack([dropping.mask(torch.empty(5, 6, dtype=torch.float64)) for _ in range(4)]).unflatten(0, (2, 2))
     masks = masks.unflatten(3, (2, 3)).transpose(2, 3)  # [B, 2, H, N, T]
     assert not torch.equal(masks[:, 0], masks[:, 1])
@@ -219,16 +241,16 @@ def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
 
 def test_masks_of_dropout() -> None:
     like = torch.empty(333, 1001)
-    first, second = (_Dropout(0.1, 5, like.device) for _ in range(2))
+    first, second = (RepeatableDropout(0.1, 5, like.device) for _ in range(2))
     masks = [first.mask(like) for _ in range(2)]
     assert all(torch.equal(mask, second.mask(like)) for mask in masks)
-    assert not torch.equal(*masks) and not torch.equal(masks[0], _Dropout(0.1, 6, like.device).mask(like))
+    assert not torch.equal(*masks) and not torch.equal(masks[0], RepeatableDropout(0.1, 6, like.device).mask(like))
     for mask in masks:
         assert mask.unique().tolist() == pytest.approx([0, 1 / 0.9], abs=1e-4)
         # Everywhere alike: over all, and in every column by itself, five standard deviations at most
         assert mask.mean().item() == pytest.approx(1, abs=5 * (1 / 9 / mask.numel()) ** 0.5)
         assert (mask.mean(0) - 1).abs().max() < 5 * (1 / 9 / len(mask)) ** 0.5
-    assert _Dropout(0.0, 5, like.device).mask(like) is None
+    assert RepeatableDropout(0.0, 5, like.device).mask(like) is None
 
 
 def test_dropout_follows_the_global_seed() -> None:
@@ -297,11 +319,11 @@ def test_blocks_are_exact_for_any_range_of_scores(scale, dtype) -> None:
     """Later blocks far above the first, places where every token lies far below its highest score, tokens far below
     all others."""
     vision, text, mask = make_inputs()
-    keys, bias, values, _ = make_layer()._absorb(text)
+    keys, bias, values, _ = absorb(make_layer(), text)
     vision[:, :8] *= 0.1
     keys, bias = keys * scale, bias * scale
     bias[:, :, 3] -= 40 * scale
-    exact = attend_eager(vision, keys, bias, values, mask, torch.inf)[:3]
+    exact = written_out(vision, keys, bias, values, mask)[:3]
     args = [value.to(dtype) for value in (vision, keys, bias, values)]
     found = AttendInBlocks.apply(*args, mask, 0.0, 0, 8, False)
     # A score of 1,000 is known to 6e-5 in float32.
@@ -318,23 +340,18 @@ def test_a_level_is_raised_before_its_factor_is_lost() -> None:
     values = torch.tensor([[0.0, 0.0], [1e6, 0.0]])[None, None]
     bias, mask = torch.tensor([0.0, -100.0])[None, None], torch.ones(1, 2, dtype=torch.bool)
     found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.0, 0, 8, False)
-    exact = attend_eager(*(x.double() for x in (vision, keys, bias, values)), mask, torch.inf)
+    exact = written_out(*(x.double() for x in (vision, keys, bias, values)), mask)
     torch.testing.assert_close(found[0].double(), exact[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_paths_agree(dtype) -> None:
     vision, text, mask = make_inputs()
-    keys, bias, values, _ = make_layer()._absorb(text)
+    keys, bias, values, _ = absorb(make_layer(), text)
     args = [value.to(dtype) for value in (vision, keys, bias, values)]
     exact = attend_sdpa(vision, keys, bias, values, mask)
     # Without the visual tokens themselves, whose size would hide the difference
-    half_picture_and_sentence = AttendInBlocks.apply(*args, mask, 0.0, 0, 8, False)[:2]
-    for found in (
-        attend_sdpa(*args, mask),
-        half_picture_and_sentence,
-        attend_eager(*args, mask, 50000.0)[:2],
-    ):
+    for found in (attend_sdpa(*args, mask), AttendInBlocks.apply(*args, mask, 0.0, 0, 8, False)[:2]):
         for a, b in zip(found, exact):
             assert a.dtype == dtype
             torch.testing.assert_close(a.double(), b, atol=0.06, rtol=0.06)

@@ -1,6 +1,6 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Triton's kernels against the plain version. `test_triton_glip.py` runs this file in a process of its own, because
-Triton reads TRITON_INTERPRET where kernels are defined: with it on CPU tensors, without it on a GPU.
+"""Triton's kernels against the plain version. `test_cuda_deform_conv.py` runs this file in a process of its own,
+because Triton reads TRITON_INTERPRET where kernels are defined: with it on CPU tensors, without it on a GPU.
 """
 
 import math
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glip_hf import deformable_glip
-from glip_hf.deformable_glip import TAPS, deform_conv2d, deform_conv2d_torch, view_offsets_as
-from glip_hf.triton_glip import INTERPRETED, deform_conv2d_triton
+from glip_hf import ops_glip
+from glip_hf.kernels.triton_deform_conv import INTERPRETED, deform_conv2d_triton
+from glip_hf.ops_glip import NUM_POINTS, Kernel, deform_conv2d, view_offsets_as
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -28,12 +28,12 @@ def case(
 ) -> list[Tensor]:
     """Offsets up to `reach` cells, never whole: there the plain version's slope is not the kernels'; see below."""
     size = outputs(height, width, stride)
-    quarter = torch.randint(1, 4, (batch, 2 * TAPS, *size)) / 4
+    quarter = torch.randint(1, 4, (batch, 2 * NUM_POINTS, *size)) / 4
     args = (
         torch.randn(batch, channels, height, width),
         torch.randint(-reach, reach, quarter.shape) + quarter,
-        torch.rand(batch, TAPS, *size),
-        torch.randn(filters, channels, 3, 3) / (TAPS * channels) ** 0.5,
+        torch.rand(batch, NUM_POINTS, *size),
+        torch.randn(filters, channels, 3, 3) / (NUM_POINTS * channels) ** 0.5,
         torch.randn(filters),
     )
     return [value.to(DEVICE, dtype).requires_grad_() for value in args]
@@ -51,7 +51,7 @@ def compare(args: list[Tensor], stride: int, kernel=deform_conv2d_triton) -> Non
     grad = torch.randn(out_size, device=DEVICE).to(args[0].dtype)
     found = run(kernel, args, stride, grad)
     exact = [value.detach().double().requires_grad_(value.requires_grad) for value in args]
-    expected = run(deform_conv2d_torch, exact, stride, grad)
+    expected = run(deform_conv2d, exact, stride, grad)
     names = ["result", "features", "offset", "mask", "weight", "bias"]
     names = names[:1] + [name for name, value in zip(names[1:], args) if value.requires_grad]
     for name, value, wanted in zip(names, found, expected, strict=True):
@@ -113,7 +113,7 @@ def test_gradients_of_some_only(asking) -> None:
 
 
 def test_borders_by_hand() -> None:
-    # One cell of value 1; the centre tap moves down: half way off, it counts half, one cell off nothing.
+    # One cell of value 1; the centre point moves down: half way off, it counts half, one cell off nothing.
     x, weight, bias = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 3, 3), torch.zeros(1)
     weight[..., 1, 1] = 1
     for move, expected in [(0, 1), (0.5, 0.5), (-0.5, 0.5), (1, 0), (-1, 0), (1e9, 0), (-3.4e38, 0), (math.inf, 0)]:
@@ -141,8 +141,8 @@ def test_at_whole_coordinates_the_slope_is_that_of_the_growing_side() -> None:
     beside[1] = torch.full_like(beside[1], 1e-6).requires_grad_()
     grad = torch.randn(1, 4, 4, 5, device=DEVICE)
     found = run(deform_conv2d_triton, args, 1, grad)[2].double()
-    expected = run(deform_conv2d_torch, beside, 1, grad)[2]
-    # A tap exactly one cell above or left of the map has nothing to learn.
+    expected = run(deform_conv2d, beside, 1, grad)[2]
+    # A sampling point exactly one cell above or left of the map has nothing to learn.
     expected[:, 0:6:2, 0] = 0
     expected[:, 1::6, :, 0] = 0
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -169,11 +169,12 @@ def test_one_operator_for_compilers() -> None:
 def _operators():
     from torch._library.custom_ops import OPDEFS
 
-    return [(name, definition._opoverload) for name, definition in OPDEFS.items() if "triton_glip" in name]
+    return [(name, definition._opoverload) for name, definition in OPDEFS.items() if "triton_deform_conv" in name]
 
 
 def test_compiled_dispatch_is_one_graph(monkeypatch) -> None:
-    monkeypatch.setattr(deformable_glip, "choose_kernel", lambda features: deform_conv2d_triton)
+    kernel = Kernel("triton", lambda *_: True, lambda plain, *args: deform_conv2d_triton(*args), traceable=True)
+    monkeypatch.setitem(ops_glip._kernels, "deform_conv2d", [kernel])
     compare(case(1, 4, 3, 3, 4, 2, 2), 2, torch.compile(deform_conv2d, backend="eager", fullgraph=True, dynamic=True))
 
 

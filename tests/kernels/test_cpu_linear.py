@@ -1,6 +1,5 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
 """Products by either library are the same up to rounding, and go by oneDNN only where they may."""
-
-import copy
 
 import pytest
 import torch
@@ -9,12 +8,20 @@ from hypothesis import strategies as st
 from tiny import tiny_inputs, tiny_model
 from torch import Tensor, nn
 
-from glip_hf import products_glip
-from glip_hf.products_glip import GlipLinear, linear, pack, product_over_rows, speed_up_linears
+from glip_hf.kernels import cpu_linear
+from glip_hf.kernels.cpu_linear import FastLinear, linear, onednn_is_faster, pack, product_over_rows
 
 SHAPES = [(200, 24, 40), (8, 8, 8), (2100, 16, 24), (5, 16, 24), (64, 4, 16), (64, 16, 4), (0, 16, 24), (64, 0, 16)]
 SHAPES += [(12, 600, 500), (100, 24, 200), (128, 24, 129), (129, 24, 129)]
 """Rows, columns summed over, columns of the result: large enough or not, none, and few rows of a large weight."""
+
+
+class FastLayer(nn.Linear):
+    """A linear layer as it runs within the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with FastLinear():
+            return super().forward(x)
 
 
 def matrices(rows: int, summed: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,14 +33,14 @@ def matrices(rows: int, summed: int, columns: int) -> tuple[Tensor, Tensor, Tens
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of oneDNN is an error, though it would pay."""
+    """A call of oneDNN is an error, though it would be faster."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("went by oneDNN")
 
-    monkeypatch.setattr(products_glip, "_gain", lambda _: 2.0)
-    monkeypatch.setattr(products_glip, "onednn_linear", refuse)
-    monkeypatch.setattr(products_glip, "_pointwise", refuse)
+    monkeypatch.setattr(cpu_linear, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(cpu_linear, "onednn_linear", refuse)
+    monkeypatch.setattr(cpu_linear, "_pointwise", refuse)
 
 
 @pytest.mark.usefixtures("library")
@@ -85,19 +92,19 @@ def test_product_over_rows(shape: tuple[int, int, int]) -> None:
 @pytest.mark.usefixtures("library")
 @given(
     sizes=st.tuples(*[st.integers(1, 40)] * 3),
-    turned=st.booleans(),
+    transposed=st.booleans(),
     cut=st.booleans(),
     same=st.booleans(),
 )
 @torch.no_grad()
-def test_matrices_however_they_lie(sizes: tuple[int, int, int], turned: bool, cut: bool, same: bool) -> None:
+def test_matrices_however_they_lie(sizes: tuple[int, int, int], transposed: bool, cut: bool, same: bool) -> None:
     x, weight, bias = matrices(*sizes)
     y = torch.randn(sizes[0], sizes[2])
 
     def laid(matrix: Tensor) -> Tensor:
         if same:  # as the gradient of a sum: strides of 0
             matrix = torch.tensor(0.5).expand_as(matrix)
-        elif turned:
+        elif transposed:
             matrix = matrix.t().contiguous().t()
         return torch.cat([matrix, matrix], dim=1)[:, : matrix.shape[1]] if cut else matrix
 
@@ -150,57 +157,66 @@ def test_only_plain_float32_goes_by_onednn() -> None:
     assert pack(weight.double(), 10).dtype == torch.float64
     with torch.backends.mkldnn.flags(enabled=False):
         torch.testing.assert_close(linear(x, weight, bias), expected)
-    layer = GlipLinear(24, 40)
+    layer = FastLayer(24, 40)
+    with pytest.raises(AssertionError, match="went by oneDNN"):
+        layer(x)
     graph = torch.export.export(layer, (x,)).graph
     assert torch.ops.aten.linear.default in [node.target for node in graph.nodes]
 
 
-@pytest.mark.usefixtures("has_onednn")
-def test_the_faster_library_is_found_once_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, trials = [], products_glip.TRIALS
-    elapsed = iter([1.0, 1.0, *[1.3, 1.0] * trials, 1.0, 1.0, *[1.0, 0.9] * trials])
-    monkeypatch.setattr(products_glip, "_seconds", lambda form: asked.append(form()) or next(elapsed))
-    threads = iter([1, 1, 2, 2, 1])
-    monkeypatch.setattr(torch, "get_num_threads", lambda: next(threads))
-    products_glip._gain.cache_clear()
-    try:
-        assert [products_glip.onednn_pays() for _ in range(5)] == [True, True, False, False, True]
-    finally:
-        products_glip._gain.cache_clear()
-    assert len(asked) == 4 * (1 + trials)
-    for native, onednn in zip(asked[::2], asked[1::2]):
-        torch.testing.assert_close(native, onednn)
+@pytest.mark.parametrize(
+    ("choice", "capability", "vendor", "expected"),
+    [
+        ("", "AVX512", "vendor_id\t: AuthenticAMD", True),
+        ("", "AVX2", "vendor_id\t: AuthenticAMD", False),
+        ("", "AVX512", "vendor_id\t: GenuineIntel", False),
+        ("mkl", "AVX512", "vendor_id\t: AuthenticAMD", False),
+        ("OneDNN", "AVX2", "", True),
+    ],
+)
+def test_the_library_is_a_fact_of_the_processor(choice, capability, vendor, expected, monkeypatch) -> None:
+    monkeypatch.setenv(cpu_linear.MATMUL_VARIABLE, choice)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(cpu_linear, "_processor_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert onednn_is_faster.__wrapped__() == expected
 
 
-def test_linears_built_elsewhere() -> None:
-    class Own(nn.Linear):
-        pass
+def test_an_unknown_library_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv(cpu_linear.MATMUL_VARIABLE, "blis")
+    with pytest.raises(ValueError, match="GLIP_CPU_MATMUL='blis' is not a known library: set it to mkl or onednn"):
+        onednn_is_faster.__wrapped__()
 
-    module = nn.Sequential(nn.Linear(3, 4), nn.ModuleList([nn.Linear(4, 4, bias=False), Own(4, 4)]), nn.ReLU())
-    state = copy.deepcopy(module.state_dict())
-    speed_up_linears(module)
-    assert [type(part) for part in (module[0], *module[1])] == [GlipLinear, GlipLinear, Own]
-    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+def test_linear_layers_are_plain_and_their_hooks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = tiny_model(), []
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    layer = model.model.text_model.encoder.layer[0].intermediate.dense
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    with torch.inference_mode():
+        model(**tiny_inputs())
+    handle.remove()
+    assert calls == [1]
 
 
 @pytest.mark.usefixtures("has_onednn")
 def test_the_model_is_the_same_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = tiny_model(), []
     inputs = tiny_inputs()
-    counted = products_glip.onednn_linear
-    monkeypatch.setattr(products_glip, "onednn_linear", lambda *args: calls.append(args) or counted(*args))
+    counted = cpu_linear.onednn_linear
+    monkeypatch.setattr(cpu_linear, "onednn_linear", lambda *args: calls.append(args) or counted(*args))
     logits = {}
-    for gain in (0.0, 2.0):
-        monkeypatch.setattr(products_glip, "_gain", lambda _, gain=gain: gain)
+    for onednn in (False, True):
+        monkeypatch.setattr(cpu_linear, "onednn_is_faster", lambda onednn=onednn: onednn)
         with torch.inference_mode():
-            logits[gain] = model(**inputs).logits
-        assert bool(calls) == bool(gain)
+            logits[onednn] = model(**inputs).logits
+        assert bool(calls) == onednn
     torch.testing.assert_close(*logits.values(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("never")
 def test_the_forward_pass_of_training_stays_with_mkl() -> None:
-    """Where taps read must not depend on the machine's libraries; the backward pass may."""
+    """Where sampling points read must not depend on the machine's libraries; the backward pass may."""
     x, weight, bias = matrices(256, 24, 40)
     out = linear(x, weight.requires_grad_(), bias)
     with pytest.raises(AssertionError, match="went by oneDNN"):
@@ -210,3 +226,26 @@ def test_the_forward_pass_of_training_stays_with_mkl() -> None:
     model(**inputs)
     with torch.inference_mode(), pytest.raises(AssertionError, match="went by oneDNN"):
         model(**inputs)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_linear_layers_within_gradient_checkpointing(use_reentrant: bool) -> None:
+    grads = []
+    for checkpointing in (False, True):
+        model = tiny_model(fusion_dropout=0.0)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model.model.neck.drop_prob = 0.0
+        for layer in model.model.text_model.encoder.layer:
+            layer.attention.self.dropout.p = 0.0
+        model(**tiny_inputs()).logits.square().mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")

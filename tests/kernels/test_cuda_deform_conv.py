@@ -1,5 +1,6 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Triton's kernels: run in the interpreter (or on a GPU), compiled for GPUs that are not there, chosen by the dispatch.
+"""Kernels of the deformable convolution on CUDA: Triton's run in the interpreter (or on a GPU) and compiled for GPUs
+that are not there; which kernel serves a call.
 
 The comparisons themselves are in `triton_cases.py`. TRITON_INTERPRET must stand in the environment before Triton is
 imported and holds for the whole process, so they run in one of their own.
@@ -15,9 +16,9 @@ import pytest
 import torch
 from transformers.utils import is_triton_available
 
-from glip_hf import deformable_glip, triton_glip
-from glip_hf.deformable_glip import choose_kernel, deform_conv2d_cpu, deform_conv2d_torch, deform_conv2d_torchvision
-from glip_hf.triton_glip import deform_conv2d_triton
+from glip_hf.kernels import cuda_deform_conv, triton_deform_conv
+from glip_hf.kernels.triton_deform_conv import deform_conv2d_triton
+from glip_hf.ops_glip import select_kernel
 
 CASES = Path(__file__).with_name("triton_cases.py")
 needs_triton = pytest.mark.skipif(
@@ -30,7 +31,7 @@ def run_cases(interpreted: bool) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)],
         env=os.environ | {"TRITON_INTERPRET": str(int(interpreted)), "CUDA_LAUNCH_BLOCKING": "1"},
-        cwd=CASES.parent.parent,
+        cwd=CASES.parents[2],
         capture_output=True,
         text=True,
     )
@@ -80,7 +81,7 @@ def compile_kernel(tuner, config, element: str, capability: int):
 @needs_triton
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_a_gpu(name) -> None:
-    tuner = getattr(triton_glip, name)
+    tuner = getattr(triton_deform_conv, name)
     binary = compile_kernel(tuner, tuner.configs[1], "bf16", 80)
     assert "mma.sync" in binary.asm["ptx"] and len(binary.asm["cubin"]) > 0
 
@@ -91,7 +92,7 @@ def test_compiles_for_a_gpu(name) -> None:
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_configuration_compiles(name, element, capability) -> None:
     """And fits into shared memory; of those for half precision some may be too large in float32."""
-    tuner = getattr(triton_glip, name)
+    tuner = getattr(triton_deform_conv, name)
     shared = [compile_kernel(tuner, config, element, capability).metadata.shared for config in tuner.configs]
     fitting = sum(size <= SHARED_MEMORY[capability] for size in shared)
     assert fitting >= (len(shared) if element == "bf16" else len(shared) // 2), shared
@@ -105,14 +106,20 @@ def cuda_features(**changes):
     return SimpleNamespace(**{"is_cuda": True, "dtype": torch.float32, "device": torch.device("cuda", 0)} | changes)
 
 
+def chosen(features) -> str | None:
+    """The kernel of the deformable convolution for these features, None for its plain form."""
+    kernel = select_kernel("deform_conv2d", features)
+    return kernel and kernel.name
+
+
 @pytest.fixture
 def machine(monkeypatch):
     """Pretend a GPU's machine: `machine(triton=..., torchvision=..., capability=...)`."""
 
     def pretend(triton: bool = True, torchvision: bool = True, capability: tuple[int, int] = (8, 0)) -> None:
-        for module in (deformable_glip, triton_glip):
+        for module in (cuda_deform_conv, triton_deform_conv):
             monkeypatch.setattr(module, "is_triton_available", lambda: triton)
-        monkeypatch.setattr(deformable_glip, "is_torchvision_available", lambda: torchvision)
+        monkeypatch.setattr(cuda_deform_conv, "is_torchvision_available", lambda: torchvision)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
 
     return pretend
@@ -121,28 +128,28 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     ("pretended", "changes", "expected"),
     [
-        ({}, {}, deform_conv2d_triton),
-        ({}, {"dtype": torch.bfloat16}, deform_conv2d_triton),
-        ({"torchvision": False}, {}, deform_conv2d_triton),
-        ({"capability": (9, 0)}, {}, deform_conv2d_triton),
-        ({"triton": False}, {}, deform_conv2d_torchvision),
-        ({"capability": (7, 5)}, {}, deform_conv2d_torchvision),
-        ({}, {"dtype": torch.float64}, deform_conv2d_torchvision),
-        ({"triton": False, "torchvision": False}, {}, deform_conv2d_torch),
-        ({}, {"is_cuda": False, "device": torch.device("mps")}, deform_conv2d_torch),
-        ({}, {"is_cuda": False, "device": torch.device("cpu")}, deform_conv2d_cpu),
+        ({}, {}, "triton_deform_conv"),
+        ({}, {"dtype": torch.bfloat16}, "triton_deform_conv"),
+        ({"torchvision": False}, {}, "triton_deform_conv"),
+        ({"capability": (9, 0)}, {}, "triton_deform_conv"),
+        ({"triton": False}, {}, "torchvision_deform_conv"),
+        ({"capability": (7, 5)}, {}, "torchvision_deform_conv"),
+        ({}, {"dtype": torch.float64}, "torchvision_deform_conv"),
+        ({"triton": False, "torchvision": False}, {}, None),
+        ({}, {"is_cuda": False, "device": torch.device("mps")}, None),
+        ({}, {"is_cuda": False, "device": torch.device("cpu")}, None),
     ],
 )
 def test_dispatch(machine, pretended, changes, expected) -> None:
     machine(**pretended)
-    assert choose_kernel(cuda_features(**changes)) is expected
+    assert chosen(cuda_features(**changes)) == expected
 
 
 def test_reproducible_sums_need_another_kernel(machine) -> None:
     machine()
     torch.use_deterministic_algorithms(True)
     try:
-        assert choose_kernel(cuda_features()) is deform_conv2d_torchvision
+        assert chosen(cuda_features()) == "torchvision_deform_conv"
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -151,9 +158,9 @@ def test_compilers_see_through_the_dispatch(machine) -> None:
     machine()
 
     def add(x: torch.Tensor) -> torch.Tensor:
-        from glip_hf.triton_glip import triton_runs
+        from glip_hf.kernels.triton_deform_conv import triton_runs
 
-        capable = triton_glip._is_capable(0) and not torch.are_deterministic_algorithms_enabled()
+        capable = triton_deform_conv._is_capable(0) and not torch.are_deterministic_algorithms_enabled()
         return x + (1 if capable and not triton_runs(x) else 2)
 
     torch.compiler.reset()
@@ -163,21 +170,21 @@ def test_compilers_see_through_the_dispatch(machine) -> None:
 def test_wrong_input_is_refused(monkeypatch) -> None:
     args = [torch.zeros(1, *shape) for shape in ((2, 3, 3), (18, 3, 3), (9, 3, 3))]
     args += [torch.zeros(2, 2, 3, 3), torch.zeros(2)]
-    monkeypatch.setattr(triton_glip, "is_triton_available", lambda: True)
+    monkeypatch.setattr(triton_deform_conv, "is_triton_available", lambda: True)
     with pytest.raises(ValueError, match="torch.float32 on cpu.*deform_conv2d"):
         deform_conv2d_triton(*args)
     with pytest.raises(ValueError, match="float64"):
         deform_conv2d_triton(*(value.double() for value in args))
-    monkeypatch.setattr(triton_glip, "is_triton_available", lambda: False)
+    monkeypatch.setattr(triton_deform_conv, "is_triton_available", lambda: False)
     with pytest.raises(ImportError, match="pip install triton"):
         deform_conv2d_triton(*args)
 
 
 def test_imports_without_triton() -> None:
-    """The file travels with the model to machines that have none."""
+    """Machines without Triton import the package, and the file itself."""
     code = "import sys; sys.modules['triton'] = None\n"
     code += "import transformers.utils as u; u.is_triton_available = lambda: False\n"
-    code += "from glip_hf.triton_glip import deform_conv2d_triton"
+    code += "from glip_hf.kernels.triton_deform_conv import deform_conv2d_triton"
     subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"}, cwd=CASES.parents[1]
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"}, cwd=CASES.parents[2]
     )

@@ -9,7 +9,7 @@ blends them in registers and hands the tile to the matrix unit; the backward ker
 columns. Coordinates and sums are float32, whatever the maps are.
 
 There is no kernel for the fusion. Both softmax directions from one matrix of scores would save one of four products
-(see `fusion_glip`). But whoever holds all scores of a block of visual tokens, which the picture's softmax over T needs,
+(see `fusion`). But whoever holds all scores of a block of visual tokens, which the image's softmax over T needs,
 sums the text side for every head and token: 8 x 256 rows of 256 float32 are 2 MiB, a multiprocessor has 256 KiB of
 registers. Kept in memory instead, those sums cost more traffic than the product. So CUDA stays with two calls of
 `scaled_dot_product_attention`: an argument from sizes, not a measurement.
@@ -40,11 +40,11 @@ SMALLEST_BUCKET, LARGEST_BUCKET = 256, 65536
 """Positions, in powers of two, that blocks are chosen for; beyond both ends the choice is the same."""
 
 
-if is_triton_available():  # custom code may import under such a condition only
+if is_triton_available():
     import triton
     import triton.language as tl
 
-    # Numbers that change with the picture: kernels are not compiled anew for each of their divisors.
+    # Values that change with the image size: kernels are not compiled anew for each of their divisors.
     VARYING = ["offset_stride", "mask_stride", "height", "width", "out_width", "positions", "total", "bucket"]
 
     # What the choice of blocks depends on, beside the dtypes, which Triton adds.
@@ -79,7 +79,7 @@ if is_triton_available():  # custom code may import under such a condition only
         mask_ptr,
         m,
         live,
-        tap,
+        point,
         features_stride,
         offset_stride,
         mask_stride,
@@ -90,18 +90,18 @@ if is_triton_available():  # custom code may import under such a condition only
         channels,
         STRIDE: tl.constexpr,
     ):
-        """Where one tap of the positions `m` [BLOCK_M] is read.
+        """Where one sampling point of the positions `m` [BLOCK_M] is read.
 
         Returns the element offset of the upper left corner (it may lie outside: the rows and columns that follow say
-        what may be read), the way from it to the tap in y and x, 0..1, the modulation, and whether the upper and lower
-        row and the left and right column exist.
+        what may be read), the distance from it to the point in y and x, 0..1, the modulation, and whether the upper and
+        lower row and the left and right column exist.
         """
         b = (m // positions).to(tl.int64)
         p = m % positions
-        moves = offset_ptr + b * offset_stride + 2 * tap * positions + p
-        y = tl.load(moves, mask=live, other=0.0).to(tl.float32) + (p // out_width * STRIDE + tap // 3 - 1)
-        x = tl.load(moves + positions, mask=live, other=0.0).to(tl.float32) + (p % out_width * STRIDE + tap % 3 - 1)
-        modulation = tl.load(mask_ptr + b * mask_stride + tap * positions + p, mask=live, other=0.0).to(tl.float32)
+        offsets = offset_ptr + b * offset_stride + 2 * point * positions + p
+        y = tl.load(offsets, mask=live, other=0.0).to(tl.float32) + (p // out_width * STRIDE + point // 3 - 1)
+        x = tl.load(offsets + positions, mask=live, other=0.0).to(tl.float32) + (p % out_width * STRIDE + point % 3 - 1)
+        modulation = tl.load(mask_ptr + b * mask_stride + point * positions + p, mask=live, other=0.0).to(tl.float32)
         # Two cells away nothing is read any more, so int32 holds what is left. NaN passes both comparisons, reads
         # nothing, and reaches the result through the weights.
         y = tl.where(y < -2, -2.0, tl.where(y > height + 1, height + 1.0, y))
@@ -187,13 +187,13 @@ if is_triton_available():  # custom code may import under such a condition only
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         live, in_d = m < total, (d < filters)[None, :]
         sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for tap in range(9):
+        for point in range(9):
             cell, fy, fx, modulation, upper, lower, left, right = _locate(
                 offset_ptr,
                 mask_ptr,
                 m,
                 live,
-                tap,
+                point,
                 features_stride,
                 offset_stride,
                 mask_stride,
@@ -210,7 +210,7 @@ if is_triton_available():  # custom code may import under such a condition only
                 at = features_ptr + cell[:, None] + c[None, :]
                 v00, v01, v10, v11 = _gather(at, width, channels, in_c[None, :], upper, lower, left, right)
                 columns = _blend(v00, v01, v10, v11, fy, fx, modulation)
-                weight_at = weight_ptr + (tap * channels + c)[:, None] * filters + d[None, :]
+                weight_at = weight_ptr + (point * channels + c)[:, None] * filters + d[None, :]
                 weight = tl.load(weight_at, mask=in_c[:, None] & in_d, other=0.0)
                 sums = _multiply(columns.to(weight.dtype), weight, sums, PRECISION)
         sums += tl.load(bias_ptr + d, mask=d < filters, other=0.0).to(tl.float32)[None, :]
@@ -258,16 +258,16 @@ if is_triton_available():  # custom code may import under such a condition only
         BLOCK_C: tl.constexpr,
         BLOCK_D: tl.constexpr,
     ):
-        """All that one tap of BLOCK_M positions passes back: to the cells it read, its offset and its modulation."""
+        """Gradients of one sampling point of BLOCK_M positions: of the cells it read, its offset and its modulation."""
         m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-        tap = tl.program_id(1)
+        point = tl.program_id(1)
         live = m < total
         cell, fy, fx, modulation, upper, lower, left, right = _locate(
             offset_ptr,
             mask_ptr,
             m,
             live,
-            tap,
+            point,
             features_stride,
             offset_stride,
             mask_stride,
@@ -292,7 +292,7 @@ if is_triton_available():  # custom code may import under such a condition only
             for first in range(0, filters, BLOCK_D):
                 d = first + tl.arange(0, BLOCK_D)
                 in_d = d < filters
-                weight_at = weight_ptr + (tap * filters + d)[:, None] * channels + c[None, :]
+                weight_at = weight_ptr + (point * filters + d)[:, None] * channels + c[None, :]
                 weight = tl.load(weight_at, mask=in_d[:, None] & in_c, other=0.0)
                 grad_at = grad_ptr + m.to(tl.int64)[:, None] * filters + d[None, :]
                 grad = tl.load(grad_at, mask=live[:, None] & in_d[None, :], other=0.0)
@@ -333,10 +333,10 @@ if is_triton_available():  # custom code may import under such a condition only
         grad_y = modulation * ((1 - fx) * (s10 - s00) + fx * (s11 - s01))
         grad_x = modulation * ((1 - fy) * (s01 - s00) + fy * (s11 - s10))
         grad_modulation = (1 - fy) * ((1 - fx) * s00 + fx * s01) + fy * ((1 - fx) * s10 + fx * s11)
-        moves = grad_offset_ptr + (b * 18 + 2 * tap) * positions + p
-        tl.store(moves, grad_y, mask=live)
-        tl.store(moves + positions, grad_x, mask=live)
-        tl.store(grad_mask_ptr + (b * 9 + tap) * positions + p, grad_modulation, mask=live)
+        offsets = grad_offset_ptr + (b * 18 + 2 * point) * positions + p
+        tl.store(offsets, grad_y, mask=live)
+        tl.store(offsets + positions, grad_x, mask=live)
+        tl.store(grad_mask_ptr + (b * 9 + point) * positions + p, grad_modulation, mask=live)
 
     @triton.autotune(
         _configs(
@@ -378,9 +378,9 @@ if is_triton_available():  # custom code may import under such a condition only
         BLOCK_D: tl.constexpr,
         STEPS: tl.constexpr,
     ):
-        """What STEPS * BLOCK_M positions add to a tile [BLOCK_C, BLOCK_D] of one tap's weight."""
+        """What STEPS * BLOCK_M positions add to a tile [BLOCK_C, BLOCK_D] of one point's weight."""
         blocks = tl.cdiv(channels, BLOCK_C)
-        tap = tl.program_id(1) // blocks
+        point = tl.program_id(1) // blocks
         c = tl.program_id(1) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
         d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
         in_c, in_d = c < channels, (d < filters)[None, :]
@@ -393,7 +393,7 @@ if is_triton_available():  # custom code may import under such a condition only
                 mask_ptr,
                 m,
                 live,
-                tap,
+                point,
                 features_stride,
                 offset_stride,
                 mask_stride,
@@ -410,7 +410,7 @@ if is_triton_available():  # custom code may import under such a condition only
             grad_at = grad_ptr + m.to(tl.int64)[:, None] * filters + d[None, :]
             grad = tl.load(grad_at, mask=live[:, None] & in_d, other=0.0)
             sums = _multiply(tl.trans(columns.to(grad.dtype)), grad, sums, PRECISION)
-        to = grad_weight_ptr + (tap * channels + c)[:, None] * filters + d[None, :]
+        to = grad_weight_ptr + (point * channels + c)[:, None] * filters + d[None, :]
         tl.atomic_add(to, sums, mask=in_c[:, None] & in_d, sem="relaxed")
 
 
@@ -426,7 +426,7 @@ def _planes(maps: Tensor) -> Tensor:
 
 
 def _arguments(rows: Tensor, offset: Tensor, mask: Tensor, filters: int, stride: int) -> dict[str, Any]:
-    """The numbers that all three kernels take."""
+    """The arguments that all three kernels take."""
     batch, _, out_height, out_width = offset.shape
     _, height, width, channels = rows.shape
     total = batch * out_height * out_width

@@ -346,7 +346,7 @@ def test_tokenizers(tmp_path, converted):
         assert tokenizer("A small CAT").input_ids == ids
     short = tmp_path / "vocab.txt"
     short.write_text("\n".join(VOCAB.read_text().splitlines()[:1000]))
-    with pytest.raises(ConversionError, match=r"1000 words.*word_embeddings.weight\) has 30522"):
+    with pytest.raises(ConversionError, match=r"1000 entries.*word_embeddings.weight\) has 30522"):
         load_tokenizer(short, config)
     with pytest.raises(ConversionError, match="could not be loaded"):
         load_tokenizer(tmp_path, config)
@@ -365,7 +365,7 @@ def test_outputs_are_not_overwritten(tmp_path):
     assert not (tmp_path / "out" / "stale").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photos").write_text("mine")
-    with pytest.raises(ConversionError, match="no earlier conversion"):
+    with pytest.raises(ConversionError, match="not an earlier conversion"):
         convert(tmp_path, content, name="other", force=True)
     assert (tmp_path / "other" / "photos").read_text() == "mine"
     with pytest.raises(ConversionError, match="is a file"):
@@ -405,7 +405,7 @@ def test_push_to_hub(converted, monkeypatch):
         def upload_folder(self, *, folder_path, repo_id, **options):
             calls.append((sorted(path.name for path in folder_path.iterdir()), repo_id))
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("glip_hf.conversion.convert.HfApi", Api)
     assert push_to_hub(converted, "me/glip") == "https://example.test/me/glip"
     assert calls[0] == ("me/glip", True)
     assert "model.safetensors" in calls[1][0] and calls[1][1] == "me/glip"

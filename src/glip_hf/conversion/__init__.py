@@ -10,13 +10,12 @@ from .convert import (
     DEFAULT_TOKENIZER,
     MAX_SHARD_SIZE,
     Conversion,
-    ConversionError,
     convert_checkpoint,
     load_tokenizer,
     push_to_hub,
 )
 from .model_card import build_model_card
-from .record import ConversionRecord, RecordError
+from .record import ConversionError, ConversionRecord, RecordError
 from .restore import WRAPPING_CHOICES, model_directory, restore_checkpoint, restored_tensors
 from .variants import VariantError, build_config, recognise
 from .weight_map import TABLE, WeightMapError, to_original, to_ours

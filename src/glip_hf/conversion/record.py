@@ -1,9 +1,13 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""`conversion.json`: what a converted directory remembers, to convert back bit for bit."""
+"""What both directions share: `conversion.json`, which allows to convert back bit for bit, and how output appears."""
 
+import contextlib
 import json
+import os
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,10 @@ BUFFERS_NAME = "original_buffers.safetensors"
 VERSION = 1
 
 
+class ConversionError(ValueError):
+    """The conversion cannot be done as asked; the message says what to change."""
+
+
 class RecordError(ValueError):
     """The conversion record is damaged or was written by a newer version."""
 
@@ -28,8 +36,7 @@ class ConversionRecord:
 
     Attributes:
         source_name, source_sha256, source_bytes: the file.
-        wrapping: key of the dict around the weights ("model", "state_dict", "model_ema"), None if
-            bare.
+        wrapping: key of the dict around the weights ("model", "state_dict", "model_ema"), None if bare.
         prefix: "module." or "".
         dtype: of most tensors, e.g. "float32"; `dtypes`: original key -> dtype of the others.
         keys: original keys in the file's order; None if that is the standard order.
@@ -70,13 +77,12 @@ class ConversionRecord:
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("version")
-            if version != VERSION:
-                raise RecordError(f"{path} has version {version}, this glip_hf knows {VERSION}: update it.")
-            return cls(**content)
+            record = cls(**content) if version == VERSION else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, RecordError):
-                raise
             raise RecordError(f"{path} is damaged ({error}); delete it to get the standard layout.") from error
+        if record is None:
+            raise RecordError(f"{path} has version {version}, this glip_hf knows {VERSION}: update it.")
+        return record
 
 
 def describe_layout(tensors: Mapping[str, Tensor], standard: Sequence[str]) -> dict[str, Any]:
@@ -84,26 +90,44 @@ def describe_layout(tensors: Mapping[str, Tensor], standard: Sequence[str]) -> d
 
     Args:
         tensors: the original state dict without prefix.
-        standard: keys of the standard layout of this architecture (see
-            `variants.expected_tensors`).
+        standard: keys of the standard layout of this architecture (see `variants.expected_tensors`).
     """
     names = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
-    usual = {key: name for key, name in names.items() if tensors[key].is_floating_point()}
-    dtype = Counter(usual.values()).most_common(1)[0][0]
-    # Index buffers are int64 and anchors float32 unless said otherwise.
-    dtypes = {key: name for key, name in names.items() if name != _default_dtype(key, dtype)}
+    dtype, _ = Counter(name for key, name in names.items() if tensors[key].is_floating_point()).most_common(1)[0]
+
+    def expected(key: str) -> str:
+        if key.endswith(("relative_position_index", "position_ids")):
+            return "int64"
+        return "float32" if ".cell_anchors." in key else dtype
+
     return {
         "dtype": dtype,
-        "dtypes": dtypes,
+        "dtypes": {key: name for key, name in names.items() if name != expected(key)},
         "keys": None if list(tensors) == standard_order(tensors) else list(tensors),
         "absent_buffers": [key for key in standard if key not in tensors],
     }
 
 
-def _default_dtype(key: str, dtype: str) -> str:
-    if key.endswith(("relative_position_index", "position_ids")):
-        return "int64"
-    return "float32" if ".cell_anchors." in key else dtype
-
-
-__all__ = ["BUFFERS_NAME", "RECORD_NAME", "ConversionRecord", "RecordError", "describe_layout"]
+@contextlib.contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A new path beside `output`, a file or directory that takes its place at the end, or vanishes on an error."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    new, old = work / output.name, work / f"{output.name}.old"
+    try:
+        yield new
+        # The files that safetensors writes are readable by their owner only.
+        mask = os.umask(0)
+        os.umask(mask)
+        for path in new.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        if output.is_dir():
+            os.rename(output, old)
+        try:
+            os.replace(new, output)
+        except OSError:
+            if old.exists():
+                os.rename(old, output)
+            raise
+    finally:
+        shutil.rmtree(work)

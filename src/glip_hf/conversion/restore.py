@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..configuration_glip import GlipConfig
-from .convert import ConversionError
-from .record import BUFFERS_NAME, RECORD_NAME, ConversionRecord
+from ..modeling_glip import GlipForGrounding
+from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, replacing
 from .weight_map import is_buffer, to_original
 
-WRAPPING_CHOICES = ("recorded", "plain", "model", "model-module")
+LAYOUTS = {"plain": (None, ""), "model": ("model", ""), "model-module": ("model", "module.")}
+"""Name of a layout -> (key of the dict around the weights, prefix of every key)."""
+WRAPPING_CHOICES = ("recorded", *LAYOUTS)
 
 
 def restore_checkpoint(
@@ -26,20 +28,19 @@ def restore_checkpoint(
 ) -> Path:
     """Writes a converted (or trained) model back as a `.pth` with original keys.
 
-    With the `conversion.json` of its conversion beside the weights, tensors, dtypes, keys, their
-    order, buffers and wrapping are those of the source. Without it (a model saved after training)
-    the standard layout is written. What lay beside the weights in the source (optimizer, scheduler)
-    is not restored.
+    With the `conversion.json` of its conversion beside the weights, tensors, dtypes, keys, their order, buffers and
+    wrapping are those of the source. Without it (a model saved after training) the standard layout is written. What lay
+    beside the weights in the source (optimizer, scheduler) is not restored.
 
     Args:
         source: model directory or Hub id.
         output: the file to write.
-        wrapping: "recorded", or "plain" (bare state dict), "model" ({"model": ...}), "model-module"
-            (and the prefix of multi-GPU training).
+        wrapping: "recorded", or "plain" (bare state dict), "model" ({"model": ...}), "model-module" (and the prefix of
+            multi-GPU training).
         force: overwrite `output`.
 
     Raises:
-        ConversionError: if `output` exists, or `source` is no GLIP model.
+        ConversionError: if `output` exists, or `source` is not a GLIP model.
         WeightMapError: with the list of tensors that have no place in the original layout.
     """
     output = Path(output)
@@ -48,20 +49,11 @@ def restore_checkpoint(
     if output.exists() and not force:
         raise ConversionError(f"{output} exists: choose another name, or overwrite it with --force.")
     tensors, record = restored_tensors(source)
-    key, prefix = {
-        "recorded": (record.wrapping, record.prefix) if record else ("model", ""),
-        "plain": (None, ""),
-        "model": ("model", ""),
-        "model-module": ("model", "module."),
-    }[wrapping]
+    recorded = (record.wrapping, record.prefix) if record else LAYOUTS["model"]
+    key, prefix = recorded if wrapping == "recorded" else LAYOUTS[wrapping]
     state_dict = {prefix + name: tensor for name, tensor in tensors.items()}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        torch.save(state_dict if key is None else {key: state_dict}, partial)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(output) as path:
+        torch.save(state_dict if key is None else {key: state_dict}, path)
     return output
 
 
@@ -85,15 +77,11 @@ def model_directory(source: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def restored_tensors(
-    source: str | os.PathLike[str],
-) -> tuple[dict[str, Tensor], ConversionRecord | None]:
+def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionRecord | None]:
     """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
-    from ..modeling_glip import GlipForGrounding
-
     directory = model_directory(source)
     if not (directory / "config.json").is_file():
-        raise ConversionError(f"{directory} has no config.json: it is no model directory.")
+        raise ConversionError(f"{directory} has no config.json: it is not a model directory.")
     config = GlipConfig.from_pretrained(directory)
     if config.model_type != "glip":
         raise ConversionError(f"{directory} holds a model of type {config.model_type!r}, not 'glip'.")
@@ -113,12 +101,9 @@ def _as_recorded(restored: dict[str, Tensor], record: ConversionRecord, director
         restored |= load_file(directory / BUFFERS_NAME)
     for key in record.absent_buffers:
         restored.pop(key, None)
-    usual = getattr(torch, record.dtype)
     for key, tensor in restored.items():
-        if key in record.dtypes:
-            restored[key] = tensor.to(getattr(torch, record.dtypes[key]))
-        elif not is_buffer(key):
-            restored[key] = tensor.to(usual)
+        if key in record.dtypes or not is_buffer(key):
+            restored[key] = tensor.to(getattr(torch, record.dtypes.get(key, record.dtype)))
     keys = record.keys or list(restored)
     if set(keys) != set(restored):
         odd = sorted(set(keys) ^ set(restored))
@@ -127,6 +112,3 @@ def _as_recorded(restored: dict[str, Tensor], record: ConversionRecord, director
             "delete it to get the standard layout."
         )
     return {key: restored[key] for key in keys}
-
-
-__all__ = ["WRAPPING_CHOICES", "model_directory", "restore_checkpoint", "restored_tensors"]

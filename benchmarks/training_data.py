@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
 
 from benchmarks import harness
@@ -36,7 +37,6 @@ from glip_hf import GlipConfig
 from glip_hf.data.scenes.wording import vocabulary
 from glip_hf.demo import scenes_processor
 from glip_hf.training.batches import build_dataset, dataset_batches
-from glip_hf.training.loop import to_device
 from glip_hf.training.recipe import DataRecipe, Recipe, RunRecipe
 
 IMAGES, BOXES, NAMES = 64, 7, 80
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         alone, both, waiting, tokens = [], [], [], []
         for number in range(arguments.warmup + arguments.runs):
             begun = time.perf_counter()
-            inputs = to_device(dict(next(batches)), model.device)
+            inputs = send_to_device(dict(next(batches)), model.device, non_blocking=True)
             del inputs["sample_ids"]
             waited = time.perf_counter() - begun
             step(inputs)

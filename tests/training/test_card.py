@@ -20,7 +20,7 @@ def test_data_steps_hardware_results(tmp_path: Path) -> None:
     history = ({"step": 50, "AP": 0.1}, {"step": 100, "AP": 0.25})
     text = card(tmp_path, sources, "data.batch_size=8", history=history, measured_average=True).text
     assert "- `flickr30k_train`, copies 2" in text and "- `o365.yaml`" in text
-    assert "100 optimiser steps of 8 pictures (800 in all) in 1.5 minutes, from random weights, mode `full`" in text
+    assert "100 optimiser steps of 8 images (800 in all) in 1.5 minutes, from random weights, mode `full`" in text
     assert "2 process(es) on CPU" in text and "averaged weights (EMA 0.999)" in text
     assert "with the averaged weights:" in text and "| AP | 0.2500 |" in text and "0.1000" not in text
     assert "batch_size: 8" in text

@@ -68,7 +68,7 @@ def test_finished_run(uninterrupted: tuple[Path, dict]) -> None:
         f"step_0000000{step}" for step in (2, 4, 6)
     ]
     card = (output / "final-ema" / "README.md").read_text()
-    assert "6 optimiser steps of 4 pictures" in card and "averaged weights" in card
+    assert "6 optimiser steps of 4 images" in card and "averaged weights" in card
     model, info = GlipForGrounding.from_pretrained(output / "final", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert model.config.d_model == 32

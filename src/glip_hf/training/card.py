@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import ModelCardData
 
 from ..hub_glip import CARD_NAME, build_model_card
 from .recipe import Recipe, dump_recipe
 
 _NAMES = ("name", "annotations", "yaml_file", "task", "dataset", "format")
-"""Which entry of a source names it, the first that there is."""
+"""Entries of a source that name it; the first one present counts."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -39,10 +40,10 @@ def _start(recipe: Recipe) -> str:
     return " and ".join(given) + ", the rest random" if given else "random weights"
 
 
-def base_id(recipe: Recipe) -> str | None:
-    """The Hub id that the run started from; the Hub refuses a card that names a directory of this machine."""
+def _base_model(recipe: Recipe) -> dict[str, str]:
+    """Metadata: the Hub id that the run started from; the Hub refuses a card that names a local directory."""
     start = recipe.model.start_from
-    return start if start and _HUB_ID.fullmatch(start) and not Path(start).exists() else None
+    return {"base_model": start} if start and _HUB_ID.fullmatch(start) and not Path(start).exists() else {}
 
 
 def _hardware(processes: int) -> str:
@@ -66,26 +67,53 @@ def write_card(
     """Write README.md into a finished model's directory.
 
     Args:
-        seconds: time in training steps; history: metrics by step, the last one the final model's.
+        seconds: time spent in training steps; history: metrics by step, the last one the final model's.
         averaged: whether the directory holds the averaged weights; measured_average: whether the metrics are theirs.
     """
-    pictures = steps * recipe.data.batch_size
+    batch = recipe.data.batch_size
     training = (
-        f"{steps} optimiser steps of {recipe.data.batch_size} pictures ({pictures} in all) in "
-        f"{seconds / 60:.1f} minutes, from {_start(recipe)}, mode `{recipe.tuning.mode}`. {_hardware(processes)}."
+        f"{steps} optimiser steps of {batch} images ({steps * batch} in all) in {seconds / 60:.1f} minutes, from "
+        f"{_start(recipe)}, mode `{recipe.tuning.mode}`. {_hardware(processes)}."
     )
     if averaged:
         training += f" These are the averaged weights (EMA {recipe.run.ema_decay})."
     sections = [("Training data", _data(recipe)), ("Training", training)]
     if history:
         rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in history[-1].items() if isinstance(value, float))
-        of = ", with the averaged weights" if measured_average else ""
-        sections.append(("Measured results", f"At the end of the run{of}:\n\n| metric | value |\n|---|---|\n{rows}"))
+        weights = ", with the averaged weights" if measured_average else ""
+        sections.append(
+            ("Measured results", f"At the end of the run{weights}:\n\n| metric | value |\n|---|---|\n{rows}")
+        )
     sections.append(("Recipe", f"```yaml\n{dump_recipe(recipe)}```"))
-    metadata = {"base_model": base_id(recipe)} if base_id(recipe) else {}
     name = recipe.run.push_to_hub or directory.resolve().parent.name
-    card = build_model_card(name, sections=sections, **metadata)
+    card = build_model_card(name, sections=sections, **_base_model(recipe))
     (directory / CARD_NAME).write_text(str(card), encoding="utf-8")
 
 
-__all__ = ["base_id", "write_card"]
+def write_table_card(
+    directory: Path, recipe: Recipe, steps: int, parameters: int, history: list[dict[str, Any]]
+) -> None:
+    """Write README.md beside a prompt table; arguments as of `write_card`."""
+    base, metadata = recipe.model.start_from, _base_model(recipe) | {"tags": ["glip", "prompt-tuning"]}
+    metrics = (history or [{}])[-1]
+    measured = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50") if name in metrics)
+    text = f"""---
+{ModelCardData(**metadata).to_yaml()}
+---
+
+# Prompt table for {base}
+
+{parameters:,} parameters, added to the text features of the base model and trained for {steps} steps; the model itself
+is unchanged. Validation: {measured or "none"}.
+
+```python
+model = GlipForGrounding.from_pretrained("{base}")
+model.load_prompt_table("{recipe.run.push_to_hub or directory}")
+```
+
+It belongs to a caption of the class names it was trained with, in their order.
+"""
+    (directory / CARD_NAME).write_text(text, encoding="utf-8")
+
+
+__all__ = ["write_card", "write_table_card"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Checkpoints of a run: whole or absent, a few of them, found again."""
+"""Checkpoints of a run: written atomically, the latest few kept."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ UNFINISHED = ".unfinished"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after update number `step` lies."""
+    """Directory of the checkpoint after update number `step`."""
     return folder / f"step_{step:08d}"
 
 
@@ -28,14 +28,13 @@ def resolve_checkpoint(resume: str, folder: Path) -> Path | None:
     Raises:
         FileNotFoundError: for a directory that does not exist.
     """
-    if resume == "latest":
-        found = find_checkpoints(folder)
-        return found[-1] if found else None
     if not resume:
         return None
+    if resume == "latest":
+        return next(reversed(find_checkpoints(folder)), None)
     path = Path(resume)
     if not path.is_dir():
-        raise FileNotFoundError(f"run.resume={resume}: no such checkpoint; 'latest' takes the newest of {folder}.")
+        raise FileNotFoundError(f"run.resume={resume}: no such checkpoint; 'latest' is the newest in {folder}.")
     return path
 
 
@@ -47,19 +46,20 @@ def write_checkpoint(
     is_main: bool,
     wait: Callable[[], None],
 ) -> Path:
-    """Write a checkpoint that a kill at any moment leaves either whole or unseen, then drop the oldest.
+    """Write a checkpoint that is either complete or not there, whenever the run is killed, then delete the oldest.
 
     Args:
-        save: writes this process's share into a directory; called by every process.
-        is_main: whether this process moves and deletes directories.
+        keep: number of checkpoints that stay.
+        save: writes this process's part into a directory; called by every process.
+        is_main: whether this process renames and deletes directories.
         wait: barrier over all processes.
     """
     target = checkpoint_path(folder, step)
     unfinished = target.with_name(target.name + UNFINISHED)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        for rest in folder.glob(f"*{UNFINISHED}"):
-            shutil.rmtree(rest)
+        for abandoned in folder.glob(f"*{UNFINISHED}"):
+            shutil.rmtree(abandoned)
         unfinished.mkdir()
     wait()
     save(unfinished)

@@ -9,7 +9,7 @@ are frozen.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,13 @@ from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.run import predictions
 from ..evaluation.tasks import TaskImage, source_task
-from ..hub_glip import CARD_NAME
 from ..inference import GroundingEngine, GroundingOptions
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
-from .card import base_id
+from .card import write_table_card
 from .loop import Run
 from .recipe import Recipe, RecipeError, load_recipe
-from .tuning import trained_names
 
 logger = logging.getLogger(__name__)
 
@@ -255,17 +253,19 @@ class Validation:
 
 
 class BestWeights:
-    """What was trained, as it was when it did best; part of every checkpoint."""
+    """The trained parameters at their best evaluation; part of every checkpoint."""
 
     def __init__(self) -> None:
         self.step, self.weights = 0, {}
 
-    def take(self, step: int, named_tensors: Any) -> None:
+    def take(self, step: int, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the parameters of that step."""
         self.step = step
         self.weights = {name: value.detach().clone() for name, value in named_tensors}
 
     @torch.no_grad()
-    def put(self, named_tensors: Any) -> None:
+    def put(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Restore them."""
         for name, value in named_tensors:
             value.copy_(self.weights[name])
 
@@ -277,67 +277,41 @@ class BestWeights:
 
 
 class TuningRun(Run):
-    """A run that ends with the weights of its best evaluation, and saves of a prompt-tuned model the table alone."""
+    """A run that ends with the weights of its best evaluation, and saves only the table of a prompt-tuned model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.best = BestWeights()
         self.accelerator.register_for_checkpointing(self.best)
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        return list(self._trained())
-
     def _evaluate(self) -> bool:
         before = self.progress.best
         stop = super()._evaluate()
         if self.progress.best > before:
             with self.averaged():
-                self.best.take(self.progress.step, self._tensors())
+                self.best.take(self.progress.step, self._trained())
         return stop
 
-    def _finish(self) -> Path:
-        history = self.progress.history
-        if self.evaluate is not None:
-            if not history or history[-1]["step"] != self.progress.step:
-                self._evaluate()
-            self.best.put(self._tensors())
-            if self.average is not None:
-                self.best.put(self.average.average.items())
-            self.accelerator.print(f"best: step {self.best.step}, AP {self.progress.best:.4f}")
-        return super()._finish()
-
-    @property
-    def _measured_last(self) -> bool:
-        history = self.progress.history
-        return bool(history) and history[-1]["step"] == self.progress.step == self.best.step
-
-    def _save_model(
-        self, model: GlipForGrounding, directory: Path, averaged: bool, weights: dict[str, Tensor] | None
-    ) -> None:
-        if self.recipe.tuning.mode != "prompt":
-            super()._save_model(model, directory, averaged, weights)
+    def _evaluate_final(self) -> None:
+        if self.evaluate is None:
             return
-        model.save_prompt_table(directory)
-        (directory / CARD_NAME).write_text(self._table_card(model, directory), encoding="utf-8")
-        self._push(directory, averaged)
+        progress = self.progress
+        if not progress.history or progress.history[-1]["step"] != progress.step:
+            self._evaluate()
+        self.best.put(self._trained())
+        if self.average is not None:
+            self.best.put(self.average.average.items())
+        self.accelerator.print(f"best: step {self.best.step}, AP {progress.best:.4f}")
+        if self.best.step != progress.step:
+            self._evaluate()
 
-    def _table_card(self, model: GlipForGrounding, directory: Path) -> str:
-        base = self.recipe.model.start_from
-        metadata = f"base_model: {base}\n" if base_id(self.recipe) else ""
-        measured = ", ".join(
-            f"{name} {value:.3f}"
-            for name, value in (self.progress.history or [{}])[-1].items()
-            if name in ("AP", "AP50")
-        )
-        count = sum(dict(model.named_parameters())[name].numel() for name in trained_names(model))
-        return (
-            f"---\n{metadata}tags: [glip, prompt-tuning]\n---\n\n# Prompt table for {base}\n\n"
-            f"{count:,} numbers, added to the text of the base model and trained for {self.progress.step} steps; "
-            f"the model itself is unchanged. Validation: {measured or 'none'}.\n\n```python\n"
-            f'model = GlipForGrounding.from_pretrained("{base}")\n'
-            f'model.load_prompt_table("{self.recipe.run.push_to_hub or directory}")\n```\n\n'
-            "It belongs to a caption of the names it was trained with, in their order.\n"
-        )
+    def _save_model(self, directory: Path, averaged: bool, weights: dict[str, Tensor] | None) -> None:
+        if self.recipe.tuning.mode != "prompt":
+            super()._save_model(directory, averaged, weights)
+            return
+        self.unwrapped.save_prompt_table(directory)
+        parameters = sum(parameter.numel() for _, parameter in self._trained())
+        write_table_card(directory, self.recipe, self.progress.step, parameters, self.progress.history)
 
 
 __all__ = [

@@ -12,17 +12,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .recipe import OptimizerRecipe, ScheduleRecipe
 
 TEXT_ENCODER = "text_model."
-"""What marks the text encoder in a parameter's name; the text layers of the head are not part of it."""
+"""Part of the parameter names of the text encoder, of which the text layers of the head are not part."""
 
 WEIGHT_DECAY_RATIO = 0.667
-"""Share of the way to each learning-rate milestone at which GLIP-L divides its weight decay."""
+"""Fraction of each learning-rate milestone at which GLIP-L divides its weight decay."""
 
 
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay.
 
-    The original's rule goes by name: whatever holds "bias", including Swin's relative-position tables and the biases of
-    the dot product, gets `bias_lr_factor` times the rate and no decay.
+    The original's rule goes by name: every parameter whose name contains "bias", including Swin's relative-position
+    tables and the biases of the dot product, gets `bias_lr_factor` times the learning rate and no decay.
 
     Returns:
         groups for AdamW, with the parameters' names under `names`.
@@ -53,20 +53,19 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ad
 
 def lr_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[[int], float]:
     """Multiplier of every learning rate at update number `step`, counted from 0."""
-    milestones, restarts = (
-        [round(fraction * max_steps) for fraction in fractions] for fractions in (recipe.milestones, recipe.restarts)
-    )
+    milestones = [round(fraction * max_steps) for fraction in recipe.milestones]
+    restarts = [round(fraction * max_steps) for fraction in recipe.restarts]
 
     def multiplier(step: int) -> float:
         warmup = 1.0
         if step < recipe.warmup_steps:
-            share = step / recipe.warmup_steps
-            warmup = recipe.warmup_factor * (1 - share) + share
+            progress = step / recipe.warmup_steps
+            warmup = recipe.warmup_factor * (1 - progress) + progress
         if recipe.name == "multistep":
             return warmup * recipe.gamma ** sum(step >= milestone for milestone in milestones)
         if recipe.name == "cosine":
             passed = [start for start in restarts if start <= step]
-            begin = passed[-1] if passed else 0
+            begin = max(passed, default=0)
             arc = 0.5 * (1 + math.cos(math.pi * min((step - begin) / (max_steps - begin), 1.0)))
             return warmup * recipe.gamma ** len(passed) * arc
         return warmup
@@ -79,17 +78,16 @@ def weight_decay_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[
     milestones = [round(fraction * max_steps) * WEIGHT_DECAY_RATIO for fraction in recipe.milestones]
 
     def multiplier(step: int) -> float:
-        if not recipe.decay_weight_decay:
-            return 1.0
-        return 0.1 ** sum(step >= milestone for milestone in milestones)
+        return 0.1 ** sum(step >= milestone for milestone in milestones) if recipe.decay_weight_decay else 1.0
 
     return multiplier
 
 
 class Schedule:
-    """Sets learning rate and weight decay of every group before each update; its state is the update's number.
+    """Sets learning rate and weight decay of every group before each update; its state is the number of the update.
 
     A plateau schedule also multiplies by `gamma` whenever `report` has seen `patience` values without a better one.
+    `torch.optim.lr_scheduler` has no counterpart that also schedules the weight decay.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: ScheduleRecipe, max_steps: int) -> None:
@@ -107,12 +105,12 @@ class Schedule:
             group["lr"], group["weight_decay"] = lr * scale, decay * decay_scale
 
     def step(self) -> None:
-        """After an update: move on to the next."""
+        """Call after each update."""
         self.step_number += 1
         self._apply()
 
     def report(self, value: float) -> None:
-        """Tell a validation score, higher is better."""
+        """Report a validation score; higher is better."""
         if value > self.best:
             self.best, self.bad = value, 0
             return
@@ -130,24 +128,11 @@ class Schedule:
         self._apply()
 
 
-def gathered(value: Tensor) -> Tensor:
-    """A tensor whole, also where processes hold a part of it each; all of them must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-@torch.no_grad()
-def put(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into one of which this process may hold a part; all of them must do so."""
-    if isinstance(target, DTensor):
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    target.copy_(value)
-
-
 class ExponentialAverage:
-    """Running average of a model's state: average = decay * average + (1 - decay) * value, after each update.
+    """Exponential moving average of tensors: average = decay * average + (1 - decay) * value, after each update.
 
     No bias correction and no warm-up, as in the original. Integer buffers are copied. It holds float32 copies on the
-    parameters' device, of sharded parameters (FSDP2) this process's part; its state is whole.
+    parameters' device; of sharded parameters (FSDP2) this process's shard, while its state dict holds full tensors.
     """
 
     def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], decay: float) -> None:
@@ -170,21 +155,28 @@ class ExponentialAverage:
         torch._foreach_add_(averages, values, alpha=1 - self.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "average": {name: gathered(value) for name, value in self.average.items()}}
+        """Full tensors; a collective operation where parameters are sharded."""
+        full = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in self.average.items()
+        }
+        return {"decay": self.decay, "average": full}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over full tensors; a collective operation where parameters are sharded."""
         self.decay = state["decay"]
         for name, value in state["average"].items():
-            put(self.average[name], value)
+            target = self.average[name]
+            if isinstance(target, DTensor):
+                value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+            target.copy_(value)
 
 
 __all__ = [
     "ExponentialAverage",
     "Schedule",
     "build_optimizer",
-    "gathered",
     "lr_multiplier",
     "parameter_groups",
-    "put",
     "weight_decay_multiplier",
 ]

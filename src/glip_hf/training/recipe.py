@@ -70,165 +70,103 @@ class Section(BaseModel):
 
 
 class ModelRecipe(Section):
-    """Where the model comes from.
+    """Where the model comes from."""
 
-    Attributes:
-        start_from: a GLIP to continue from (directory or Hub id), with its configuration and processor.
-        preset: otherwise, the architecture of a released checkpoint (see `glip_hf.PRESETS`); `scenes`, the small
-            model for generated scenes.
-        config: fields of `GlipConfig` that differ from the preset.
-        backbone_weights: ImageNet Swin weights: a directory, Hub id, or an original Swin `.pth`.
-        text_weights: BERT weights: a directory or Hub id.
-        tokenizer: directory, Hub id or `vocab.txt`; default that of `start_from` or of `text_weights`.
-        frozen_stages: of Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing.
-    """
-
-    start_from: str | None = None
-    preset: str = "scenes"
-    config: Annotated[dict[str, Any], AfterValidator(_check_config)] = {}
-    backbone_weights: str | None = None
-    text_weights: str | None = None
-    tokenizer: str | None = None
-    frozen_stages: int = -1
+    start_from: str | None = None  # a GLIP (directory or Hub id), with its configuration and processor
+    preset: str = "scenes"  # otherwise: one of `glip_hf.PRESETS`, or the small model for generated scenes
+    config: Annotated[dict[str, Any], AfterValidator(_check_config)] = {}  # fields of `GlipConfig` that differ
+    backbone_weights: str | None = None  # ImageNet Swin weights: a directory, Hub id, or an original Swin `.pth`
+    text_weights: str | None = None  # BERT weights: a directory or Hub id
+    tokenizer: str | None = None  # directory, Hub id or `vocab.txt`; default that of `start_from` or `text_weights`
+    frozen_stages: int = -1  # of Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing
 
 
 class DataRecipe(Section):
-    """Training data.
+    """Training data."""
 
-    Attributes:
-        root: folder that relative paths of the sources are resolved against; by default they are searched for in `.`,
-            `$DATASET`, `DATASET`, `OUTPUT`, `data` and `MODEL`.
-        sources: one mapping per data set: `name` of a known one, or `format` of a reader and its arguments (see
-            `glip_hf.data.build_source`); `copies` repeats it, or `weight` gives it a share of `epoch_samples`. A single
-            source of format `hub` may set `streaming: true`. Empty: the generated scenes.
-        epoch_samples: images per epoch, where sources have a `weight` in place of `copies`.
-        scenes: generated scenes per epoch, where there are no sources.
-        short_sides: length of an image's shortest side, drawn from these; long_side: limit of the longest. Pixels.
-        flip: probability of a horizontal flip.
-        batch_size: images per optimiser step, over all processes and accumulation steps.
-        aspect_grouping: batches hold either wide or tall images.
-        negatives: largest number of negative class names drawn for a detection image.
-        workers: loader processes per training process.
-        on_broken: `skip` reports a missing or broken image and takes the next; `fail` stops.
-        max_broken: number of skipped images at which a run stops all the same.
-        cache_dir: where annotations are cached in Arrow format; default the `datasets` cache.
-    """
-
+    # Folder that relative paths of the sources are resolved against; by default they are searched for in `.`,
+    # `$DATASET`, `DATASET`, `OUTPUT`, `data` and `MODEL`.
     root: str | None = None
+    # One mapping per data set: `name` of a known one, or `format` of a reader and its arguments (see
+    # `glip_hf.data.build_source`); `copies` repeats it, or `weight` gives it a share of `epoch_samples`. A single
+    # source of format `hub` may set `streaming: true`. Empty: the generated scenes.
     sources: list[dict[str, Any]] = []
-    epoch_samples: NonNegativeInt = 0
-    scenes: NonNegativeInt = 64_000
-    short_sides: list[PositiveInt] = Field([480, 560, 640, 720, 800], min_length=1)
-    long_side: PositiveInt = 1333
-    flip: Number = Field(0.5, ge=0, le=1)
-    batch_size: PositiveInt = 64
-    aspect_grouping: bool = True
-    negatives: NonNegativeInt = 85
-    workers: NonNegativeInt = 4
-    on_broken: Literal["skip", "fail"] = "skip"
-    max_broken: NonNegativeInt = 100
-    cache_dir: str | None = None
+    epoch_samples: NonNegativeInt = 0  # images per epoch, where sources have a `weight` in place of `copies`
+    scenes: NonNegativeInt = 64_000  # generated scenes per epoch, where there are no sources
+    short_sides: list[PositiveInt] = Field([480, 560, 640, 720, 800], min_length=1)  # in pixels, drawn per image
+    long_side: PositiveInt = 1333  # limit, in pixels
+    flip: Number = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    batch_size: PositiveInt = 64  # images per optimiser step, over all processes and accumulation steps
+    aspect_grouping: bool = True  # batches hold either wide or tall images
+    negatives: NonNegativeInt = 85  # largest number of negative class names drawn for a detection image
+    workers: NonNegativeInt = 4  # loader processes per training process
+    on_broken: Literal["skip", "fail"] = "skip"  # replace a missing or broken image with a warning, or stop
+    max_broken: NonNegativeInt = 100  # skipped images at which a run stops all the same
+    cache_dir: str | None = None  # of annotations in Arrow format; default the `datasets` cache
 
 
 class OptimizerRecipe(Section):
-    """AdamW as in section 10 of GLIP's specification.
+    """AdamW as in section 10 of GLIP's specification."""
 
-    Attributes:
-        lr: of everything but the text encoder; text_lr: of the text encoder.
-        bias_lr_factor: multiplies the learning rate of every parameter whose name contains "bias"; these are never
-            decayed.
-        weight_decay: decoupled.
-        clip_norm: limit of the gradient norm over the whole model; 0 does not clip.
-        fused: PyTorch's fused AdamW.
-    """
-
-    lr: PositiveNumber = 1e-4
-    text_lr: NonNegativeNumber = 1e-5
-    bias_lr_factor: NonNegativeNumber = 2.0
-    weight_decay: NonNegativeNumber = 1e-4
+    lr: PositiveNumber = 1e-4  # of everything but the text encoder
+    text_lr: NonNegativeNumber = 1e-5  # of the text encoder
+    bias_lr_factor: NonNegativeNumber = 2.0  # for every parameter whose name contains "bias"; these are never decayed
+    weight_decay: NonNegativeNumber = 1e-4  # decoupled
     betas: list[Decay] = Field([0.9, 0.999], min_length=2, max_length=2)
     eps: NonNegativeNumber = 1e-8
-    clip_norm: NonNegativeNumber = 1.0
-    fused: bool = False
+    clip_norm: NonNegativeNumber = 1.0  # limit of the gradient norm over the whole model; 0 does not clip
+    fused: bool = False  # PyTorch's fused AdamW
 
 
 class ScheduleRecipe(Section):
-    """Length of the run and learning-rate schedule.
+    """Length of the run and learning-rate schedule."""
 
-    Attributes:
-        max_steps: optimiser steps; 0 takes `epochs`.
-        epochs: passes over the data, if `max_steps` is 0.
-        name: `multistep` multiplies by `gamma` at `milestones` (fractions of the run); `cosine` falls to 0 at the end;
-            `plateau` multiplies by `gamma` after `patience` evaluations without a better AP.
-        restarts: fractions of the run at which a cosine restarts (arXiv 1608.03983), each from `gamma` times the
-            height of the one before; every arc heads for 0 at the end of the run.
-        warmup_steps: linear from `warmup_factor`.
-        decay_weight_decay: GLIP-L also divides the weight decay by 10, at 0.667 of each milestone.
-    """
-
-    max_steps: NonNegativeInt = 0
-    epochs: NonNegativeInt = 30
+    max_steps: NonNegativeInt = 0  # optimiser steps; 0 takes `epochs`
+    epochs: NonNegativeInt = 30  # passes over the data, if `max_steps` is 0
+    # `multistep` multiplies by `gamma` at `milestones`; `cosine` falls to 0 at the end of the run; `plateau` multiplies
+    # by `gamma` after `patience` evaluations without a better AP.
     name: Literal["multistep", "cosine", "plateau"] = "multistep"
-    milestones: Fractions = [0.67, 0.89]
+    milestones: Fractions = [0.67, 0.89]  # of the run
+    # Fractions of the run at which a cosine restarts (arXiv 1608.03983), each from `gamma` times the height of the one
+    # before; every arc heads for 0 at the end of the run.
     restarts: Fractions = []
     gamma: NonNegativeNumber = 0.1
-    warmup_steps: NonNegativeInt = 2000
+    warmup_steps: NonNegativeInt = 2000  # linear from `warmup_factor`
     warmup_factor: NonNegativeNumber = 0.001
-    decay_weight_decay: bool = False
+    decay_weight_decay: bool = False  # GLIP-L also divides the weight decay by 10, at 0.667 of each milestone
     patience: int = 3
 
 
 class TuningRecipe(Section):
-    """Which parameters are trained.
+    """Which parameters are trained."""
 
-    Attributes:
-        mode: `full`; `linear` (the dot product's text projection and the box heads, see `training.tuning`); `head`;
-            `prompt` (a learned table added to the text features, nothing else); `lora` (needs `peft`).
-        early_stopping: stop after this many evaluations without a better AP; 0 never.
-    """
-
-    mode: Literal["full", "linear", "head", "prompt", "lora"] = "full"
-    early_stopping: NonNegativeInt = 0
+    mode: Literal["full", "linear", "head", "prompt", "lora"] = "full"  # see `training.tuning`
+    early_stopping: NonNegativeInt = 0  # stop after this many evaluations without a better AP; 0 never
 
 
 class RunRecipe(Section):
-    """Output, precision, checkpoints and logging.
+    """Output, precision, checkpoints and logging; intervals in optimiser steps, 0 for never."""
 
-    Attributes:
-        output_dir: checkpoints, logs and the finished model.
-        seed: of weights, sampling and dropout.
-        precision: `no` (float32), `fp16`, `bf16`; `auto` leaves it to `accelerate launch`.
-        gradient_accumulation: backward passes per optimiser step.
-        gradient_checkpointing: recompute blocks in the backward pass.
-        ema_decay: of the exponential moving average of the weights; 0 keeps none.
-        checkpoint_every, keep_checkpoints: in steps; how many are kept.
-        log_every, evaluate_every: in steps; 0 never.
-        cpu_threads: of each process where it trains on a CPU; 0 shares the cores among the machine's processes
-            (`accelerate launch` alone would give one thread to each).
-        resume: `latest`, a checkpoint directory, or empty.
-        on_nonfinite: `stop` saves the batch and stops; `zero` drops the step's gradients, as the original did.
-        trackers: `tensorboard`, `wandb`, ...
-        push_to_hub: repository id for the finished model.
-    """
-
-    output_dir: str = "out/pretrain"
-    seed: NonNegativeInt = 0
-    precision: Annotated[
+    output_dir: str = "out/pretrain"  # checkpoints, logs and the finished model
+    seed: NonNegativeInt = 0  # of weights, sampling and dropout
+    precision: Annotated[  # `no` is float32; `auto` leaves it to `accelerate launch`
         Literal["auto", "no", "fp16", "bf16"],
         BeforeValidator(lambda value: "no" if value is False else value),  # YAML 1.1 reads `no` as a boolean
     ] = "auto"
-    gradient_accumulation: PositiveInt = 1
-    gradient_checkpointing: bool = False
-    ema_decay: Decay = 0.999
+    gradient_accumulation: PositiveInt = 1  # backward passes per optimiser step
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass
+    ema_decay: Decay = 0.999  # of the exponential moving average of the weights; 0 keeps none
     checkpoint_every: NonNegativeInt = 1000
     keep_checkpoints: PositiveInt = 3
     log_every: NonNegativeInt = 20
     evaluate_every: NonNegativeInt = 0
+    # Of each process that trains on a CPU; 0 shares the cores among the machine's processes (`accelerate launch` alone
+    # would give one thread to each).
     cpu_threads: NonNegativeInt = 0
-    resume: str = ""
-    on_nonfinite: Literal["stop", "zero"] = "stop"
-    trackers: list[str] = ["tensorboard"]
-    push_to_hub: str = ""
+    resume: str = ""  # `latest`, a checkpoint directory, or empty
+    on_nonfinite: Literal["stop", "zero"] = "stop"  # save the batch and stop, or drop the step as the original did
+    trackers: list[str] = ["tensorboard"]  # `tensorboard`, `wandb`, ...
+    push_to_hub: str = ""  # repository id for the finished model
 
 
 class Recipe(Section):

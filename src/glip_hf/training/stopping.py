@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""SIGTERM as a request to save and stop, also where it is the launcher that gets it."""
+"""SIGTERM as a request to save and stop, also when it is sent to the launcher."""
 
 import ctypes
 import os
@@ -13,11 +13,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop.
-
-    Attributes:
-        raised: true from the first SIGTERM on.
-    """
+    """Whether the run was asked to stop: `raised` is true from the first SIGTERM on."""
 
     def __init__(self) -> None:
         self.raised = False
@@ -27,7 +23,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGTERM raises the flag; afterwards it means again what it meant before."""
+        """SIGTERM sets the flag; the previous handler is restored afterwards."""
         previous = signal.signal(signal.SIGTERM, self._raise)
         _follow_launcher()
         try:
@@ -39,8 +35,8 @@ class StopRequest:
 def _follow_launcher() -> None:
     """Ask Linux for a SIGTERM when `accelerate launch` dies.
 
-    For a single process it waits for its child and passes no signal on: a scheduler that ends it would leave a run
-    behind that nobody waits for. `torchrun`'s agent, which starts several, does pass them on.
+    With a single process the launcher does not forward signals: a scheduler that ends it would orphan the run.
+    `torchrun`'s agent, which starts several, does forward them.
     """
     alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if alone and sys.platform == "linux":

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Anchors, box coder, IoU, clipping and NMS, all in the inclusive convention; recorded numbers of the original."""
+"""Anchors, box coder, IoU, clipping and NMS, all in the inclusive convention; recorded values of the original."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def tensor(values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def test_nothing_gives_nothing() -> None:
+def test_empty_inputs() -> None:
     none, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert box_area(none).shape == (0,)
     assert box_iou(none, torch.rand(3, 4)).shape == (0, 3)
@@ -62,7 +62,7 @@ def test_recorded_box_coder() -> None:
     torch.testing.assert_close(encoded, tensor(record["encoded"]), rtol=1e-5, atol=1e-5)
 
 
-def test_anchors_are_made_once_a_size() -> None:
+def test_anchors_are_cached_per_size() -> None:
     first = make_anchors([torch.Size((2, 3))], [8], 8)
     assert make_anchors([(2, 3)], (8,), 8) is first and make_anchors([(2, 3)], [8], 4) is not first
     for side in range(1, 40):
@@ -105,7 +105,7 @@ def test_recorded_clipping() -> None:
     torch.testing.assert_close(clip_boxes(source, 150, 200), tensor(record["clipped_to_200x150_no_remove"]))
 
 
-def test_clip_takes_tensors_and_mends_both_sides() -> None:
+def test_clip_takes_tensor_sizes_and_clips_both_sides() -> None:
     clipped = clip_boxes(tensor([[-3, -2, 300, 200]]), torch.tensor(100), torch.tensor(50))
     assert clipped.tolist() == [[0, 0, 49, 99]]
 
@@ -158,7 +158,7 @@ def test_nms_across_blocks() -> None:
     assert kept.tolist() == list(range(0, 1300, 2))
 
 
-def test_labels_do_not_meet() -> None:
+def test_labels_never_suppress_each_other() -> None:
     boxes = tensor([[0, 0, 9, 9]]).expand(3, 4)
     scores = tensor([0.5, 0.9, 0.7])
     assert nms(boxes, scores, torch.tensor([0, 0, 1]), 0.5).tolist() == [1, 2]

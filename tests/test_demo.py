@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The shipped model: small enough, as good on fresh scenes as its card says, and what the example picture needs."""
+"""The shipped model: small enough, as good on fresh scenes as its card says, and right on the example image."""
 
 import importlib.util
 from pathlib import Path
@@ -49,7 +49,7 @@ def processor() -> GlipProcessor:
     return demo_processor()
 
 
-def found_in_the_photo(model: GlipForGrounding, processor: GlipProcessor, text: str | list[str]) -> dict:
+def detect(model: GlipForGrounding, processor: GlipProcessor, text: str | list[str]) -> dict:
     inputs = processor(images=load_demo_photo(), text=text, return_tensors="pt")
     with torch.inference_mode():
         return processor.post_process_grounded_object_detection(model(**inputs), inputs, threshold=0.4)[0]
@@ -62,8 +62,8 @@ def overlap(found: dict, label: str, color: str, kind: str, number: int = 0) -> 
     return box_iou(boxes, torch.tensor([things[number].box], dtype=torch.float32))[:, 0]
 
 
-def test_names_are_found_and_an_absent_one_is_not(model, processor) -> None:
-    found = found_in_the_photo(model, processor, list(DEMO_NAMES))
+def test_class_names_are_found_and_an_absent_one_is_not(model, processor) -> None:
+    found = detect(model, processor, list(DEMO_NAMES))
     assert set(found["text_labels"]) == {"fish", "green star", "yellow cross"}
     assert overlap(found, "fish", "orange", "fish").max() > 0.8
     assert overlap(found, "green star", "green", "star").max() > 0.8
@@ -74,7 +74,7 @@ def test_names_are_found_and_an_absent_one_is_not(model, processor) -> None:
 @pytest.mark.parametrize(("side", "number"), [("left", 0), ("right", 1)])
 def test_a_relation_decides_between_two_like_things(model, processor, side, number) -> None:
     caption = DEMO_CAPTION.replace("left", side)
-    found = found_in_the_photo(model, processor, caption)
+    found = detect(model, processor, caption)
     cross, fish = "the dotted yellow cross", "a fish"
     assert found["text_labels"][:2] in ([cross, fish], [fish, cross])
     best = found["text_labels"].index(cross)
@@ -126,18 +126,18 @@ def test_vocabulary_knows_our_words_and_spells_the_others(processor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "draw", "picture", "size", "tolerance"),
+    ("script", "draw", "path", "size", "tolerance"),
     [
         ("draw_scene.py", "draw_scene", DEMO_PHOTO, (480, 480), 0),
         ("draw_photo.py", "draw_photo", ROOT / "tests/fixtures/images/photo.jpg", (640, 480), 4),  # JPEG of quality 88
     ],
 )
-def test_pictures_are_those_our_scripts_draw(script, draw, picture, size, tolerance) -> None:
+def test_images_are_reproduced_by_our_scripts(script, draw, path, size, tolerance) -> None:
     drawn = np.asarray(getattr(load_script(script), draw)(), dtype=float)
-    with Image.open(picture) as stored:
+    with Image.open(path) as stored:
         assert stored.size == size
         assert abs(drawn - np.asarray(stored.convert("RGB"), dtype=float)).mean() <= tolerance
-    assert picture.stat().st_size < 500_000
+    assert path.stat().st_size < 500_000
 
 
 def test_contact_sheet_of_predictions(tmp_path, monkeypatch) -> None:

@@ -139,7 +139,7 @@ def test_bad_annotations(annotation, message):
         coco_to_target(annotation, 20, 20)
 
 
-# recorded: photo 640 x 480 to 1243 x 491
+# recorded: image 640 x 480 to 1243 x 491
 RECORDED_BOXES = [[330.14, 336.95, 335.48, 345.2], [441.36, 198.34, 463.48, 211.47]]
 RECORDED_RESIZED = [
     [641.1938, 344.6718, 651.5651, 353.1108],

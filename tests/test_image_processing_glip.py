@@ -46,7 +46,7 @@ def processor(processor_class):
     return processor_class(size=SMALL)
 
 
-def make_photo(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+def make_rgb(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     """Smooth colours with noise, uint8 [height, width, 3], no symmetry."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
@@ -54,9 +54,9 @@ def make_photo(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
     return ((waves + random.integers(0, 40, (height, width, 3))) % 256).astype(np.uint8)
 
 
-def expected_pixels(photo: np.ndarray, height: int, width: int) -> np.ndarray:
+def expected_pixels(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
     """The original's steps: PIL resize, /255, BGR, *255, normalise; [3, height, width]."""
-    resized = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
     bgr = (resized.astype(np.float32) / 255)[..., ::-1] * np.float32(255)
     return ((bgr - MEAN_BGR) / STD_BGR).transpose(2, 0, 1)
 
@@ -75,8 +75,8 @@ def expected_pixels(photo: np.ndarray, height: int, width: int) -> np.ndarray:
     ],
 )
 def test_pixels_mask_and_sizes_equal_the_original(processor, height, width, resized):
-    photo = make_photo(height, width)
-    batch = processor(Image.fromarray(photo), return_tensors="pt")
+    rgb = make_rgb(height, width)
+    batch = processor(Image.fromarray(rgb), return_tensors="pt")
     assert set(batch) == {"pixel_values", "pixel_mask", "original_sizes"}
     padded = common_padded_size([resized], 32)
     new_height, new_width = resized
@@ -84,7 +84,7 @@ def test_pixels_mask_and_sizes_equal_the_original(processor, height, width, resi
     assert batch.pixel_values.dtype == torch.float32
     assert batch.pixel_values.shape == (1, 3, *padded)
     pixels = batch.pixel_values[0, :, :new_height, :new_width].numpy()
-    np.testing.assert_array_equal(pixels, expected_pixels(photo, *resized))
+    np.testing.assert_array_equal(pixels, expected_pixels(rgb, *resized))
     assert batch.pixel_values[0, :, new_height:].eq(0).all()
     assert batch.pixel_values[0, :, :, new_width:].eq(0).all()
 
@@ -114,36 +114,36 @@ def test_pixels_equal_the_recorded_ones(processor_class, shared, case):
 
 def test_full_size_pixels_equal_the_recorded_ones(processor_class, shared):
     record = json.loads((shared / "parity/preprocessing/cases.json").read_text())["pixels"]
-    photo = Image.open(shared / "parity" / record["raw"])
-    values = processor_class()(photo, return_tensors="pt").pixel_values[0]
+    rgb = Image.open(shared / "parity" / record["raw"])
+    values = processor_class()(rgb, return_tensors="pt").pixel_values[0]
     assert list(values.shape[1:]) == record["padded_hw"]
     for channel, y, x, value in record["samples"]:
         assert values[channel, y, x].item() == pytest.approx(value, abs=1e-6)
     resized = np.asarray(Image.open(shared / "parity" / record["resized_uint8_rgb"]))
     plain = processor_class(do_normalize=False, do_flip_channel_order=False, do_pad=False)
-    ours = plain(photo, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    ours = plain(rgb, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     np.testing.assert_array_equal(ours, resized)
 
 
 def test_batch_equals_single_and_pads_to_the_largest(processor):
-    photos = [make_photo(48, 64), make_photo(64, 48, 1), make_photo(200, 20, 2)]
-    batch = processor(photos, return_tensors="pt")
+    images = [make_rgb(48, 64), make_rgb(64, 48, 1), make_rgb(200, 20, 2)]
+    batch = processor(images, return_tensors="pt")
     assert batch.pixel_values.shape == (3, 3, 96, 64)
-    for index, photo in enumerate(photos):
-        single = processor(photo, return_tensors="pt")
+    for index, rgb in enumerate(images):
+        single = processor(rgb, return_tensors="pt")
         height, width = single.pixel_values.shape[2:]
         torch.testing.assert_close(
             batch.pixel_values[index, :, :height, :width], single.pixel_values[0], rtol=0, atol=0
         )
         assert batch.pixel_mask[index].sum() == single.pixel_mask.sum()
-        assert batch.original_sizes[index].tolist() == list(photo.shape[:2])
+        assert batch.original_sizes[index].tolist() == list(rgb.shape[:2])
 
 
 @needs_torchvision
 def test_backends_agree_bit_for_bit():
-    photos = [make_photo(90, 70), make_photo(33, 200, 1)]
-    one = GlipImageProcessorPil(size=SMALL)(photos, return_tensors="pt")
-    other = GlipImageProcessor(size=SMALL)(photos, return_tensors="pt", device="cpu")
+    images = [make_rgb(90, 70), make_rgb(33, 200, 1)]
+    one = GlipImageProcessorPil(size=SMALL)(images, return_tensors="pt")
+    other = GlipImageProcessor(size=SMALL)(images, return_tensors="pt", device="cpu")
     for key in one:
         assert torch.equal(one[key], other[key]), key
 
@@ -151,7 +151,7 @@ def test_backends_agree_bit_for_bit():
 @needs_torchvision
 def test_results_go_to_the_device():
     annotation = {"image_id": 1, "annotations": [{"bbox": [1, 1, 5, 5], "category_id": 1}]}
-    batch = GlipImageProcessor(size=SMALL)(make_photo(), annotation, return_tensors="pt", device="meta")
+    batch = GlipImageProcessor(size=SMALL)(make_rgb(), annotation, return_tensors="pt", device="meta")
     assert batch.pixel_values.shape == (1, 3, 64, 64)
     tensors = [*batch["labels"][0].values(), *(batch[key] for key in batch if key != "labels")]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
@@ -166,7 +166,7 @@ def test_results_go_to_the_device():
 def test_resize_on_a_device_is_within_one_grey_level():
     """A device resizes in float and rounds; the same arithmetic on the CPU against PIL."""
     processor = GlipImageProcessor(size=SMALL)
-    pixels = torch.from_numpy(make_photo(300, 200).transpose(2, 0, 1).copy())
+    pixels = torch.from_numpy(make_rgb(300, 200).transpose(2, 0, 1).copy())
     exact = processor.resize(pixels, processor.size)
     size = SizeDict(height=exact.shape[1], width=exact.shape[2])
     other = TorchvisionBackend.resize(processor, pixels.float(), size, antialias=True).round()
@@ -194,36 +194,36 @@ def web(tmp_path):
 
 
 def test_every_kind_of_input_gives_the_same_pixels(processor, tmp_path, web):
-    photo = make_photo()
-    picture = Image.fromarray(photo)
-    picture.save(tmp_path / "photo.png")
-    data = base64.b64encode((tmp_path / "photo.png").read_bytes()).decode()
-    channels_first = np.ascontiguousarray(photo.transpose(2, 0, 1))
+    rgb = make_rgb()
+    pil_image = Image.fromarray(rgb)
+    pil_image.save(tmp_path / "image.png")
+    data = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
+    channels_first = np.ascontiguousarray(rgb.transpose(2, 0, 1))
     inputs = {
-        "array HWC": photo,
+        "array HWC": rgb,
         "array CHW": channels_first,
-        "array 0..1": photo.astype(np.float32) / 255,
-        "array 0..1 double": photo / 255,
-        "array 0..255 float": photo.astype(np.float32),
-        "array int64": photo.astype(np.int64),
-        "array uint16": photo.astype(np.uint16) * 257,
-        "array read-only, big-endian": np.frombuffer(photo.astype(">f4").tobytes(), ">f4").reshape(photo.shape),
-        "array flipped view": photo[:, ::-1].copy()[:, ::-1],
+        "array 0..1": rgb.astype(np.float32) / 255,
+        "array 0..1 double": rgb / 255,
+        "array 0..255 float": rgb.astype(np.float32),
+        "array int64": rgb.astype(np.int64),
+        "array uint16": rgb.astype(np.uint16) * 257,
+        "array read-only, big-endian": np.frombuffer(rgb.astype(">f4").tobytes(), ">f4").reshape(rgb.shape),
+        "array flipped view": rgb[:, ::-1].copy()[:, ::-1],
         "tensor CHW": torch.from_numpy(channels_first),
-        "tensor HWC": torch.from_numpy(photo),
+        "tensor HWC": torch.from_numpy(rgb),
         "tensor 0..1": torch.from_numpy(channels_first) / 255,
         "tensor bfloat16 0..255": torch.from_numpy(channels_first).to(torch.bfloat16),
         "tensor with gradient": (torch.from_numpy(channels_first) / 255).requires_grad_(),
-        "path": tmp_path / "photo.png",
-        "path as text": str(tmp_path / "photo.png"),
-        "URL": f"{web}/photo.png",
+        "path": tmp_path / "image.png",
+        "path as text": str(tmp_path / "image.png"),
+        "URL": f"{web}/image.png",
         "data URI": f"data:image/png;base64,{data}",
-        "list": [photo],
-        "nested list": [[picture]],
-        "4-D array": photo[None],
-        "RGBA": np.concatenate([photo, np.full_like(photo[..., :1], 9)], axis=-1),
+        "list": [rgb],
+        "nested list": [[pil_image]],
+        "4-D array": rgb[None],
+        "RGBA": np.concatenate([rgb, np.full_like(rgb[..., :1], 9)], axis=-1),
     }
-    expected = processor(picture, return_tensors="pt")
+    expected = processor(pil_image, return_tensors="pt")
     for name, image in inputs.items():
         batch = processor(image, return_tensors="pt")
         for key in expected:
@@ -231,14 +231,14 @@ def test_every_kind_of_input_gives_the_same_pixels(processor, tmp_path, web):
 
 
 def test_mixed_and_nested_batches_keep_the_order(processor):
-    photos = [make_photo(seed=seed) for seed in range(4)]
-    mixed = [[Image.fromarray(photos[0]), photos[1]], [torch.from_numpy(photos[2])], [], photos[3]]
-    expected = processor(np.stack(photos), return_tensors="pt")
+    images = [make_rgb(seed=seed) for seed in range(4)]
+    mixed = [[Image.fromarray(images[0]), images[1]], [torch.from_numpy(images[2])], [], images[3]]
+    expected = processor(np.stack(images), return_tensors="pt")
     assert torch.equal(processor(mixed, return_tensors="pt").pixel_values, expected.pixel_values)
 
 
-def test_grey_pictures(processor):
-    grey = make_photo()[..., 0]
+def test_grey_images(processor):
+    grey = make_rgb()[..., 0]
     expected = processor(np.stack([grey] * 3, axis=-1), return_tensors="pt").pixel_values
     sixteen_bit = grey.astype(np.uint16) * 257
     for image in [grey, grey[None], grey[..., None], torch.from_numpy(grey), grey / 255.0]:
@@ -254,7 +254,7 @@ def test_grey_pictures(processor):
 
 
 def test_one_bit_and_bool(processor):
-    mask = make_photo()[..., 0] > 128
+    mask = make_rgb()[..., 0] > 128
     expected = processor(mask.astype(np.uint8) * 255, return_tensors="pt").pixel_values
     for image in [mask, torch.from_numpy(mask), Image.fromarray(mask)]:
         assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
@@ -262,8 +262,8 @@ def test_one_bit_and_bool(processor):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(processor, orientation, tmp_path):
-    upright = make_photo(48, 64)
-    undo = {  # how a camera held that way stores the upright photo
+    upright = make_rgb(48, 64)
+    undo = {  # how a camera held that way stores the upright image
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -294,11 +294,11 @@ def test_exif_orientation(processor, orientation, tmp_path):
     ],
 )
 def test_extreme_shapes(processor, height, width, resized):
-    photo = np.full((height, width, 3), 77, np.uint8)
-    batch = processor(photo, return_tensors="pt")
+    rgb = np.full((height, width, 3), 77, np.uint8)
+    batch = processor(rgb, return_tensors="pt")
     assert batch.pixel_mask.sum() == resized[0] * resized[1]
     assert batch.original_sizes.tolist() == [[height, width]]
-    plain = processor(photo, return_tensors="pt", do_normalize=False, do_pad=False).pixel_values
+    plain = processor(rgb, return_tensors="pt", do_normalize=False, do_pad=False).pixel_values
     assert plain.shape[2:] == resized
     assert plain.eq(77).all()
 
@@ -311,10 +311,10 @@ def test_ten_thousand_pixels_square(processor_class):
 
 
 def test_input_is_left_alone(processor):
-    photo = make_photo()
-    before = photo.copy()
-    processor(photo, size={"height": 48, "width": 64}, return_tensors="pt").pixel_values.zero_()
-    np.testing.assert_array_equal(photo, before)
+    rgb = make_rgb()
+    before = rgb.copy()
+    processor(rgb, size={"height": 48, "width": 64}, return_tensors="pt").pixel_values.zero_()
+    np.testing.assert_array_equal(rgb, before)
 
 
 # --- errors
@@ -324,7 +324,7 @@ BAD_INPUTS = [
     ([[], []], ValueError, "no image to process"),
     (None, TypeError, "got NoneType"),
     ([3], TypeError, "got int"),
-    ([make_photo(), None], TypeError, "got NoneType"),
+    ([make_rgb(), None], TypeError, "got NoneType"),
     (np.zeros((0, 5, 3), np.uint8), ValueError, "at least one pixel.*0, 5, 3"),
     (Image.new("RGB", (0, 5)), ValueError, "at least one pixel"),
     (torch.zeros(3, 5, 0), ValueError, "at least one pixel"),
@@ -342,7 +342,7 @@ BAD_INPUTS = [
     (np.array([["a", "b"]]), ValueError, "not an image"),
     ("", FileNotFoundError, "no image file"),
     ("x" * 100_000, FileNotFoundError, "no image file 'xxx"),
-    ("photo\0.png", FileNotFoundError, "no image file"),
+    ("image\0.png", FileNotFoundError, "no image file"),
     ("data:image/png;base64,AAAA", ValueError, "Cannot read the image 'data:image"),
 ]
 
@@ -353,14 +353,14 @@ def test_bad_input(processor, images, error, message):
         processor(images, return_tensors="pt")
 
 
-def test_bad_picture_in_a_batch_is_named(processor):
+def test_bad_image_in_a_batch_is_named(processor):
     with pytest.raises(ValueError, match="Image 1 of 2.*NaN"):
-        processor([make_photo(), np.full((5, 6, 3), np.nan)], return_tensors="pt")
+        processor([make_rgb(), np.full((5, 6, 3), np.nan)], return_tensors="pt")
 
 
 def test_damaged_files_are_named(processor, tmp_path, web):
     buffer = io.BytesIO()
-    Image.fromarray(make_photo(200, 200)).save(buffer, "JPEG")
+    Image.fromarray(make_rgb(200, 200)).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     (tmp_path / "page.jpg").write_text("<html>not found</html>")
     for image in [tmp_path / "cut.jpg", str(tmp_path / "cut.jpg"), f"{web}/cut.jpg"]:
@@ -389,14 +389,14 @@ def test_damaged_files_are_named(processor, tmp_path, web):
 )
 def test_bad_options(processor, options, message):
     with pytest.raises(ValueError, match=message):
-        processor(make_photo(), return_tensors="pt", **options)
+        processor(make_rgb(), return_tensors="pt", **options)
 
 
 # --- options
 
 
 def test_defaults_are_the_original_ones(processor_class):
-    batch = processor_class()(make_photo(), return_tensors="pt")
+    batch = processor_class()(make_rgb(), return_tensors="pt")
     assert batch.pixel_values.shape == (1, 3, 800, 1088)
     assert batch.pixel_mask[0].sum() == 800 * 1066
 
@@ -415,37 +415,37 @@ def test_defaults_are_the_original_ones(processor_class):
     ],
 )
 def test_options_by_call_and_by_constructor(processor, processor_class, options, shape):
-    by_call = processor(make_photo(), return_tensors="pt", **options)
-    by_constructor = processor_class(**{"size": SMALL, **options})(make_photo(), return_tensors="pt")
+    by_call = processor(make_rgb(), return_tensors="pt", **options)
+    by_constructor = processor_class(**{"size": SMALL, **options})(make_rgb(), return_tensors="pt")
     assert by_call.pixel_values.shape == (1, 3, *shape)
     assert by_call.pixel_mask.shape == (1, *shape)
     assert torch.equal(by_call.pixel_values, by_constructor.pixel_values)
 
 
-def test_unit_range_statistics_give_the_same_numbers(processor):
+def test_unit_range_statistics_give_the_same_values(processor):
     options = {
         "do_rescale": True,
         "image_mean": [0.406, 0.456, 0.485],
         "image_std": [0.225, 0.224, 0.229],
     }
-    ours = processor(make_photo(), return_tensors="pt").pixel_values
-    theirs = processor(make_photo(), return_tensors="pt", **options).pixel_values
+    ours = processor(make_rgb(), return_tensors="pt").pixel_values
+    theirs = processor(make_rgb(), return_tensors="pt", **options).pixel_values
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
 def test_return_types(processor):
-    photos = [make_photo(48, 64), make_photo(64, 48)]
-    arrays = processor(photos, return_tensors="np")
+    images = [make_rgb(48, 64), make_rgb(64, 48)]
+    arrays = processor(images, return_tensors="np")
     assert arrays["pixel_values"].dtype == np.float32
     assert arrays["pixel_mask"].dtype == arrays["original_sizes"].dtype == np.int64
-    lists = processor(photos, do_pad=False)
+    lists = processor(images, do_pad=False)
     assert [tuple(values.shape) for values in lists["pixel_values"]] == [(3, 40, 53), (3, 53, 40)]
     with pytest.raises(ValueError, match="do_pad=False"):
-        processor(photos, do_pad=False, return_tensors="pt")
+        processor(images, do_pad=False, return_tensors="pt")
 
 
 def test_cast_touches_floats_only(processor):
-    batch = processor(make_photo(), return_tensors="pt").to(torch.float16)
+    batch = processor(make_rgb(), return_tensors="pt").to(torch.float16)
     assert batch.pixel_values.dtype == torch.float16
     assert batch.pixel_mask.dtype == batch.original_sizes.dtype == torch.int64
 
@@ -457,8 +457,8 @@ def test_save_and_reload(processor_class, reload_class, tmp_path):
     second = reload_class.from_pretrained(tmp_path)
     assert second.to_dict() == first.to_dict()
     assert second.to_dict()["image_processor_type"] == "GlipImageProcessor"
-    batch = second(make_photo(), return_tensors="pt")
-    assert torch.equal(batch.pixel_values, first(make_photo(), return_tensors="pt").pixel_values)
+    batch = second(make_rgb(), return_tensors="pt")
+    assert torch.equal(batch.pixel_values, first(make_rgb(), return_tensors="pt").pixel_values)
 
 
 def test_instances_do_not_share_defaults(processor_class):
@@ -503,7 +503,7 @@ def thing(bbox, category_id=1, **more):
 
 
 def test_annotations_by_hand(processor):
-    photo = make_photo(100, 50)  # becomes 70 x 35: the factor is 0.7 both ways
+    rgb = make_rgb(100, 50)  # becomes 70 x 35: the factor is 0.7 both ways
     annotation = coco(
         thing([10, 20, 11, 31], 3, area=200.0),  # xyxy 10 20 20 50
         thing([40, 90, 30, 30], 4),  # clipped to the last pixel: 40 90 49 99
@@ -511,7 +511,7 @@ def test_annotations_by_hand(processor):
         thing([60, 10, 5, 5], 6),  # outside
         thing([5, 5, 1, 9], 8),  # one pixel wide has no extent in the original's reading
     )
-    batch = processor(photo, annotations=annotation, return_tensors="pt")
+    batch = processor(rgb, annotations=annotation, return_tensors="pt")
     (target,) = batch["labels"]
     expected = torch.tensor([[7.0, 14, 14, 35], [28, 63, 34.3, 69.3]])
     torch.testing.assert_close(target["boxes"], expected)
@@ -526,18 +526,18 @@ def test_annotations_by_hand(processor):
 
 
 @pytest.mark.parametrize("annotation", [coco(), coco(thing([1, 1, 5, 5], iscrowd=1))])
-def test_picture_without_boxes(processor, annotation):
-    (target,) = processor(make_photo(), annotations=[annotation], return_tensors="pt")["labels"]
+def test_image_without_boxes(processor, annotation):
+    (target,) = processor(make_rgb(), annotations=[annotation], return_tensors="pt")["labels"]
     assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
     assert target["class_labels"].shape == (0,) and target["class_labels"].dtype == torch.int64
     assert target["area"].shape == (0,)
 
 
-def test_annotations_stay_with_their_pictures(processor):
-    photos = [make_photo(100, 50), make_photo(40, 40)]
+def test_annotations_stay_with_their_images(processor):
+    images = [make_rgb(100, 50), make_rgb(40, 40)]
     annotations = [coco(thing([0, 0, 11, 11]), image_id=1), coco(thing([0, 0, 5, 5]), image_id=2)]
     for return_tensors in ("pt", "np"):
-        labels = processor(photos, annotations, return_tensors=return_tensors)["labels"]
+        labels = processor(images, annotations, return_tensors=return_tensors)["labels"]
         assert [target["image_id"].tolist() for target in labels] == [[1], [2]]
         assert [np.round(target["boxes"].tolist(), 3).tolist() for target in labels] == [
             [[0, 0, 7, 7]],
@@ -545,11 +545,11 @@ def test_annotations_stay_with_their_pictures(processor):
         ]
 
 
-def test_one_annotation_per_picture(processor):
+def test_one_annotation_per_image(processor):
     with pytest.raises(ValueError, match="2 annotations for 1 images"):
-        processor(make_photo(), annotations=[coco(), coco()], return_tensors="pt")
+        processor(make_rgb(), annotations=[coco(), coco()], return_tensors="pt")
     with pytest.raises(ValueError, match="'image_id' and 'annotations'"):
-        processor(make_photo(), annotations=[[1, 2]], return_tensors="pt")
+        processor(make_rgb(), annotations=[[1, 2]], return_tensors="pt")
 
 
 # --- post-processing

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Reading pictures: file modes, channel order, value ranges (whole inputs: with the processors)."""
+"""Reading images: file modes, channel order, value ranges (whole inputs: with the processors)."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 from glip_hf.image_processing_pil_glip import fetch_images, flatten_images, load_image, read_pixels
 
 
-def make_photo(seed: int = 0) -> np.ndarray:
+def make_rgb(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
@@ -22,22 +22,22 @@ def as_array(image) -> np.ndarray:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mode", ["P", "P with alpha bytes", "RGBA", "CMYK", "YCbCr", "tRNS"])
 def test_file_modes_are_read_as_pil_converts_them(mode, tmp_path):
-    picture = Image.fromarray(make_photo())
-    path = tmp_path / "photo.png"
+    pil_image = Image.fromarray(make_rgb())
+    path = tmp_path / "image.png"
     if mode.startswith("P"):
         alpha = {"transparency": bytes(range(0, 256, 4))} if "alpha" in mode else {}
-        picture.quantize(64).save(path, **alpha)
-        expected = picture.quantize(64).convert("RGB")
+        pil_image.quantize(64).save(path, **alpha)
+        expected = pil_image.quantize(64).convert("RGB")
     elif mode == "tRNS":
-        picture.save(path, transparency=tuple(make_photo()[3, 4].tolist()))
-        expected = picture
+        pil_image.save(path, transparency=tuple(make_rgb()[3, 4].tolist()))
+        expected = pil_image
     elif mode == "RGBA":
-        picture.putalpha(Image.fromarray(make_photo(5)[..., 0]))
-        picture.save(path)
-        expected = make_photo()  # the colours below, whatever the alpha
+        pil_image.putalpha(Image.fromarray(make_rgb(5)[..., 0]))
+        pil_image.save(path)
+        expected = make_rgb()  # the colours below, whatever the alpha
     else:
-        path = tmp_path / "photo.tif"
-        picture.convert(mode).save(path)
+        path = tmp_path / "image.tif"
+        pil_image.convert(mode).save(path)
         expected = Image.open(path).convert("RGB")
     np.testing.assert_array_equal(as_array(load_image(path)), np.asarray(expected))
 
@@ -51,13 +51,13 @@ def test_sixteen_bit_files_are_scaled_not_clipped(suffix, tmp_path):
 
 
 def test_channels_are_kept_without_conversion():
-    photo = make_photo()
-    for image in [photo, photo[..., :1], np.dstack([photo, photo[..., 0]])]:
+    rgb = make_rgb()
+    for image in [rgb, rgb[..., :1], np.dstack([rgb, rgb[..., 0]])]:
         channels = image.shape[-1]
         kept = read_pixels(image, do_convert_rgb=False)
         assert kept.shape == (channels, 48, 64)
-    assert read_pixels(Image.fromarray(photo).convert("1"), None, False).shape == (1, 48, 64)
-    assert read_pixels(Image.fromarray(photo).convert("CMYK"), None, False).shape == (3, 48, 64)
+    assert read_pixels(Image.fromarray(rgb).convert("1"), None, False).shape == (1, 48, 64)
+    assert read_pixels(Image.fromarray(rgb).convert("CMYK"), None, False).shape == (3, 48, 64)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_every_type_holds_the_same_values(values):
 
 
 def test_nesting():
-    photo = make_photo()
-    nested = fetch_images([photo, [photo, []], (photo,)])
+    rgb = make_rgb()
+    nested = fetch_images([rgb, [rgb, []], (rgb,)])
     assert [type(entry) for entry in nested] == [np.ndarray, list, list]
     assert len(flatten_images(nested)) == 3
-    assert len(flatten_images([np.stack([photo] * 2), torch.zeros(3, 3, 5, 5)])) == 5
+    assert len(flatten_images([np.stack([rgb] * 2), torch.zeros(3, 3, 5, 5)])) == 5

@@ -65,17 +65,17 @@ def test_candidates_are_the_nearest_of_each_level() -> None:
     assert assign_atss(levels, [3, 1], tensor([0, 0, 9, 9]), top_k=9).tolist() == [0, -1, -1, -1]
 
 
-def test_a_box_outside_the_picture_or_inside_out_gets_nothing() -> None:
+def test_a_box_outside_the_image_or_inside_out_has_no_location() -> None:
     assert assign_atss(ROW, [3], tensor([500, 500, 520, 520], [20, 9, 3, 2])).tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("counts", [(0, 3, 0, 7), (1,), (0, 0), (12, 5)])
-def test_a_batch_is_assigned_as_its_pictures(counts) -> None:
+def test_a_batch_is_assigned_as_its_images(counts) -> None:
     generator = torch.Generator().manual_seed(len(counts))
     shapes = [(12, 15), (6, 8), (3, 4)]
     anchors, sizes = make_anchors(shapes, [8, 16, 32], 4), [height * width for height, width in shapes]
     corners = [torch.randint(0, 90, (count, 2), generator=generator).float() for count in counts]
-    # Whole numbers: many anchors are equally far away
+    # Integers: many anchors are equally far away
     boxes = [torch.cat([c, c + torch.randint(5, 60, c.shape, generator=generator)], dim=1) for c in corners]
     found = assign_atss_batch(anchors, sizes, boxes)
     assert found.shape == (len(counts), len(anchors))
@@ -126,8 +126,8 @@ def test_focal_loss_and_its_gradient(alpha, gamma) -> None:
     assert torch.autograd.gradcheck(lambda x: token_focal_loss(x, targets, mask, alpha, gamma), [logits])
 
 
-def test_focal_loss_of_sure_answers() -> None:
-    # Right and sure: small numbers keep their digits. Wrong and sure: finite.
+def test_focal_loss_of_confident_logits() -> None:
+    # Confident and right: small values keep their digits. Confident and wrong: finite.
     logits, ones = torch.tensor([[[-12.0, 12.0, -90.0, 90.0]]]).requires_grad_(), torch.ones(1, 4)
     targets = torch.tensor([[[0.0, 1.0, 1.0, 0.0]]])
     exact = textbook_focal_loss(logits[..., :2].double(), targets[..., :2], ones[:, :2], 0.25, 2)
@@ -189,7 +189,7 @@ def test_a_batch_without_boxes() -> None:
     assert bool(grads["head.text_projection.weight"].any())
 
 
-def test_a_picture_without_boxes_only_adds_negatives() -> None:
+def test_an_image_without_boxes_only_adds_negatives() -> None:
     model, labels = tiny_model(), tiny_labels()
     both, grads = gradients(model, [labels[0], no_boxes()])
     assert all(bool(g.isfinite().all()) for g in grads.values() if g is not None)
@@ -257,7 +257,7 @@ def test_padding_of_the_caption_does_not_change_the_loss() -> None:
             torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_outputs_are_lossed_in_float32() -> None:
+def test_half_precision_loss_is_computed_in_float32() -> None:
     model, inputs, labels = tiny_model(), tiny_inputs(), tiny_labels()
     expected = model(**inputs, labels=labels).loss
     with torch.autocast("cpu", torch.bfloat16):

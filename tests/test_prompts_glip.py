@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Names and phrases to captions, spans and token maps."""
+"""Class names and phrases to captions, spans and positive maps."""
 
 import json
 from pathlib import Path
@@ -96,13 +96,13 @@ def test_chunk(length, size, lengths):
 
 
 @pytest.mark.parametrize("size", [0, -2])
-def test_chunk_refuses_sizes_that_make_no_sense(size):
+def test_chunk_refuses_invalid_sizes(size):
     with pytest.raises(ValueError, match=f"chunk_size={size}"):
         chunk([1], size)
 
 
-def test_spans_are_built_not_searched():
-    """A "car" inside a "cart" that comes first keeps its own place."""
+def test_spans_are_noted_not_searched():
+    """A "car" after a "cart" keeps its own span."""
     prompt = build_prompt(make_names(["cart", "car", "cart"]))
     assert prompt.caption == "cart. car. cart"
     assert prompt.spans == [[(0, 4)], [(6, 9)], [(11, 15)]]
@@ -178,8 +178,8 @@ def test_a_name_that_fits_no_caption_is_named(tokenizer):
         build_prompts(make_names(["dog " * 253]), tokenizer, negative_names=["sky"])
 
 
-def test_words_that_run_together_still_fit(tokenizer):
-    """With no separator names join into new words: costs do not add up, captions must fit all the
+def test_class_names_that_run_together_still_fit(tokenizer):
+    """Without a separator class names join into new words: costs do not add up, captions must fit all the
     same."""
     prompts = build_prompts(make_names(["cat", "zebra", "dog"] * 100), tokenizer, separator="")
     assert [label for prompt in prompts for label in prompt.label_ids] == list(range(300))
@@ -414,5 +414,5 @@ def test_parity_positive_maps_of_whole_runs(shared, bert):
         assert {str(row): tokens for row, tokens in rows} == expected
 
 
-def test_name_is_a_value():
+def test_name_equality_and_full_text():
     assert Name("cat", 0) == Name("cat", 0) and Name("cat", 0, "a ", " b").full_text == "a cat b"

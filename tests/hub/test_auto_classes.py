@@ -53,8 +53,8 @@ import importlib, socket, sys
 socket.socket.connect = lambda *a: sys.exit("network at import")
 import glip_hf
 importlib.reload(glip_hf)
-shelf = [getattr(glip_hf, name) for name in glip_hf.__all__]
-assert not [c for c in shelf if getattr(c, "_auto_class", None) is not None]
+public = [getattr(glip_hf, name) for name in glip_hf.__all__]
+assert not [c for c in public if getattr(c, "_auto_class", None) is not None]
 """
     assert run_python(code) == ""
 

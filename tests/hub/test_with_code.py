@@ -18,7 +18,7 @@ from glip_hf.hub_glip import AUTO_CONFIG, AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR
 
 from .loading import LOAD, check
 
-SHELF = sorted(Path(glip_hf.__file__).parent.glob("*_glip.py"))
+FLAT_FILES = sorted(Path(glip_hf.__file__).parent.glob("*_glip.py"))
 AGAIN = """
 model.save_pretrained("again")
 processor.save_pretrained("again")
@@ -34,14 +34,14 @@ with torch.inference_mode():
 def test_loads_and_computes_the_same_without_glip_hf(saved, run_python, tmp_path) -> None:
     model, processor = GlipForGrounding.from_pretrained(saved), GlipProcessor.from_pretrained(saved)
     directory = save_with_code(tmp_path / "glip-code", model, processor)
-    assert [path.name for path in sorted(directory.glob("*.py"))] == [path.name for path in SHELF]
+    assert [path.name for path in sorted(directory.glob("*.py"))] == [path.name for path in FLAT_FILES]
     results = tmp_path / "results.pt"
     run_python(LOAD + AGAIN, directory, PHOTO, results, installed=False)
     check(torch.load(results), saved)
 
 
-@pytest.mark.parametrize("path", SHELF, ids=lambda path: path.stem)
-def test_shelf_imports_itself_and_the_required_packages_only(path) -> None:
+@pytest.mark.parametrize("path", FLAT_FILES, ids=lambda path: path.stem)
+def test_flat_files_import_each_other_and_the_required_packages_only(path) -> None:
     """Transformers refuses custom code that needs more, and finds only `from .module import`."""
     tree = ast.parse(path.read_text())
     relative = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
@@ -52,7 +52,7 @@ def test_shelf_imports_itself_and_the_required_packages_only(path) -> None:
     assert set(get_imports(path)) - set(sys.stdlib_module_names) <= packages
 
 
-def test_auto_maps_name_what_exists_and_reach_the_whole_shelf() -> None:
+def test_auto_maps_name_existing_classes_and_reach_all_flat_files() -> None:
     maps = AUTO_CONFIG | AUTO_IMAGE_PROCESSOR | AUTO_PROCESSOR
     names = [name for value in maps.values() for name in ([value] if isinstance(value, str) else value)]
     reached = set()
@@ -61,4 +61,4 @@ def test_auto_maps_name_what_exists_and_reach_the_whole_shelf() -> None:
         path = Path(glip_hf.__file__).parent / f"{module}.py"
         assert re.search(rf"^class {cls}\b", path.read_text(), re.MULTILINE)
         reached |= {path.name, *(Path(file).name for file in get_relative_import_files(path))}
-    assert reached == {path.name for path in SHELF}
+    assert reached == {path.name for path in FLAT_FILES}

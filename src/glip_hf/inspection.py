@@ -1,7 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What a model is, without loading its weights: behind `glip info`, and the checks before `glip
-ground`.
-"""
+"""What a model is, without loading its weights: behind `glip info`, and the checks before `glip ground`."""
 
 from pathlib import Path
 from typing import Any
@@ -45,8 +43,7 @@ def describe(source: str) -> dict[str, Any]:
     """Variant, parameters, sizes and configuration of a model, ready for JSON.
 
     Args:
-        source: a converted model (directory or Hub id; only its config is read) or an original
-            checkpoint (file).
+        source: a converted model (directory or Hub id; only its config is read) or an original checkpoint (file).
 
     Raises:
         ValueError: if it is none of these.

@@ -7,28 +7,16 @@ from .. import hub_glip
 from .record import ConversionRecord
 from .variants import FAMILIES
 
-# Zero-shot numbers of arXiv 2112.03857 and its release notes: COCO val2017 AP, LVIS minival APr
-# (two entries: the checkpoint itself / the one picked for LVIS), ODinW-13 mean AP.
-PUBLISHED: dict[str, dict[str, str]] = {
-    "glip_a_tiny_o365": {"COCO AP": "42.9", "ODinW-13 AP": "28.7"},
-    "glip_tiny_model_o365": {"COCO AP": "44.9", "LVIS minival APr": "13.5", "ODinW-13 AP": "33.2"},
-    "glip_tiny_model_o365_goldg": {
-        "COCO AP": "46.7",
-        "LVIS minival APr": "14.3 / 17.7",
-        "ODinW-13 AP": "44.4",
-    },
-    "glip_tiny_model_o365_goldg_cc_sbu": {
-        "COCO AP": "46.6",
-        "LVIS minival APr": "17.6 / 20.1",
-        "ODinW-13 AP": "42.7",
-    },
-    "glip_large_model": {
-        "COCO AP": "51.4",
-        "LVIS minival APr": "29.3 / 30.1",
-        "ODinW-13 AP": "51.2",
-    },
-}
 _COLUMNS = ("COCO AP", "LVIS minival APr", "ODinW-13 AP")
+PUBLISHED: dict[str, tuple[str, str, str]] = {
+    "glip_a_tiny_o365": ("42.9", "-", "28.7"),
+    "glip_tiny_model_o365": ("44.9", "13.5", "33.2"),
+    "glip_tiny_model_o365_goldg": ("46.7", "14.3 / 17.7", "44.4"),
+    "glip_tiny_model_o365_goldg_cc_sbu": ("46.6", "17.6 / 20.1", "42.7"),
+    "glip_large_model": ("51.4", "29.3 / 30.1", "51.2"),
+}
+"""Zero-shot results of arXiv 2112.03857 and its release notes: COCO val2017 AP, LVIS minival APr (two entries: the
+checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
@@ -77,14 +65,9 @@ def _published(record: ConversionRecord) -> str:
         if stem in names
         else "Which of them this file is, if any, its weights do not tell."
     )
-    rows = [
-        f"| {name} | " + " | ".join(PUBLISHED[name].get(column, "-") for column in _COLUMNS) + " |" for name in names
-    ]
+    rows = [f"| {name} | {' | '.join(PUBLISHED[name])} |" for name in names]
     return (
         "*Published* zero-shot results of the released checkpoints of this architecture, from the "
         f"paper and its release notes; they were not measured on this conversion. {stated}\n\n"
         f"| checkpoint | {' | '.join(_COLUMNS)} |\n|---|{'---|' * len(_COLUMNS)}\n" + "\n".join(rows)
     )
-
-
-__all__ = ["PUBLISHED", "build_model_card"]

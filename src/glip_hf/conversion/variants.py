@@ -1,9 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which GLIP a checkpoint is: told by keys and shapes, and a config where they cannot tell."""
+"""Which GLIP a checkpoint is: told by keys and shapes, and by a config where they cannot tell."""
 
 import json
 import os
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..configuration_glip import PRESETS, GlipConfig
+from ..modeling_glip import GlipForGrounding
 from .weight_map import is_buffer, is_fused, to_original
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -19,9 +21,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "GLIP-L": tuple(name for name in PRESETS if name.startswith("glip_large_model")),
 }
 """Released architectures and their checkpoints; the first is the preset that is used."""
-
-UNKNOWABLE = ("text_config.num_attention_heads", "fusion_heads")
-"""What no shape tells: how a width is shared out among heads."""
 
 
 class VariantError(ValueError):
@@ -39,40 +38,34 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in tensors:
-            raise VariantError(f"This is no GLIP checkpoint: it has no tensor {key}. {_sample(tensors)}")
+            names = list(tensors)
+            held = f"{len(names)} tensors, from {names[0]} to {names[-1]}" if names else "no tensors"
+            raise VariantError(f"This is not a GLIP checkpoint: it has no tensor {key}. It has {held}.")
         return tuple(tensors[key].shape)
 
-    def count(template: str) -> int:
-        number = 0
-        while template.format(number) in tensors:
-            number += 1
-        return number
+    def number_of(template: str) -> int:
+        return next(number for number in count() if template.format(number) not in tensors)
 
     swin, bert, head = "backbone.body", "language_backbone.body.model", "rpn.head"
     fused = is_fused(tensors)
     patches = shape(f"{swin}.patch_embed.proj.weight")
     block = f"{swin}.layers.{{}}.blocks.{{}}"
-    stages = count(f"{swin}.layers.{{}}.blocks.0.norm1.weight")
+    stages = max(1, number_of(f"{swin}.layers.{{}}.blocks.0.norm1.weight"))  # of none, the first is reported
     tables = [shape(f"{block.format(stage, 0)}.attn.relative_position_bias_table") for stage in range(stages)]
-    if not tables:
-        raise VariantError(f"This is no GLIP checkpoint: it has no Swin block. {_sample(tensors)}")
-    words = shape(f"{bert}.embeddings.word_embeddings.weight")
+    vocabulary = shape(f"{bert}.embeddings.word_embeddings.weight")
     mlp = shape(f"{block.format(0, 0)}.mlp.fc1.weight")
     slots, dyconv = (3, 2) if fused else (1, 0)
-    blocks = 0
-    while f"{head}.dyhead_tower.{slots * blocks + dyconv}.offset.weight" in tensors:
-        blocks += 1
+    towers = (f"{head}.dyhead_tower.{slots * number + dyconv}.offset.weight" for number in count())
     channels = shape("backbone.fpn.fpn_inner2.weight")[0]
     relu = shape(f"{head}.dyhead_tower.{dyconv}.relu.fc.0.weight")
-    logits = f"{head}.cls_logits.weight"
-    prompts = "rpn.tunable_linear.weight"
+    logits, prompts = f"{head}.cls_logits.weight", "rpn.tunable_linear.weight"
     fields: dict[str, Any] = {
         "backbone_config": {
             "model_type": "swin",
             "embed_dim": patches[0],
             "num_channels": patches[1],
             "patch_size": patches[2],
-            "depths": [count(f"{swin}.layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(stages)],
+            "depths": [number_of(f"{swin}.layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(stages)],
             "num_heads": [table[1] for table in tables],
             "window_size": (round(tables[0][0] ** 0.5) + 1) // 2,
             "mlp_ratio": mlp[0] / mlp[1],
@@ -80,15 +73,15 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         },
         "text_config": {
             "model_type": "bert",
-            "vocab_size": words[0],
-            "hidden_size": words[1],
-            "num_hidden_layers": count(f"{bert}.encoder.layer.{{}}.output.dense.weight"),
+            "vocab_size": vocabulary[0],
+            "hidden_size": vocabulary[1],
+            "num_hidden_layers": number_of(f"{bert}.encoder.layer.{{}}.output.dense.weight"),
             "intermediate_size": shape(f"{bert}.encoder.layer.0.intermediate.dense.weight")[0],
             "max_position_embeddings": shape(f"{bert}.embeddings.position_embeddings.weight")[0],
             "type_vocab_size": shape(f"{bert}.embeddings.token_type_embeddings.weight")[0],
         },
         "d_model": channels,
-        "num_blocks": blocks,
+        "num_blocks": next(number for number, key in enumerate(towers) if key not in tensors),
         "use_fusion": fused,
         "dynamic_relu_reduction": channels // max(relu[0], 1),
         "num_class_channels": shape(logits)[0] if logits in tensors else 0,
@@ -103,34 +96,25 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def _sample(tensors: Mapping[str, Tensor]) -> str:
-    names = list(tensors)
-    return f"It has {len(names)} tensors, from {names[0]} to {names[-1]}." if names else "It has no tensors."
-
-
 def _differences(fields: Mapping[str, Any], config: GlipConfig) -> list[str]:
     """Fields of `config` that contradict what the shapes tell, a line for each."""
-    found = []
+    lines = []
     for name, value in fields.items():
-        if isinstance(value, dict):
-            section = getattr(config, name)
-            pairs = [(f"{name}.{key}", item, getattr(section, key, None)) for key, item in value.items()]
-        else:
-            pairs = [(name, value, getattr(config, name))]
-        for path, told, given in pairs:
-            same = list(told) == list(given) if isinstance(told, list) and given is not None else told == given
-            if not same and not (path.endswith("patch_size") and isinstance(given, list | tuple)):
-                found.append(f"{path}: the tensors say {told}, the config says {given}")
-    return found
+        nested, section = (value, getattr(config, name)) if isinstance(value, dict) else ({name: value}, config)
+        for key, told in nested.items():
+            given = getattr(section, key, None)
+            if key == "patch_size" and isinstance(given, list | tuple):
+                continue
+            if told != (list(given) if isinstance(given, tuple) else given):
+                path = key if section is config else f"{name}.{key}"
+                lines.append(f"{path}: the tensors say {told}, the config says {given}")
+    return lines
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> str | None:
-    """The released architecture (a key of `FAMILIES`) these tensors have, or None."""
+    """The released architecture (a key of `FAMILIES`) that these tensors have, or None."""
     fields = infer_fields(tensors)
-    for family in FAMILIES:
-        if not _differences(fields, _preset(family, fields)):
-            return family
-    return None
+    return next((family for family in FAMILIES if not _differences(fields, _preset(family, fields))), None)
 
 
 def _preset(family: str, fields: Mapping[str, Any]) -> GlipConfig:
@@ -142,39 +126,35 @@ def _preset(family: str, fields: Mapping[str, Any]) -> GlipConfig:
 def build_config(
     tensors: Mapping[str, Tensor], config: str | os.PathLike[str] | GlipConfig | None = None
 ) -> tuple[GlipConfig, str | None]:
-    """The configuration of a checkpoint, and its family (a key of `FAMILIES`, None for other
-    sizes).
+    """The configuration of a checkpoint, and its family (a key of `FAMILIES`, None for other sizes).
 
     Args:
-        tensors: the original state dict without `module.` prefix. Only shapes are used (and one
-            anchor).
-        config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one, or a
-            directory with a config.json.
+        tensors: the original state dict without `module.` prefix. Only shapes are used (and one anchor).
+        config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one, or a directory with a
+            config.json.
 
     Raises:
-        VariantError: if a config is needed and was not given, cannot be read, or contradicts the
-            tensors.
+        VariantError: if a config is needed and was not given, cannot be read, or contradicts the tensors.
     """
+    fields = infer_fields(tensors)
     family = recognise(tensors)
     if config is None:
         if family is None:
-            told = json.dumps(infer_fields(tensors))
             raise VariantError(
-                f"This is none of the released sizes, and shapes do not tell {' and '.join(UNKNOWABLE)}: give a "
-                f"config (--config FILE). The shapes tell: {told}"
+                "This is none of the released sizes, and shapes do not tell text_config.num_attention_heads and "
+                f"fusion_heads: give a config (--config FILE). The shapes tell: {json.dumps(fields)}"
             )
-        chosen = _preset(family, infer_fields(tensors))
+        chosen = _preset(family, fields)
     else:
         chosen = config if isinstance(config, GlipConfig) else load_config(config)
-        differences = _differences(infer_fields(tensors), chosen)
-        if differences:
-            culprits = "\n  ".join(mismatches(tensors, chosen)[:20])
-            raise VariantError(
-                "The config contradicts the checkpoint.\n  "
-                + "\n  ".join(differences)
-                + (f"\nTensors concerned:\n  {culprits}" if culprits else "")
-            )
-    problems = mismatches(tensors, chosen)
+    differences, problems = _differences(fields, chosen), mismatches(tensors, chosen)
+    if differences:
+        culprits = "\n  ".join(problems[:20])
+        raise VariantError(
+            "The config contradicts the checkpoint.\n  "
+            + "\n  ".join(differences)
+            + (f"\nTensors concerned:\n  {culprits}" if culprits else "")
+        )
     if problems:
         raise VariantError("The checkpoint does not fit its config:\n  " + "\n  ".join(problems[:40]))
     return chosen, family
@@ -182,8 +162,6 @@ def build_config(
 
 def expected_tensors(config: GlipConfig) -> dict[str, Tensor]:
     """The original state dict of a model of this config: meta tensors in standard order."""
-    from ..modeling_glip import GlipForGrounding
-
     with torch.device("meta"):
         ours = GlipForGrounding(config).state_dict()
     return {key: tensor.to("meta") for key, tensor in to_original(ours, config.anchor_scale).items()}
@@ -192,7 +170,7 @@ def expected_tensors(config: GlipConfig) -> dict[str, Tensor]:
 def mismatches(tensors: Mapping[str, Tensor], config: GlipConfig) -> list[str]:
     """What keeps these original tensors from filling a model of this config, a line for each.
 
-    Buffers may be absent; everything else must be there, of the model's shape, and nothing besides.
+    Buffers may be absent; everything else must be there, of the model's shape, and nothing else.
     """
     expected = expected_tensors(config)
     lines = []
@@ -226,15 +204,3 @@ def load_config(source: str | os.PathLike[str]) -> GlipConfig:
     if "backbone_config" not in content and "d_model" not in content:
         raise VariantError(f"--config {source}: not a GlipConfig (it has neither backbone_config nor d_model).")
     return GlipConfig.from_dict(content)
-
-
-__all__ = [
-    "FAMILIES",
-    "VariantError",
-    "build_config",
-    "expected_tensors",
-    "infer_fields",
-    "load_config",
-    "mismatches",
-    "recognise",
-]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizer
 
-from tests.data.original_formats import SIZES, coco_content, encoded_picture, save_pictures, write_tsv
+from tests.data.original_formats import SIZES, coco_content, encoded_image, save_images, write_tsv
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
@@ -28,7 +28,7 @@ def real_tokenizer(shared):
 @pytest.fixture
 def coco_set(tmp_path):
     """A COCO set: keyword arguments of its spec."""
-    images = save_pictures(tmp_path / "photos", SIZES)
+    images = save_images(tmp_path / "photos", SIZES)
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(coco_content()))
     return {"format": "coco", "annotations": str(file), "images": str(images)}
@@ -38,7 +38,7 @@ def coco_set(tmp_path):
 def mdetr_set(tmp_path):
     """A grounding set of two folders: keyword arguments of its spec."""
     for folder in ("vg", "coco"):
-        save_pictures(tmp_path / folder, SIZES[:2])
+        save_images(tmp_path / folder, SIZES[:2])
     caption = "a cat next to two dogs on the sofa . a cat ."
     content = {
         "images": [
@@ -76,8 +76,8 @@ def tsv_set(tmp_path):
     """A TSV set: the folder with its parts and `train.yaml`."""
     folder = tmp_path / "tsv"
     folder.mkdir()
-    pictures = [base64.b64encode(encoded_picture(w, h, (i, 0, 0))).decode() for i, (w, h) in enumerate(SIZES)]
-    write_tsv(folder / "img.tsv", [(str(20 + i), "between", data) for i, data in enumerate(pictures)])
+    images = [base64.b64encode(encoded_image(w, h, (i, 0, 0))).decode() for i, (w, h) in enumerate(SIZES)]
+    write_tsv(folder / "img.tsv", [(str(20 + i), "between", data) for i, data in enumerate(images)])
     objects = [
         [{"class": "cat", "rect": [2, 3, 12, 15]}, {"class": "dog", "rect": [5.5, 6, 39.9, 29], "conf": 1.0}],
         [],

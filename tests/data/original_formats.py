@@ -1,21 +1,21 @@
-"""Small pictures, COCO content and TSV files, whose colours tell their number."""
+"""Small images, COCO content and TSV files, whose colours tell their number."""
 
 import io
 
 from PIL import Image
 
 
-def encoded_picture(width, height, colour=(90, 120, 30), image_format="PNG"):
+def encoded_image(width, height, colour=(90, 120, 30), image_format="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(buffer, image_format)
     return buffer.getvalue()
 
 
-def save_pictures(folder, sizes):
+def save_images(folder, sizes):
     """`0.png`, `1.png`, ... of these (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (width, height) in enumerate(sizes):
-        (folder / f"{number}.png").write_bytes(encoded_picture(width, height, (number, 0, 0)))
+        (folder / f"{number}.png").write_bytes(encoded_image(width, height, (number, 0, 0)))
     return folder
 
 
@@ -23,7 +23,7 @@ SIZES = [(40, 30), (30, 40), (64, 48), (50, 50), (36, 60), (80, 40)]
 
 
 def coco_content(sizes=SIZES):
-    """Pictures 0.. with sparse categories 3 cat, 7 dog, 90 car; picture 3 has only a crowd, picture 5 no box."""
+    """Images 0.. with sparse categories 3 cat, 7 dog, 90 car; image 3 has only a crowd, image 5 no box."""
     images = [{"id": 10 + i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
     boxes = [
         (10, 3, [2, 3, 10, 12], 0),

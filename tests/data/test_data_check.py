@@ -205,11 +205,11 @@ def test_many_findings_are_counted_and_few_kept(coco_set, tmp_path):
 
 def test_a_data_set_of_the_hub(tmp_path):
     datasets = pytest.importorskip("datasets")
-    from tests.data.original_formats import encoded_picture
+    from tests.data.original_formats import encoded_image
 
-    good = encoded_picture(*SIZES[0])
+    good = encoded_image(*SIZES[0])
     rows = {
-        "image": [{"bytes": b, "path": None} for b in (good, good[: len(good) // 2], b"no picture")],
+        "image": [{"bytes": b, "path": None} for b in (good, good[: len(good) // 2], b"no image")],
         "width": [40, 40, 40],
         "height": [30, 30, 30],
         "objects": [[{"bbox": [1.0, 1, 500, 4], "category": "cat"}], [{"bbox": [1.0, 1, 0, 4], "category": "cat"}], []],

@@ -106,7 +106,7 @@ def test_build_mixture(coco_set, mdetr_set, tmp_path):
 
 def test_detection_sample_by_hand(coco, maker):
     sample = GroundingDataset(coco(), maker(transform=PLAIN))[0]
-    # Picture 0 is 40 x 30 and becomes 64 x 48; its boxes are (2, 3, 11, 14) a cat and (20, 5, 29.5, 24.25) a car.
+    # Image 0 is 40 x 30 and becomes 64 x 48; its boxes are (2, 3, 11, 14) a cat and (20, 5, 29.5, 24.25) a car.
     assert tuple(sample["pixel_values"].shape) == (3, 48, 64) and sample["original_size"] == (30, 40)
     np.testing.assert_allclose(sample["boxes"], np.float32([[2, 3, 11, 14], [20, 5, 29.5, 24.25]]) * 1.6, rtol=1e-6)
     # [CLS] cat . dog . car [SEP]
@@ -120,9 +120,9 @@ def test_detection_sample_by_hand(coco, maker):
 
 def test_flipped_boxes_cover_the_same_pixels(coco_set, tmp_path, tokenizer):
     """A white rectangle on black, found again under the box after every resize and flip."""
-    picture = np.zeros((30, 40, 3), dtype=np.uint8)
-    picture[3:15, 2:12] = 255
-    Image.fromarray(picture).save(tmp_path / "photos" / "0.png")
+    image = np.zeros((30, 40, 3), dtype=np.uint8)
+    image[3:15, 2:12] = 255
+    Image.fromarray(image).save(tmp_path / "photos" / "0.png")
     source = build_source(coco_set, cache_dir=tmp_path / "cache").select([0])
     dataset = GroundingDataset(source, SampleMaker(tokenizer, GlipImageProcessorPil(), ImageTransform((60,), 80)))
     turned = set()
@@ -250,7 +250,7 @@ def test_the_model_takes_it(coco, grounded, maker):
     assert torch.isfinite(output.loss) and output.loss > 0
 
 
-# -- broken pictures ------------------------------------------------------------------------------------------------
+# -- broken images ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def damaged(coco, tmp_path):
     return source
 
 
-def test_broken_pictures_are_replaced_by_the_next_and_reported(damaged, maker, caplog):
+def test_broken_images_are_replaced_by_the_next_and_reported(damaged, maker, caplog):
     dataset = GroundingDataset(damaged, maker())
     sample = dataset[1]
     assert sample["info"]["index"] == 3 and dataset.num_replaced == 2
@@ -272,7 +272,7 @@ def test_broken_pictures_are_replaced_by_the_next_and_reported(damaged, maker, c
     same(sample, expected)
 
 
-def test_broken_pictures_fail_at_once_when_asked(damaged, maker):
+def test_broken_images_fail_at_once_when_asked(damaged, maker):
     dataset = GroundingDataset(damaged, maker(), on_error="raise")
     with pytest.raises(FileNotFoundError, match=r"instances, sample 1: .*1\.png"):
         dataset[1]
@@ -282,7 +282,7 @@ def test_broken_pictures_fail_at_once_when_asked(damaged, maker):
         GroundingDataset(damaged, maker(), on_error="ignore")
 
 
-def test_too_many_broken_pictures(damaged, maker):
+def test_too_many_broken_images(damaged, maker):
     dataset = GroundingDataset(damaged, maker(), max_replaced=1)
     with pytest.raises(TooManyBrokenImages, match=r"2 images .* more than max_replaced=1.*2\.png"):
         dataset[1]
@@ -299,7 +299,7 @@ def test_nothing_can_be_read(coco, maker, tmp_path):
     source = coco()
     for path in (tmp_path / "photos").iterdir():
         path.unlink()
-    with pytest.raises(TooManyBrokenImages, match="No picture of the whole mixture"):
+    with pytest.raises(TooManyBrokenImages, match="No image of the whole mixture"):
         GroundingDataset(source, maker())[0]
 
 

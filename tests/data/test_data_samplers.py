@@ -113,7 +113,7 @@ def test_resume_with_another_run_is_refused():
         GroupedBatchSampler(GROUPS, 4, seed=7),
         GroupedBatchSampler(GROUPS[:8], 2, seed=7),
     ):
-        with pytest.raises(ValueError, match="the order of samples is another"):
+        with pytest.raises(ValueError, match="the order of samples differs"):
             changed.load_state_dict(state)
     # Another number of processes with the same batch in all is the same run.
     GroupedBatchSampler(GROUPS, 1, seed=7, rank=1, world_size=2).load_state_dict(state)

@@ -60,7 +60,7 @@ def test_numbers_of_names():
     assert count(num_negatives=0) == {1}
     assert count(full=0, none=1) == {1}
     assert count(full=1) == {5}
-    assert count(full=0, one=1) == {1, 2}  # the one drawn may be the picture's own
+    assert count(full=0, one=1) == {1, 2}  # the one drawn may be the image's own
     assert count(full=1, max_names=3) == {2, 3}
     assert count(full=1, max_names=1) == {1}
     assert count(full=0, max_names=1) == {1}  # the original draws one here
@@ -108,7 +108,7 @@ def test_background_is_never_drawn(tokenizer):
 
 def test_all_names_must_fit(tokenizer):
     names = {i: "cat dog car bus" for i in range(1, 80)}
-    with pytest.raises(ValueError, match=r"The 79 names take 394 tokens, a caption has room for 254"):
+    with pytest.raises(ValueError, match=r"The 79 class names take 394 tokens, a caption has room for 254"):
         DetectionCaptions(names, tokenizer, "all")
     assert DetectionCaptions(names, tokenizer, "sampled")([1], rng()).caption
     with pytest.raises(ValueError, match="'all' or 'sampled'"):

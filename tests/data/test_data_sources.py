@@ -14,7 +14,7 @@ from glip_hf.data.sources import CATALOGUE, HubStream, build_source, coco, find_
 from glip_hf.data.sources.base import few_shot_indices
 from glip_hf.data.sources.odinw import load_task
 from glip_hf.prompts_glip import positive_map
-from tests.data.original_formats import SIZES, coco_content, encoded_picture, save_pictures, write_tsv
+from tests.data.original_formats import SIZES, coco_content, encoded_image, save_images, write_tsv
 
 pytest.importorskip("datasets")
 
@@ -29,7 +29,7 @@ def build(tmp_path):
 
 def test_coco(build, coco_set):
     source = build(coco_set)
-    # Pictures 13 (crowd only) and 15 (no box) are left out, the others in order of id; categories by id are 1, 2, 3.
+    # Images 13 (crowd only) and 15 (no box) are left out, the others in order of id; categories by id are 1, 2, 3.
     assert [record.image_id for record in source] == [10, 11, 12, 14]
     assert source.names == {1: "cat", 2: "dog", 3: "car"} and source.category_ids == {1: 3, 2: 7, 3: 90}
     first = source[0]
@@ -43,7 +43,7 @@ def test_coco(build, coco_set):
     assert source.dropped == {}
 
 
-def test_coco_keeps_empty_pictures_when_asked(build, coco_set):
+def test_coco_keeps_empty_images_when_asked(build, coco_set):
     source = build(coco_set, drop_empty=False)
     assert [len(record.boxes) for record in source] == [2, 1, 1, 0, 1, 0]
     assert source[3].boxes.shape == (0, 4) and source[3].labels.dtype == np.int64
@@ -53,7 +53,7 @@ def test_coco_without_any_box(build, coco_set, tmp_path):
     content = coco_content() | {"annotations": []}
     (tmp_path / "instances.json").write_text(json.dumps(content))
     assert len(build(coco_set, drop_empty=False)) == 6
-    with pytest.raises(ValueError, match="no usable picture is left"):
+    with pytest.raises(ValueError, match="no usable image is left"):
         build(coco_set)
 
 
@@ -154,7 +154,7 @@ def test_sources_pickle_and_select(build, coco_set):
 
 
 def test_few_shot_by_hand():
-    # Class 1 is satisfied by pictures 0 and 1; picture 2 has only class 1; picture 3 brings class 2.
+    # Class 1 is satisfied by images 0 and 1; image 2 has only class 1; image 3 brings class 2.
     sets = [{1}, {1, 3}, {1}, {2, 1}, set(), {3}, {2}]
     assert few_shot_indices(sets, 1) == [0, 1, 3]
     assert few_shot_indices(sets, 2) == [0, 1, 3, 5, 6]
@@ -177,7 +177,7 @@ def test_lvis(build, tmp_path):
         image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
         image |= {"neg_category_ids": [7], "not_exhaustive_category_ids": []}
     (tmp_path / "lvis.json").write_text(json.dumps(content))
-    save_pictures(tmp_path / "coco" / "val2017", SIZES)
+    save_images(tmp_path / "coco" / "val2017", SIZES)
     source = build({"format": "lvis", "annotations": tmp_path / "lvis.json", "images": tmp_path / "coco"})
     assert source.captions == "sampled" and source[1].image.path.endswith("coco/val2017/1.png")
     assert source[1].image.load().size == (30, 40)
@@ -263,7 +263,7 @@ def test_tsv_drop_empty(build, tsv_set):
     assert [r.image_id for r in source] == [20, 22, 23, 24, 25]
 
 
-def test_tsv_needs_the_picture_index(build, tsv_set):
+def test_tsv_needs_the_image_index(build, tsv_set):
     (tsv_set / "img.lineidx").unlink()
     with pytest.raises(FileNotFoundError, match="img.lineidx"):
         build({"format": "tsv", "yaml_file": str(tsv_set / "all.yaml")})
@@ -281,7 +281,7 @@ def test_tsv_damaged_rows_are_left_out(build, tsv_set):
 
 
 def test_tsv_sizes_with_imageid2idx(build, tsv_set):
-    """Labels in another order than pictures: the size is that of the picture, not height = width."""
+    """Labels in another order than images: the size is that of the image, not height = width."""
     rows = [f'{i}\t{{"objects": [{{"class": "cat", "rect": [1, 1, 9, 9]}}], "img_id": "p{i}"}}' for i in (4, 1)]
     (tsv_set / "label.tsv").write_text("\n".join(rows) + "\n")
     (tsv_set / "map.json").write_text(json.dumps({f"p{i}": i for i in range(6)}))
@@ -295,8 +295,8 @@ def test_tsv_sizes_with_imageid2idx(build, tsv_set):
 
 def test_tsv_composite(build, tsv_set):
     """Two files of each part; the line list says which file and which row in it."""
-    picture = base64.b64encode(encoded_picture(33, 22)).decode()
-    write_tsv(tsv_set / "img2.tsv", [("20", picture)])
+    image = base64.b64encode(encoded_image(33, 22)).decode()
+    write_tsv(tsv_set / "img2.tsv", [("20", image)])
     write_tsv(tsv_set / "label2.tsv", [("20", '[{"class": "dog", "rect": [1, 1, 4, 4]}]')])
     write_tsv(tsv_set / "hw2.tsv", [("20", "22 33")])
     (tsv_set / "labels.txt").write_text("label.tsv\nlabel2.tsv\n")
@@ -322,7 +322,7 @@ def hub_dataset(grounded=False, sizes=True):
     ]
     category = datasets.ClassLabel(names=["cat", "dog", "car"])
     features = {"bbox": datasets.List(datasets.List(datasets.Value("float32"))), "category": datasets.List(category)}
-    rows = {"image": [{"bytes": encoded_picture(w, h), "path": None} for w, h in SIZES[:3]], "objects": objects}
+    rows = {"image": [{"bytes": encoded_image(w, h), "path": None} for w, h in SIZES[:3]], "objects": objects}
     if grounded:
         rows["objects"] = [
             {"bbox": [[2.0, 3, 10, 12], [20, 5, 10, 20]], "phrase": ["a cat", "two dogs"]},
@@ -362,15 +362,15 @@ def test_hub_grounding(tmp_path):
 def test_hub_box_formats_and_text_categories(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {
-        "picture": [{"bytes": encoded_picture(40, 20), "path": None}],
+        "photo": [{"bytes": encoded_image(40, 20), "path": None}],
         "things": [[{"corners": [0.25, 0.5, 0.5, 1.0], "kind": "dog"}, {"corners": [0, 0, 0.5, 0.5], "kind": "ant"}]],
     }
-    dataset = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
-    columns = {"image": "picture", "objects": "things", "box": "corners", "category": "kind"}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("photo", datasets.Image())
+    columns = {"image": "photo", "objects": "things", "box": "corners", "category": "kind"}
     source = read_hub(dataset, cache_dir=tmp_path, columns=columns | {"box_format": "xyxy_relative"})
     assert source.names == {1: "ant", 2: "dog"} and source[0].labels.tolist() == [2, 1]
     np.testing.assert_array_equal(source[0].boxes, [[10, 10, 19, 19], [0, 0, 19, 9]])
-    with pytest.raises(ValueError, match="no column 'image' but picture, things"):
+    with pytest.raises(ValueError, match="no column 'image' but photo, things"):
         read_hub(dataset, cache_dir=tmp_path)
 
 

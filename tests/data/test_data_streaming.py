@@ -1,4 +1,4 @@
-"""Streamed batches: every picture once an epoch, whoever reads it; broken ones replaced; resumed exactly."""
+"""Streamed batches: every image once an epoch, whoever reads it; broken ones replaced; resumed exactly."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from glip_hf.data import (
     TooManyBrokenImages,
 )
 from glip_hf.data.sources import read_hub
-from tests.data.original_formats import encoded_picture
+from tests.data.original_formats import encoded_image
 
 datasets = pytest.importorskip("datasets")
 
@@ -22,7 +22,7 @@ datasets = pytest.importorskip("datasets")
 def stream(count=12, shards=4, broken=(), sizes=True):
     def rows(numbers):
         for i in numbers:
-            data = encoded_picture(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
+            data = encoded_image(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
             yield {
                 "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i if sizes else None, "height": 30,
                 "caption": "a cat and two dogs", "objects": [{"bbox": [1.0, 2, 20, 20], "phrase": "two dogs"}],
@@ -59,7 +59,7 @@ def ids(made, count):
     return [[info["image_id"] for info in batch["info"]] for batch in itertools.islice(iter(made), count)]
 
 
-def test_every_picture_once_an_epoch_in_new_orders(batches):
+def test_every_image_once_an_epoch_in_new_orders(batches):
     got = ids(batches(stream(), shuffle_buffer=4), 12)
     assert sorted(itertools.chain(*got[:6])) == sorted(itertools.chain(*got[6:])) == list(range(12))
     assert got[:6] != got[6:] and got == ids(batches(stream(), shuffle_buffer=4), 12)
@@ -94,7 +94,7 @@ def test_resumed_equals_uninterrupted(batches, workers):
     assert read(3, 7) == whole[3:] and read(8, 2) == whole[8:]
 
 
-def test_broken_pictures(batches):
+def test_broken_images(batches):
     made = batches(stream(broken={1, 4}), batch_size=4, shuffle_buffer=0)
     seen = [info for batch in itertools.islice(iter(made), 3) for info in batch["info"]]
     assert len(seen) == 12 and made.num_replaced == 2 and not {1, 4} & {info["image_id"] for info in seen}
@@ -105,7 +105,7 @@ def test_broken_pictures(batches):
         ids(batches(stream(broken={1, 4}), batch_size=4, max_replaced=1), 3)
 
 
-def test_a_batch_without_a_picture_is_replaced_by_the_next(batches):
+def test_a_batch_without_an_image_is_replaced_by_the_next(batches):
     def read(skip):
         return ids(batches(stream(broken={4, 8}), batch_size=1, shuffle_buffer=0, skip_batches=skip), 12 - skip)
 
@@ -114,7 +114,7 @@ def test_a_batch_without_a_picture_is_replaced_by_the_next(batches):
     assert read(1) == whole[1:] and read(2) == whole[2:] and read(3) == whole[3:]
 
 
-def test_pictures_whose_size_cannot_be_read_are_reported_too(batches, caplog):
+def test_images_whose_size_cannot_be_read_are_reported_too(batches, caplog):
     made = batches(stream(broken={1, 4}, sizes=False), shuffle_buffer=0)
     assert not {1, 4} & set(itertools.chain(*ids(made, 5)))
     assert made.num_replaced == 2 and made.stream.dropped == {"broken_image": 2} and "streamed: row" in caplog.text
@@ -124,8 +124,8 @@ def test_pictures_whose_size_cannot_be_read_are_reported_too(batches, caplog):
         ids(batches(stream(broken={1, 4}, sizes=False), max_replaced=1), 6)
 
 
-def test_rows_without_a_picture(batches, tmp_path):
-    (tmp_path / "a.png").write_bytes(encoded_picture(40, 30))
+def test_rows_without_an_image(batches, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded_image(40, 30))
     paths = [str(tmp_path / "a.png"), str(tmp_path / "missing.png"), None]
     rows = {
         "image": [{"bytes": None, "path": path} if path else None for path in paths],
@@ -147,7 +147,7 @@ def test_too_many_workers_for_the_shards(batches):
 
 def test_names_are_needed_for_streamed_classes():
     rows = {
-        "image": [{"bytes": encoded_picture(4, 4), "path": None}],
+        "image": [{"bytes": encoded_image(4, 4), "path": None}],
         "objects": [[{"bbox": [0.0, 0, 3, 3], "category": 0}]],
     }
     made = datasets.Dataset.from_dict(rows).to_iterable_dataset()

@@ -1,4 +1,4 @@
-"""Resizing and flipping of pictures and boxes, against the original's numbers."""
+"""Resizing and flipping of images and boxes, against the original's numbers."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_no_boxes():
 
 
 def test_boxes_by_hand():
-    boxes = np.float32([[0, 0, 9, 9], [5, 2, 7, 8]])  # in a picture 20 wide, 10 high
+    boxes = np.float32([[0, 0, 9, 9], [5, 2, 7, 8]])  # in an image 20 wide, 10 high
     np.testing.assert_array_equal(flip_boxes(boxes, 20), [[10, 0, 19, 9], [12, 2, 14, 8]])
     np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 20), 20), boxes)
     np.testing.assert_array_equal(resize_boxes(boxes, (10, 20), (20, 60)), [[0, 0, 27, 18], [15, 4, 21, 16]])
@@ -64,17 +64,17 @@ def test_sizes_of_the_original_at_every_scale(shared):
         assert tuple(pixels.shape) == (3, new_height, new_width) and size == (height, width) and not flipped
 
 
-def test_flip_is_of_the_resized_picture_and_scales_are_all_used():
-    processor, picture = GlipImageProcessorPil(), photo(60, 40)
-    plain, _, _ = ImageTransform((48,), 100, flip=0)(picture, processor, np.random.default_rng(0))
-    turned, _, flipped = ImageTransform((48,), 100, flip=1)(picture, processor, np.random.default_rng(0))
+def test_flip_is_of_the_resized_image_and_scales_are_all_used():
+    processor, image = GlipImageProcessorPil(), photo(60, 40)
+    plain, _, _ = ImageTransform((48,), 100, flip=0)(image, processor, np.random.default_rng(0))
+    turned, _, flipped = ImageTransform((48,), 100, flip=1)(image, processor, np.random.default_rng(0))
     assert flipped and torch.equal(turned, plain.flip(-1))
-    expected = processor(images=picture, size={"shortest_edge": 48, "longest_edge": 100}, return_tensors="pt")
+    expected = processor(images=image, size={"shortest_edge": 48, "longest_edge": 100}, return_tensors="pt")
     assert torch.equal(plain, expected["pixel_values"][0][:, : plain.shape[1], : plain.shape[2]])
 
     transform, seen = ImageTransform((32, 48, 64), 200), []
     for seed in range(60):
-        pixels, _, flipped = transform(picture, processor, np.random.default_rng(seed))
+        pixels, _, flipped = transform(image, processor, np.random.default_rng(seed))
         seen.append((pixels.shape[1], flipped))
     assert set(seen) == {(side, flip) for side in (32, 48, 64) for flip in (False, True)}
 

@@ -31,7 +31,7 @@ def query(scores: list[float], ious: list[list[float]], num_true: int, name: str
         ([query([0.9, 0.8], [[0.0], [0.9]], 1)], 0.5),
         # one of two found: recall places 0.00 .. 0.50, 51 of 101
         ([query([0.9], [[0.8, 0.0]], 2)], 51 / 101),
-        # a picture without the thing: its detection scores higher than the true one
+        # an image without the thing: its detection scores higher than the true one
         ([query([0.9], [], 0), query([0.8], [[0.7]], 1)], 0.5),
         # a category that is nowhere does not count, one that is missed does
         ([query([0.9], [], 0, "nowhere"), query([0.8], [[0.7]], 1), query([], [], 1, "y")], 0.5),
@@ -51,7 +51,7 @@ def test_average_precision_is_that_of_pycocotools() -> None:
     evaluation = pytest.importorskip("pycocotools.cocoeval")
     rng = np.random.default_rng(0)
     names, truths, found, queries = ["a", "b", "c"], [], [], []
-    for picture in range(40):
+    for image in range(40):
         for category, name in enumerate(names):
             corner = rng.integers(0, 80, (rng.integers(0, 4), 2))
             true = np.concatenate([corner, corner + rng.integers(5, 40, corner.shape)], 1)
@@ -68,12 +68,12 @@ def test_average_precision_is_that_of_pycocotools() -> None:
             for box in true:
                 truths.append(
                     {
-                        "id": len(truths) + 1, "image_id": picture, "category_id": category,
+                        "id": len(truths) + 1, "image_id": image, "category_id": category,
                         "bbox": xywh(box), "area": 1.0, "iscrowd": 0,
                     }
                 )  # fmt: skip
             found += [
-                {"image_id": picture, "category_id": category, "bbox": xywh(b), "score": float(s)}
+                {"image_id": image, "category_id": category, "bbox": xywh(b), "score": float(s)}
                 for b, s in zip(boxes, scores)
             ]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -135,7 +135,7 @@ def test_there_is_enough_to_tell_apart() -> None:
 
 
 @pytest.mark.parametrize("resolution", [96, 160, 320])
-def test_resolution_scales_the_picture_and_the_things(resolution: int) -> None:
+def test_resolution_scales_the_image_and_the_things(resolution: int) -> None:
     config = SceneConfig(resolution=resolution)
     for index in range(10):
         sample = make_scene("train", 0, index, config)

@@ -1,4 +1,4 @@
-"""What a recipe's `data` section means: mixtures by copies and by weight, streams, limits, broken pictures."""
+"""What a recipe's `data` section means: mixtures by copies and by weight, streams, limits, broken images."""
 
 import itertools
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_processes_share_a_stream(photos: Path) -> None:
     assert len(seen) == len(set(seen)) == 8
 
 
-def test_broken_pictures_of_a_stream(photos: Path) -> None:
+def test_broken_images_of_a_stream(photos: Path) -> None:
     write_stream(photos, broken=(1, 4))
 
     def read(*overrides: str) -> None:

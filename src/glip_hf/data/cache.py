@@ -1,9 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Annotations turned into Arrow once, then memory-mapped by every process that reads them.
 
-A conversion is known by the content of its files and the options that shape it. The first process that asks
-converts (the others, of the same node or of others on a shared disk, wait at a lock) and puts the finished
-folder in place with one rename, so an interrupted conversion leaves nothing that looks finished.
+A conversion is identified by the content of its files and the options that shape it. The first process converts (the
+others, also of other nodes on a shared disk, wait at a lock) and puts the finished folder in place with one rename, so
+an interrupted conversion leaves nothing that looks finished.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ import numpy as np
 from ._extras import require
 
 FORMAT_VERSION = 1
-"""Raise it when the stored columns or the meaning of one change."""
+"""To be raised when the stored columns, or the meaning of one, change."""
 
 _SAMPLE_BYTES = 1 << 20
-ROWS_A_BATCH = 1000
+ROWS_PER_BATCH = 1000
 
 
 def default_cache_dir() -> Path:
@@ -35,8 +35,8 @@ def default_cache_dir() -> Path:
 def fingerprint(files: Sequence[str | Path], options: Mapping[str, Any]) -> str:
     """24 hexadecimal digits that change with the files or the options.
 
-    Of a file count its size, its time of change (ns), and one mebibyte each from its beginning, middle and
-    end: a gigabyte need not be read to find that nothing changed.
+    Of a file its size, its modification time (ns), and one mebibyte each of its beginning, middle and end are hashed: a
+    gigabyte need not be read to find that nothing changed.
     """
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, options], sort_keys=True, default=str).encode())
     for path in files:
@@ -50,7 +50,7 @@ def fingerprint(files: Sequence[str | Path], options: Mapping[str, Any]) -> str:
 
 
 class TableWriter:
-    """Takes tables of records, one after the other, into one Arrow file."""
+    """Writes tables of records, one after the other, into one Arrow file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._writer, self._schema, self.rows = folder, None, None, 0
@@ -64,12 +64,12 @@ class TableWriter:
                 features=datasets.Features.from_arrow_schema(table.schema),
             )
         elif table.schema != self._schema:
-            raise ValueError("Some image ids are whole numbers and some are text: make them all of one kind.")
+            raise ValueError("Some image ids are integers and some are text: make them all of one kind.")
         self.rows += len(table)
-        self._writer.write_table(table, ROWS_A_BATCH)
+        self._writer.write_table(table, ROWS_PER_BATCH)
 
     def write_rows(self, rows: np.ndarray) -> None:
-        """Which record each sample of the set is (a line list): [samples] int64."""
+        """The record of each sample of the set (a line list): [samples] int64."""
         np.save(self.folder / "rows.npy", rows)
 
     def close(self) -> None:
@@ -87,10 +87,10 @@ def convert_once(
     """The converted annotations, from the cache or made now.
 
     Args:
-        name: begins the folder's name, for people who look into the cache.
-        files: everything the conversion reads.
+        name: beginning of the folder's name, for people who look into the cache.
+        files: everything that the conversion reads.
         options: everything else that shapes it.
-        build: writes the tables and returns what is to be stored beside them (JSON).
+        build: writes the tables and returns what is stored beside them (JSON).
         cache_dir: default `default_cache_dir()`.
 
     Returns:
@@ -105,7 +105,7 @@ def convert_once(
         with filelock.FileLock(f"{folder}.lock"):
             if not (folder / "info.json").is_file():
                 _build(folder, build)
-    # JSON has only text for keys; ours are whole numbers.
+    # JSON keys are text; ours are integers.
     info = json.loads((folder / "info.json").read_text(), object_pairs_hook=_integer_keys)
     rows = folder / "rows.npy"
     table = datasets.Dataset.from_file(str(folder / "records.arrow"))
@@ -120,8 +120,8 @@ def _build(folder: Path, build: Callable[[TableWriter], dict[str, Any]]) -> None
         writer.close()
         if not writer.rows:
             raise ValueError(
-                f"{info['file']}: no usable picture is left; removed: {info.get('dropped') or 'none'}. "
-                "`glip check-data` names what is wrong. (Pictures without boxes stay with drop_empty=False.)"
+                f"{info['file']}: no usable image is left; removed: {info.get('dropped') or 'none'}. "
+                "`glip check-data` names what is wrong. (Images without boxes stay with drop_empty=False.)"
             )
         (work / "info.json").write_text(json.dumps(info))
         os.replace(work, folder)

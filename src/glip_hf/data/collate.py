@@ -1,14 +1,13 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Samples to a batch that `GlipForGrounding.forward` takes.
 
-Letters: B pictures (each with one caption), T tokens of the batch's longest caption, K boxes of a picture.
+Letters: B images (each with one caption), T tokens of the longest caption of the batch, K boxes per image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..image_processing_pil_glip import common_padded_size
@@ -22,8 +21,8 @@ class GroundingCollator:
     Attributes:
         pad_token_id: of the tokenizer.
         size_divisor: padded height and width are multiples of it.
-        with_info: add `info`, a list of dictionaries that say where each sample comes from (see
-            `GroundingDataset`). Take it out before the batch goes to the model.
+        with_info: add `info`, a list of dictionaries on the origin of each sample (see `GroundingDataset`). Remove it
+            before the batch goes to the model.
     """
 
     pad_token_id: int = 0
@@ -35,9 +34,9 @@ class GroundingCollator:
         width), `input_ids` and `attention_mask` [B, T] int64, `labels`: B dictionaries of `boxes` [K, 4] float32
         xyxy in pixels of the network's input and `positive_map` [K, T] float32, 0 or 1 (and `greenlight_map`
         [T] float32 where the samples have it)."""
-        pictures = [sample["pixel_values"] for sample in samples]
-        size = common_padded_size([tuple(p.shape[1:]) for p in pictures], self.size_divisor)
-        pixel_values, pixel_mask = stack_padded(pictures, size)
+        images = [sample["pixel_values"] for sample in samples]
+        size = common_padded_size([tuple(p.shape[1:]) for p in images], self.size_divisor)
+        pixel_values, pixel_mask = stack_padded(images, size)
         length = max(len(sample["input_ids"]) for sample in samples)
         input_ids = torch.full((len(samples), length), self.pad_token_id, dtype=torch.int64)
         attention_mask = torch.zeros(len(samples), length, dtype=torch.int64)
@@ -46,12 +45,9 @@ class GroundingCollator:
             tokens = len(sample["input_ids"])
             input_ids[index, :tokens] = torch.tensor(sample["input_ids"])
             attention_mask[index, :tokens] = 1
-            positive_map = np.zeros((len(sample["boxes"]), length), dtype=np.float32)
-            positive_map[:, :tokens] = sample["positive_map"]
-            label = {
-                "boxes": torch.from_numpy(sample["boxes"]),
-                "positive_map": torch.from_numpy(positive_map),
-            }
+            positive_map = torch.zeros(len(sample["boxes"]), length)
+            positive_map[:, :tokens] = torch.from_numpy(sample["positive_map"])
+            label = {"boxes": torch.from_numpy(sample["boxes"]), "positive_map": positive_map}
             if "greenlight_map" in sample:
                 label["greenlight_map"] = torch.zeros(length)
                 label["greenlight_map"][:tokens] = torch.from_numpy(sample["greenlight_map"])

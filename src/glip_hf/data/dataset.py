@@ -1,11 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Sources mixed into one data set, and its records made into training samples.
 
-A sample depends on (seed, epoch, index in the mixture) and nothing else: not on the process, the worker or what was
-read before. So any number of workers and processes gives the same samples, and a resumed run goes on with those that
-an uninterrupted one would have seen.
+A sample depends on (seed, epoch, index in the mixture) and nothing else: any number of workers and processes gives the
+same samples, and a resumed run continues with those of an uninterrupted one.
 
-Letters: K boxes of a picture, T tokens of its caption.
+Letters: K boxes per image, T tokens of its caption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from .sampling import DetectionCaptions, NegativeSampling
 from .sources import Source, build_source
 from .transforms import ImageTransform, clip_and_drop, flip_boxes, resize_boxes
 
-_MIXING, _CAPTION, _IMAGE = 1, 2, 3  # streams of random numbers that do not disturb each other
+_MIXING, _CAPTION, _IMAGE = 1, 2, 3  # independent random streams
 
 
 class Mixture:
@@ -31,8 +30,8 @@ class Mixture:
 
     Args:
         sources: what to mix.
-        copies: how often a source is seen in an epoch, one number a source (default 1). A whole number repeats it; of
-            a fraction, 0.25 say, an epoch has that share, drawn anew from (seed, epoch).
+        copies: how often each source is seen in an epoch (default 1). An integer repeats it; of a fraction, 0.25 say,
+            an epoch has that share, drawn anew from (seed, epoch).
         seed: of the run.
     """
 
@@ -50,7 +49,7 @@ class Mixture:
 
     @classmethod
     def from_weights(cls, sources: Sequence[Source], weights: Sequence[float], length: int, seed: int = 0) -> "Mixture":
-        """A mixture of about `length` samples an epoch, of which each source has the share that its weight says."""
+        """A mixture of about `length` samples per epoch, shared out to the sources in proportion to their weights."""
         total = sum(weights)
         copies = [w / total * length / len(s) for s, w in zip(sources, weights, strict=True)]
         return cls(sources, copies, seed)
@@ -59,7 +58,7 @@ class Mixture:
         return int(self.first[-1])
 
     def locate(self, epoch: int, index: int) -> tuple[int, int]:
-        """Which source, and which of its samples, an index means in an epoch."""
+        """The source, and the sample of it, that an index stands for in an epoch."""
         if not 0 <= index < len(self):
             raise IndexError(f"The mixture has {len(self)} samples, {index} was asked for.")
         number = int(np.searchsorted(self.first, index, side="right")) - 1
@@ -71,7 +70,7 @@ class Mixture:
         return number, int(self._subset(epoch, number)[index - whole])
 
     def _subset(self, epoch: int, number: int) -> np.ndarray:
-        """Samples of a source that have a part in the broken copy of this epoch."""
+        """Samples of a source in the fractional copy of this epoch."""
         if (epoch, number) not in self._subsets:
             self._subsets = {key: s for key, s in self._subsets.items() if key[0] >= epoch - 1}
             size = len(self.sources[number])
@@ -102,8 +101,8 @@ class SampleMaker:
         transform: scale and flip.
         sampling: captions of detection sets.
         max_text_length: tokens a caption may have; it is cut there.
-        greenlight: add `greenlight_map` [T], the tokens that masked language modelling may hide: the names of the
-            boxes of a detection picture, all of a given caption.
+        greenlight: add `greenlight_map` [T], the tokens that masked language modelling may hide: the class names of
+            the image's boxes, or all of a given caption.
     """
 
     tokenizer: Any
@@ -117,7 +116,7 @@ class SampleMaker:
         self._captions: dict[str, DetectionCaptions] = {}
 
     def prepare(self, source: Any) -> None:
-        """Make what captions of a source need, and fail now if they cannot be made.
+        """Prepare the captions of a source, and fail now if they are impossible.
 
         Raises:
             ValueError: see `DetectionCaptions`, and for two detection sets of one name.
@@ -125,20 +124,20 @@ class SampleMaker:
         if source.captions == "given":
             return
         if source.name in self._captions and self._captions[source.name].names != source.names:
-            raise ValueError(f"Two data sets with unlike classes are called {source.name!r}: rename one.")
+            raise ValueError(f"Two data sets with different classes are called {source.name!r}: rename one.")
         self._captions[source.name] = DetectionCaptions(
             source.names, self.tokenizer, source.captions, self.sampling, source.prompts
         )
 
     def make(self, record: Record, seed: Sequence[int]) -> dict[str, Any]:
-        """The sample of a record: `pixel_values` [3, H, W], `original_size` (height, width), `input_ids` (T of
-        them), `boxes` [K, 4] float32 in pixels of `pixel_values`, `positive_map` [K, T] bool.
+        """The sample of a record: `pixel_values` [3, H, W], `original_size` (height, width), `input_ids` (list of T),
+        `boxes` [K, 4] float32 xyxy in pixels of `pixel_values`, `positive_map` [K, T] bool.
 
         Args:
-            seed: numbers that decide everything random.
+            seed: integers that determine everything random.
 
         Raises:
-            FileNotFoundError, ValueError: if the picture cannot be read; the message names it.
+            FileNotFoundError, ValueError: if the image cannot be read; the message names it.
         """
         image = record.image.load()
         pixels, size, flipped = self.transform(image, self.image_processor, np.random.default_rng([*seed, _IMAGE]))
@@ -160,36 +159,35 @@ class SampleMaker:
             "positive_map": tokens[rows[kept]],
         }
         if self.greenlight:
-            whole = [(0, len(prompt.caption))]
-            named = [span for row in sorted(set(rows[kept].tolist())) for span in prompt.spans[row]]
-            spans = whole if record.caption is not None else named
+            spans = [(0, len(prompt.caption))]
+            if record.caption is None:
+                spans = [span for row in set(rows[kept].tolist()) for span in prompt.spans[row]]
             sample["greenlight_map"] = greenlight_map(offsets, spans)
         return sample
 
     def _prompt(self, record: Record, keep: np.ndarray, rng: np.random.Generator) -> tuple[Prompt, np.ndarray]:
-        """A caption, and for each box its row of the prompt, -1 for boxes that are left out."""
+        """The caption, and per box its row of the prompt, -1 for boxes that are left out."""
         if record.caption is not None:
             prompt = Prompt(record.caption, record.spans, list(range(len(record.spans))))
             return prompt, np.where(keep, np.arange(len(keep)), -1)
         prompt = self._captions[record.source](record.labels[keep], rng)
         row_of = {label: row for row, label in enumerate(prompt.label_ids)}
-        rows = [row_of.get(int(label), -1) for label in record.labels]
-        return prompt, np.where(keep, np.array(rows, dtype=np.int64), -1)
+        rows = np.array([row_of.get(int(label), -1) for label in record.labels], dtype=np.int64)
+        return prompt, np.where(keep, rows, -1)
 
 
 class GroundingDataset(Dataset):
     """Training samples of a mixture, by index or, better, by key `(epoch, index)`.
 
-    A sample is what `SampleMaker.make` gives, and `info`: `source`, `image_id`, `image` (path), `epoch`, `index`
-    and `replaced`, the paths of pictures that could not be read before this one was taken.
+    A sample is what `SampleMaker.make` gives, and `info`: `source`, `image_id`, `image` (path), `epoch`, `index` and
+    `replaced`, the images that could not be read and that this one stands in for.
 
     Args:
         mixture: a `Mixture`, a source or several.
         maker: how samples are made.
         seed: of the run.
-        on_error: what to do about a picture that is missing or broken: "raise" fails at once, "replace" says so in a
-            warning and takes the next sample of the mixture.
-        max_replaced: how many pictures may be replaced, over all workers of this process.
+        on_error, max_replaced: what to do about an image that is missing or broken, see `BrokenImages`; it is replaced
+            by the next sample of the mixture.
     """
 
     def __init__(
@@ -213,12 +211,12 @@ class GroundingDataset(Dataset):
         return len(self.mixture)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that plain indices mean (of this process; workers that live on do not see it: use keys)."""
+        """The epoch that plain indices stand for (in this process only: persistent workers need keys)."""
         self._epoch = epoch
 
     @property
     def num_replaced(self) -> int:
-        """Pictures replaced so far."""
+        """Images replaced so far."""
         return self.broken.count
 
     def groups(self, epoch: int = 0) -> np.ndarray:
@@ -238,13 +236,14 @@ class GroundingDataset(Dataset):
         epoch, index = self._key(key)
         failed: list[str] = []
         for step in range(len(self)):
-            place = (index + step) % len(self)
-            source, row = self.mixture.locate(epoch, place)
+            position = (index + step) % len(self)
+            number, row = self.mixture.locate(epoch, position)
+            source = self.mixture.sources[number]
             try:
-                record = self.mixture.sources[source][row]
-                sample = self.maker.make(record, (self.seed, epoch, place))
+                record = source[row]
+                sample = self.maker.make(record, (self.seed, epoch, position))
             except (OSError, ValueError) as error:
-                failed.append(f"{self.mixture.sources[source].name}, sample {row}: {error}")
+                failed.append(f"{source.name}, sample {row}: {error}")
                 self.broken.report(failed[-1], error)
                 continue
             info = {
@@ -252,11 +251,11 @@ class GroundingDataset(Dataset):
                 "image_id": record.image_id,
                 "image": str(record.image),
                 "epoch": epoch,
-                "index": place,
+                "index": position,
                 "replaced": failed,
             }
             return sample | {"info": info}
-        raise TooManyBrokenImages("No picture of the whole mixture could be read.")
+        raise TooManyBrokenImages("No image of the whole mixture could be read.")
 
 
 def build_mixture(
@@ -269,7 +268,7 @@ def build_mixture(
     """A mixture from a recipe's list: each entry is what `build_source` takes, and `copies` or `weight`.
 
     Args:
-        length: samples an epoch, needed where entries have a `weight`; then all must have one.
+        length: samples per epoch, needed where entries have a `weight`; then all must have one.
 
     Raises:
         ValueError: for weights without `length` or not everywhere, and as `build_source`.

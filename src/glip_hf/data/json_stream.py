@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""A JSON document read element by element, so that a file of many gigabytes never is one Python object.
+"""A JSON document read element by element, so that a file of many gigabytes is never one Python object.
 
-`json.load` of a COCO-style file with a million pictures takes several gigabytes; here one element of its
-arrays is alive at a time. The elements themselves are decoded by the standard library.
+`json.load` of a COCO-style file with a million images takes several gigabytes; here one element of its arrays is alive
+at a time. The elements themselves are decoded by the standard library.
 """
 
 import json
@@ -15,17 +15,17 @@ _BLANK = " \t\r\n"
 
 
 class UnreadableJson(ValueError):
-    """The file is no JSON object, or ends in the middle of one. The message names file and position."""
+    """The file is not a valid JSON object, or is truncated. The message names file and position."""
 
 
 def stream_json(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """The members of the JSON object in a file; of a member that is an array, every element by itself.
+    """The members of the JSON object in a file; each element of an array by itself.
 
-    `{"info": {...}, "images": [a, b]}` gives `("info", {...}), ("images", a), ("images", b)`. An empty array
-    gives nothing. NaN and Infinity are accepted, as by `json.load`.
+    `{"info": {...}, "images": [a, b]}` gives `("info", {...}), ("images", a), ("images", b)`; an empty array gives
+    nothing. NaN and Infinity are accepted, as by `json.load`.
 
     Raises:
-        UnreadableJson: where it cannot be read; everything before that has been given out.
+        UnreadableJson: where it cannot be read; everything before has been yielded.
     """
     with open(path, encoding="utf-8-sig") as file:
         reader = _Reader(file, str(path))
@@ -51,7 +51,7 @@ def stream_json(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """A window on the file, moved forward as values are taken from it."""
+    """A window on the file that moves forward as values are taken from it."""
 
     def __init__(self, file: TextIO, path: str) -> None:
         self.file, self.path = file, path
@@ -74,7 +74,7 @@ class _Reader:
         return True
 
     def peek(self) -> str:
-        """The next character that is not blank."""
+        """The next character that is not whitespace."""
         while True:
             text, at = self.text, self.at
             while at < len(text) and text[at] in _BLANK:
@@ -98,15 +98,15 @@ class _Reader:
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
-                # A number that touches the end of the window may go on behind it.
+                # A number at the end of the window may continue after it.
                 if end < len(self.text) or self.ended:
                     self.at = end
                     return value
             except json.JSONDecodeError as error:
-                # Far from the end of the window nothing that is still to come can mend it.
+                # Far from the end of the window, nothing that follows can repair it.
                 if self.ended or self._is_hopeless(error):
                     raise self.fail(error.msg) from None
-            # Each time as much again: an element larger than the window costs a constant factor only.
+            # Doubling: an element larger than the window costs only a constant factor.
             self.more(max(size, len(self.text) - self.at))
 
     def _is_hopeless(self, error: json.JSONDecodeError) -> bool:

@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The one record type: a picture, its boxes, and the words for them.
+"""The one record type: an image, its boxes, and their class names or caption.
 
-Every reader in `sources/` produces the Arrow columns of `arrow_schema`; a row of them, with what the source
-knows, is a `Record`. Letters: K boxes of a picture.
+Every reader in `sources/` produces the Arrow columns of `arrow_schema`; a row of them, with what the source knows, is a
+`Record`. Letters: K boxes per image.
 """
 
 import base64
@@ -21,16 +21,17 @@ from ..prompts_glip import Span
 from ._extras import require
 
 _ORIENTATION = 0x0112  # EXIF tag
+_REMOTE = ("http://", "https://")
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where a picture is: a file, a row of a TSV file, or encoded bytes at hand.
+    """Where an image is: a file, a row of a TSV file, or encoded bytes.
 
     Attributes:
-        path: the file (a URL works too); for `data` a description to show in messages.
-        offset, length: bytes of the TSV row in the file, -1 for a picture file.
-        data: the encoded picture, where it lies inside a data set.
+        path: the file (a URL works too); with `data` a description for messages.
+        offset, length: bytes of the TSV row in the file, -1 for an image file.
+        data: the encoded image, where the data set holds it.
     """
 
     path: str
@@ -41,15 +42,11 @@ class ImageRef:
     def __str__(self) -> str:
         return self.path if self.offset < 0 else f"{self.path} (row at byte {self.offset})"
 
-    def exists(self) -> bool:
-        """Whether there is something to open. A URL counts as existing."""
-        return self.data is not None or self.path.startswith(("http://", "https://")) or os.path.isfile(self.path)
-
     def encoded(self) -> bytes:
-        """The encoded picture (JPEG, PNG, ...) of a TSV row or of bytes at hand.
+        """The encoded image (JPEG, PNG, ...) of `data` or a TSV row.
 
         Raises:
-            FileNotFoundError: if the TSV file is not there.
+            FileNotFoundError: if the TSV file is missing.
             ValueError: if its row does not end in base64.
         """
         if self.data is not None:
@@ -66,62 +63,58 @@ class ImageRef:
             raise ValueError(f"{self}: the last column is not base64 ({error}).") from None
 
     def open(self) -> Image.Image:
-        """The picture with its header read and its pixels not yet decoded.
+        """The image with its header read and its pixels not yet decoded.
 
         Raises:
-            FileNotFoundError, ValueError: if there is none, or no picture; the message names it.
+            FileNotFoundError, ValueError: if it is missing or is not a valid image; the message names it.
         """
         is_file = self.data is None and self.offset < 0
-        if is_file and self.path.startswith(("http://", "https://")):
+        if is_file and self.path.startswith(_REMOTE):
             return load_image(self.path)
         if is_file and not os.path.isfile(self.path):
-            raise FileNotFoundError(f"There is no picture file {self.path!r}.")
+            raise FileNotFoundError(f"There is no image file {self.path!r}.")
         try:
             return Image.open(self.path if is_file else io.BytesIO(self.encoded()))
         except FileNotFoundError:
             raise
         except Exception as error:  # decoders raise almost anything on damaged files
-            raise ValueError(f"Cannot read the picture {self}: {error}") from error
+            raise ValueError(f"Cannot read the image {self}: {error}") from error
 
     def load(self) -> Image.Image:
-        """The picture, fully decoded.
-
-        Raises:
-            FileNotFoundError, ValueError: as `open`, and for truncated or damaged pixels.
-        """
+        """The image, fully decoded; raises as `open`, and for truncated or damaged pixels."""
         image = self.open()
         try:
             image.load()
         except Exception as error:
-            raise ValueError(f"Cannot read the picture {self}: {error}") from error
+            raise ValueError(f"Cannot read the image {self}: {error}") from error
         return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened picture after EXIF rotation; no pixel is decoded for it."""
+    """(width, height) of an opened image after EXIF rotation, without decoding pixels."""
     # Not `image.getexif()`: for PNG that decodes the whole file.
-    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5  # 5..8 lie on their side
-    return image.size[::-1] if turned else image.size
+    rotated = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5  # 5..8 swap the sides
+    return image.size[::-1] if rotated else image.size
 
 
 @dataclass
 class Record:
-    """One picture of one source.
+    """An image of a source.
 
     Attributes:
         source: name of the data set.
         image_id: as in the annotations.
         image: where the pixels are.
-        width, height: pixels of the upright picture, as annotated.
+        width, height: pixels of the upright image, as annotated.
         boxes: [K, 4] float32 xyxy pixels with both corners inside the box (COCO's x, y, w, h is here
             x, y, x + w - 1, y + h - 1). As annotated: not clipped.
         labels: [K] int64, keys of `names`; 1 for all boxes of a grounding set.
         areas: [K] float32 square pixels as annotated (w * h where the annotation has none).
-        names: class id (1..N) -> name of a detection set; empty for grounding sets.
-        caption: the sentence of a grounding set; None for detection sets, whose captions are made of names.
-        spans: for each box the `[begin, end)` characters of the caption that name it.
-        eval_spans: for each phrase of the caption its spans (`tokens_positive_eval`).
-        extra: what else the format says: `sentence_id`, `original_id`, `neg_category_ids`, ...
+        names: class id (1..N) -> class name of a detection set; empty for grounding sets.
+        caption: of a grounding set; None for detection sets, whose captions are made of class names.
+        spans: per box the `[begin, end)` characters of the caption that name it.
+        eval_spans: per phrase of the caption its spans (`tokens_positive_eval`).
+        extra: other fields of the format: `sentence_id`, `original_id`, `neg_category_ids`, ...
     """
 
     source: str

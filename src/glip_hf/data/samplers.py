@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which samples make a batch: batches of like aspect ratio, the same for every number of processes, resumable.
+"""Which samples form a batch: batches of one aspect group, the same for every number of processes, resumable.
 
-A sample is known by its key `(epoch, index)`; a dataset that takes keys needs no `set_epoch`, so workers may
-live, and fetch ahead, across the end of an epoch.
+A sample is known by its key `(epoch, index)`; a dataset that takes keys needs no `set_epoch`, so workers may persist,
+and prefetch, across the end of an epoch.
 """
 
 import itertools
@@ -17,7 +17,7 @@ Incomplete = Literal["drop", "keep", "wrap"]
 
 
 def aspect_groups(sizes: np.ndarray) -> np.ndarray:
-    """Group of each picture from its (height, width): 1 if it is at least as high as wide, else 0. [samples] int8."""
+    """Group of each image from its (height, width): 1 if it is at least as high as wide, else 0; [samples] int8."""
     sizes = np.asarray(sizes)
     return (sizes[:, 0] >= sizes[:, 1]).astype(np.int8)
 
@@ -28,21 +28,21 @@ def grouped_batches(
     batch_size: int,
     incomplete: Incomplete = "drop",
 ) -> list[np.ndarray]:
-    """Batches of one group each, in the order in which their first samples come.
+    """Batches of one group each, in the order of their first samples.
 
     Args:
         order: samples, in the order to take them.
         groups: group of every sample (indexed by sample).
-        batch_size: samples a batch.
-        incomplete: what becomes of a group's last batch if it is not full: "drop" it, "keep" it, or "wrap" it, that
-            is fill it from the group's beginning.
+        batch_size: samples per batch.
+        incomplete: what becomes of a group's last batch if it is not full: "drop" it, "keep" it, or "wrap" it, i.e.
+            fill it from the beginning of the group.
     """
     order = np.asarray(order, dtype=np.int64)
     group_of = np.asarray(groups)[order]
     found = []
     for group in np.unique(group_of):
-        places = np.flatnonzero(group_of == group)
-        members = order[places]
+        positions = np.flatnonzero(group_of == group)
+        members = order[positions]
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
             if len(batch) < batch_size:
@@ -50,38 +50,38 @@ def grouped_batches(
                     continue
                 if incomplete == "wrap":
                     batch = np.concatenate([batch, np.resize(members, batch_size - len(batch))])
-            found.append((places[start], batch))
+            found.append((positions[start], batch))
     return [batch for _, batch in sorted(found, key=lambda item: item[0])]
 
 
 def contiguous_shard(order: Sequence[int], rank: int, world_size: int) -> np.ndarray:
-    """One process's block of an order, equally long for all: the order is continued from its beginning."""
+    """One process's block of an order, equally long for all: the order wraps around at its end."""
     length = -(-len(order) // world_size)
     return np.resize(np.asarray(order), length * world_size)[rank * length : (rank + 1) * length]
 
 
 class GroupedBatchSampler(Sampler):
-    """Batches of keys for `DataLoader(batch_sampler=...)`, without end or for a number of batches.
+    """Batches of keys for `DataLoader(batch_sampler=...)`, endless or for a number of batches.
 
     Every epoch is a permutation drawn from (seed, epoch), cut into batches of one aspect group each.
 
     How processes share it (`shard`):
 
     * "strided", the default: batches of `batch_size * world_size` are formed and process r takes the samples
-      `r * batch_size` to `(r + 1) * batch_size` of each. All processes have equally many batches, and two
-      processes see together what one sees with the doubled batch size.
-    * "contiguous", the original's way: the permutation is cut into one block a process, and each forms batches of
-      its own. Processes can have unlike numbers of batches; all stop an epoch at the smallest.
+      `r * batch_size` to `(r + 1) * batch_size` of each. All processes have equally many batches, and two processes
+      together see what one sees with twice the batch size.
+    * "contiguous", as in the original: the permutation is cut into one block per process, and each forms its own
+      batches. The numbers of batches may differ; all processes end an epoch at the smallest.
 
     Args:
-        groups: aspect group of every sample; an array (aspect_groups of the sizes), a function of the epoch that
-            returns one, or a number of samples, all alike.
-        batch_size: samples a batch and process.
+        groups: aspect group of every sample: an array (see `aspect_groups`), a function of the epoch that returns one,
+            or a number of samples that form a single group.
+        batch_size: samples per batch and process.
         seed: of the run.
-        shuffle: off, samples come in their order.
+        shuffle: otherwise samples keep their order.
         incomplete: see `grouped_batches`.
-        rank, world_size: this process, and how many there are.
-        num_batches: batches to give in all, from the beginning of the run; None for no end.
+        rank, world_size: this process, and the number of processes.
+        num_batches: total number of batches, from the beginning of the run; None for no end.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class GroupedBatchSampler(Sampler):
         num_batches: int | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size={batch_size}, rank={rank}, world_size={world_size} cannot be.")
+            raise ValueError(f"batch_size={batch_size}, rank={rank}, world_size={world_size} are not valid.")
         if incomplete not in ("drop", "keep", "wrap") or shard not in ("strided", "contiguous"):
             raise ValueError(f"There is no incomplete={incomplete!r} with shard={shard!r}.")
         if incomplete == "keep" and world_size > 1:
-            raise ValueError("incomplete='keep' would give processes batches of unlike size: use 'drop' or 'wrap'.")
+            raise ValueError("incomplete='keep' would give processes batches of different sizes: use 'drop' or 'wrap'.")
         if isinstance(groups, int):
             groups = np.zeros(groups, dtype=np.int8)
         self.groups = groups if callable(groups) else (lambda epoch: groups)
@@ -116,7 +116,7 @@ class GroupedBatchSampler(Sampler):
         """This process's batches of indices in one epoch.
 
         Raises:
-            ValueError: if there is not one.
+            ValueError: if there is none.
         """
         if self._cached[0] == epoch:
             return self._cached[1]
@@ -129,12 +129,8 @@ class GroupedBatchSampler(Sampler):
             start = self.rank * self.batch_size
             batches = [batch[start : start + self.batch_size] for batch in whole]
         else:
-            each = [
-                grouped_batches(
-                    contiguous_shard(order, rank, self.world_size), groups, self.batch_size, self.incomplete
-                )
-                for rank in range(self.world_size)
-            ]
+            shards = [contiguous_shard(order, rank, self.world_size) for rank in range(self.world_size)]
+            each = [grouped_batches(shard, groups, self.batch_size, self.incomplete) for shard in shards]
             batches = each[self.rank][: min(map(len, each))]
         if not batches:
             raise ValueError(
@@ -145,14 +141,14 @@ class GroupedBatchSampler(Sampler):
         return batches
 
     def __len__(self) -> int:
-        """Batches in all, if there is an end; else in the epoch that iteration stands in."""
+        """Total number of batches, if there is an end; else those of the current epoch."""
         if self.num_batches is not None:
             return self.num_batches
         return len(self.epoch_batches(self._position[0]))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Batches from the position on. The position itself moves only by `advance` or `load_state_dict`, since
-        loaders ask for batches well before they are trained on."""
+        """Batches from the position on. Only `advance` and `load_state_dict` move the position itself, since loaders
+        prefetch batches."""
         epoch, batch, total = self._position
         while self.num_batches is None or total < self.num_batches:
             batches = self.epoch_batches(epoch)
@@ -170,7 +166,7 @@ class GroupedBatchSampler(Sampler):
         return self._position[0]
 
     def advance(self, batches: int = 1) -> None:
-        """Note that so many more batches have been used up."""
+        """Move the position forward, by batches that have been used."""
         epoch, batch, total = self._position
         batch, total = batch + batches, total + batches
         while batch >= (length := len(self.epoch_batches(epoch))):
@@ -178,7 +174,7 @@ class GroupedBatchSampler(Sampler):
         self._position = (epoch, batch, total)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is: the same for all processes."""
+        """The position in the run, the same for all processes."""
         epoch, batch, total = self._position
         return {
             "epoch": epoch,
@@ -190,17 +186,17 @@ class GroupedBatchSampler(Sampler):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue where `state_dict` was taken.
 
         Raises:
-            ValueError: if data, seed or total batch size changed, because then the position means other samples.
+            ValueError: if data, seed or total batch size changed, so that the position stands for other samples.
         """
         now = self.state_dict() | {"samples": len(self.groups(state["epoch"]))}
         for key in ("seed", "samples", "batch_size"):
             if now[key] != state[key]:
                 raise ValueError(
-                    f"The checkpoint's run had {key} {state[key]}, this one has {now[key]}: the order of samples is "
-                    "another. Resume with the same data, seed and batch size * processes, or start a new run."
+                    f"The checkpoint's run had {key} {state[key]}, this one has {now[key]}: the order of samples "
+                    "differs. Resume with the same data, seed and batch size * processes, or start a new run."
                 )
         self._position = (state["epoch"], state["batch"], state["total"])
 
@@ -230,5 +226,5 @@ class SequentialBatchSampler(Sampler):
             yield [(0, index) for index in range(start, start + self.batch_size)]
 
     def advance(self, batches: int = 1) -> None:
-        """Note that so many more batches have been used up."""
+        """Move the position forward, by batches that have been used."""
         self._position += batches

@@ -1,10 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""From a detection picture's class ids to a caption: its own names among names that are not there.
+"""From the class ids of an image to a caption: its own class names among negatives, names of absent classes.
 
-The rules are those the released models were trained with (specification, section 9). Where the original does
-something that no released model depends on, we do right; `docs/data.md` lists these cases.
-
-Letters: K boxes of a picture, C classes in a caption.
+The rules are those of the released models' training (specification, section 9). Bugs of the original that no released
+model depends on are fixed here; `docs/data.md` lists them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from ..prompts_glip import MAX_TEXT_LENGTH, Name, Prompt, build_prompt, clean_name
+from ..prompts_glip import MAX_TEXT_LENGTH, Name, Prompt, build_prompt, clean_name, count_tokens
 
 BACKGROUND = "__background__"
 
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """How many absent classes a sampled caption names.
+    """How many negatives a sampled caption holds.
 
     Attributes:
-        num_negatives: most names drawn.
+        num_negatives: largest number of names drawn.
         full: probability of drawing that many; else the number is uniform in 1..num_negatives.
         one: probability of drawing exactly one.
         none: probability of drawing none.
-        max_names: most names in a caption, where positive: the negatives get what the picture's own leave.
+        max_names: largest number of names in a caption, where positive: the image's own come first.
         separator: between names.
         max_tokens: tokens of a caption besides [CLS] and [SEP].
     """
@@ -48,7 +46,7 @@ class NegativeSampling:
             raise ValueError(f"num_negatives={self.num_negatives} must be at least 0.")
 
     def draw_count(self, pool: int, positives: int, rng: np.random.Generator) -> int:
-        """How many names to draw from a pool of so many; those of the picture among them do not count."""
+        """The number of names to draw from a pool of this size; the image's own among them do not become negatives."""
         most = min(self.num_negatives, pool)
         if self.max_names > 0:
             most = min(most, max(self.max_names - positives, 0))
@@ -63,7 +61,7 @@ class NegativeSampling:
 
 
 def without_background(names: Mapping[int, str]) -> dict[int, str]:
-    """The names but `__background__`, which is no class: nothing in a picture is called that."""
+    """The class names without `__background__`, which is not a class."""
     return {label: name for label, name in names.items() if name != BACKGROUND}
 
 
@@ -73,11 +71,11 @@ def all_names_prompt(
     prompts: Mapping[int, Name] | None = None,
     opening: str = "",
 ) -> Prompt:
-    """One caption of all names, in order of their ids.
+    """One caption of all class names, in order of their ids.
 
     Args:
         prompts: names with prefix and suffix, by id, to write instead (not cleaned).
-        opening: words before the first name, e.g. `"object detection : "`.
+        opening: text before the first name, e.g. `"object detection : "`.
     """
     listed = []
     for label in sorted(names):
@@ -90,33 +88,31 @@ def all_names_prompt(
 def fit_positives(
     labels: Sequence[int], costs: Mapping[int, int], limit: int, rng: np.random.Generator, separator: int = 1
 ) -> tuple[list[int], int]:
-    """The classes of a picture that fit a caption, and the tokens they take.
+    """The classes of an image that fit a caption, and the tokens they take.
 
-    Classes are visited in random order. At the first that does not fit, the visit ends, as in the original, where
-    shorter ones behind it are not tried either. Two exceptions: a class too long for any caption is passed over
-    (in the original it would end the visit), and a class alone needs no room for a separator behind it (the
-    original loses a name of exactly `limit` tokens).
+    Classes are visited in random order until the first that does not fit; as in the original, shorter ones after it are
+    not tried. Two exceptions: a class too long for any caption is skipped (in the original it ends the visit), and a
+    single class needs no room for a separator (the original loses a name of exactly `limit` tokens).
 
     Args:
         labels: the classes, each once.
-        costs: tokens of each class's name with a separator behind it.
+        costs: tokens of each class name with a separator after it.
         limit: tokens of a caption without special ones.
         separator: tokens of a separator.
 
     Returns:
-        the classes kept, in order of the visit, and the tokens of them all. More than `limit` means that not all
-        fitted: the class that did not is counted, so that no room is left for negatives.
+        the classes kept, in order of the visit, and the tokens of them all. More than `limit` means that not all fit:
+        the class that does not is counted, so that no room is left for negatives.
     """
     fitting = [label for label in labels if costs[label] - separator <= limit]
     kept, used = [], 0
     for position in rng.permutation(len(fitting)):
         label = fitting[position]
         used += costs[label]
+        if used <= limit or not kept:  # a single one fits without its separator
+            kept.append(label)
         if used > limit:
-            if not kept:  # alone, and just without its separator
-                kept = [label]
             break
-        kept.append(label)
     if len(fitting) < len(labels):
         used = max(used, limit + 1)
     return kept, used
@@ -130,14 +126,12 @@ def sample_prompt(
     rng: np.random.Generator,
     separator_cost: int = 1,
 ) -> Prompt:
-    """A caption with the names of a picture and of classes that are not in it, in random order.
+    """A caption with the class names of an image and of absent classes, in random order.
 
     Args:
-        labels: classes of the picture's boxes; repetition is allowed, all must be in `names`.
+        labels: classes of the image's boxes; repetition is allowed, all must be in `names`.
         names: all classes of the set, without `__background__`.
-        costs: tokens of each name with a separator behind it.
-        settings: see `NegativeSampling`.
-        rng: everything random comes from it.
+        costs, separator_cost: tokens of each name with a separator after it, and of a separator.
 
     Returns:
         a prompt with a row per name; a class of `labels` that is not among its `label_ids` found no room.
@@ -161,13 +155,13 @@ def sample_prompt(
 
 
 class DetectionCaptions:
-    """Captions for the pictures of one detection set.
+    """Captions for the images of a detection set.
 
     Args:
         names: class id -> name; a `__background__` is ignored.
         tokenizer: a fast tokenizer of Transformers.
         mode: "all" or "sampled".
-        settings: for both modes the separator and the room, for "sampled" the rest.
+        settings: separator and length of captions, and the negatives of the mode "sampled".
         prompts: see `all_names_prompt`; for "all" only.
 
     Raises:
@@ -189,26 +183,19 @@ class DetectionCaptions:
         self.prompt: Prompt | None = None
         if mode == "all":
             self.prompt = all_names_prompt(self.names, self.settings.separator, prompts)
-            length = _lengths(tokenizer, [self.prompt.caption])[0]
+            length = count_tokens(tokenizer, [self.prompt.caption])[0]
             if length > self.settings.max_tokens:
                 raise ValueError(
-                    f"The {len(self.names)} names take {length} tokens, a caption has room for "
+                    f"The {len(self.names)} class names take {length} tokens, a caption has room for "
                     f"{self.settings.max_tokens}: use captions='sampled' for this set."
                 )
             return
         texts = [clean_name(name) + self.settings.separator for name in self.names.values()]
-        self.separator_cost = _lengths(tokenizer, [self.settings.separator])[0]
-        self.costs = dict(zip(self.names, _lengths(tokenizer, texts), strict=True))
+        self.separator_cost = count_tokens(tokenizer, [self.settings.separator])[0]
+        self.costs = dict(zip(self.names, count_tokens(tokenizer, texts), strict=True))
 
     def __call__(self, labels: Sequence[int], rng: np.random.Generator) -> Prompt:
-        """The prompt for a picture with these classes."""
+        """The prompt for an image with these classes."""
         if self.prompt is not None:
             return self.prompt
         return sample_prompt(labels, self.names, self.costs, self.settings, rng, self.separator_cost)
-
-
-def _lengths(tokenizer: Any, texts: list[str]) -> list[int]:
-    if not texts:
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, verbose=False)
-    return [len(ids) for ids in encoded["input_ids"]]

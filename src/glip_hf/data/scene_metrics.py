@@ -5,7 +5,7 @@
     metrics["ap50"], metrics["recall1"], metrics["unseen_ap50"], metrics["relation_recall1"]
 
 Detections come from the one post-processing path. Boxes are xyxy pixels, inclusive (`boxes_glip`).
-Letters: D detections and K true boxes of one query, a (picture, name) pair.
+Letters: D detections and K true boxes of one query, a (image, name) pair.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ SEED = 20_260
 
 @dataclass
 class Query:
-    """What was found and what is there for one name of one picture.
+    """What was found and what is there for one name of one image.
 
     Attributes:
         name: the category.
@@ -70,7 +70,7 @@ def _average_precision(queries: Sequence[Query], threshold: float) -> float | No
 def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IOU_THRESHOLDS) -> float:
     """Mean over IoU thresholds and categories that have a true box, as COCO defines it.
 
-    Equal to `pycocotools` (area "all", 100 detections a picture and category), which a test checks.
+    Equal to `pycocotools` (area "all", 100 detections an image and category), which a test checks.
 
     Raises:
         ValueError: if no query has a true box.
@@ -203,7 +203,7 @@ def evaluate_scenes(
 
     Returns:
         detection: `ap50`, `ap`: COCO's mean over names, each name judged where it was listed;
-        `ap50_pooled`, `ap_pooled`: all (picture, name) pairs as one category, which also counts
+        `ap50_pooled`, `ap_pooled`: all (image, name) pairs as one category, which also counts
         detections of names that are nowhere, and is stable for few scenes.
         sentences: `recall1`, the share of phrases whose best box has an IoU of 0.5.
         unseen: `unseen_...` as detection, over names of `HELD_OUT` pairs alone.

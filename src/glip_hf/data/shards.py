@@ -1,12 +1,12 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Shards of captioned pictures, here or on the Hub: read pair by pair, written whole or not at all.
+"""Shards of captioned images, here or on the Hub: read pair by pair, written whole or not at all.
 
 A shard is a Parquet file or a WebDataset tar. Paths may be local or anything `fsspec` knows; `hf://` comes with
 `huggingface_hub`.
 
-* Parquet: a column of pictures, `image`, `jpg`, `png` or `webp`, holds bytes, or `{"bytes", "path"}` as `datasets`
+* Parquet: a column of images, `image`, `jpg`, `png` or `webp`, holds bytes, or `{"bytes", "path"}` as `datasets`
   stores them; captions are in `caption`, `text` or `txt`, ids in `image_id`, `key` or `__key__` (default: the row).
-* tar: members `KEY.jpg`, `.jpeg`, `.png` or `.webp` are pictures; captions are in `KEY.txt`, `KEY.caption.txt`, or
+* tar: members `KEY.jpg`, `.jpeg`, `.png` or `.webp` are images; captions are in `KEY.txt`, `KEY.caption.txt`, or
   under `caption` or `text` in `KEY.json`.
 
 Written shards add `objects`: a column, or members `KEY.objects.json`.
@@ -41,11 +41,11 @@ class UnreadableShard(ValueError):
 
 @dataclass
 class Pair:
-    """A picture and what is said of it.
+    """An image and what is said of it.
 
     Attributes:
         key: unique in its shard.
-        image: the encoded picture; None where it is missing. caption: None where it is missing.
+        image: the encoded image; None where it is missing. caption: None where it is missing.
     """
 
     key: str
@@ -58,7 +58,7 @@ class GroundedPair:
     """A pair with boxes.
 
     Attributes:
-        width, height: pixels of the upright picture.
+        width, height: pixels of the upright image.
         objects: of each `bbox` [x, y, width, height] pixels, `tokens_positive` [[begin, end], ...] characters of the
             caption, and `score`.
     """
@@ -132,7 +132,7 @@ def read_pairs(path: str, caption_column: str | None = None) -> Iterator[Pair]:
 
     Raises:
         UnreadableShard: for a shard that is damaged as a whole.
-        ValueError: for one without a column of pictures or captions.
+        ValueError: for one without a column of images or captions.
     """
     fs, inner = file_system(path)
     with fs.open(inner, "rb") as file:
@@ -153,7 +153,7 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
     except Exception as error:  # pyarrow has errors of its own for every kind of damage
         raise UnreadableShard(f"{path} cannot be read as Parquet: {error}") from error
     names = table.schema_arrow.names
-    image = _column(names, IMAGE_COLUMNS, "column of pictures", path)
+    image = _column(names, IMAGE_COLUMNS, "column of images", path)
     caption = _column(names, (caption_column,) if caption_column else CAPTION_COLUMNS, "column of captions", path)
     key = next((name for name in ID_COLUMNS if name in names), None)
     number = 0
@@ -282,7 +282,7 @@ def _write_parquet(local: Path, pairs: Sequence[GroundedPair]) -> None:
         for grounded in pairs
     ]
     table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    # Small groups of rows: who reads one picture need not fetch a whole shard.
+    # Small groups of rows: who reads one image need not fetch a whole shard.
     require("pyarrow.parquet").write_table(table, local, row_group_size=ROWS_A_READ)
 
 
@@ -291,7 +291,7 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
         for grounded in pairs:
             pair = grounded.pair
             objects = json.dumps(grounded.objects, ensure_ascii=False)
-            # All pictures under one ending, which makes one column; decoders look at the content.
+            # All images under one ending, which makes one column; decoders look at the content.
             for ending, content in (
                 ("jpg", pair.image),
                 ("caption.txt", pair.caption.encode()),

@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Training batches from a data set that is streamed and never stored whole.
 
-There is no index to draw from, so a sample's random numbers come from (seed, epoch, checksum of the picture): again
-the same for every number of processes and workers. Which samples share a batch does depend on these numbers.
+There is no index to draw from, so the randomness of a sample comes from (seed, epoch, checksum of the image): again the
+same for any number of processes and workers. Which samples share a batch does depend on these.
 """
 
 import zlib
@@ -22,22 +22,23 @@ from .sources.hub import HubStream
 class StreamingBatches(IterableDataset):
     """Endless batches of a stream; `loader()` reads them with workers.
 
-    Every process reads its own part of the stream, every worker its own shards of that. A batch holds pictures of one
-    aspect group (higher than wide or not). At the end of an epoch the stream begins anew, in another order.
+    Every process reads its own part of the stream, every worker its own shards of that. A batch holds images of one
+    aspect group (higher than wide or not). Every epoch has another order.
 
     Args:
         stream: what to read.
         maker: how samples are made.
         collator: how they become a batch; its `info` says what `GroundingDataset`'s does, without `index`.
-        batch_size: samples a batch and process.
+        batch_size: samples per batch and process.
         seed: of the run.
-        rank, world_size: this process, and how many there are.
-        shuffle_buffer: records to shuffle among (the order of shards is shuffled too); 0 keeps the order.
-        on_error: "raise" fails at a picture that cannot be read, "replace" puts the next one of its batch in its place.
+        rank, world_size: this process, and the number of processes.
+        shuffle_buffer: size of the shuffle buffer, in records (the order of shards is shuffled too); 0 keeps the order.
+        on_error: "raise" fails at an image that cannot be read, "replace" puts the next one of its batch in its place.
         max_replaced: how many may be replaced, over all workers of this process; those of unknown size, whose header
             cannot be read, count too.
-        skip_batches: batches of this process that an earlier run used up: they are passed over without decoding a
-            picture, which is exact with the same number of workers.
+        skip_batches: batches of this process that an earlier run used: they are skipped without decoding images, which
+            is exact with the same number of workers. (`IterableDataset.state_dict` is not needed: a resumed run knows
+            the number of its step and nothing else.)
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class StreamingBatches(IterableDataset):
             if batch is None:
                 broken += 1
                 continue
-            # A batch without a picture is replaced by the next: both count, as they do for a resumed run.
+            # A batch without an image is replaced by the next: both count, as they do for a resumed run.
             for _ in range(broken + 1):
                 yield batch
             broken = 0
@@ -142,7 +143,7 @@ class StreamingBatches(IterableDataset):
             )
 
     def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any] | None:
-        """The batch of these records; None if no picture of it can be read."""
+        """The batch of these records; None if no image of it can be read."""
         samples: list[dict[str, Any] | None] = []
         failed: list[str] = []
         for record in records:

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Resizing and flipping of a picture together with its boxes.
+"""Resizing and flipping of an image together with its boxes.
 
 Boxes are xyxy pixels with both corners inside. Letters: K boxes.
 """
@@ -16,13 +16,12 @@ from ..image_processing_pil_glip import clip_boxes
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """From a photo to the network's input, by the image processor, at a random scale.
+    """From an image to the model's input, by the image processor, at a random scale.
 
     Attributes:
         sizes: shortest sides to choose from, pixels.
         longest: longest side allowed, pixels.
-        flip: probability of a horizontal flip. The caption stays as it is, "left" and "right" too, as in the
-            original.
+        flip: probability of a horizontal flip. The caption keeps its "left" and "right", as in the original.
     """
 
     sizes: tuple[int, ...] = (480, 560, 640, 720, 800)
@@ -40,14 +39,13 @@ class ImageTransform:
         return cls((size,), longest, 0.0)
 
     def __call__(self, image: Any, processor: Any, rng: np.random.Generator) -> tuple[Tensor, tuple[int, int], bool]:
-        """A photo as `pixel_values` [3, H, W] float32 without padding.
+        """An image as `pixel_values` [3, H, W] float32 without padding.
 
         Args:
-            image: anything `processor` takes as a picture.
-            processor: a GLIP image processor.
+            image: anything `processor`, a GLIP image processor, takes as an image.
 
         Returns:
-            the pixels, (height, width) of the upright photo, and whether it was flipped.
+            the pixels, (height, width) of the upright image before resizing, and whether it was flipped.
         """
         size = self.sizes[int(rng.integers(len(self.sizes)))]
         flipped = bool(rng.random() < self.flip)
@@ -63,7 +61,7 @@ class ImageTransform:
 
 
 def clip_and_drop(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [K, 4] moved into the picture, and which still have an extent [K] bool."""
+    """Boxes [K, 4] clipped to the image, and which still have an extent [K] bool."""
     clipped = clip_boxes(boxes, height, width)
     return clipped, (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
 
@@ -75,7 +73,7 @@ def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) 
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Boxes [K, 4] after a horizontal flip of a picture `width` pixels wide: x becomes width - x - 1."""
+    """Boxes [K, 4] after a horizontal flip of an image `width` pixels wide: x becomes width - x - 1."""
     flipped = boxes.copy()
     flipped[:, [0, 2]] = np.float32(width) - boxes[:, [2, 0]] - np.float32(1)
     return flipped
@@ -86,16 +84,16 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
 
 
-def stack_padded(pictures: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pictures [3, h, w] as one batch with zeros at the right and bottom.
+def stack_padded(images: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Images [3, h, w] as one batch with zeros at the right and bottom.
 
     Returns:
-        `pixel_values` [B, 3, H, W] float32 and `pixel_mask` [B, H, W] int64, 1 on the picture.
+        `pixel_values` [B, 3, H, W] float32 and `pixel_mask` [B, H, W] int64, 1 on the image.
     """
-    pixels = torch.zeros(len(pictures), 3, *size)
-    mask = torch.zeros(len(pictures), *size, dtype=torch.int64)
-    for index, picture in enumerate(pictures):
-        height, width = picture.shape[1:]
-        pixels[index, :, :height, :width] = picture
+    pixels = torch.zeros(len(images), 3, *size)
+    mask = torch.zeros(len(images), *size, dtype=torch.int64)
+    for index, image in enumerate(images):
+        height, width = image.shape[1:]
+        pixels[index, :, :height, :width] = image
         mask[index, :height, :width] = 1
     return pixels, mask

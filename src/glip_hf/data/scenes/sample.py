@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...prompts_glip import Prompt, Span
 from ..records import ImageRef, Record
+from ..transforms import box_areas
 from .config import SPLITS, Rng, SceneConfig
 from .layout import Plan, choose_things, compose, compose_relation
 from .painting import Thing
@@ -84,7 +85,7 @@ class SceneSample:
             height=height,
             boxes=self.boxes,
             labels=np.ones(len(self.boxes), dtype=np.int64),
-            areas=(self.boxes[:, 2:] - self.boxes[:, :2] + 1).prod(-1),
+            areas=box_areas(self.boxes),
             caption=self.caption,
             spans=self.box_spans,
             eval_spans=self.prompt.spans,

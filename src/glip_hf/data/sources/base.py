@@ -18,7 +18,7 @@ from ..records import Record, record_from_row
 logger = logging.get_logger(__name__)
 
 Captions = Literal["given", "all", "sampled"]
-"""Where a source's captions come from: its annotations, all its names, or names sampled per picture."""
+"""Where captions come from: the annotations, all class names, or class names sampled per image."""
 
 DATA_ROOTS = (".", "$DATASET", "DATASET", "OUTPUT", "data", "MODEL")
 """Where a relative path is looked for when no data root is given, in this order (the original's)."""
@@ -28,13 +28,13 @@ class Source:
     """A data set: `len`, `source[i]` -> `Record`, iteration.
 
     Attributes:
-        name: of the data set; stands in records and messages.
-        names: class id (1..N, in order of the original ids) -> name; empty for grounding sets. A
-            `__background__` never is among them.
+        name: of the data set, for records and messages.
+        names: class id (1..N, in order of the original ids) -> class name, never `__background__`; empty for grounding
+            sets.
         category_ids: class id -> id in the annotations, for evaluators.
-        captions: how captions come about, see `Captions`.
+        captions: see `Captions`.
         prompts: class id -> `Name` with prefix and suffix, where the set has caption prompts.
-        dropped: kind of damage -> number of annotations or pictures that the reader left out.
+        dropped: kind of damage -> number of annotations or images that the reader left out.
         table: the memory-mapped `datasets.Dataset`.
     """
 
@@ -60,10 +60,10 @@ class Source:
         return self._length if self._rows is None else len(self._rows)
 
     def __repr__(self) -> str:
-        return f"Source({self.name!r}, {len(self)} pictures, {len(self.names)} classes)"
+        return f"Source({self.name!r}, {len(self)} images, {len(self.names)} classes)"
 
     def row(self, index: int) -> int:
-        """Row of the table behind a sample; lists of rows may repeat or leave out some."""
+        """Row of the table behind a sample; a selection may repeat or leave out rows."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, {index} was asked for.")
         return index if self._rows is None else int(self._rows[index])
@@ -90,21 +90,20 @@ class Source:
         return np.stack([self._column("height"), self._column("width")], axis=1)
 
     def image_ids(self) -> np.ndarray:
-        """[samples] int64 or object (text): the id of every sample's picture."""
+        """[samples] int64 or object (text): the id of every sample's image."""
         return self._column("image_id")
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Source":
-        """The same source with these samples only, in this order; repetition is allowed."""
+        """The same source with only these samples, in this order; repetition is allowed."""
         part, indices = copy.copy(self), np.asarray(indices, dtype=np.int64)
         part._rows = indices if self._rows is None else np.asarray(self._rows)[indices]
         return part
 
     def few_shot(self, shots: int, shuffle_seed: int | None = None) -> "Source":
-        """At least `shots` pictures of every class, chosen by the original's rule.
+        """At least `shots` images per class, chosen by the original's rule.
 
-        Pictures are visited in order (ascending id; shuffled by Python's `random.Random(shuffle_seed)` where a
-        seed other than 0 is given). One is taken if any of its classes still lacks pictures, and then counts for
-        all of its classes.
+        Images are visited in order (ascending id; shuffled by Python's `random.Random(shuffle_seed)` where a seed other
+        than 0 is given). One is taken if any of its classes still lacks images, and then counts for all of its classes.
         """
         return self.select(few_shot_indices(self._label_sets(), shots, shuffle_seed))
 
@@ -115,7 +114,7 @@ class Source:
 
 
 def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: int | None = None) -> list[int]:
-    """Which pictures a few-shot set takes, see `Source.few_shot`."""
+    """The images of a few-shot set, see `Source.few_shot`."""
     if shots < 1:
         raise ValueError(f"shots={shots} must be at least 1.")
     order = list(range(len(label_sets)))
@@ -135,7 +134,7 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
     """An absolute path; a relative one lies under `data_root`, or under the first of `DATA_ROOTS` that has it.
 
     Raises:
-        FileNotFoundError: if it is nowhere; the message lists where it was looked for.
+        FileNotFoundError: if it does not exist; the message lists the paths tried.
     """
     path = Path(path).expanduser()
     if path.is_absolute():
@@ -151,8 +150,8 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
     if must_exist:
         listed = ", ".join(str(candidate) for candidate in tried)
         raise FileNotFoundError(
-            f"There is no {str(path)!r}; looked for {listed}. Give data_root, the folder that the data sets "
-            "lie in, or set the environment variable DATASET."
+            f"There is no {str(path)!r}; looked for {listed}. Give data_root, the folder of the data sets, or set the "
+            "environment variable DATASET."
         )
     return tried[0].absolute()
 

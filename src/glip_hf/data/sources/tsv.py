@@ -1,9 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""TSV sets (Objects365 and others): pictures in base64 and labels in JSON, a row each, tab separated.
+"""TSV sets (Objects365 and others): tab-separated rows of base64 images and JSON labels.
 
-Files of the set correspond row by row. A *composite* set names several files for each part; its rows are
-numbered through, and a line list of two columns says (file, row in it). A picture's id is its row's key if that
-is a whole number and there is one label file, else the row's number.
+Files of the set correspond row by row. A *composite* set has several files per part; its rows are numbered
+consecutively, and a line list of two columns gives (file, row in it). The id of an image is the key of its row if that
+is an integer and there is one label file, else the number of the row.
 """
 
 import json
@@ -23,7 +23,7 @@ CHUNK_ROWS = 20_000
 
 
 class TsvFiles:
-    """One part of a set: a TSV file or several, addressed by a row number through all of them."""
+    """A part of a set: one or several TSV files whose rows are numbered consecutively."""
 
     def __init__(self, paths: list[Path], make_index: bool) -> None:
         self.paths = paths
@@ -48,7 +48,7 @@ class TsvFiles:
         return str(path), int(offsets[row]), end - int(offsets[row])
 
     def rows(self) -> Iterator[tuple[int, str, int, bytes]]:
-        """All rows in order: number through all files, file, line in it, and the bytes."""
+        """All rows in order: number, file, line in it, and the bytes."""
         number = 0
         for path in self.paths:
             with open(path, "rb") as file:
@@ -60,11 +60,10 @@ class TsvFiles:
 def line_index(path: Path, make: bool = True) -> np.ndarray:
     """Byte offset of every row, from the `.lineidx` beside the file: [rows] int64.
 
-    Where there is none and `make` allows, it is worked out by reading the file once (and not written: the data
-    may be read-only).
+    A missing one is computed by reading the file once if `make` allows (and not written: the data may be read-only).
 
     Raises:
-        FileNotFoundError: if there is none and it may not be worked out.
+        FileNotFoundError: if it is missing and may not be computed.
     """
     index = path.with_suffix(".lineidx")
     if index.is_file():
@@ -77,11 +76,11 @@ def line_index(path: Path, make: bool = True) -> np.ndarray:
 
 
 def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
-    """A set's YAML with its paths found: `img`, `label`, `hw` lists of files, `linelist`, `labelmap`, `imageid2idx`
-    single ones (None where absent), `composite` a bool.
+    """A set's YAML with resolved paths: `img`, `label`, `hw` lists of files, `linelist`, `labelmap`, `imageid2idx`
+    single files (None where absent), `composite` a bool.
 
     Raises:
-        ValueError: if a needed part is missing; FileNotFoundError: for files that are not there.
+        ValueError, FileNotFoundError: for missing entries and files.
     """
     path = Path(path)
     with open(path, encoding="utf-8") as file:
@@ -116,7 +115,7 @@ def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_labelmap(path: Path) -> dict[str, int]:
-    """Class name -> index. JSON `{name: index}` or `{"label_to_idx": ...}`, else a name per line from 1 on."""
+    """Class name -> index: JSON `{name: index}` or `{"label_to_idx": ...}`, else text, a name per line from 1 on."""
     if "json" not in path.name:
         lines = path.read_text(encoding="utf-8").splitlines()
         return {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
@@ -137,11 +136,11 @@ def read_tsv(
     """A detection set in TSV files.
 
     Args:
-        yaml_file: names the files (`load_tsv_yaml`).
-        drop_empty, captions, strict, cache_dir, name: as for `read_coco`; here pictures without boxes stay.
+        yaml_file: lists the files (`load_tsv_yaml`).
+        drop_empty, captions, strict, cache_dir, name: see `CocoFile.read`; by default images without boxes stay.
 
-    With `imageid2idx` the original reports height = width for every picture, which breaks aspect-ratio batches;
-    here sizes are those of the `hw` row with the picture's key, or else of the picture itself.
+    With `imageid2idx` the original reports height = width for every image, which breaks aspect-ratio batches; here
+    sizes are those of the `hw` row with the image's key, or of the image itself.
     """
     yaml_file = Path(yaml_file).absolute()
     parts = load_tsv_yaml(yaml_file)
@@ -177,7 +176,7 @@ def read_tsv(
 
 
 def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
-    """Rows of the table for each line of the line list; lines whose row was damaged are left out.
+    """The row of the table for each line of the line list; lines whose row was damaged are left out.
 
     Args:
         stored: the row of the label files behind each row of the table.
@@ -194,7 +193,7 @@ def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
 
 
 def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
-    """Row numbers through all files. One column: these numbers; two columns: file, row in it.
+    """Row numbers over all files, from one column of them or two columns (file, row in it).
 
     Args:
         first: number of the first row of every file.
@@ -203,7 +202,7 @@ def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
     try:
         lines = np.array(columns, dtype=np.int64)
     except ValueError:
-        raise ValueError(f"{path}: a line list has one or two whole numbers a line.") from None
+        raise ValueError(f"{path}: a line list has one or two integers per line.") from None
     if lines.size == 0:
         return np.zeros(0, dtype=np.int64)
     return lines[:, 0] if lines.shape[1] == 1 else first[lines[:, 0]] + lines[:, 1]
@@ -212,7 +211,7 @@ def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
 def parse_tsv(
     parts: Mapping[str, Any], labels: Mapping[str, int], chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[tuple[Columns, list[int]]]:
-    """The set in pieces of `chunk_rows` pictures, and the numbers of the rows in each.
+    """The set in pieces of `chunk_rows` images, each with the numbers of its rows.
 
     Damaged rows are noted as problems of the piece and left out.
     """
@@ -230,16 +229,12 @@ def parse_tsv(
             objects = entry.get("objects", ()) if isinstance(entry, Mapping) else entry
             if not isinstance(objects, list | tuple):
                 raise ValueError(f"objects {objects!r:.60}")
-            image_row = number
-            if image_rows is not None:
-                image_row = int(image_rows[str(entry["img_id"])])
+            image_row = number if image_rows is None else int(image_rows[str(entry["img_id"])])
             path, offset, length = image_files.place(image_row)
             height, width = sizes.find(number, image_row, key)
-        except KeyError as error:
-            columns.note("unknown_image", where, f"no {error} in imageid2idx")
-            continue
-        except IndexError as error:
-            columns.note("unknown_image", where, str(error))
+        except LookupError as error:
+            missing = f"no {error} in imageid2idx" if isinstance(error, KeyError) else str(error)
+            columns.note("unknown_image", where, missing)
             continue
         except (ValueError, TypeError, FileNotFoundError) as error:
             columns.note("unreadable", where, str(error))
@@ -270,7 +265,7 @@ def parse_tsv(
 
 
 class _Sizes:
-    """Height and width of pictures: from the hw file where its row is about that picture, else from the picture."""
+    """Sizes of images: from the hw file where its row belongs to that image, else from the image."""
 
     def __init__(self, paths: list[Path] | None, images: TsvFiles) -> None:
         self.images = images
@@ -278,7 +273,7 @@ class _Sizes:
 
     def find(self, label_row: int, image_row: int, key: str) -> tuple[int, int]:
         """(height, width) in pixels."""
-        # Rows correspond by number; with imageid2idx that can mean the label's or the picture's row.
+        # Rows correspond by number; with imageid2idx this can be the row of the label or of the image.
         rows = dict.fromkeys((image_row, label_row))
         for row in rows:
             if row < len(self.rows):

@@ -103,7 +103,7 @@ def test_listing(tmp_path: Path) -> None:
     assert [Path(path).name for path in found] == ["a.parquet", "b.tar"]
     with pytest.raises(FileNotFoundError, match="nothing"):
         list_shards([f"{tmp_path}/nothing*"])
-    with pytest.raises(ValueError, match="c.txt is no shard"):
+    with pytest.raises(ValueError, match="c.txt is not a shard"):
         list_shards([f"{tmp_path}/*"])
     (tmp_path / "a.tar").touch()
     with pytest.raises(ValueError, match="same name"):

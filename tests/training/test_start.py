@@ -75,7 +75,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not fit the configured Swin"):
         load_backbone_weights(model.model.backbone, str(tmp_path / "swin"))
     torch.save({"model": {"conv1.weight": torch.ones(1)}}, tmp_path / "resnet.pth")
-    with pytest.raises(RecipeError, match="is no Swin checkpoint: unknown keys conv1.weight"):
+    with pytest.raises(RecipeError, match="is not a Swin checkpoint: unknown keys conv1.weight"):
         load_backbone_weights(model.model.backbone, str(tmp_path / "resnet.pth"))
     config.text_config.hidden_size *= 2
     BertModel(config.text_config).save_pretrained(tmp_path / "bert")

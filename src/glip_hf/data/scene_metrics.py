@@ -1,14 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""How well a model grounds generated scenes: average precision of lists, recall of phrases.
+"""How well a model grounds generated scenes: average precision of class names, recall of phrases.
 
     metrics = evaluate_scenes(model, processor, num_scenes=100)      # quick, for a learning curve
     metrics["ap50"], metrics["recall1"], metrics["unseen_ap50"], metrics["relation_recall1"]
 
-Detections come from the one post-processing path. Boxes are xyxy pixels, inclusive (`boxes_glip`).
-Letters: D detections and K true boxes of one query, a (image, name) pair.
+Boxes are xyxy pixels, both corners inside (`boxes_glip`).
+Letters: D detections and K true boxes of a query, an (image, class name) pair.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ SEED = 20_260
 
 @dataclass
 class Query:
-    """What was found and what is there for one name of one image.
+    """Detections and true boxes of one class name in one image.
 
     Attributes:
         name: the category.
@@ -40,13 +40,13 @@ class Query:
 
 
 def _hits(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """[D] bool: which detections, best first, find a true box that no better one took."""
+    """[D] bool: which detections, best first, match a true box that no better one has matched."""
     hits = np.zeros(len(ious), dtype=bool)
     free = np.ones(ious.shape[1], dtype=bool)
     for row, overlaps in enumerate(ious):
         overlaps = np.where(free, overlaps, -1)
         if len(overlaps) and overlaps.max() >= threshold:
-            # of equals the last, as pycocotools does
+            # the last of equals, as in pycocotools
             free[len(overlaps) - 1 - overlaps[::-1].argmax()] = False
             hits[row] = True
     return hits
@@ -63,14 +63,14 @@ def _average_precision(queries: Sequence[Query], threshold: float) -> float | No
     found = hits.cumsum()
     precision = found / np.arange(1, len(hits) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(found / num_true, np.linspace(0, 1, 101), side="left")
-    return float(np.append(precision, 0)[np.minimum(places, len(precision))].mean())
+    positions = np.searchsorted(found / num_true, np.linspace(0, 1, 101), side="left")
+    return float(np.append(precision, 0)[np.minimum(positions, len(precision))].mean())
 
 
 def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IOU_THRESHOLDS) -> float:
     """Mean over IoU thresholds and categories that have a true box, as COCO defines it.
 
-    Equal to `pycocotools` (area "all", 100 detections an image and category), which a test checks.
+    Equal to `pycocotools` (area "all", 100 detections per image and category), which a test checks.
 
     Raises:
         ValueError: if no query has a true box.
@@ -120,49 +120,38 @@ def ground(
     return [found.detections[0] for found in GroundingEngine(model, processor, options).ground(requests)]
 
 
-def _batches(dataset: SceneDataset, size: int) -> Iterable[list[SceneSample]]:
-    for start in range(0, len(dataset), size):
-        yield [dataset[k] for k in range(start, min(start + size, len(dataset)))]
+def _grounded(
+    model: Any, processor: Any, dataset: SceneDataset, batch_size: int, **options: Any
+) -> Iterator[tuple[SceneSample, int, torch.Tensor, torch.Tensor]]:
+    """Every row of every scene: the scene, the row, and scores [D] and IoUs [D, K] of its detections with its boxes."""
+    for start in range(0, len(dataset), batch_size):
+        samples = [dataset[k] for k in range(start, min(start + batch_size, len(dataset)))]
+        for sample, found in zip(samples, ground(model, processor, samples, **options)):
+            ious = box_iou(found["boxes"], torch.from_numpy(sample.boxes))
+            for row in range(len(sample.rows)):
+                of_row = found["labels"] == row
+                yield sample, row, found["scores"][of_row], ious[of_row][:, sample.labels == row]
 
 
 def list_queries(model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16) -> list[Query]:
-    """Every listed name of every scene as a query."""
-    queries = []
-    for samples in _batches(dataset, batch_size):
-        for sample, found in zip(samples, ground(model, processor, samples)):
-            boxes = torch.from_numpy(sample.boxes)
-            labels = torch.from_numpy(sample.labels)
-            ious = box_iou(found["boxes"], boxes)
-            for row, name in enumerate(sample.rows):
-                of_row = found["labels"] == row
-                queries.append(
-                    Query(
-                        name,
-                        found["scores"][of_row].numpy(),
-                        ious[of_row][:, labels == row].numpy(),
-                    )
-                )
-    return queries
+    """Every listed class name of every scene as a query."""
+    return [
+        Query(sample.rows[row], scores.numpy(), ious.numpy())
+        for sample, row, scores, ious in _grounded(model, processor, dataset, batch_size)
+    ]
 
 
 def phrase_hits(
     model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16
 ) -> list[tuple[SceneSample, int, bool]]:
-    """Every phrase of every sentence: the scene, the row, and whether its best box is right.
-
-    Right is an IoU of at least 0.5 with any of the phrase's boxes.
-    """
-    hits = []
-    for samples in _batches(dataset, batch_size):
-        # Every phrase must have a best box, however unsure: hence the low threshold.
-        results = ground(model, processor, samples, score_threshold=1e-4, max_detections=10_000)
-        for sample, found in zip(samples, results):
-            boxes = torch.from_numpy(sample.boxes)
-            for row in range(len(sample.rows)):
-                best = found["boxes"][found["labels"] == row][:1]
-                ious = box_iou(best, boxes[torch.from_numpy(sample.labels) == row])
-                hits.append((sample, row, bool((ious >= 0.5).any())))
-    return hits
+    """Every phrase of every sentence: the scene, the row, and whether its best box has an IoU of at least 0.5 with any
+    of the phrase's boxes."""
+    # Every phrase must have a best box, however low its score: hence the low threshold.
+    options = {"score_threshold": 1e-4, "max_detections": 10_000}
+    return [
+        (sample, row, bool((ious[:1] >= 0.5).any()))
+        for sample, row, _, ious in _grounded(model, processor, dataset, batch_size, **options)
+    ]
 
 
 def _summary(queries: list[Query], prefix: str = "") -> dict[str, float]:
@@ -173,14 +162,6 @@ def _summary(queries: list[Query], prefix: str = "") -> dict[str, float]:
         f"{prefix}ap50_pooled": average_precision(pooled, [0.5]),
         f"{prefix}ap_pooled": average_precision(pooled),
     }
-
-
-def _is_held_out(name: str) -> bool:
-    return tuple(name.split(" ")) in HELD_OUT
-
-
-def _is_novel(name: str) -> bool:
-    return name.split(" ")[-1] in NOVEL_KINDS
 
 
 def evaluate_scenes(
@@ -195,19 +176,19 @@ def evaluate_scenes(
     """Metrics on fresh scenes, none of which any training stream can contain (`scenes.SPLITS`).
 
     Args:
-        model: a `GlipForGrounding`; put into evaluation mode for the while.
+        model: a `GlipForGrounding`; evaluated in evaluation mode.
         processor: its `GlipProcessor`.
-        num_scenes: of each split; 100 will do for a learning curve.
+        num_scenes: per split; 100 are enough for a learning curve.
         seed: of the evaluation scenes.
         splits: any of detection, sentences, unseen, relations, novel.
 
     Returns:
-        detection: `ap50`, `ap`: COCO's mean over names, each name judged where it was listed;
-        `ap50_pooled`, `ap_pooled`: all (image, name) pairs as one category, which also counts
-        detections of names that are nowhere, and is stable for few scenes.
+        detection: `ap50`, `ap`: COCO's mean over class names, each evaluated where it was listed; `ap50_pooled`,
+        `ap_pooled`: all (image, name) pairs as one category, which also counts detections of names that are nowhere,
+        and is stable for few scenes.
         sentences: `recall1`, the share of phrases whose best box has an IoU of 0.5.
         unseen: `unseen_...` as detection, over names of `HELD_OUT` pairs alone.
-        relations: `relation_recall1`, over phrases that only a relation tells apart; 0.5 is chance.
+        relations: `relation_recall1`, over phrases that only a relation distinguishes; 0.5 is chance.
         novel: `novel_...` as detection, over names of `NOVEL_KINDS` alone.
     """
     config = config or SceneConfig()
@@ -219,8 +200,8 @@ def evaluate_scenes(
     metrics: dict[str, float] = {}
     kept: dict[str, tuple[str, Callable[[str], bool]]] = {
         "detection": ("", lambda name: True),
-        "unseen": ("unseen_", _is_held_out),
-        "novel": ("novel_", _is_novel),
+        "unseen": ("unseen_", lambda name: tuple(name.split(" ")) in HELD_OUT),
+        "novel": ("novel_", lambda name: name.split(" ")[-1] in NOVEL_KINDS),
     }
     try:
         for split in splits:
@@ -239,15 +220,3 @@ def evaluate_scenes(
     finally:
         model.train(was_training)
     return metrics
-
-
-__all__ = [
-    "EVALUATED",
-    "IOU_THRESHOLDS",
-    "Query",
-    "average_precision",
-    "evaluate_scenes",
-    "ground",
-    "list_queries",
-    "phrase_hits",
-]

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Shards of captioned images, here or on the Hub: read pair by pair, written whole or not at all.
+"""Shards of captioned images, local or on the Hub: read pair by pair, written atomically.
 
 A shard is a Parquet file or a WebDataset tar. Paths may be local or anything `fsspec` knows; `hf://` comes with
 `huggingface_hub`.
@@ -9,7 +9,9 @@ A shard is a Parquet file or a WebDataset tar. Paths may be local or anything `f
 * tar: members `KEY.jpg`, `.jpeg`, `.png` or `.webp` are images; captions are in `KEY.txt`, `KEY.caption.txt`, or
   under `caption` or `text` in `KEY.json`.
 
-Written shards add `objects`: a column, or members `KEY.objects.json`.
+Written shards add `objects`: a column, or members `KEY.objects.json`. They are written for `datasets` to read; but the
+shards of others are read here, as its WebDataset reader refuses a tar where one sample has no caption or another image
+format than the first, and its readers do not tell a damaged shard from a damaged image.
 """
 
 import glob
@@ -32,7 +34,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 IMAGE_COLUMNS = ("image", *IMAGES)
 CAPTION_COLUMNS = ("caption", "text", "txt")
 ID_COLUMNS = ("image_id", "key", "__key__")
-ROWS_A_READ = 64
+ROWS_PER_READ = 64
 
 
 class UnreadableShard(ValueError):
@@ -41,11 +43,11 @@ class UnreadableShard(ValueError):
 
 @dataclass
 class Pair:
-    """An image and what is said of it.
+    """An image and its caption.
 
     Attributes:
         key: unique in its shard.
-        image: the encoded image; None where it is missing. caption: None where it is missing.
+        image: the encoded image. caption: the text. None where they are missing.
     """
 
     key: str
@@ -59,8 +61,8 @@ class GroundedPair:
 
     Attributes:
         width, height: pixels of the upright image.
-        objects: of each `bbox` [x, y, width, height] pixels, `tokens_positive` [[begin, end], ...] characters of the
-            caption, and `score`.
+        objects: each with `bbox` [x, y, width, height] in pixels, `tokens_positive` [[begin, end], ...] in characters
+            of the caption, and `score`.
     """
 
     pair: Pair
@@ -75,23 +77,23 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 def shard_format(path: str) -> str:
-    """`parquet` or `tar`, by the path's ending.
+    """`parquet` or `tar`, by the path's extension.
 
     Raises:
-        ValueError: for another ending.
+        ValueError: for another extension.
     """
-    for ending, name in FORMATS.items():
-        if path.endswith(ending):
+    for extension, name in FORMATS.items():
+        if path.endswith(extension):
             return name
-    raise ValueError(f"{path} is no shard: it must end in {' or '.join(FORMATS)}.")
+    raise ValueError(f"{path} is not a shard: it must end in {' or '.join(FORMATS)}.")
 
 
 def list_shards(patterns: Sequence[str]) -> list[str]:
-    """The shards that paths and glob patterns name, in order of their names, each once.
+    """The shards that match paths and glob patterns, sorted, each once.
 
     Raises:
-        FileNotFoundError: for a pattern that names nothing.
-        ValueError: for files that are no shards, or two of one name, whose results would get the same name.
+        FileNotFoundError: for a pattern without a match.
+        ValueError: for files that are not shards, or two of one name, whose results would get the same name.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -117,7 +119,7 @@ def list_shards(patterns: Sequence[str]) -> list[str]:
 
 
 def shard_name(path: str) -> str:
-    """The shard's file name without its ending."""
+    """The shard's file name without its extension."""
     return PurePosixPath(path.replace("\\", "/")).stem
 
 
@@ -157,7 +159,7 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
     caption = _column(names, (caption_column,) if caption_column else CAPTION_COLUMNS, "column of captions", path)
     key = next((name for name in ID_COLUMNS if name in names), None)
     number = 0
-    batches = table.iter_batches(ROWS_A_READ, columns=[name for name in (image, caption, key) if name])
+    batches = table.iter_batches(ROWS_PER_READ, columns=[name for name in (image, caption, key) if name])
     while True:
         try:
             batch = next(batches, None)
@@ -219,7 +221,7 @@ def _pair(key: str, parts: Mapping[str, bytes], caption_column: str | None) -> P
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Put a file in place whole: a reader sees the old one, none, or all of the new one."""
+    """Write a file atomically: a reader sees the old one, none, or all of the new one."""
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "content"
         local.write_bytes(content)
@@ -227,12 +229,12 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def put_file(local: Path, path: str) -> None:
-    """Put a local file in place whole; the local one may be gone afterwards."""
+    """Copy a local file to `path` atomically."""
     fs, inner = file_system(path)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)):
         target = Path(inner)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In the target's own folder first: a rename is atomic within a disk only.
+        # In the target's own folder first: a rename is atomic only within a file system.
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             shutil.copyfile(local, partial)
@@ -240,12 +242,12 @@ def put_file(local: Path, path: str) -> None:
         finally:
             partial.unlink(missing_ok=True)
     else:
-        # An upload is one commit on the Hub and one object in a bucket: whole or absent.
+        # An upload is one commit on the Hub and one object in a bucket: atomic.
         fs.put_file(str(local), inner)
 
 
 def write_grounded(path: str, pairs: Sequence[GroundedPair]) -> None:
-    """Write a shard that `sources.read_hub` reads (see `reader_spec`), in the format its ending names."""
+    """Write a shard that `sources.read_hub` reads (see `reader_spec`), in the format of its extension."""
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "shard"
         (_write_parquet if shard_format(path) == "parquet" else _write_tar)(local, pairs)
@@ -282,8 +284,8 @@ def _write_parquet(local: Path, pairs: Sequence[GroundedPair]) -> None:
         for grounded in pairs
     ]
     table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    # Small groups of rows: who reads one image need not fetch a whole shard.
-    require("pyarrow.parquet").write_table(table, local, row_group_size=ROWS_A_READ)
+    # Small row groups: reading one image need not fetch a whole shard.
+    require("pyarrow.parquet").write_table(table, local, row_group_size=ROWS_PER_READ)
 
 
 def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
@@ -291,7 +293,7 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
         for grounded in pairs:
             pair = grounded.pair
             objects = json.dumps(grounded.objects, ensure_ascii=False)
-            # All images under one ending, which makes one column; decoders look at the content.
+            # All images under one extension, which makes one column; decoders look at the content.
             for ending, content in (
                 ("jpg", pair.image),
                 ("caption.txt", pair.caption.encode()),
@@ -303,7 +305,7 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
 
 
 def reader_spec(folder: str, format: str) -> dict[str, Any]:
-    """What `sources.build_source`, and so a recipe's `data.sources`, takes to read the written shards of a folder."""
+    """The entry of a recipe's `data.sources` (see `sources.build_source`) that reads the shards written to a folder."""
     spec = {"format": "hub", "name": shard_name(folder.rstrip("/")) or "labelled"}
     if format == "parquet":
         return {**spec, "dataset": "parquet", "data_files": f"{folder}/*.parquet"}

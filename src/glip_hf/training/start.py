@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Where a run's model comes from: nothing, another GLIP, or ImageNet Swin and BERT weights."""
+"""Where a run's model comes from: random weights, another GLIP, or ImageNet Swin and BERT weights."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ from .recipe import ModelRecipe, RecipeError
 logger = logging.getLogger(__name__)
 
 UNUSED_SWIN = ("head.", "norm.", "layernorm.", "pooler.")
-"""What a classifier has after its last stage; also masks that the original stores as buffers."""
+"""Modules of a classifier after its last stage."""
 
 
 def _original_swin(path: Path) -> dict[str, torch.Tensor]:
@@ -37,12 +37,12 @@ def _original_swin(path: Path) -> dict[str, torch.Tensor]:
         names = [name.removeprefix("model.backbone.") for name in match.ours]
         tensors.update(zip(names, value.chunk(len(names)) if names else ()))
     if unknown:
-        raise RecipeError(f"{path} is no Swin checkpoint: unknown keys {', '.join(unknown[:8])}.")
+        raise RecipeError(f"{path} is not a Swin checkpoint: unknown keys {', '.join(unknown[:8])}.")
     return tensors
 
 
 def load_backbone_weights(backbone: nn.Module, source: str) -> None:
-    """Fill a Swin backbone with ImageNet weights; its output norms, which classifiers lack, keep their values.
+    """Load ImageNet weights into a Swin backbone; its output norms, which classifiers lack, keep their values.
 
     Args:
         source: an original Swin `.pth`, or a directory or Hub id of a Transformers Swin.
@@ -73,7 +73,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
 
 
 def load_text_weights(text_model: nn.Module, source: str) -> None:
-    """Fill the text encoder with BERT weights from a directory or Hub id.
+    """Load BERT weights into the text encoder, from a directory or Hub id.
 
     Raises:
         RecipeError: if tensors are missing or of another shape.
@@ -86,7 +86,7 @@ def load_text_weights(text_model: nn.Module, source: str) -> None:
 
 
 def freeze_stages(model: GlipForGrounding, frozen_stages: int) -> None:
-    """Freeze Swin's patch embedding (0 and above) and its first `frozen_stages` stages; -1 nothing."""
+    """Freeze Swin's patch embedding (from 0 on) and its first `frozen_stages` stages; -1 freezes nothing."""
     if frozen_stages < 0:
         return
     swin = model.model.backbone.swin
@@ -102,7 +102,7 @@ def _tokenizer(source: str) -> BertTokenizer:
 
 
 def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
-    """Model and processor that a run begins with.
+    """Model and processor that a run starts with.
 
     Raises:
         RecipeError: for contradictory or missing entries.

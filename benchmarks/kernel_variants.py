@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks import floor, harness, textbook
 from benchmarks.harness import Variant
+from benchmarks.kernel_gains import measure_gains
 from benchmarks.peak_memory import memory_figures, peak_memory
 from glip_hf import GlipConfig
 from glip_hf.kernels.cpu_linear import linear
@@ -90,7 +91,11 @@ def first(output: Any) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> None:
-    parser = harness.make_parser(description)
+    parser = harness.make_parser(description, weights_option="--weights")
+    parser.add_argument("--model", action="store_true", dest="whole_model", help="the gain of each kernel in the model")
+    parser.add_argument("--case", choices=["three", "coco80"], default="three", help="with --model")
+    parser.add_argument("--train", action="store_true", help="with --model: a training step in place of inference")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="with --model")
     parser.add_argument("--kernel", choices=KERNELS, action="append", help="alone; may be repeated; default: all three")
     parser.add_argument("--visual-tokens", type=int, default=17821, help="of the fusion")
     parser.add_argument("--map", type=int, nargs=2, default=(100, 167), metavar=("HEIGHT", "WIDTH"))
@@ -98,6 +103,9 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> N
     parser.add_argument("--offset-spread", type=float, default=1.0, help="standard deviation in cells")
     parser.add_argument("--backward", action="store_true", help="forward and backward pass")
     arguments = harness.begin(parser, argv, "kernels")
+    if arguments.whole_model:
+        measure_gains(arguments)
+        return
     made = {}
     for name in arguments.kernel or KERNELS:
         made[name] = deformable(arguments) if name == "deformable" else fusion(arguments, int(name.split("-")[1]))

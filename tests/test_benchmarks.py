@@ -14,9 +14,9 @@ import torch
 from locations import FIXTURES
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floor, harness, part_timer, peak_memory, textbook
+from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, textbook
 from benchmarks.harness import Seconds, Variant
-from glip_hf import GlipForGrounding
+from glip_hf import GlipForGrounding, kernels
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -134,6 +134,35 @@ def test_kernels(tmp_path, capsys, backward) -> None:
         assert COMPARED <= figures[name].keys() and figures[name]["largest_difference"] < 1e-4
     assert figures["deformable"]["ratio_over_gemm"] > 0
     assert [row["kernel"] for row in rows(tmp_path / "kernels.csv")] == ["fusion-20", "fusion-256", "deformable"]
+
+
+@pytest.mark.parametrize("options", [[], ["--train"]], ids=["inference", "training"])
+def test_gains_of_kernels_in_the_model(tmp_path, capsys, options) -> None:
+    figures = run("kernels", tmp_path, capsys, "--model", "--size", "64", "96", *options)
+    gains = {name: row for name, row in figures.items() if isinstance(row, dict)}
+    assert {"cpu_swin", "all"} <= gains.keys() <= {*kernels.names(), "all"}
+    assert gains["cpu_swin"]["operations"] == "swin_layer" and "dyconv" in gains["all"]["operations"]
+    for row in gains.values():
+        assert row["gain"] == pytest.approx(row["seconds_off"] / row["seconds_on"] - 1, abs=2e-3)
+    assert [row["kernel"] for row in rows(tmp_path / "kernel_gains.csv")] == list(gains)
+
+
+def test_variants_of_kernels() -> None:
+    """Each runs with its own kernel off and the others on, and all are on again afterwards."""
+    model = GlipForGrounding(harness.tiny_config()).eval()
+    inputs = harness.random_image(64, 64, "cpu") | harness.random_caption(9, 1, 1000, "cpu")
+    forms = kernels.report(model, inputs)
+    variants = kernel_gains.make_variants(lambda: kernels.report(model, inputs), kernel_gains.served_operations(forms))
+    assert variants["on"].run() == forms and forms["swin_layer"] == "cpu_swin"
+    assert set(variants["all"].run().values()) == {"plain"}
+    without_swin = variants["cpu_swin"].run()
+    assert without_swin["swin_layer"] == "plain" and without_swin["dyconv"] == forms["dyconv"] == "cpu_dyconv"
+    assert kernels.report(model, inputs) == forms
+
+
+def test_no_kernel_serves() -> None:
+    with pytest.raises(SystemExit, match="no kernel serves this model on this machine .*GLIP_KERNELS=0"):
+        kernel_gains.served_operations({"dyconv": "plain"})
 
 
 def test_as_a_command() -> None:

@@ -20,7 +20,6 @@ from glip_hf.prompts_glip import (
     find_phrase,
     greenlight_map,
     make_names,
-    od_label_map,
     positive_map,
 )
 
@@ -214,12 +213,10 @@ def test_check_span():
     assert check_span("a cat", np.array([2, 5])) == (2, 5)
 
 
-def test_greenlight_and_od_maps_by_hand(tokenizer):
+def test_greenlight_map_by_hand(tokenizer):
     offsets = encode(tokenizer, "cat. hot dog. bird").offsets
     assert np.flatnonzero(greenlight_map(offsets, [[5, 12]], 8)).tolist() == [3, 4]
     assert (greenlight_map(offsets, [[0, 3], [-1, -1, -1]], 8) == -1).all()
-    expected = [-1, 3, -1, 7, 7, -1, -1, -1]
-    assert od_label_map(offsets, {3: [0, 3], 7: [5, 12]}, 8).tolist() == expected
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -366,7 +363,7 @@ def test_positive_maps_as_the_original(shared, bert):
         assert tokens == case["label_to_token_plus1"], title
 
 
-def test_auxiliary_maps_as_the_original(shared, bert):
+def test_greenlight_map_as_the_original(shared, bert):
     cases = load(shared, "data/positive_maps/greenlight_and_od_label_maps.json")
     for case in cases["greenlight_map"]:
         offsets = encode(bert, case["caption"], truncation=True, max_length=256).offsets
@@ -374,12 +371,6 @@ def test_auxiliary_maps_as_the_original(shared, bert):
         assert str(vector.dtype) == case["dtype"]
         assert bool((vector == -1).all()) == case["minus_ones_all"], case["name"]
         assert np.flatnonzero(vector == 1).tolist() == case["ones"], case["name"]
-    for case in cases["positive_map_for_od_labels"]:
-        offsets = encode(bert, case["caption"], truncation=True, max_length=256).offsets
-        spans = {int(label): span for label, span in case["label_to_positions"].items()}
-        vector = od_label_map(offsets, spans, 256)
-        expected = {int(token): value for token, value in case["values"].items()}
-        assert {int(t): float(vector[t]) for t in np.flatnonzero(vector != case["fill"])} == expected
 
 
 def test_parity_captions_and_spans(shared, bert):

@@ -77,13 +77,8 @@ def build_model_card(
         metadata: further fields of `ModelCardData`, such as `base_model` or `datasets`, or other values for the
             defaults.
     """
-    fields = {
-        "library_name": "transformers",
-        "pipeline_tag": "zero-shot-object-detection",
-        "license": "mit",
-        "tags": list(TAGS),
-        "language": "en",
-    }
+    fields = {"library_name": "transformers", "pipeline_tag": "zero-shot-object-detection", "license": "mit"}
+    fields |= {"tags": list(TAGS), "language": "en", **metadata}
     if with_code:
         package, model, processor = "transformers", "AutoModelForZeroShotObjectDetection", "AutoProcessor"
     else:
@@ -91,7 +86,7 @@ def build_model_card(
     trust = ", trust_remote_code=True" if with_code else ""
     snippet = _SNIPPET.format(name=name, package=package, model=model, processor=processor, trust=trust)
     parts = [
-        f"---\n{ModelCardData(**{**fields, **metadata}).to_yaml()}\n---",
+        f"---\n{ModelCardData(**fields).to_yaml()}\n---",
         f"# {name}",
         _INTRODUCTION + (f" Architecture: {architecture}." if architecture else ""),
         snippet,

@@ -37,7 +37,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
-from .postprocess_glip import post_process_grounding
+from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import shorten
 
 logger = logging.get_logger(__name__)
@@ -456,21 +456,10 @@ class GlipImageProcessorMixin(GlipHubMixin):
         outputs: Any,
         threshold: float = 0.1,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[GlipPostProcessKwargs],
     ) -> list[dict[str, torch.Tensor]]:
-        """Detections of each image, as the `zero-shot-object-detection` pipeline asks for them.
-
-        Args:
-            outputs: what `GlipForGrounding` returned, or any object with the same attributes.
-            threshold: score threshold.
-            target_sizes: (height, width) per image to scale the boxes to, a list or tensor [B, 2]; default
-                `outputs.original_sizes`.
-            **kwargs: further arguments of `postprocess_glip.post_process_grounding`.
-
-        Returns:
-            One dict per image: `scores` [K] descending, `boxes` [K, 4] xyxy in pixels of `target_sizes`, `labels` [K]
-            int64.
-        """
+        """Detections of each image, as the `zero-shot-object-detection` pipeline asks for them: see
+        [`~postprocess_glip.post_process_grounding`]."""
         return post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:

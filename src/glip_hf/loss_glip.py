@@ -169,11 +169,7 @@ def accumulation_weights(num_positive: Tensor, sum_centerness: Tensor) -> list[d
 
 
 def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
-    """Refuse labels that do not fit the batch.
-
-    Raises:
-        ValueError: naming the entry and what is wrong.
-    """
+    """Refuse labels that do not fit the batch with a ValueError that names the entry."""
     if len(labels) != num_pairs:
         raise ValueError(f"labels has {len(labels)} entries for {num_pairs} (image, caption) pairs.")
     for index, label in enumerate(labels):
@@ -215,8 +211,7 @@ def grounding_loss(
 
     Returns:
         the weighted sum, and its terms `loss_token`, `loss_bbox`, `loss_centerness`. All are finite whatever the
-        labels, and differentiable even without a positive location, so that no rank of a distributed run lacks a
-        gradient.
+        labels, and differentiable even without a positive location, so every rank of a distributed run has a gradient.
 
     Raises:
         ValueError: for labels that do not fit the batch.

@@ -431,6 +431,3 @@ def noun_phrases(text: str) -> list[tuple[int, int]]:
     if len(chunks) > 1:
         chunks = [chunk for chunk in chunks if not _is_frame(words, *chunk)]
     return [(words[first].begin, words[_dressed_end(words, last)].end) for first, last in chunks]
-
-
-__all__ = ["noun_phrases"]

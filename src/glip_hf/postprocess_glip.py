@@ -38,13 +38,9 @@ class GlipPostProcessKwargs(TypedDict, total=False):
     max_detections: int
 
 
-DEFAULTS: GlipPostProcessKwargs = {
-    "aggregation": "mean",
-    "score_threshold": 0.05,
-    "pre_nms_top_k": 1000,
-    "nms_threshold": 0.6,
-    "max_detections": 100,
-}
+DEFAULTS = GlipPostProcessKwargs(
+    aggregation="mean", score_threshold=0.05, pre_nms_top_k=1000, nms_threshold=0.6, max_detections=100
+)
 
 
 def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: str = "mean") -> Tensor:
@@ -202,6 +198,3 @@ def post_process_grounding(
         above = merged["scores"] > threshold
         results.append({name: value[above] for name, value in merged.items()})
     return results
-
-
-__all__ = ["AGGREGATIONS", "GlipPostProcessKwargs", "aggregate_tokens", "merge_detections", "post_process_grounding"]

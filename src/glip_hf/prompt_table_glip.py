@@ -131,6 +131,3 @@ class GlipPromptTableMixin:
             self.save_prompt_table(directory)
             api.upload_folder(repo_id=repository.repo_id, folder_path=directory, commit_message="Upload prompt table")
         return str(repository)
-
-
-__all__ = ["GlipPromptTableMixin", "config_hash"]

@@ -111,11 +111,7 @@ def clean_name(name: str) -> str:
 
 
 def chunk(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
-    """Consecutive slices of `size` items, the last one shorter; `None` or -1 means one slice.
-
-    Raises:
-        ValueError: if `size` is 0 or below -1.
-    """
+    """Consecutive slices of `size` items, the last one shorter; `None` or -1 means one slice, 0 is an error."""
     if size is None or size == -1:
         return [items] if len(items) else []
     if size < 1:
@@ -137,8 +133,7 @@ def make_names(
         suffix: the same, after the class names.
 
     Raises:
-        TypeError: for an entry that is neither.
-        ValueError: for a list of affixes of another length than the class names.
+        TypeError, ValueError: for an entry that is neither, and for a list of affixes of another length.
     """
     affixes = zip(_affixes("prefix", prefix, len(names)), _affixes("suffix", suffix, len(names)), strict=True)
     made = []
@@ -273,8 +268,7 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
             where there is only one.
 
     Raises:
-        ValueError: if the phrase is empty, does not occur, occurs more than once without `occurrence`, or not that
-            often.
+        ValueError: if the phrase is empty, does not occur, or is ambiguous.
     """
     if not phrase:
         raise ValueError(f"an empty phrase was given for the caption {shorten(caption)!r}: leave it out.")
@@ -309,11 +303,7 @@ def _context(caption: str, begin: int, end: int, margin: int = 12) -> str:
 
 
 def check_span(caption: str, span: Sequence[int]) -> Span:
-    """The span as two ints, if it lies in the caption and is not empty.
-
-    Raises:
-        ValueError: naming span and caption, otherwise.
-    """
+    """The span as two ints, if it lies in the caption and is not empty; else a ValueError that names both."""
     try:
         begin, end = (operator.index(value) for value in span)
     except (TypeError, ValueError):
@@ -396,17 +386,6 @@ def greenlight_map(offsets: Offsets, spans: Iterable[Sequence[int]], num_tokens:
     if any(len(span) == 3 for span in spans):
         return np.full(len(offsets) if num_tokens is None else num_tokens, -1, dtype=np.float32)
     return positive_map(offsets, [spans], num_tokens, normalize=False)[0].astype(np.float32)
-
-
-def od_label_map(
-    offsets: Offsets, label_to_span: Mapping[int, Sequence[int]], num_tokens: int | None = None
-) -> np.ndarray:
-    """Class id of every token: [T] float32, -1 where there is none; later classes overwrite earlier ones."""
-    rows = positive_map(offsets, [[span] for span in label_to_span.values()], num_tokens, normalize=False)
-    labels = np.full(rows.shape[1], -1, dtype=np.float32)
-    for label, row in zip(label_to_span, rows, strict=True):
-        labels[row] = label
-    return labels
 
 
 # -- all forms of text input -----------------------------------------------------------------------
@@ -515,11 +494,7 @@ def _check_list(what: str, values: Any, where: str) -> Sequence[Any]:
 
 
 def one_each(what: str, values: Any, count: int) -> list[Any]:
-    """A list with an entry per text; None stands for no entry anywhere.
-
-    Raises:
-        ValueError: for a list of another length.
-    """
+    """A list with an entry per text, of None where `values` is None; a list of another length is a ValueError."""
     if values is None:
         return [None] * count
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:

@@ -418,7 +418,7 @@ def test_nothing_to_do(detector, photo) -> None:
         ({"candidate_labels": []}, ValueError, "empty"),
         ({"candidate_labels": " , "}, ValueError, "empty"),
         ({"candidate_labels": ["cat"], "treshold": 0.2}, TypeError, "treshold"),
-        ({"candidate_labels": [["cat"], ["dog"]]}, ValueError, "2 entries for 1 pictures"),
+        ({"candidate_labels": [["cat"], ["dog"]]}, ValueError, "2 entries for 1 images"),
         ({"caption": "a cat", "phrases": ["dog"]}, ValueError, "not in the caption"),
         ({"candidate_labels": ["cat"], "aggregation": "sum"}, ValueError, "sum"),
     ],

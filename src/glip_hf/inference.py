@@ -255,14 +255,12 @@ def vote(found: Detections, threshold: float) -> Detections:
 
 @dataclass
 class _Shown:
-    """One view of one image, ready for the network: tensors with a batch dimension of 1."""
+    """One view of one image, ready for the network: what the image processor gives for it alone."""
 
     index: int
     request: Request
     view: View
-    pixel_values: Tensor | None = None
-    pixel_mask: Tensor | None = None
-    original_sizes: Tensor | None = None
+    pixels: dict[str, Tensor] = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -416,8 +414,10 @@ class GroundingEngine:
         """
         prompt = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
         key = json.dumps([text, phrases, spans, prompt], sort_keys=True)
+        base = getattr(self.model, "model", None)  # an exported model has none, and never changes
+        parameters = () if base is None else base.text_model.parameters()
         # Address and version of each parameter: new weights, another device or dtype void what was kept.
-        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._text_parameters()]
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if state != self._text_state:
             self._texts.clear()
             self._text_state = state
@@ -432,17 +432,12 @@ class GroundingEngine:
             self._texts.popitem(last=False)
         return captions
 
-    def _text_parameters(self) -> Iterable[Tensor]:
-        base = getattr(self.model, "model", None)  # an exported model has none, and never changes
-        return () if base is None else base.text_model.parameters()
-
     @torch.inference_mode()
     def _encode(self, inputs: Any) -> Captions:
         inputs = inputs.to(self.model.device)
-        captions = Captions(text_labels=inputs.text_labels, hidden=[None] * len(inputs["input_ids"]))
-        captions.queries = (
-            inputs["image_indices"].tolist() if "image_indices" in inputs else list(range(len(inputs["input_ids"])))
-        )
+        count = len(inputs["input_ids"])
+        captions = Captions(text_labels=inputs.text_labels, hidden=[None] * count)
+        captions.queries = inputs["image_indices"].tolist() if "image_indices" in inputs else list(range(count))
         for row, mask in enumerate(inputs["attention_mask"].bool()):
             classes = inputs["label_ids"][row] >= 0
             captions.input_ids.append(inputs["input_ids"][row, mask])
@@ -480,29 +475,32 @@ class GroundingEngine:
                         asked, captions = shown.request, Captions()
                         if asked.text is not None and shown.error is None:
                             captions = self.encode(asked.text, asked.phrases, asked.spans)
-                        progress[shown.index] = _Progress(captions, Grounded(shown.index, error=shown.error))
-                self._detect_views([one for one in batch if len(progress[one.index].captions)], progress)
-                for shown in batch:
+                        progress[shown.index] = _Progress(captions, Grounded(shown.index))
+                captions = [progress[shown.index].captions for shown in batch]
+                for shown, found in zip(batch, self._detect_views(batch, captions)):
                     one = progress[shown.index]
-                    one.views.setdefault(shown.view, [])
-                    if shown.original_sizes is not None:
-                        one.result.height, one.result.width = shown.original_sizes[0].tolist()
+                    one.views[shown.view] = found
+                    if shown.error is None:
+                        one.result.height, one.result.width = shown.pixels["original_sizes"][0].tolist()
+                    else:
+                        one.result.error = shown.error
                 for index in dict.fromkeys(shown.index for shown in batch):
                     if len(progress[index].views) == len(self.views):
                         one = progress.pop(index)
-                        one.result.detections = self.merge(one.captions, one.views, one.result.width)
+                        if one.result.error is None:
+                            one.result.detections = self.merge(one.captions, one.views, one.result.width)
                         yield one.result
 
-    def _detect_views(self, batch: list[_Shown], progress: dict[int, _Progress]) -> None:
-        """Detections of every view of the batch with every caption, put into `progress`."""
-        if not batch:
-            return
-        pixels = {name: _pad_together([getattr(one, name) for one in batch]) for name in ("pixel_values", "pixel_mask")}
-        pixels["original_sizes"] = torch.cat([one.original_sizes for one in batch])
-        for one in batch:
-            one.pixel_values = one.pixel_mask = None
-        for one, found in zip(batch, self.detect(pixels, [progress[one.index].captions for one in batch])):
-            progress[one.index].views[one.view] = found
+    def _detect_views(self, batch: list[_Shown], captions: Sequence[Captions]) -> list[list[Detections]]:
+        """Detections of every view of a batch with each of its captions."""
+        asked = [row for row, its in enumerate(captions) if len(its) and batch[row].error is None]
+        if not asked:
+            return [[] for _ in batch]
+        views = [batch[row].pixels for row in asked]
+        pixels = {name: _pad_together([view.pop(name) for view in views]) for name in ("pixel_values", "pixel_mask")}
+        pixels["original_sizes"] = torch.cat([view["original_sizes"] for view in views])
+        found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))
+        return [found.get(row, []) for row in range(len(batch))]
 
     def _show(self, index: int, request: Request, view: View) -> _Shown:
         """Read and preprocess one view of an image; runs in a worker thread.
@@ -521,12 +519,9 @@ class GroundingEngine:
             if name in str(error) and isinstance(error, ValueError | OSError):
                 raise
             raise ValueError(f"{name}: {error}" if name else str(error)) from error
-        pixels, mask = (self._staged(made[name]) for name in ("pixel_values", "pixel_mask"))
-        return _Shown(index, request, view, pixels, mask, made["original_sizes"])
-
-    def _staged(self, value: Tensor) -> Tensor:
-        """In pinned memory, which a GPU copies from asynchronously, if that is where it goes."""
-        return value.pin_memory() if self.model.device.type == "cuda" else value
+        if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
+            made |= {name: made[name].pin_memory() for name in ("pixel_values", "pixel_mask")}
+        return _Shown(index, request, view, dict(made))
 
     def _size(self, view: View) -> dict[str, Mapping[str, int]]:
         """The image processor's option for a view's size."""
@@ -572,7 +567,7 @@ class GroundingEngine:
         with closing(self._load(requests, skip_broken)) as views:
             for shown in views:
                 alike = self.options.allow_padding or shown.error is not None
-                key = None if alike else tuple(shown.pixel_values.shape[-2:])
+                key = None if alike else tuple(shown.pixels["pixel_values"].shape[-2:])
                 group = groups.setdefault(key, [])
                 group.append(shown)
                 if len(group) == size:

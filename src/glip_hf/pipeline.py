@@ -1,9 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""A pipeline that asks GLIP the way it was trained: all names in one caption, or in as few as fit.
+"""A pipeline that prompts GLIP as it was trained: all class names in one caption, or in as few as fit.
 
-The stock `pipeline("zero-shot-object-detection")` works too. It runs the whole model once a label;
-this one runs the backbone once a photo, the text encoder once a caption, and the head once a
-caption and photo.
+Transformers' `pipeline("zero-shot-object-detection")` works too, but runs the whole model once per label; this one runs
+the backbone once per image, the text encoder once per caption, and the head once per image and caption.
 """
 
 import os
@@ -40,20 +39,17 @@ class _Results(Iterator):
 
 
 class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
-    """Detects what is named, in any number of photos, with a vocabulary of any size.
+    """Detects class names or phrases in any number of images, with a vocabulary of any size.
 
     ```python
     >>> from transformers import pipeline
     >>> from glip_hf import GlipZeroShotObjectDetectionPipeline
 
-    >>> detector = pipeline(
-    ...     "zero-shot-object-detection",
-    ...     model=repo_or_dir,
-    ...     pipeline_class=GlipZeroShotObjectDetectionPipeline,
-    ... )
+    >>> task, pipeline_class = "zero-shot-object-detection", GlipZeroShotObjectDetectionPipeline
+    >>> detector = pipeline(task, model=repo_or_dir, pipeline_class=pipeline_class)
     >>> detector("photo.jpg", candidate_labels=["cat", "remote control"], threshold=0.4)
     [{'score': 0.8, 'label': 'cat', 'box': {'xmin': 34, 'ymin': 24, 'xmax': 63, 'ymax': 71}}, ...]
-    >>> detector(photos, caption="two cats on a pink sofa", batch_size=4)
+    >>> detector(images, caption="two cats on a pink sofa", batch_size=4)
     ```
 
     Args:
@@ -67,9 +63,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     _load_tokenizer = False
 
     max_kept_captions = 256
-    """Captions whose text features are kept between calls, the least recently used vocabulary
-    out first: at most 200 MB with BERT-base in float32. What a larger vocabulary has beyond that is
-    encoded again for every batch."""
+    """Captions whose text features are kept between calls, the least recently used vocabulary out first: at most 200 MB
+    with BERT-base in float32. What a larger vocabulary has beyond that is encoded again for every batch."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
@@ -91,42 +86,36 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     ) -> Any:
         """
         Args:
-            image: a picture as the image processor takes it (path, URL, PIL, array, tensor), a list
-                of pictures, a dataset or a generator of them. In place of a picture a dictionary
-                `{"image": ..., "candidate_labels": ...}`, or with `"caption"` and `"phrases"`.
-            candidate_labels: names, as a list or in a string with commas; or a list of lists, one a
-                picture.
-            caption: in place of names a sentence, or a list with one a picture.
-            phrases: phrases of the caption, exact to the letter; by default its noun phrases. With
-                a list of captions a list for each.
-            options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections`
-                (100), `aggregation` ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a
-                URL); how captions are built: `chunk_size`, `separator`, `prefix`, `suffix`,
-                `negative_names`; how it runs: `batch_size`, `num_workers`.
+            image: an image as the image processor takes it (path, URL, PIL, array, tensor), a list of images, a dataset
+                or a generator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
+                with `"caption"` and `"phrases"`.
+            candidate_labels: class names, as a list or a comma-separated string; or a list of lists, one per image.
+            caption: a caption in place of class names, or a list with one per image.
+            phrases: substrings of the caption, matched exactly; by default its noun phrases. With a list of captions a
+                list for each.
+            options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections` (100), `aggregation`
+                ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a URL); how captions are built:
+                `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; how it runs: `batch_size`,
+                `num_workers`.
 
         Returns:
-            For each picture a list of `{"score", "label", "box": {"xmin", "ymin", "xmax",
-            "ymax"}}`, best first, the box in whole pixels of the photo. For a dataset or a
-            generator they come one by one, as they are iterated over.
+            For each image a list of `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}`, best first, the box
+            in whole pixels of the image. For a dataset or a generator an iterator of such lists.
 
         Raises:
             TypeError: for an unknown option.
-            ValueError: for a picture with neither names nor a caption, or both; for lists that
-                differ in length.
+            ValueError: for an image with neither class names nor a caption, or both; for lists that differ in length.
         """
-        unknown = set(options) - {*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN}
-        if unknown:
-            raise TypeError(
-                f"unknown options {sorted(unknown)}: known are "
-                f"{', '.join((*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN))}."
-            )
+        known = (*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN)
+        if unknown := sorted(set(options).difference(known)):
+            raise TypeError(f"unknown options {unknown}: known are {', '.join(known)}.")
         text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
         if isinstance(image, list | tuple):
             if not image:
                 return []
             image, text = _spread(list(image), text)
         text = {name: value for name, value in text.items() if value is not None}
-        # Past the stock pipeline's own call, which knows no captions and no arrays.
+        # Bypasses the call of the parent class, which takes neither captions nor arrays.
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -143,7 +132,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[dict[str, Any]]]:
-        """Results in the order of the pictures. Overridden because a batch is padded together.
+        """Results in the order of the images. Overridden because a batch is padded together.
 
         The next batch is read and resized while the model works: by a thread, or by `num_workers` processes.
         """
@@ -170,7 +159,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         phrases: Sequence[PhraseInput] | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """One picture, loaded, and what is asked of it."""
+        """One image, loaded, and the text for it."""
         image = inputs
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
@@ -182,7 +171,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             names = (name.strip() for name in candidate_labels.split(","))
             candidate_labels = [name for name in names if name]
         if (candidate_labels is None) == (caption is None):
-            raise ValueError("give each picture either candidate_labels or a caption.")
+            raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:
             raise ValueError("phrases belong to a caption: give it, or leave them out.")
         is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
@@ -215,10 +204,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         score_threshold: float = 0.05,
         **prompt_options: Any,
     ) -> list[dict[str, Any]]:
-        """Detections of every image of a batch, as the processor gives them.
+        """Detections of every image of a batch, see `inference.Detections`.
 
-        Boxes are found here and not in `postprocess`, caption by caption: the logits of a long
-        vocabulary would not fit in memory, and this way they never leave the device.
+        Boxes are computed here and not in `postprocess`, caption by caption: the logits of a long vocabulary would not
+        fit in memory, and this way they never leave the device.
         """
         engine, texts = self._engine, model_inputs["texts"]
         engine.max_kept_captions = self.max_kept_captions
@@ -237,7 +226,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         return [engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)]
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture in the stock pipeline's form."""
+        """Detections of one image in the form of Transformers' pipeline."""
         rows = zip(*(model_outputs[name] for name in ("scores", "text_labels", "boxes")))
         results = [
             {"score": score.item(), "label": name, "box": self._get_bounding_box(box)} for score, name, box in rows
@@ -246,7 +235,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
 
 def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Pictures with the text that is given for each, as dictionaries; the text that is for all."""
+    """Images with the text that is given for each, as dictionaries; the text that is for all."""
     lists = list | tuple
     labels = text["candidate_labels"]
     each = ["caption", "phrases"] if isinstance(text["caption"], lists) else []
@@ -257,11 +246,11 @@ def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[st
         return images, text
     for name in each:
         if len(text[name]) != len(images):
-            raise ValueError(f"{name} has {len(text[name])} entries for {len(images)} pictures: give one each.")
+            raise ValueError(f"{name} has {len(text[name])} entries for {len(images)} images: give one each.")
     if any(isinstance(image, Mapping) for image in images):
-        raise ValueError(f"the pictures are dictionaries: put {' and '.join(each)} into them.")
-    texts = ({**text, **{name: text[name][place] for name in each}} for place in range(len(images)))
-    return [{"image": image, **its} for image, its in zip(images, texts)], {}
+        raise ValueError(f"the images are dictionaries: put {' and '.join(each)} into them.")
+    own = [dict(zip(each, values)) for values in zip(*(text[name] for name in each))]
+    return [{"image": image, **text, **its} for image, its in zip(images, own)], {}
 
 
 __all__ = ["GlipZeroShotObjectDetectionPipeline"]

@@ -1,11 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Draw detections on a photo: boxes, names and scores, legible at any size, with PIL alone.
+"""Draw detections on an image: boxes, names and scores, legible at any size, with PIL alone.
 
-    annotated = draw_detections(photo, result)   # result: one dict of post-processing
+    annotated = draw_detections(image, result)   # result: one dict of post-processing
     annotated.save("annotated.png")
 
-Letters: K detections. Boxes are xyxy in pixels of the photo as it is seen, that is after its EXIF
-orientation.
+Letters: K detections. Boxes are xyxy in pixels of the upright image, after its EXIF orientation is applied.
 """
 
 import zlib
@@ -19,9 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .image_processing_pil_glip import read_pixels
 
-# Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by
-# at least 17 CIELAB units to normal, red-blind and green-blind eyes (Machado 2009, severity 1);
-# neighbours in the list by at least 50.
+# Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by at least 17 CIELAB
+# units in normal, red-blind and green-blind vision (Machado 2009, severity 1); neighbours in the list by at least 50.
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (230, 159, 0),  # orange
     (0, 114, 178),  # blue
@@ -35,8 +33,7 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (204, 121, 167),  # purple
 )
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-# Tried in this order for a character that PIL's own font lacks; a font that is not installed is
-# passed over.
+# Tried in this order for a character that PIL's own font lacks; a font that is not installed is skipped.
 FALLBACK_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -45,16 +42,16 @@ FALLBACK_FONTS = (
     "Arial Unicode.ttf",
     "arial.ttf",
 )
-SMALLEST_FONT = 8  # pixels; below that letters cannot be told apart, and a name is left out
+SMALLEST_FONT = 8  # pixels; below that a name is illegible and left out
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rect = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are exclusive
 
 
 def label_color(label: int | str) -> tuple[int, int, int]:
-    """Colour (RGB, 0..255) of a label: a function of the label alone, so the same in every picture.
+    """Colour (RGB, 0..255) of a label, the same in every image.
 
-    Integer labels walk through `PALETTE`, so the first ten classes differ; a name (for detections
-    without integer labels) is hashed.
+    Integer labels cycle through `PALETTE`, so the first ten classes differ; a name (for detections without integer
+    labels) is hashed.
     """
     index = zlib.crc32(label.encode("utf-8")) if isinstance(label, str) else int(label)
     return PALETTE[index % len(PALETTE)]
@@ -75,23 +72,20 @@ def draw_detections(
     line_width: int | None = None,
     font_size: int | None = None,
 ) -> Image.Image:
-    """Draw every detection on a copy of a photo.
+    """Draw every detection on a copy of an image.
 
     Args:
-        image: what the processor takes: a PIL image of any mode, turned upright by its EXIF
-            orientation, or an array
+        image: what the processor takes: a PIL image of any mode, turned upright by its EXIF orientation, or an array
             or tensor [H, W], [H, W, 3] or [3, H, W].
-        detections: `boxes` [K, 4] xyxy in pixels of the upright photo, and any of `scores` [K],
-            `labels` [K] int,
+        detections: `boxes` [K, 4] xyxy in pixels of the upright image, and any of `scores` [K], `labels` [K] int,
             `text_labels` [K] str; tensors, arrays or lists. Other keys are ignored.
-        show_scores: write the score behind the name.
-        line_width: of the boxes, in pixels; by default it grows with the picture.
-        font_size: of the names, in pixels; by default it grows with the picture.
+        show_scores: write the score after the name.
+        line_width: of the boxes, in pixels; by default proportional to the image.
+        font_size: of the names, in pixels; by default proportional to the image.
 
     Returns:
-        A new RGB image of the upright photo's size. Boxes of low scores are drawn first, so that
-        high ones stay on top; a name is shortened where the picture is narrower than it and left
-        out where not even one letter fits.
+        A new RGB image of the size of the upright image. Boxes of low scores are drawn first, so that high ones stay
+        on top; a name is shortened where the image is narrower than it and left out where not even one letter fits.
 
     Raises:
         ValueError: lengths that differ, or a box that is not finite or has its corners swapped.
@@ -164,9 +158,7 @@ def _draw_box(
     width: int,
     size: tuple[int, int],
 ) -> None:
-    """Outline, clipped to the picture, inside a hairline of the opposite brightness that sets it
-    off any ground.
-    """
+    """Outline, clipped to the image, with a thin border of the opposite brightness: visible on any background."""
     left, top, right, bottom = _clip(box, size)
     halo = round(width / 3)
     if halo:
@@ -176,14 +168,14 @@ def _draw_box(
 
 
 def _clip(box: Sequence[float], size: tuple[int, int]) -> Rect:
-    """Whole pixels, inside the picture."""
+    """Integer pixels, inside the image."""
     limits = (size[0] - 1, size[1] - 1) * 2
     return tuple(min(max(round(v), 0), limit) for v, limit in zip(box, limits))
 
 
 @lru_cache(maxsize=64)
 def _fonts(size: int) -> tuple[Font, ...]:
-    """PIL's built-in font and whichever fall-backs this machine has, at `size` pixels."""
+    """PIL's built-in font and the installed fallbacks, at `size` pixels."""
     fonts: list[Font] = [ImageFont.load_default(size=size)]
     for name in FALLBACK_FONTS:
         try:
@@ -195,7 +187,7 @@ def _fonts(size: int) -> tuple[Font, ...]:
 
 @lru_cache(maxsize=4096)
 def _has_glyph(font_index: int, char: str) -> bool:
-    """Whether a font draws `char` as something else than its "missing character" box."""
+    """Whether a font has a glyph for `char`, rather than its "missing character" box."""
     font = _fonts(24)[font_index]
     if char.isspace():
         return True
@@ -211,10 +203,9 @@ def _font_for(text: str, size: int) -> Font:
 
 
 def _printable_name(name: str | None, label: int | None) -> str:
-    """One line that the fonts at hand can draw.
+    """One line that the installed fonts can draw.
 
-    Characters that none of them has become "?"; a name of nothing else is replaced by "#" and its
-    integer label.
+    Characters without a glyph become "?"; a name of such characters alone is replaced by "#" and its integer label.
     """
     number = "" if label is None else f"#{int(label)}"
     if name is None:
@@ -226,12 +217,11 @@ def _printable_name(name: str | None, label: int | None) -> str:
 
 
 def _fit_label(
-    name: str, score: str, font_size: int, picture: tuple[int, int]
+    name: str, score: str, font_size: int, image_size: tuple[int, int]
 ) -> tuple[str, Font, int, tuple[int, int]] | None:
-    """Text, font, margin and outer size of a label that fits into the picture.
+    """Text, font, margin and outer size of a label that fits into the image.
 
-    First the letters shrink (to two thirds at most), then the name loses its end; None if not even
-    the score fits.
+    First the font shrinks (to two thirds at most), then the name is cut; None if not even the score fits.
     """
     smallest = min(font_size, max(SMALLEST_FONT, font_size * 2 // 3))
     for size in (font_size, (font_size + smallest) // 2, smallest, SMALLEST_FONT):
@@ -239,9 +229,9 @@ def _fit_label(
         pad = max(1, size // 6)
         ascent, descent = font.getmetrics()
         height = ascent + descent + 2 * pad
-        room = picture[0] - 2 * pad
+        room = image_size[0] - 2 * pad
         text = f"{name} {score}".strip()
-        fits = height <= picture[1]
+        fits = height <= image_size[1]
         if fits and (size <= smallest or font.getlength(text) <= room):
             break
     if not fits:
@@ -257,16 +247,13 @@ def _fit_label(
     return text, font, pad, (int(np.ceil(font.getlength(text))) + 2 * pad, height)
 
 
-def _place(size: tuple[int, int], box: Sequence[float], taken: list[Rect], picture: tuple[int, int]) -> Rect:
-    """Where a label goes: the first place around the box, inside the picture, that no other label
-    holds.
-
-    If all are held, the one with the least area in common with the labels already there.
-    """
+def _place(size: tuple[int, int], box: Sequence[float], taken: list[Rect], image_size: tuple[int, int]) -> Rect:
+    """Where a label goes: the first position around the box, inside the image, that is free of other labels, or else
+    the one that overlaps least with them."""
     width, height = size
-    left, top, right, bottom = _clip(box, picture)
+    left, top, right, bottom = _clip(box, image_size)
     corners = [
-        (left, top - height),  # above, flush left: the usual place
+        (left, top - height),  # above, flush left
         (left, top),  # inside
         (right - width + 1, top - height),
         (right - width + 1, top),
@@ -277,12 +264,12 @@ def _place(size: tuple[int, int], box: Sequence[float], taken: list[Rect], pictu
     ]
     best, least = None, float("inf")
     for x, y in corners:
-        inside_x = min(max(x, 0), picture[0] - width)
-        inside_y = min(max(y, 0), picture[1] - height)
+        inside_x = min(max(x, 0), image_size[0] - width)
+        inside_y = min(max(y, 0), image_size[1] - height)
         rect = (inside_x, inside_y, inside_x + width, inside_y + height)
         cost = sum(_common_area(rect, other) for other in taken)
         if inside_y != y:
-            cost += 0.5  # of two free places, rather one that need not be pushed back into the picture
+            cost += 0.5  # prefer a free position that need not be moved into the image
         if cost < least:
             best, least = rect, cost
         if least == 0:

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Recorded evaluator cases, and a small model with pictures to run over."""
+"""Recorded evaluator cases, and a small model with images to run over."""
 
 import json
 
@@ -36,8 +36,8 @@ def processor():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    """Five photos of different shapes in a folder, with a COCO file that has some boxes on them."""
+def image_folder(tmp_path_factory):
+    """Five images of different shapes in a folder, with a COCO file that has some boxes on them."""
     folder = tmp_path_factory.mktemp("pictures")
     photo = Image.open(FIXTURES / "images" / "chelsea.png").convert("RGB")
     images, boxes = [], []

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The recorded evaluator cases, and what the small pictures of these tests show."""
+"""The recorded evaluator cases, and what the small images of these tests show."""
 
 import gzip
 import json

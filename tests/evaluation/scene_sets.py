@@ -1,7 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Generated scenes as the four benchmarks' files, runs of several processes over them, and their comparison.
 
-Seven pictures of four shapes: three that share a batch, and an odd number for two processes.
+Seven images of four shapes: three that share a batch, and an odd number for two processes.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
 
 
 def write_scenes(folder: Path) -> Path:
-    """Pictures and the files of every benchmark: `annotations.json` (COCO and LVIS), Flickr30k's, `tasks/*.yaml`."""
+    """Images and the files of every benchmark: `annotations.json` (COCO and LVIS), Flickr30k's, `tasks/*.yaml`."""
     scenes = [make_scene("detection", 0, index) for index in range(len(SHAPES))]
     images, boxes = [], []
     for image_id, (width, height), scene in zip(IDS, SHAPES, scenes):
@@ -66,17 +66,17 @@ def write_scenes(folder: Path) -> Path:
 
 
 def _things(scene: SceneSample, width: int, height: int) -> list[tuple[str, list[int]]]:
-    """Name and box of what a picture of that shape shows wholly, and the vocabulary names."""
+    """Name and box of what an image of that shape shows wholly, and the vocabulary names."""
     found = [(f"{thing.color} {thing.kind}", [int(side) for side in thing.box]) for thing in scene.things if thing.kind]
     return [(name, box) for name, box in found if name in NAMES and box[2] < width and box[3] < height]
 
 
-def _write_sentences(folder: Path, pictures: list[list[tuple[str, list[int]]]]) -> None:
-    """Flickr30k Entities' folders and MDETR's file: two sentences for the first picture, one for the others."""
+def _write_sentences(folder: Path, images: list[list[tuple[str, list[int]]]]) -> None:
+    """Flickr30k Entities' folders and MDETR's file: two sentences for the first image, one for the others."""
     for place in ("Sentences", "Annotations"):
         (folder / place).mkdir()
     records = []
-    for image_id, things in zip(IDS, pictures):
+    for image_id, things in zip(IDS, images):
         things = things or [("red star", [5, 5, 60, 60])]
         lines = []
         for number in range(2 if image_id == IDS[0] else 1):
@@ -186,7 +186,7 @@ def stored(output: Path) -> list[list[dict[str, Any]]]:
 
 
 def assert_each_once(output: Path, ids: list[int], processes: int) -> None:
-    """Every picture is stored by one process, each of which has stored some."""
+    """Every image is stored by one process, each of which has stored some."""
     shares = stored(output)
     assert sorted(one["image_id"] for share in shares for one in share) == sorted(ids)
     assert len(shares) == processes and all(shares)
@@ -198,7 +198,7 @@ def assert_same_predictions(
     sizes: dict[int, tuple[int, int]],
     tolerance: float = 1e-4,
 ) -> None:
-    """The same detections one to one: label, score to the tolerance, box to that fraction of the picture.
+    """The same detections one to one: label, score to the tolerance, box to that fraction of the image.
 
     Sentences' boxes are compared the same way, a phrase being a label.
     """
@@ -207,7 +207,7 @@ def assert_same_predictions(
     assert sum(map(len, expected_by_id.values())) > len(expected_by_id), "hardly a detection: nothing is shown"
     for image_id, rows in expected_by_id.items():
         free = list(found_by_id[image_id])
-        assert len(free) == len(rows), f"picture {image_id}: {len(free)} detections, expected {len(rows)}"
+        assert len(free) == len(rows), f"image {image_id}: {len(free)} detections, expected {len(rows)}"
         limit = tolerance * max(sizes[image_id])
         for label, score, box in rows:
             fits = [
@@ -217,12 +217,12 @@ def assert_same_predictions(
                 and abs(points - score) <= tolerance
                 and all(abs(a - b) <= limit for a, b in zip(box, corners))
             ]
-            assert fits, f"picture {image_id}: no detection like label {label}, score {score}, box {box}"
+            assert fits, f"image {image_id}: no detection like label {label}, score {score}, box {box}"
             free.pop(fits[0])
 
 
 def _rows(prediction: dict[str, Any]) -> list[tuple[Any, float, list[float]]]:
-    """(label, score, box) of every detection of a picture."""
+    """(label, score, box) of every detection of an image."""
     if "sentences" not in prediction:
         return list(zip(prediction["labels"], prediction["scores"], prediction["boxes"]))
     return [
@@ -233,5 +233,5 @@ def _rows(prediction: dict[str, Any]) -> list[tuple[Any, float, list[float]]]:
     ]
 
 
-def picture_sizes(scenes: Path) -> dict[int, tuple[int, int]]:
+def image_sizes(scenes: Path) -> dict[int, tuple[int, int]]:
     return {image_id: Image.open(scenes / f"{image_id}.png").size for image_id in IDS}

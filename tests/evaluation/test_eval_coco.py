@@ -29,16 +29,16 @@ def backend_or_skip(name):
     return name
 
 
-def by_picture(detections, reverse=False):
-    """As a model gives them: xyxy with both corners inside, one record a picture."""
-    pictures = {}
+def by_image(detections, reverse=False):
+    """As a model gives them: xyxy with both corners inside, one record per image."""
+    images = {}
     for found in detections:
         x, y, w, h = found["bbox"]
-        one = pictures.setdefault(found["image_id"], {"boxes": [], "scores": [], "labels": []})
+        one = images.setdefault(found["image_id"], {"boxes": [], "scores": [], "labels": []})
         one["boxes"].append([x, y, x + w, y + h])
         one["scores"].append(found["score"])
         one["labels"].append(found["category_id"])
-    records = [{"image_id": image_id, **found} for image_id, found in pictures.items()]
+    records = [{"image_id": image_id, **found} for image_id, found in images.items()]
     return records[::-1] if reverse else records
 
 
@@ -59,9 +59,9 @@ def test_recorded_results(case, name, plus, backend):
 
 
 def test_boxes_of_the_model_get_the_inclusive_pixel(case):
-    """xyxy predictions, in any order of pictures, give the figures of widths that count both corners."""
+    """xyxy predictions, in any order of images, give the metrics of widths that count both corners."""
     evaluator = CocoEvaluator(case["gt"], backend="pycocotools")
-    for record in by_picture(case["detections"], reverse=True):
+    for record in by_image(case["detections"], reverse=True):
         evaluator.update([record])
     expected = case["expected"]["with_plus_one_width_height"]["stats"]
     assert list(evaluator.summarize().values()) == pytest.approx(expected, abs=1e-6)
@@ -69,7 +69,7 @@ def test_boxes_of_the_model_get_the_inclusive_pixel(case):
 
 def test_results_survive_the_file(case):
     first = CocoEvaluator(case["gt"], backend="pycocotools")
-    first.update(by_picture(case["detections"]))
+    first.update(by_image(case["detections"]))
     second = CocoEvaluator(case["gt"], backend="pycocotools")
     second.load_results(first.results())
     assert second.summarize() == pytest.approx(first.summarize(), abs=1e-9)
@@ -105,10 +105,10 @@ def test_second_prediction_is_ignored():
     assert evaluator.summarize()["AP"] == 0
 
 
-def test_only_some_pictures(case):
+def test_only_some_images(case):
     ids = [image["id"] for image in case["gt"]["images"]][:10]
     evaluator = CocoEvaluator(case["gt"], ids, backend="pycocotools")
-    evaluator.update(by_picture(case["detections"]))
+    evaluator.update(by_image(case["detections"]))
     assert len(evaluator.image_ids) == len(evaluator.gallery_items()) == 10
     assert evaluator.summarize()["AP"] > 0
     with pytest.raises(ValueError, match="image 999999 is not"):

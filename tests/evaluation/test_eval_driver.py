@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The inference driver: one result however pictures, captions and pairs are grouped; nothing encoded twice."""
+"""The inference engine: one result however images, captions and pairs are grouped; nothing encoded twice."""
 
 import copy
 import json
@@ -31,8 +31,8 @@ CHUNKS = [5, 40, None]
 
 
 @pytest.fixture(scope="module")
-def task(pictures):
-    return detection_task("coco", pictures / "annotations.json", pictures)
+def task(image_folder):
+    return detection_task("coco", image_folder / "annotations.json", image_folder)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,16 @@ def detect(model, processor, task):
     def run(which=None, **options):
         options = {"threshold": 0.2, **options}
         found = list(predictions(GroundingEngine(model, processor, GroundingOptions(**options)), which or task))
-        by_picture = {prediction["image_id"]: prediction for prediction in found}
-        assert len(by_picture) == len(found), "a picture came twice"
-        return by_picture
+        by_image = {prediction["image_id"]: prediction for prediction in found}
+        assert len(by_image) == len(found), "an image came twice"
+        return by_image
 
     return run
 
 
 @pytest.fixture(scope="module")
 def expected(detect):
-    """TaskImage by picture, pair by pair, for each chunk size."""
+    """Image by image, pair by pair, for each chunk size."""
     return {size: detect(chunk_size=size, batch_size=1, pairs=1) for size in CHUNKS}
 
 
@@ -105,21 +105,21 @@ def test_filled_up_captions_change_nothing(model, processor, detect, expected, c
     assert lengths and not any(length % 8 for length in lengths)
 
 
-def test_every_picture_and_caption_is_encoded_once(model, processor, task):
+def test_every_image_and_caption_is_encoded_once(model, processor, task):
     detector = GroundingEngine(model, processor, GroundingOptions(chunk_size=5, batch_size=2, pairs=4))
-    with counting(model.model.backbone) as photos, counting(model.model.text_model) as captions:
+    with counting(model.model.backbone) as images, counting(model.model.text_model) as captions:
         found = list(predictions(detector, task))
-    assert len(found) == len(SIZES) == sum(photos)
+    assert len(found) == len(SIZES) == sum(images)
     # One batch holds the two first of a shape; the others have shapes of their own but the fifth.
-    assert max(photos) == 2
+    assert max(images) == 2
     assert sum(captions) == 3  # 12 names in fives
     assert {label for p in found for label in p["labels"]} <= set(range(1, 13))
 
 
 def test_chunks_merge_as_post_processing_does(model, processor, task, expected):
     """The driver against the processor's public way, all captions in one call."""
-    photo = Image.open(task.images[0].path)
-    inputs = processor(images=photo, text=NAMES, chunk_size=5, return_tensors="pt")
+    image = Image.open(task.images[0].path)
+    inputs = processor(images=image, text=NAMES, chunk_size=5, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(**inputs)
     (result,) = processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.2)
@@ -129,7 +129,7 @@ def test_chunks_merge_as_post_processing_does(model, processor, task, expected):
 
 
 def test_limits(detect):
-    """A limit a caption, and one a picture after merging."""
+    """A limit per caption, and one per image after merging."""
     options = {"chunk_size": 5, "max_detections": 3, "threshold": 0.0}
     chunks, merged = detect(**options, merged_limit=None), detect(**options, merged_limit=3)
     for image_id, prediction in chunks.items():
@@ -138,7 +138,7 @@ def test_limits(detect):
 
 
 def test_padding_on_request(detect, expected):
-    """Every picture is there, and its boxes lie inside it, though the numbers differ a little."""
+    """Every image is there, and its boxes lie inside it, though the results differ a little."""
     found = detect(batch_size=3, allow_padding=True)
     assert set(found) == set(expected[None])
     for (width, height), prediction in zip(SIZES, (found[10 + index] for index in range(len(SIZES)))):
@@ -215,14 +215,14 @@ def test_budget_of_a_cpu_is_one_pair():
 @pytest.fixture(scope="module")
 def sentences(task):
     texts = [("a cat on a sofa", [[(0, 5)], [(9, 15)]]), ("a dog", [[(0, 5)]]), ("nothing", [])]
-    pictures = []
-    for index, picture in enumerate(task.images):
+    images = []
+    for index, image in enumerate(task.images):
         own = tuple(Sentence(n, text, spans) for n, (text, spans) in enumerate(texts[: index % 3]) if spans)
-        pictures.append(TaskImage(picture.image_id, picture.path, own))
-    return Task("flickr", pictures)
+        images.append(TaskImage(image.image_id, image.path, own))
+    return Task("flickr", images)
 
 
-def test_sentences_of_each_picture(detect, sentences):
+def test_sentences_of_each_image(detect, sentences):
     single = detect(sentences, threshold=0.0)
     batched = detect(sentences, threshold=0.0, batch_size=8, pairs=3)
     assert [len(single[10 + index]["sentences"]) for index in range(5)] == [0, 1, 2, 0, 1]
@@ -246,7 +246,7 @@ def test_views():
 
 
 def test_mirrored_view_comes_back(model, processor, task, tmp_path):
-    """A mirrored photo seen mirrored is the photo: same detections, mirrored."""
+    """A mirrored image seen mirrored is the image: same detections, mirrored."""
     plain = Image.open(task.images[0].path)
     ImageOps.mirror(plain).save(tmp_path / "mirrored.png")
     mirrored = Task("coco", [TaskImage(1, str(tmp_path / "mirrored.png"))], task.names, task.category_ids)
@@ -353,8 +353,8 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith(READER_THREAD)]
 
 
-def test_pictures_are_read_while_the_model_works(model, processor, task, monkeypatch):
-    """The first forward ends only when the second picture is ready; without reading ahead it would wait in vain."""
+def test_images_are_read_while_the_model_works(model, processor, task, monkeypatch):
+    """The first forward ends only when the second image is ready; without reading ahead it would wait in vain."""
     ready, encode = threading.Event(), type(model).get_image_features
     show = GroundingEngine._show
 
@@ -365,7 +365,7 @@ def test_pictures_are_read_while_the_model_works(model, processor, task, monkeyp
         return shown
 
     def waiting(self, *args, **options):
-        assert ready.wait(60), "the second picture is not read before the first is done"
+        assert ready.wait(60), "the second image is not read before the first is done"
         return encode(self, *args, **options)
 
     monkeypatch.setattr(GroundingEngine, "_show", showing)
@@ -375,7 +375,7 @@ def test_pictures_are_read_while_the_model_works(model, processor, task, monkeyp
     assert not readers()
 
 
-def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, monkeypatch):
+def test_images_for_a_gpu_are_staged_by_the_readers(model, processor, task, monkeypatch):
     """In pinned memory, by a reading thread. No GPU needed: pinning is counted, the model's device pretended."""
     pinned, detector = [], GroundingEngine(model, processor)
 
@@ -384,7 +384,7 @@ def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, mo
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    requests = [Request(picture.path) for picture in task.images]
+    requests = [Request(image.path) for image in task.images]
     list(detector._load(requests))
     assert not pinned
     detector.model = types.SimpleNamespace(device=torch.device("cuda"))
@@ -392,8 +392,8 @@ def test_pictures_for_a_gpu_are_staged_by_the_readers(model, processor, task, mo
     assert len(pinned) == 2 * len(shown) and all(name.startswith(READER_THREAD) for name in pinned)
 
 
-def test_order_is_that_of_the_pictures(model, processor, task, monkeypatch):
-    """However long a picture takes to read."""
+def test_order_is_that_of_the_images(model, processor, task, monkeypatch):
+    """However long an image takes to read."""
     show = GroundingEngine._show
 
     def slow(self, index, request, view):
@@ -405,7 +405,7 @@ def test_order_is_that_of_the_pictures(model, processor, task, monkeypatch):
     assert [one["image_id"] for one in found] == [10, 11, 12, 13, 14]
 
 
-def test_a_picture_that_cannot_be_read_is_named(model, processor, task, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(model, processor, task, tmp_path):
     """Those before it are done, no thread is left behind."""
     paths = [tmp_path / "cut.jpg", tmp_path / "gone.jpg"]
     paths[0].write_bytes(b"\xff\xd8\xff\xe0")
@@ -418,7 +418,7 @@ def test_a_picture_that_cannot_be_read_is_named(model, processor, task, tmp_path
         assert done == [10, 11] and not readers()
 
 
-def test_whatever_fails_in_reading_names_the_picture(model, processor, task, monkeypatch):
+def test_whatever_fails_in_reading_names_the_image(model, processor, task, monkeypatch):
     def broken(self, *args, **kwargs):
         raise RuntimeError("no such resize")
 
@@ -440,10 +440,10 @@ def test_options_are_checked():
         GroundingOptions(batch_size=0)
 
 
-def test_category_ids_not_places(detect, pictures, tmp_path):
-    document = json.loads((pictures / "annotations.json").read_text())
+def test_category_ids_not_places(detect, image_folder, tmp_path):
+    document = json.loads((image_folder / "annotations.json").read_text())
     document["categories"] = [{"id": 70 - index, "name": name} for index, name in enumerate(NAMES)]
-    task = detection_task("coco", document, pictures)
+    task = detection_task("coco", document, image_folder)
     assert task.names == NAMES[::-1]
     labels = {label for p in detect(task.limited(2)).values() for label in p["labels"]}
     assert labels and labels <= set(range(59, 71))

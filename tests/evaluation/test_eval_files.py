@@ -112,13 +112,13 @@ def test_boxes_of_what_is_not_listed_are_left_out(score, benchmark, change):
     assert "1 of 2 annotations are left out" in error and str(*change.values()) in error
 
 
-def test_first_pictures_only(score, tmp_path):
+def test_first_images_only(score, tmp_path):
     """--limit goes by the ids of the annotations, as in a run."""
     second = TRUTH["annotations"][0] | {"image_id": 2}
     truth = TRUTH | {"annotations": [*TRUTH["annotations"], second]}
     assert score("coco", [FOUND], truth)[1]["AP"] == pytest.approx(0.5, abs=0.01)
     for image in (truth := deepcopy(truth))["images"]:
-        del image["file_name"]  # no picture is looked for
+        del image["file_name"]  # no image is looked for
     assert score("coco", [FOUND], truth, "--limit", "1")[1]["AP"] == pytest.approx(1)
     with open(tmp_path / "out" / "per_class.csv", newline="") as file:
         assert [row["objects"] for row in csv.DictReader(file)] == ["0", "1"]
@@ -144,7 +144,7 @@ def test_numbers_by_hand():
 
 
 def random_case(seed):
-    """Crowds, more than 100 detections a picture, equal scores, pictures without objects, boxes of full precision."""
+    """Crowds, more than 100 detections per image, equal scores, images without objects, boxes of full precision."""
     random, number = np.random.default_rng(seed), 0
     images, boxes, found = [], [], []
     for image_id in random.permutation(12).tolist():

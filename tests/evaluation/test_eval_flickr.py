@@ -100,10 +100,10 @@ def test_parsing(flickr_case):
             {"first_word_index": p.first_word, "phrase": p.text, "phrase_id": p.chain, "phrase_type": p.types}
             for p in phrases
         ] == expected["phrases"]
-    picture, expected = read_boxes(folder / "Annotations" / f"{example['image_id']}.xml"), example["annotations"]
-    assert [picture.width, picture.height, picture.depth] == [expected[n] for n in ("width", "height", "depth")]
-    assert picture.boxes == expected["boxes"]
-    assert (picture.no_box, picture.scene) == (expected["nobox"], expected["scene"])
+    image, expected = read_boxes(folder / "Annotations" / f"{example['image_id']}.xml"), example["annotations"]
+    assert [image.width, image.height, image.depth] == [expected[n] for n in ("width", "height", "depth")]
+    assert image.boxes == expected["boxes"]
+    assert (image.no_box, image.scene) == (expected["nobox"], expected["scene"])
 
 
 def test_sentences_without_phrases():

@@ -14,9 +14,9 @@ from scene_sets import (
     assert_each_once,
     assert_same_predictions,
     command,
+    image_sizes,
     in_processes,
     launch,
-    picture_sizes,
     stored,
     write_scenes,
 )
@@ -49,7 +49,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def single(detector, task):
-    """TaskImage by picture and pair by pair, for each chunk size."""
+    """Image by image and pair by pair, for each chunk size."""
     return {size: list(predictions(detector(chunk_size=size, batch_size=1, pairs=1), task)) for size in CHUNKS}
 
 
@@ -58,7 +58,7 @@ def single(detector, task):
 def test_batch_size(detector, task, scenes, single, chunk_size, batch_size, pairs):
     found = list(predictions(detector(chunk_size=chunk_size, batch_size=batch_size, pairs=pairs), task))
     assert [one["image_id"] for one in found] != IDS  # grouped by shape indeed
-    assert_same_predictions(found, single[chunk_size], picture_sizes(scenes))
+    assert_same_predictions(found, single[chunk_size], image_sizes(scenes))
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
@@ -69,18 +69,18 @@ def test_two_processes(detector, task, scenes, single, chunk_size, tmp_path):
     assert in_processes(2, run) == [4, 3]
     assert_each_once(tmp_path, IDS, 2)
     found = [one for share in stored(tmp_path) for one in share]
-    assert_same_predictions(found, single[chunk_size], picture_sizes(scenes))
+    assert_same_predictions(found, single[chunk_size], image_sizes(scenes))
 
 
 @pytest.mark.parametrize("benchmark", ["coco", "flickr"])
 def test_batch_size_with_several_views(detector, scenes, task, benchmark):
-    """Sizes and mirrored pictures, joined by voting, of a vocabulary and of sentences."""
+    """Sizes and mirrored images, joined by voting, of a vocabulary and of sentences."""
     sentences = scenes / "final_flickr_separateGT_test.json"
     asked = task if benchmark == "coco" else flickr_task(sentences, scenes)
     views = {"scales": (96, 128), "flip": True, "chunk_size": 20}
     alone = list(predictions(detector(**views), asked))
     together = list(predictions(detector(**views, batch_size=3, pairs=4, workers=3), asked))
-    assert_same_predictions(together, alone, picture_sizes(scenes))
+    assert_same_predictions(together, alone, image_sizes(scenes))
 
 
 def test_another_chunk_size_is_another_question(detector, single):
@@ -92,12 +92,12 @@ def test_another_chunk_size_is_another_question(detector, single):
 
 # -- full size -------------------------------------------------------------------------------------
 
-PICTURES = 4
+NUM_IMAGES = 4
 
 
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory):
-    """GLIP-T with the weights of the recorded cases and pictures of 256 pixels, and its folder."""
+    """GLIP-T with the weights of the recorded cases and images of 256 pixels, and its folder."""
     model = build_model("glip_tiny_model_o365_goldg", 0)
     images = GlipImageProcessorPil(size={"shortest_edge": 256, "longest_edge": 427})
     processor = GlipProcessor(images, demo_processor().tokenizer)
@@ -112,7 +112,7 @@ def full_size(tmp_path_factory):
 def test_full_size(full_size, task, scenes, chunk_size, tmp_path):
     """Batch 1, 3 and 8 in one process; then two processes of `accelerate launch examples/evaluate.py`."""
     model, processor, folder = full_size
-    few, sizes = task.limited(PICTURES), picture_sizes(scenes)
+    few, sizes = task.limited(NUM_IMAGES), image_sizes(scenes)
 
     def run(batch_size, pairs):
         detector = GroundingEngine(
@@ -123,8 +123,8 @@ def test_full_size(full_size, task, scenes, chunk_size, tmp_path):
     one_by_one = run(1, 1)
     for batch_size, pairs in ((3, 1), (8, 4)):
         assert_same_predictions(run(batch_size, pairs), one_by_one, sizes)
-    more = ["--limit", f"{PICTURES}", "--batch-size", "3"]
+    more = ["--limit", f"{NUM_IMAGES}", "--batch-size", "3"]
     more += [] if chunk_size is None else ["--chunk-size", f"{chunk_size}"]
     launch(2, command("coco", scenes, str(folder), tmp_path, *more))
-    assert_each_once(tmp_path, IDS[:PICTURES], 2)
+    assert_each_once(tmp_path, IDS[:NUM_IMAGES], 2)
     assert_same_predictions([one for share in stored(tmp_path) for one in share], one_by_one, sizes)

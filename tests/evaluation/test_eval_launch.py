@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Two processes of `accelerate launch examples/evaluate.py`: each picture once, equal figures, kill and resume."""
+"""Two processes of `accelerate launch examples/evaluate.py`: each image once, equal metrics, kill and resume."""
 
 import json
 import subprocess
@@ -18,9 +18,9 @@ from scene_sets import (
     assert_same_predictions,
     command,
     environment,
+    image_sizes,
     launch,
     launcher,
-    picture_sizes,
     stored,
     write_scenes,
 )
@@ -58,7 +58,7 @@ def figures(output):
     "benchmark", [pytest.param(name, marks=[] if name == "lvis" else pytest.mark.slow) for name in BENCHMARKS]
 )
 def test_two_processes_equal_one(benchmark, scenes, model, tmp_path):
-    """Batch 3 in two processes against batch 1 in this one, over an odd number of pictures."""
+    """Batch 3 in two processes against batch 1 in this one, over an odd number of images."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert evaluate(command(benchmark, scenes, model, one, *OPTIONS[benchmark])) == 0
     launch(2, command(benchmark, scenes, model, two, "--batch-size", "3", *OPTIONS[benchmark]))
@@ -67,7 +67,7 @@ def test_two_processes_equal_one(benchmark, scenes, model, tmp_path):
         assert_each_once(two / name, ids, 2)
         (alone,) = stored(one / name)
         together = [prediction for share in stored(two / name) for prediction in share]
-        assert_same_predictions(together, alone, picture_sizes(scenes))
+        assert_same_predictions(together, alone, image_sizes(scenes))
     expected, run_of_one = figures(one)
     found, run_of_two = figures(two)
     assert (run_of_one["processes"], run_of_two["processes"]) == (1, 2)
@@ -100,7 +100,7 @@ def test_kill_and_resume(scenes, model, tmp_path):
     assert_each_once(tmp_path / "run", IDS, 2)
     assert evaluate(command("coco", scenes, model, tmp_path / "whole", "--chunk-size", "1")) == 0
     found = [prediction for share in stored(tmp_path / "run") for prediction in share]
-    assert_same_predictions(found, stored(tmp_path / "whole")[0], picture_sizes(scenes))
+    assert_same_predictions(found, stored(tmp_path / "whole")[0], image_sizes(scenes))
     assert figures(tmp_path / "run")[0] == pytest.approx(figures(tmp_path / "whole")[0], abs=1e-6)
 
 

@@ -78,7 +78,7 @@ def test_empty():
 
 
 def test_federated_rules_by_hand():
-    """Two categories on two pictures: a false positive counts only where the picture is judged for it."""
+    """Two categories on two images: a false positive counts only where the image is evaluated for it."""
     truth = {
         "images": [
             {"id": 1, "neg_category_ids": [2], "not_exhaustive_category_ids": []},
@@ -98,11 +98,11 @@ def test_federated_rules_by_hand():
             {"image_id": 2, "boxes": [right, wrong, wrong], "scores": [0.8, 0.95, 0.9], "labels": [1, 1, 2]},
         ]
     )
-    # Category 1: the unmatched one on picture 2 is ignored (not exhaustive). Category 2 has no objects.
+    # Category 1: the unmatched one on image 2 is ignored (not exhaustive). Category 2 has no objects.
     figures = evaluator.summarize()
     assert figures["AP"] == figures["APf"] == figures["APs"] == pytest.approx(1)
     assert figures["APr"] == -1
-    # On picture 2 category 2 is not judged, so its detection is not shown either.
+    # On image 2 category 2 is not evaluated, so its detection is not shown either.
     assert evaluator.gallery_items()[1].show()[0]["text_labels"] == ["a"]
 
 

@@ -23,7 +23,7 @@ def vocab(shared):
 
 
 def prepare(name, root, vocab):
-    """A recorded case, its model and processor, and its pictures: file, original and resized (height, width)."""
+    """A recorded case, its model and processor, and its images: file, original and resized (height, width)."""
     case = load_case(name, root)
     about = case.description
     size = {"shortest_edge": about["input"]["min_size"], "longest_edge": about["input"]["max_size"]}
@@ -32,14 +32,14 @@ def prepare(name, root, vocab):
     return case, build_model(case.architecture, about["weights_seed"]), processor, photos
 
 
-def picture(number, photo, *sentences):
+def task_image(number, photo, *sentences):
     return TaskImage(number, str(FIXTURES / "images" / photo["file"]), sentences)
 
 
 def assert_recorded(found, case, prefix, photo, score_tolerance, share):
     """Found detections (`boxes`, `scores`, `labels` from 1) against those recorded under `prefix`.
 
-    The original's boxes are in pixels of the resized picture.
+    The original's boxes are in pixels of the resized image.
     """
     (height, width), (new_height, new_width) = photo["original_size_hw"], photo["resized_size_hw"]
     scale = torch.tensor([new_width / width, new_height / height] * 2)
@@ -61,7 +61,7 @@ def check(name, root, vocab, aggregation, score_tolerance, share, chunked):
     if chunked:
         vocabulary = [*names, *OTHERS[: len(names)]]
         options = GroundingOptions(aggregation=aggregation, chunk_size=len(names), merged_limit=None, pairs=2)
-    task = Task("recorded", [picture(0, photo)], vocabulary, list(range(1, len(vocabulary) + 1)))
+    task = Task("recorded", [task_image(0, photo)], vocabulary, list(range(1, len(vocabulary) + 1)))
     detector = GroundingEngine(model, processor, options)
     assert len(detector.encode(vocabulary)) == 1 + chunked
     (found,) = predictions(detector, task)
@@ -86,21 +86,21 @@ def test_small_case(vocab, name, aggregation, chunked):
 
 @pytest.mark.parametrize("aggregation", ["mean", "max", "power"])
 def test_small_case_in_a_padded_batch(vocab, aggregation):
-    """Two pictures of different sizes, each with its own caption, in one pass as the original ran them."""
+    """Two images of different sizes, each with its own caption, in one pass as the original ran them."""
     case, model, processor, photos = prepare("small_inference/b2", FIXTURES / "parity", vocab)
-    pictures = []
+    images = []
     for number, (photo, caption, names) in enumerate(
         zip(photos, case.description["captions"], case.description["classes"])
     ):
         begins = [caption.index(name) for name in names]
         spans = [[(begin, begin + len(name))] for begin, name in zip(begins, names)]
-        pictures.append(picture(number, photo, Sentence(0, caption, spans)))
+        images.append(task_image(number, photo, Sentence(0, caption, spans)))
     options = GroundingOptions(aggregation=aggregation, batch_size=2, pairs=2, allow_padding=True)
     results = {
         one["image_id"]: one["sentences"][0]
-        for one in predictions(GroundingEngine(model, processor, options), Task("b2", pictures))
+        for one in predictions(GroundingEngine(model, processor, options), Task("b2", images))
     }
-    for number, prefix in enumerate(("det", "det_map1")):  # the second map belongs to the second picture
+    for number, prefix in enumerate(("det", "det_map1")):  # the second map belongs to the second image
         found = {"boxes": [], "scores": [], "labels": []}
         for label, (boxes, scores) in enumerate(zip(results[number]["boxes"], results[number]["scores"]), start=1):
             found["boxes"] += boxes[: len(scores)]  # without the zero box at the end

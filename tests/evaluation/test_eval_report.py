@@ -34,6 +34,10 @@ def write(path, value):
     return str(path)
 
 
+def data_options(folder):
+    return ["--annotations", f"{folder}/annotations.json", "--images", f"{folder}"]
+
+
 @pytest.fixture(scope="module")
 def model_folder(model, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -43,10 +47,17 @@ def model_folder(model, processor, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def coco_run(model_folder, pictures, tmp_path_factory):
+def coco_run(model_folder, image_folder, tmp_path_factory):
     """The output of `evaluate coco`."""
     output = tmp_path_factory.mktemp("coco")
-    arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
+    arguments = [
+        "--model",
+        model_folder,
+        "--annotations",
+        f"{image_folder}/annotations.json",
+        "--images",
+        f"{image_folder}",
+    ]
     assert evaluate(["coco", *arguments, "--output", f"{output}", "--device", "cpu", "--gallery", "2"]) == 0
     return output
 
@@ -56,7 +67,7 @@ def read_metrics(folder):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled(coco_run, model_folder, pictures, tmp_path, monkeypatch, mode):
+def test_compiled(coco_run, model_folder, image_folder, tmp_path, monkeypatch, mode):
     """Compiled in the mode that is asked for; the same figures."""
     modes = []
 
@@ -66,7 +77,14 @@ def test_compiled(coco_run, model_folder, pictures, tmp_path, monkeypatch, mode)
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(compilation, "_check_compiler", lambda device: None)
-    arguments = ["--model", model_folder, "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}"]
+    arguments = [
+        "--model",
+        model_folder,
+        "--annotations",
+        f"{image_folder}/annotations.json",
+        "--images",
+        f"{image_folder}",
+    ]
     assert evaluate(["coco", *arguments, "--output", f"{tmp_path}", "--device", "cpu", "--compile", mode]) == 0
     assert modes and set(modes) == {mode}
     found, expected = read_metrics(tmp_path), read_metrics(coco_run)
@@ -108,9 +126,9 @@ def test_score_only_flickr(tmp_path, flickr_case, flags, key):
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
-def test_score_only_with_pictures_has_a_gallery(coco_run, pictures, tmp_path):
-    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
-    more = ["--images", f"{pictures}", "--gallery", "1", "--output", f"{tmp_path}"]
+def test_score_only_with_images_has_a_gallery(coco_run, image_folder, tmp_path):
+    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{image_folder}/annotations.json"]
+    more = ["--images", f"{image_folder}", "--gallery", "1", "--output", f"{tmp_path}"]
     assert evaluate(["coco", *files, *more]) == 0
     assert (tmp_path / "report.html").read_text().count("<figure") == 2
     assert not (tmp_path / "predictions.json").exists()  # what was scored is where it was
@@ -142,11 +160,11 @@ def test_metrics_say_where_they_come_from(coco_run, model_folder):
     assert {"command", "commit", "options", "device", "seconds", "processes"} <= set(run)
 
 
-def test_predictions_are_coco_results_that_score_the_same(coco_run, pictures, tmp_path):
+def test_predictions_are_coco_results_that_score_the_same(coco_run, image_folder, tmp_path):
     entries = json.loads((coco_run / "predictions.json").read_text())
     assert {entry["image_id"] for entry in entries} == {10 + index for index in range(len(SIZES))}
     assert set(entries[0]) == {"image_id", "category_id", "bbox", "score"}
-    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{pictures}/annotations.json"]
+    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{image_folder}/annotations.json"]
     assert evaluate(["coco", *files, "--output", f"{tmp_path}"]) == 0
     first, second = read_metrics(coco_run), read_metrics(tmp_path)
     names = [name for name, value in first.items() if isinstance(value, float)]
@@ -160,7 +178,7 @@ def test_class_table(coco_run):
     assert sum(int(row["objects"]) for row in rows) == len(SIZES)
 
 
-def test_plots_are_pictures(coco_run):
+def test_plots_are_images(coco_run):
     if not HAS_MATPLOTLIB:
         pytest.skip("matplotlib (extra eval) is not installed: the plots go unchecked")
     for name in ("precision_recall.png", "size_frequency.png"):
@@ -169,15 +187,15 @@ def test_plots_are_pictures(coco_run):
         assert plot.width > 400 and low < 100 and high == 255
 
 
-def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_path):
-    """Each benchmark once over a few pictures; what the figures are worth is tested elsewhere."""
-    document = json.loads((pictures / "annotations.json").read_text())
+def test_lvis_flickr_and_odinw_runs(model_folder, image_folder, flickr_case, tmp_path):
+    """Each benchmark once over a few images; what the metrics are worth is tested elsewhere."""
+    document = json.loads((image_folder / "annotations.json").read_text())
     for category, frequency in zip(document["categories"], "rcf" * 4):
         category["frequency"] = frequency
     gt = write(tmp_path / "lvis.json", document)
     common = ["--model", model_folder, "--device", "cpu", "--limit", "2", "--gallery", "1"]
     options = ["--chunk-size", "5", "--score-agg", "MAX", "--suppress", "window", "--batch-size", "2"]
-    run = ["lvis", "--annotations", gt, "--images", f"{pictures}", "--output", f"{tmp_path}/lvis"]
+    run = ["lvis", "--annotations", gt, "--images", f"{image_folder}", "--output", f"{tmp_path}/lvis"]
     assert evaluate([*run, *common, *options]) == 0
     metrics = read_metrics(tmp_path / "lvis")
     assert "APr" in metrics and metrics["run"]["options"]["max_detections"] == 300
@@ -187,18 +205,18 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
     image_id = (folder / "test.txt").read_text().split()[0]
     from glip_hf.evaluation.flickr import read_boxes, read_sentences
 
-    picture = read_boxes(folder / "Annotations" / f"{image_id}.xml")
+    image = read_boxes(folder / "Annotations" / f"{image_id}.xml")
     records = []
     for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
         spans, at = [], 0
         for phrase in phrases:
             at = text.index(phrase.text, at)
-            if phrase.chain in picture.boxes:
+            if phrase.chain in image.boxes:
                 spans.append([[at, at + len(phrase.text)]])
         record = {"id": number, "sentence_id": number, "caption": text, "tokens_positive_eval": spans}
         records.append({**record, "original_img_id": int(image_id), "file_name": "0.png"})
     sentences = write(tmp_path / "final_flickr_separateGT_test.json", {"images": records})
-    run = ["flickr", "--annotations", sentences, "--images", f"{pictures}", "--entities", f"{folder}"]
+    run = ["flickr", "--annotations", sentences, "--images", f"{image_folder}", "--entities", f"{folder}"]
     assert evaluate([*run, *common, "--output", f"{tmp_path}/flickr"]) == 0
     assert 0 <= read_metrics(tmp_path / "flickr")["Recall@1_all"] <= 1
 
@@ -206,7 +224,7 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
     (tmp_path / "tasks").mkdir()
     for name in ("one", "two"):  # JSON is YAML
         write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
-    sets = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{pictures}"]
+    sets = ["odinw", "--config", f"{tmp_path}/tasks", "--data-root", f"{image_folder}"]
     assert evaluate([*sets, *common, "--output", f"{tmp_path}/odinw"]) == 0
     again = ["--score-only", f"{tmp_path}/odinw", "--limit", "2", "--output", f"{tmp_path}/again"]
     assert evaluate([*sets, *again]) == 0
@@ -227,17 +245,17 @@ def test_lvis_flickr_and_odinw_runs(model_folder, pictures, flickr_case, tmp_pat
 
 
 @pytest.mark.parametrize("benchmark", ["coco", "odinw"])
-def test_missing_pictures_come_before_the_model(benchmark, pictures, tmp_path, capsys):
+def test_missing_images_come_before_the_model(benchmark, image_folder, tmp_path, capsys):
     """All of all data sets, before a model is looked for."""
-    document = json.loads((pictures / "annotations.json").read_text())
+    document = json.loads((image_folder / "annotations.json").read_text())
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "0.png").write_bytes((pictures / "0.png").read_bytes())
+    (tmp_path / "0.png").write_bytes((image_folder / "0.png").read_bytes())
     for name, images in (("one", document["images"][:3]), ("two", document["images"][3:])):
         boxes = [box for box in document["annotations"] if box["image_id"] in {image["id"] for image in images}]
         write(tmp_path / f"{name}.json", document | {"images": images, "annotations": boxes})
         place = {"ann_file": f"{name}.json", "img_dir": "."}
         write(tmp_path / "tasks" / f"{name}.yaml", {"DATASETS": {"REGISTER": {"test": place}, "TEST": ["test"]}})
-    data = ["--annotations", f"{pictures}/annotations.json", "--images", f"{tmp_path}"]
+    data = ["--annotations", f"{image_folder}/annotations.json", "--images", f"{tmp_path}"]
     data = ["--config", f"{tmp_path}/tasks", "--data-root", f"{tmp_path}"] if benchmark == "odinw" else data
     assert evaluate([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
     error = capsys.readouterr().err
@@ -245,9 +263,17 @@ def test_missing_pictures_come_before_the_model(benchmark, pictures, tmp_path, c
     assert len((tmp_path / "out" / "missing_pictures.txt").read_text().splitlines()) == 4
 
 
-def test_test_time_options_reach_the_run(model_folder, pictures, tmp_path):
-    """Two sizes, mirrored, voting, power mean, words around names: all in metrics.json, and boxes in the pictures."""
-    run = ["coco", "--annotations", f"{pictures}/annotations.json", "--images", f"{pictures}", "--model", model_folder]
+def test_test_time_options_reach_the_run(model_folder, image_folder, tmp_path):
+    """Two sizes, mirrored, voting, power mean, text around names: all in metrics.json, and boxes in the images."""
+    run = [
+        "coco",
+        "--annotations",
+        f"{image_folder}/annotations.json",
+        "--images",
+        f"{image_folder}",
+        "--model",
+        model_folder,
+    ]
     options = ["--scales", "48", "64", "--max-size", "96", "--flip", "--vote", "0.5", "--score-agg", "power"]
     options += ["--prefix", "a ", "--suffix", " here", "--separator", " . ", "--suppress", "window", "lamp"]
     options += ["--chunk-size", "7", "--max-detections", "9", "--nms", "0.5", "--batch-size", "2", "--pairs", "3"]
@@ -267,13 +293,13 @@ def test_test_time_options_reach_the_run(model_folder, pictures, tmp_path):
     assert all(0 < count <= 9 for count in counts)
 
 
-def test_caption_prompts_of_a_task_file_are_asked(model_folder, pictures, tmp_path, monkeypatch):
+def test_caption_prompts_of_a_task_file_are_asked(model_folder, image_folder, tmp_path, monkeypatch):
     """`--prompts glip` against `names`: the words that reach the processor; override categories are the classes."""
-    document = json.loads((pictures / "annotations.json").read_text())
+    document = json.loads((image_folder / "annotations.json").read_text())
     override = [{"id": index, "name": f"kind {index}", "supercategory": "x"} for index in range(1, 13)]
     prompts = [{"prefix": " ", "name": f"thing {index}", "suffix": " which is round"} for index in range(1, 13)]
     write(tmp_path / "annotations.json", document)
-    place = {"ann_file": f"{tmp_path}/annotations.json", "img_dir": f"{pictures}"}
+    place = {"ann_file": f"{tmp_path}/annotations.json", "img_dir": f"{image_folder}"}
     settings = {"REGISTER": {"val": place}, "TEST": '("val",)', "CAPTION_PROMPT": str(prompts)}
     write(tmp_path / "one.yaml", {"DATASETS": {**settings, "OVERRIDE_CATEGORY": str(override)}})
     asked, call = [], GlipProcessor.__call__
@@ -373,7 +399,7 @@ def look(tmp_path_factory):
 
 
 def test_page_in_a_browser(coco_run, look):
-    """Every picture loads, the table sorts, no script fails, nothing hangs over the edge."""
+    """Every image loads, the table sorts, no script fails, nothing hangs over the edge."""
     seen = look(coco_run)
     assert seen["images"] == 8 + (2 if HAS_MATPLOTLIB else 0)
     assert seen["rows"] == len(NAMES)

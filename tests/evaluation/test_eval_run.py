@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Whole runs: missing pictures, kill and resume, other settings, several processes."""
+"""Whole runs: missing images, kill and resume, other settings, several processes."""
 
 import copy
 import re
@@ -22,8 +22,8 @@ IDENTITY = {"model": "small", "data": "five photos"}
 
 
 @pytest.fixture(scope="module")
-def task(pictures):
-    return detection_task("coco", pictures / "annotations.json", pictures)
+def task(image_folder):
+    return detection_task("coco", image_folder / "annotations.json", image_folder)
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def detector(model, processor):
     return GroundingEngine(model, processor, GroundingOptions(threshold=0.3))
 
 
-def figures(task, pictures, store):
-    return score(CocoEvaluator(pictures / "annotations.json", backend="pycocotools"), store, task)
+def figures(task, image_folder, store):
+    return score(CocoEvaluator(image_folder / "annotations.json", backend="pycocotools"), store, task)
 
 
 def lines(output):
     return sorted(line for path in Path(output, "partial").glob("*.jsonl") for line in path.read_text().splitlines())
 
 
-def test_kill_and_resume(task, pictures, detector, tmp_path, monkeypatch):
+def test_kill_and_resume(task, image_folder, detector, tmp_path, monkeypatch):
     whole = predict(detector, task, tmp_path / "whole", IDENTITY)
     append = PredictionStore.append
 
@@ -63,7 +63,7 @@ def test_kill_and_resume(task, pictures, detector, tmp_path, monkeypatch):
     resumed = predict(detector, task, tmp_path / "resumed", IDENTITY)
     assert sum(seen) == len(SIZES) - 2
     assert lines(tmp_path / "resumed") == lines(tmp_path / "whole")
-    assert figures(task, pictures, resumed) == figures(task, pictures, whole)
+    assert figures(task, image_folder, resumed) == figures(task, image_folder, whole)
 
 
 def test_nothing_left_to_do(task, detector, tmp_path, monkeypatch):
@@ -72,15 +72,15 @@ def test_nothing_left_to_do(task, detector, tmp_path, monkeypatch):
     assert len(list(predict(detector, task, tmp_path, IDENTITY).own())) == len(SIZES)
 
 
-def test_limit_then_all(task, pictures, detector, tmp_path):
+def test_limit_then_all(task, image_folder, detector, tmp_path):
     few = predict(detector, task.limited(2), tmp_path, IDENTITY)
     assert len(list(few.own())) == 2
     full = predict(detector, task, tmp_path, IDENTITY)
     assert len(list(full.own())) == len(SIZES)
     # Only what was asked for is scored.
     limited = task.limited(2)
-    ids = [picture.image_id for picture in limited.images]
-    evaluator = CocoEvaluator(pictures / "annotations.json", ids, backend="pycocotools")
+    ids = [image.image_id for image in limited.images]
+    evaluator = CocoEvaluator(image_folder / "annotations.json", ids, backend="pycocotools")
     score(evaluator, full, limited)
     assert {entry["image_id"] for entry in evaluator.results()} <= set(ids)
 
@@ -124,7 +124,7 @@ def test_progress_and_time_left(task, detector, tmp_path, capsys):
     assert re.search(r"\[\d+:\d+<(\d+:\d+|\?), ", shown)  # elapsed < left
 
 
-def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypatch):
+def test_missing_images_come_before_the_run(task, detector, tmp_path, monkeypatch):
     monkeypatch.setattr(type(detector.model), "get_text_features", None)
     gone = [TaskImage(index, f"{tmp_path}/gone-{index}.jpg") for index in range(30)]
     with pytest.raises(MissingImages, match="30 of 35 images are missing") as raised:
@@ -134,8 +134,8 @@ def test_missing_pictures_come_before_the_run(task, detector, tmp_path, monkeypa
     assert not (tmp_path / "partial").exists()
 
 
-def test_damaged_picture_is_named(tmp_path, detector):
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+def test_damaged_image_is_named(tmp_path, detector):
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="bad.jpg"):
         predict(detector, Task("coco", [TaskImage(1, str(tmp_path / "bad.jpg"))], ["cat"], [1]), tmp_path, IDENTITY)
 
@@ -160,7 +160,7 @@ def test_commit_is_that_of_this_package(monkeypatch, tmp_path):
     assert run.provenance()["commit"] == f"{head.strip()}+"  # the file is not committed yet
 
 
-def test_no_pictures(detector, tmp_path):
+def test_no_images(detector, tmp_path):
     assert list(predict(detector, Task("coco", [], ["cat"], [1]), tmp_path, IDENTITY).own()) == []
 
 
@@ -181,7 +181,7 @@ def share(truth, output):
 
 
 def test_uneven_shares_of_two_processes(tmp_path):
-    """Five pictures over two processes, one line torn; then nothing left, over one process."""
+    """Five images over two processes, one line torn; then nothing left, over one process."""
     truth = {
         "images": [{"id": i, "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in range(1, 6)],
         "annotations": [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100} for i in range(1, 5)],

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Annotation files as users have them: where pictures are, names, prompts, sentences; and ODinW's mean."""
+"""Annotation files as users have them: where images are, names, prompts, sentences; and ODinW's mean."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_names_by_ascending_id(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["val2017/000000000139.jpg", "000000000139.jpg"])
-def test_lvis_pictures_by_url(tmp_path, place):
+def test_lvis_images_by_url(tmp_path, place):
     path = touch(tmp_path / place)
     document = coco(coco_url="http://images.cocodataset.org/val2017/000000000139.jpg")
     assert detection_task("lvis", document, tmp_path).images[0].path == path
@@ -58,13 +58,13 @@ def record(number, caption, spans, **more):
     return {"id": number, "sentence_id": number, "caption": caption, "tokens_positive_eval": spans, **more}
 
 
-def test_flickr_sentences_of_a_picture(tmp_path):
+def test_flickr_sentences_of_an_image(tmp_path):
     path = touch(tmp_path / "val" / "5.jpg")
     records = [record(1, "a dog", [[[0, 5]]]), record(0, "a cat", [[[0, 5]]]), record(2, "nothing", [])]
     task = flickr_task({"images": records}, tmp_path)
-    (picture,) = task.images
-    assert (picture.image_id, picture.path) == (5, path)
-    assert [(s.number, s.text, s.spans) for s in picture.sentences] == [
+    (image,) = task.images
+    assert (image.image_id, image.path) == (5, path)
+    assert [(s.number, s.text, s.spans) for s in image.sentences] == [
         (0, "a cat", [[(0, 5)]]),
         (1, "a dog", [[(0, 5)]]),
     ]
@@ -86,7 +86,7 @@ def test_flickr_sentences_of_a_picture(tmp_path):
     ],
 )
 def test_sentences_that_are_damaged(tmp_path, number, caption, spans):
-    """Told when the file is read, not when the picture's turn comes."""
+    """Told when the file is read, not when the image's turn comes."""
     with pytest.raises(ValueError, match="sentence .*tokens_positive_eval .* is not, for each phrase, a list"):
         flickr_task({"images": [record(number, caption, spans)]}, tmp_path)
 
@@ -98,9 +98,9 @@ def test_flickr_from_the_native_folder(flickr_case, tmp_path):
     first = touch(tmp_path / "val" / f"{task.images[0].image_id}.jpg")
     assert flickr_task(folder, tmp_path, "val").images[0].path == first
     assert sentence_keys(task.images) == list(evaluator.truth)
-    for picture in task.images:
-        for sentence in picture.sentences:
-            phrases = [phrase.text for phrase, _ in evaluator.truth[picture.image_id, sentence.number]]
+    for image in task.images:
+        for sentence in image.sentences:
+            phrases = [phrase.text for phrase, _ in evaluator.truth[image.image_id, sentence.number]]
             assert [sentence.text[begin:end] for ((begin, end),) in sentence.spans] == phrases
     with pytest.raises(FileNotFoundError, match="train.txt"):
         flickr_task(folder, tmp_path, "train")

@@ -1,9 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Self-training: a teacher finds the noun phrases of captions in their pictures, and a student trains on its boxes.
+"""Self-training: a teacher grounds the noun phrases of captions in their images, and a student trains on its boxes.
 
-GLIP's third idea (arXiv 2112.03857, section 3.3); its code was never released. A pair of picture and caption becomes a
-grounding record: the caption's noun phrases, found offline, are looked for in one forward; boxes above a threshold stay
-after NMS; boxes that are nearly the same become one, which all their phrases name, as in MDETR's data.
+Described in GLIP's paper (arXiv 2112.03857, section 3.3); its code was never released. An image-caption pair becomes a
+grounding record: the noun phrases of the caption, found offline, are grounded in one forward pass; boxes above a
+threshold are kept after NMS; boxes that nearly coincide become one with all of their phrases, as in MDETR's data.
 """
 
 import json
@@ -39,11 +39,11 @@ from ..prompts_glip import Span
 logger = logging.get_logger(__name__)
 
 OUTCOMES = ("labelled", "no_box", "no_phrase", "no_caption", "broken_image")
-"""What can become of a pair; every count of a shard is one of these, or `boxes`."""
+"""The outcomes of a pair; every count of a shard is one of these, or `boxes`."""
 
 STATS_ENDING = ".stats.json"
 REPORTED = 5
-"""Broken pictures of a shard that are named in a warning; all are counted."""
+"""Broken images of a shard that are named in a warning; all are counted."""
 
 
 @dataclass
@@ -52,10 +52,10 @@ class LabelOptions:
 
     Attributes:
         threshold: lowest score of a box that is kept.
-        nms_threshold: IoU above which of two boxes of one phrase the better stays.
+        nms_threshold: IoU threshold of NMS among the boxes of a phrase.
         merge_threshold: IoU from which boxes of several phrases become one.
-        max_detections: boxes a picture, before they are merged.
-        batch_size: pictures a forward.
+        max_detections: boxes per image, before they are merged.
+        batch_size: images per forward pass.
     """
 
     threshold: float = 0.5
@@ -73,7 +73,7 @@ class LabelOptions:
 
 
 def merge_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[tuple[int, list[int]]]:
-    """Boxes that are nearly the same, joined: the row of each group's best, and all labels of the group.
+    """Groups of boxes that nearly coincide: the row of each group's best box, and all labels of the group.
 
     Args:
         boxes: [K, 4] xyxy; scores: [K], descending; labels: [K].
@@ -121,7 +121,7 @@ class CaptionLabeller:
         self.engine = GroundingEngine(model, processor, chosen)
 
     def label(self, pairs: Iterable[Pair]) -> Iterator[tuple[str, GroundedPair | None, str]]:
-        """What becomes of every pair, in their order: one of `OUTCOMES`, the record if it is `labelled`, a remark."""
+        """For every pair, in order: one of `OUTCOMES`, the record if it is `labelled`, and a remark."""
         waiting: deque[tuple[Pair, list[Span], str]] = deque()
 
         def requests() -> Iterator[Request]:
@@ -153,7 +153,7 @@ class CaptionLabeller:
             x1, y1, x2, y2 = found["boxes"][row].tolist()
             objects.append(
                 {
-                    # Both corners lie inside the box.
+                    # both corners lie inside the box
                     "bbox": [round(value, 3) for value in (x1, y1, x2 - x1 + 1, y2 - y1 + 1)],
                     "tokens_positive": [list(spans[label]) for label in sorted(labels)],
                     "score": round(found["scores"][row].item(), 6),
@@ -165,17 +165,17 @@ class CaptionLabeller:
 def label_shard(
     labeller: CaptionLabeller, shard: str, output: str, caption_column: str | None = None, progress: Any = None
 ) -> Counter:
-    """Label one shard into the file `output`; nothing is written where no pair of it gets a box.
+    """Label one shard into the file `output`; nothing is written if no pair gets a box.
 
     Returns:
-        how many pairs came to each of `OUTCOMES`, and `boxes`.
+        the number of pairs with each of `OUTCOMES`, and of `boxes`.
     """
     counts: Counter = Counter()
     kept: list[GroundedPair] = []
     remarks: list[str] = []
     prefix = shard_name(shard)
     with warnings.catch_warnings():
-        # A phrase behind the 256th token scores 0, which is all that is to be done about it here.
+        # A phrase beyond the 256th token scores 0, which is all that can be done here.
         warnings.filterwarnings("ignore", message="the caption has more than")
         for outcome, grounded, remark in labeller.label(read_pairs(shard, caption_column)):
             counts[outcome] += 1
@@ -190,7 +190,7 @@ def label_shard(
                 progress.update()
     if remarks:
         more = f" and {len(remarks) - REPORTED} more" if len(remarks) > REPORTED else ""
-        logger.warning(f"{shard}: {len(remarks)} broken pictures: {'; '.join(remarks[:REPORTED])}{more}")
+        logger.warning(f"{shard}: {len(remarks)} broken images: {'; '.join(remarks[:REPORTED])}{more}")
     if kept:
         write_grounded(output, kept)
     return counts
@@ -207,8 +207,8 @@ def label_shards(
 ) -> Counter:
     """Label this process's share of the shards: shard i is that of process i modulo `world_size`.
 
-    For every shard a file of labelled pairs and one of counts, `NAME.stats.json`, appear in the folder `output`, each
-    whole, the counts last: a shard with counts is finished, and a later run passes it over.
+    For every shard a file of labelled pairs and one of counts, `NAME.stats.json`, are written to the folder `output`,
+    each atomically, the counts last: a shard with counts is finished, and a later run skips it.
 
     Args:
         shards: see `data.shards.list_shards`.
@@ -220,7 +220,7 @@ def label_shards(
         that could not be read (a warning names each).
 
     Raises:
-        ValueError: for an unknown format, or a shard without pictures or captions.
+        ValueError: for an unknown format, or a shard without images or captions.
     """
     if format is not None and format not in FORMATS.values():
         raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(FORMATS.values())}.")
@@ -230,8 +230,8 @@ def label_shards(
     own = list(shards)[rank::world_size]
     with tqdm(unit="pair", desc="label", position=rank, disable=not own) as progress:
         for number, shard in enumerate(own, start=1):
-            progress.set_postfix_str(f"shard {number} of {len(own)}: {shard_name(shard)}")
             name = shard_name(shard)
+            progress.set_postfix_str(f"shard {number} of {len(own)}: {name}")
             stats = f"{folder}/{name}{STATS_ENDING}"
             if fs.exists(stats):
                 total.update(json.loads(fs.cat_file(stats)))
@@ -240,7 +240,7 @@ def label_shards(
             try:
                 counts = label_shard(labeller, shard, target, caption_column, progress)
             except UnreadableShard as error:
-                # Without counts it is not finished, and a later run tries again.
+                # without counts it is not finished: a later run tries again
                 logger.warning(str(error))
                 total["broken_shard"] += 1
                 continue

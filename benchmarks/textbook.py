@@ -91,6 +91,11 @@ def join(values: list[Any]) -> Any:
     return tuple(join(list(items)) for items in zip(*values, strict=True))
 
 
+def first(inputs: dict[str, Tensor | None]) -> Tensor:
+    """The first tensor of some inputs, or of features in their place: it has their batch size."""
+    return next(iter(inputs.values()))
+
+
 def to_pyramid(tokens: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """[N, A, D] to [N, D, H_i, W_i] of each level."""
     levels = tokens.split([height * width for height, width in shapes], dim=1)
@@ -604,21 +609,21 @@ class TextbookModel(GlipModel):
             ValueError: for a caption that the prompt table does not cover.
         """
         config, mask = self.config, text.attention_mask.bool()
-        vision, words = image.last_hidden_state, text.last_hidden_state
+        vision, text_states = image.last_hidden_state, text.last_hidden_state
         if not config.use_fusion:
-            words = words * mask[..., None]
+            text_states = text_states * mask[..., None]
         table = self._parameters.get("prompt_table")
         if table is not None:
             if length > len(table):
                 raise ValueError(f"a caption of {length} tokens exceeds prompt_table_length={len(table)}: shorten it.")
-            words = words + nn.functional.pad(table, (0, 0, 0, words.shape[1] - len(table)))
+            text_states = text_states + nn.functional.pad(table, (0, 0, 0, text_states.shape[1] - len(table)))
         shapes = [tuple(feature_map.shape[-2:]) for feature_map in image.feature_maps]
         states, attentions, text_attentions = [vision], [], []
         with_attentions = config.use_fusion and (
             config.output_attentions if output_attentions is None else output_attentions
         )
         for block in self.tower["blocks"]:
-            vision, words, attention, text_attention = block(vision, words, shapes, mask, with_attentions)
+            vision, text_states, attention, text_attention = block(vision, text_states, shapes, mask, with_attentions)
             states.append(vision)
             attentions.append(attention)
             text_attentions.append(text_attention)
@@ -627,7 +632,7 @@ class TextbookModel(GlipModel):
         keeps = output_hidden_states is not None and output_hidden_states is not False
         outputs = GlipModelOutput(
             last_hidden_state=vision,
-            text_last_hidden_state=words[:, :length],
+            text_last_hidden_state=text_states[:, :length],
             spatial_shapes=torch.tensor([shapes], device=vision.device),
             image_sizes=image.image_sizes,
             attention_mask=text.attention_mask[:, :length],
@@ -636,7 +641,7 @@ class TextbookModel(GlipModel):
             attentions=tuple(x[..., :length] for x in attentions) if with_attentions else None,
             text_attentions=tuple(x[:, :, :length] for x in text_attentions) if with_attentions else None,
         )
-        return outputs, words
+        return outputs, text_states
 
     @can_return_tuple
     def forward(
@@ -662,10 +667,6 @@ class TextbookModel(GlipModel):
         return join([self.fuse(*pair, length, *options)[0] for pair in self.each_pair(images, captions, pairs)])
 
 
-def first(inputs: dict[str, Tensor | None]) -> Tensor:
-    return next(iter(inputs.values()))
-
-
 class TextbookForGrounding(GlipForGrounding):
     """A view of a `GlipForGrounding`; see `textbook_view`."""
 
@@ -688,9 +689,9 @@ class TextbookForGrounding(GlipForGrounding):
         output_hidden_states: bool | int | list[int] | None = None,
     ) -> GlipGroundingOutput:
         """See `GlipForGrounding.forward`; pair by pair."""
-        config, asked = self.config, None
+        config, mlm_labels = self.config, None
         if self.auxiliary is not None and self.training and labels is not None and text_features is None:
-            input_ids, asked = self.auxiliary.hide_words(input_ids, attention_mask, labels)
+            input_ids, mlm_labels = self.auxiliary.hide_words(input_ids, attention_mask, labels)
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         images = image_features or {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         captions = text_features or tokens
@@ -698,9 +699,9 @@ class TextbookForGrounding(GlipForGrounding):
         pairs = match(num_images, num_captions, image_indices)
         groups = []
         for image, text in self.model.each_pair(images, captions, pairs):
-            outputs, words = self.model.fuse(image, text, length, output_attentions, output_hidden_states)
+            outputs, text_states = self.model.fuse(image, text, length, output_attentions, output_hidden_states)
             shapes = [tuple(feature_map.shape[-2:]) for feature_map in image.feature_maps]
-            logits, regression, centerness = self.head(outputs.last_hidden_state, words, shapes)
+            logits, regression, centerness = self.head(outputs.last_hidden_state, text_states, shapes)
             anchors = make_anchors(shapes, PYRAMID_STRIDES, config.anchor_scale, logits.device)
             height, width = outputs.image_sizes[0].tolist()
             predictions = {
@@ -739,8 +740,8 @@ class TextbookForGrounding(GlipForGrounding):
                 config,
             )
             if self.auxiliary is not None:
-                vision, words, mask = outputs.last_hidden_state, outputs.text_last_hidden_state, outputs.attention_mask
-                extra = self.auxiliary(vision, words, mask, labels, anchors, level_sizes, asked)
+                states = outputs.last_hidden_state, outputs.text_last_hidden_state, outputs.attention_mask
+                extra = self.auxiliary(*states, labels, anchors, level_sizes, mlm_labels)
                 loss, loss_dict = loss + sum(extra.values()), loss_dict | extra
         return GlipGroundingOutput(
             loss=loss,

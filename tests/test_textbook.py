@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks import textbook
 from benchmarks.textbook import textbook_view
-from glip_hf import GlipForGrounding
+from glip_hf import GlipForGrounding, kernels
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.ops_glip import deform_conv2d
 
@@ -142,10 +142,10 @@ def test_captions_of_different_lengths() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("pictures", "captions", "indices"), [(1, 3, None), (3, 1, None), (2, 3, [1, 0, 1])], ids=["1:3", "3:1", "pairs"]
+    ("images", "captions", "indices"), [(1, 3, None), (3, 1, None), (2, 3, [1, 0, 1])], ids=["1:3", "3:1", "pairs"]
 )
-def test_pairings(pictures, captions, indices) -> None:
-    inputs = tiny_inputs(pictures, captions)
+def test_pairings(images, captions, indices) -> None:
+    inputs = tiny_inputs(images, captions)
     if indices is not None:
         inputs["image_indices"] = torch.tensor(indices)
     fast, plain = both(inputs)
@@ -346,6 +346,7 @@ def test_no_module_of_a_view_runs_code_of_the_model() -> None:
     view.auxiliary = None  # losses are the model's own
     found = {type(part) for part in view.modules()} - {torch.nn.ModuleDict, torch.nn.ModuleList}
     assert {kind.__module__ for kind in found} == {"benchmarks.textbook"}
+    assert not kernels.report(view, tiny_inputs()), "an operation of the model ran"
 
 
 @torch.no_grad()

@@ -71,13 +71,11 @@ def _describe_model(source: str) -> dict[str, Any]:
 def _describe_checkpoint(source: str) -> dict[str, Any]:
     checkpoint = read_checkpoint(source)
     tensors = checkpoint.tensors
-    fields = infer_fields(tensors)
-    variant: dict[str, Any] = {"variant": OTHER_SIZES}
     try:
         config, _ = build_config(tensors)
         variant, fields = _describe_config(config), config.to_diff_dict()
-    except VariantError:  # not a released size: what the shapes tell must do
-        pass
+    except VariantError:  # not a released size: the shapes have to do, if it is a GLIP at all
+        variant, fields = {"variant": OTHER_SIZES}, infer_fields(tensors)
     return {
         "source": source,
         "kind": "original checkpoint",
@@ -93,18 +91,14 @@ def _describe_checkpoint(source: str) -> dict[str, Any]:
 
 def _describe_config(config: GlipConfig) -> dict[str, Any]:
     """The released architecture that a configuration has, and in words what it is made of."""
-    family = next(
-        (
-            f"{family}: the architecture of {', '.join(presets)}"
-            for family, presets in FAMILIES.items()
-            if _architecture(GlipConfig.from_preset(presets[0])) == _architecture(config)
-        ),
-        OTHER_SIZES,
-    )
+    variant = OTHER_SIZES
+    for family, presets in FAMILIES.items():
+        if _architecture(GlipConfig.from_preset(presets[0])) == _architecture(config):
+            variant = f"{family}: the architecture of {', '.join(presets)}"
     return {
-        "variant": family,
+        "variant": variant,
         "backbone": config.backbone_config.model_type,
-        "fusion": "deep fusion of picture and text" if config.use_fusion else "none (GLIP-A)",
+        "fusion": "deep fusion of image and text" if config.use_fusion else "none (GLIP-A)",
         "blocks": config.num_blocks,
         "longest_caption": config.max_text_length,
     }

@@ -68,10 +68,10 @@ def test_both_directions_agree_key_by_key(name):
     keys = key_list(name)
     fused = is_fused(keys)
     for key in keys:
-        match = match_original(key, fused)
-        for part, ours in enumerate(match.ours):
-            assert match_ours(ours, fused) == (match.rule, key, part)
-        assert bool(match.ours) is not is_buffer(key)
+        rule, targets = match_original(key, fused)
+        for part, ours in enumerate(targets):
+            assert match_ours(ours, fused) == (rule, key, part)
+        assert bool(targets) is not is_buffer(key)
 
 
 def test_values_survive_and_qkv_splits_by_rows():

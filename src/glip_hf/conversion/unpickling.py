@@ -103,15 +103,14 @@ class _UntypedStorage(NamedTuple):
     dtype: torch.dtype = torch.uint8
 
 
-# Messages below show no argument of a pickle: a few bytes can describe an object that takes for ever to format.
+# Messages below show no argument of a pickle: a few bytes can describe an object that takes forever to format.
 
 
 def _tensor(rebuild: Callable[..., Tensor], storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
     """`torch._utils._rebuild_tensor(_v2, _v3)`, which trusts its arguments; v3 gives the dtype apart."""
-    if not isinstance(storage, TypedStorage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        raise pickle.UnpicklingError("a tensor without storage, shape or stride")
-    if not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
-        raise pickle.UnpicklingError("a tensor with an invalid offset, shape or stride")
+    valid = isinstance(storage, TypedStorage) and isinstance(shape, tuple) and isinstance(stride, tuple)
+    if not valid or len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+        raise pickle.UnpicklingError("a tensor without a valid storage, offset, shape or stride")
     dtype = next((value for value in rest if isinstance(value, torch.dtype)), storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():
@@ -144,11 +143,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 def _mapping(*args: Any) -> _Mapping:
     """OrderedDict, defaultdict (the factory is dropped) and Counter."""
-    mapping = _Mapping()
-    for argument in args:
-        if isinstance(argument, dict | list | tuple):
-            mapping.update(argument)
-    return mapping
+    return _Mapping(*(argument for argument in args if isinstance(argument, dict | list | tuple)))
 
 
 def _collection(kind: type, *args: Any) -> Any:
@@ -162,10 +157,11 @@ def _stand_in(module: str, name: str) -> type:
     return _InertType(name, (Inert,), {"__module__": module, "__qualname__": name, "__slots__": ()})
 
 
+_COLLECTIONS = (set, frozenset, list, tuple, dict, bytearray)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"torch._utils.{f.__name__}": partial(_tensor, f) for f in (
-        torch._utils._rebuild_tensor, torch._utils._rebuild_tensor_v2, torch._utils._rebuild_tensor_v3
-    )},
+    "torch._utils._rebuild_tensor": partial(_tensor, torch._utils._rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": partial(_tensor, torch._utils._rebuild_tensor_v2),
+    "torch._utils._rebuild_tensor_v3": partial(_tensor, torch._utils._rebuild_tensor_v3),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._tensor._rebuild_from_type_v2": _with_attributes,
@@ -173,12 +169,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "copyreg._reconstructor": lambda cls, *_: _new(cls),  # a plain class in pickle protocols 0 and 1
     "copyreg.__newobj__": _new,
     **{f"collections.{name}": _mapping for name in ("OrderedDict", "defaultdict", "Counter")},
-    **{
-        f"builtins.{kind.__name__}": partial(_collection, kind)
-        for kind in (set, frozenset, list, tuple, dict, bytearray)
-    },
+    **{f"builtins.{kind.__name__}": partial(_collection, kind) for kind in _COLLECTIONS},
     "builtins.complex": complex,
-}  # fmt: skip
+}
 """The allow-list: what a pickle may call, each name answered by a function of ours."""
 
 _DATA_CONSTRUCTORS = frozenset(
@@ -246,12 +239,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 def _checked_load(load: Callable[[Any], Any], pid: Any) -> Any:
     """A storage: ('storage', type, key, location, number of elements) and, in legacy files, a view, which is None."""
-    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] not in ("storage", b"storage"):
-        raise pickle.UnpicklingError("an unknown persistent id")
-    if not isinstance(pid[2], str) or not isinstance(pid[3], str) or type(pid[4]) is not int or pid[4] < 0:
-        raise pickle.UnpicklingError("a storage without key, location or number of elements")
-    if len(pid) == 6 and pid[5] is not None:
-        raise pickle.UnpicklingError("a storage that is a view of another, as only PyTorch before 0.4 wrote")
+    known = isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,))
+    if not known or not isinstance(pid[2], str) or not isinstance(pid[3], str) or type(pid[4]) is not int or pid[4] < 0:
+        raise pickle.UnpicklingError("an unknown persistent id: not a storage, or a view of one (PyTorch before 0.4)")
     return load(pid)
 
 

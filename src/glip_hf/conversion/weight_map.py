@@ -1,10 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which tensor of an original GLIP checkpoint is which tensor of ours: one table, read both ways."""
+"""Which tensor of an original GLIP checkpoint is which tensor of ours: one table, `weight_map.txt`, read both ways."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,99 +43,6 @@ def cell_anchor(shape: Shape, level: int, scale: int = 8) -> Tensor:
     return torch.tensor([[low, low, high, high]], dtype=torch.float32).reshape(shape)
 
 
-# Sections [prefix of the original = prefix of ours]; rows: original, ours (if it is not the same name). `{s}` Swin
-# stage, `{i}` a running number (block, layer, level), `{p}` weight or bias, `{qkv}` three equal row blocks of the
-# original that we keep apart, `-` a buffer that is dropped, recomputed and checked. In the order in which the original
-# writes its keys (`standard_order` relies on it). The prompt table (of prompt tuning) is in no released checkpoint.
-_TABLE = """
-[backbone.body = model.backbone.swin]
-patch_embed.proj.{p}                 embeddings.patch_embeddings.projection.{p}
-patch_embed.norm.{p}                 embeddings.norm.{p}
-[backbone.body.layers.{s}.blocks.{i} = model.backbone.swin.encoder.layers.{s}.blocks.{i}]
-norm1.{p}                            layernorm_before.{p}
-attn.relative_position_bias_table    attention.relative_position_bias.relative_position_bias_table
-attn.relative_position_index         -
-attn.qkv.{p}                         attention.{qkv}_proj.{p}
-attn.proj.{p}                        attention.o_proj.{p}
-norm2.{p}                            layernorm_after.{p}
-mlp.fc1.{p}
-mlp.fc2.{p}
-[backbone.body.layers.{s}.downsample = model.backbone.swin.encoder.layers.{s}.downsample]
-reduction.weight
-norm.{p}
-[backbone.body = model.backbone.hidden_states_norms]
-norm1.{p}                            stage2.{p}
-norm2.{p}                            stage3.{p}
-norm3.{p}                            stage4.{p}
-[backbone.fpn = model.neck]
-fpn_inner2.{p}                       lateral_convs.0.{p}
-fpn_layer2.{p}                       output_convs.0.{p}
-fpn_inner3.{p}                       lateral_convs.1.{p}
-fpn_layer3.{p}                       output_convs.1.{p}
-fpn_inner4.{p}                       lateral_convs.2.{p}
-fpn_layer4.{p}                       output_convs.2.{p}
-top_blocks.p6.{p}                    p6_conv.{p}
-top_blocks.p7.{p}                    p7_conv.{p}
-[language_backbone.body.model.embeddings = model.text_model.embeddings]
-position_ids                         -
-word_embeddings.weight
-position_embeddings.weight
-token_type_embeddings.weight
-LayerNorm.{p}
-[language_backbone.body.model.encoder.layer.{i} = model.text_model.encoder.layer.{i}]
-attention.self.query.{p}
-attention.self.key.{p}
-attention.self.value.{p}
-attention.output.dense.{p}
-attention.output.LayerNorm.{p}
-intermediate.dense.{p}
-output.dense.{p}
-output.LayerNorm.{p}
-[rpn.head = head]
-log_scale
-bias_lang
-bias0
-[rpn.head.dyhead_tower.{i}.b_attn = model.tower.blocks.{i}.fusion]
-gamma_v                              gamma_vision
-gamma_l                              gamma_text
-layer_norm_v.{p}                     norm_vision.{p}
-layer_norm_l.{p}                     norm_text.{p}
-attn.v_proj.{p}                      query_vision.{p}
-attn.l_proj.{p}                      key_text.{p}
-attn.values_v_proj.{p}               value_vision.{p}
-attn.values_l_proj.{p}               value_text.{p}
-attn.out_v_proj.{p}                  out_vision.{p}
-attn.out_l_proj.{p}                  out_text.{p}
-[rpn.head.dyhead_tower.{i} = model.tower.blocks.{i}.text_layer]
-attention.self.query.{p}
-attention.self.key.{p}
-attention.self.value.{p}
-attention.output.dense.{p}
-attention.output.LayerNorm.{p}
-intermediate.dense.{p}
-output.dense.{p}
-output.LayerNorm.{p}
-[rpn.head.dyhead_tower.{i} = model.tower.blocks.{i}.dyconv]
-DyConv.0.conv.{p}                    conv_high.conv.{p}
-DyConv.0.bn.{p}                      conv_high.norm.{p}
-DyConv.1.conv.{p}                    conv_mid.conv.{p}
-DyConv.1.bn.{p}                      conv_mid.norm.{p}
-DyConv.2.conv.{p}                    conv_low.conv.{p}
-DyConv.2.bn.{p}                      conv_low.norm.{p}
-AttnConv.1.{p}                       scale_attention.{p}
-relu.fc.0.{p}                        dynamic_relu.fc1.{p}
-relu.fc.2.{p}                        dynamic_relu.fc2.{p}
-offset.{p}                           offset_conv.{p}
-[rpn.head = head]
-cls_logits.{p}                       class_logits.{p}
-bbox_pred.{p}
-centerness.{p}
-dot_product_projection_text.{p}      text_projection.{p}
-scales.{i}.scale                     level_scales.{i}
-[rpn = model]
-anchor_generator.cell_anchors.{i}    -
-tunable_linear.weight                prompt_table
-"""
 DYCONV = 2
 _SLOTS = {"fusion": 0, "text_layer": 1, "dyconv": DYCONV}
 """In `dyhead_tower` the original counts modules, we count blocks: with deep fusion module 3i + slot belongs to block i;
@@ -175,9 +83,12 @@ def _fill(template: str, groups: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w)\}", lambda found: groups[found[1]], template)
 
 
-def _parse(table: str) -> Iterator[Rule]:
+def _read_table() -> Iterator[Rule]:
     original = ours = ""
-    for columns in (line.split() for line in table.splitlines() if line):
+    for line in Path(__file__).with_name("weight_map.txt").read_text(encoding="utf-8").splitlines():
+        columns = line.split()
+        if not columns or columns[0] == "#":
+            continue
         if columns[0].startswith("["):
             original, ours = columns[0].strip("["), columns[2].strip("]")
             continue
@@ -187,7 +98,8 @@ def _parse(table: str) -> Iterator[Rule]:
         yield Rule(f"{original}.{columns[0]}", tuple(targets), _SLOTS.get(ours.rpartition(".")[2]))
 
 
-TABLE = tuple(_parse(_TABLE))
+TABLE = tuple(_read_table())
+"""In the order in which the original writes its keys; `standard_order` relies on it."""
 
 
 def is_fused(keys: Iterable[str]) -> bool:
@@ -195,16 +107,8 @@ def is_fused(keys: Iterable[str]) -> bool:
     return any(".b_attn." in key or ".fusion." in key for key in keys)
 
 
-@dataclass(frozen=True)
-class Match:
-    """Where an original tensor goes: rule and our keys (none if dropped)."""
-
-    rule: Rule
-    ours: tuple[str, ...]
-
-
-def match_original(key: str, fused: bool) -> Match | None:
-    """Looks an original key up; None if the table does not know it, or not in this position of the tower."""
+def match_original(key: str, fused: bool) -> tuple[Rule, tuple[str, ...]] | None:
+    """Looks an original key up: (rule, our keys); None if the table does not know it, in the tower at this position."""
     for rule in TABLE:
         if (found := rule.pattern.fullmatch(key)) is None:
             continue
@@ -214,7 +118,7 @@ def match_original(key: str, fused: bool) -> Match | None:
             if rule.slot != slot:
                 continue
             groups["i"] = str(block)
-        return Match(rule, tuple(_fill(target, groups) for target in rule.ours))
+        return rule, tuple(_fill(target, groups) for target in rule.ours)
     return None
 
 
@@ -236,20 +140,18 @@ def match_ours(key: str, fused: bool) -> tuple[Rule, str, int] | None:
     return None
 
 
-def _sibling_order() -> dict[tuple[str, ...], dict[str, int]]:
-    """Order of the children under each module of the original, numbers folded to '#'."""
-    order: dict[tuple[str, ...], dict[str, int]] = {}
+def _positions() -> dict[tuple[str, ...], int]:
+    """Position of every module and tensor of the original by its path, numbers folded to '#'."""
+    positions: dict[tuple[str, ...], int] = {}
     for rule in TABLE:
         for suffix in ("weight", "bias"):
-            path: tuple[str, ...] = ()
-            for part in re.sub(r"\{[si]\}", "#", rule.original).replace("{p}", suffix).split("."):
-                children = order.setdefault(path, {})
-                children.setdefault(part, len(children))
-                path = (*path, part)
-    return order
+            path = tuple(re.sub(r"\{[si]\}", "#", rule.original).replace("{p}", suffix).split("."))
+            for depth in range(len(path)):
+                positions.setdefault(path[: depth + 1], len(positions))
+    return positions
 
 
-_SIBLINGS = _sibling_order()
+_POSITIONS = _positions()
 
 
 def standard_order(keys: Iterable[str]) -> list[str]:
@@ -258,16 +160,14 @@ def standard_order(keys: Iterable[str]) -> list[str]:
     That order is a walk over the module tree: numbered children by number, named ones as `TABLE` lists them.
     """
 
-    def rank(key: str) -> tuple[int, ...]:
+    def rank(key: str) -> list[int]:
         path: tuple[str, ...] = ()
         ranks = []
         for part in key.split("."):
-            children = _SIBLINGS.get(path, {})
-            step = part if part in children else "#"
+            path = (*path, part if (*path, part) in _POSITIONS else "#")
             # A literal number in the table (DyConv.0) ranks by its value as well.
-            ranks.append(int(part) if part.isdigit() else children[step])
-            path = (*path, step)
-        return tuple(ranks)
+            ranks.append(int(part) if part.isdigit() else _POSITIONS[path])
+        return ranks
 
     return sorted(keys, key=rank)
 
@@ -294,10 +194,11 @@ def to_ours(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match is None:
             unmatched.append(f"{key} {list(tensor.shape)}")
             continue
-        parts = len(match.ours)
+        _, ours = match
+        parts = len(ours)
         if parts > 1 and (tensor.dim() == 0 or tensor.shape[0] % parts):
             raise WeightMapError(f"{key} {list(tensor.shape)} does not split into {parts} equal row blocks.")
-        converted.update(zip(match.ours, tensor.chunk(parts) if parts > 1 else [tensor] * parts, strict=True))
+        converted.update(zip(ours, tensor.chunk(parts) if parts > 1 else [tensor] * parts, strict=True))
     if unmatched:
         raise WeightMapError(_listing("Keys of the checkpoint that have no place in GLIP's layout", unmatched))
     return converted

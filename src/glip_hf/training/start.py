@@ -34,7 +34,7 @@ def _original_swin(path: Path) -> dict[str, torch.Tensor]:
         if match is None:
             unknown.append(key)
             continue
-        names = [name.removeprefix("model.backbone.") for name in match.ours]
+        names = [name.removeprefix("model.backbone.") for name in match[1]]
         tensors.update(zip(names, value.chunk(len(names)) if names else ()))
     if unknown:
         raise RecipeError(f"{path} is not a Swin checkpoint: unknown keys {', '.join(unknown[:8])}.")

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from glip_hf import GlipForGrounding, GlipProcessor
-from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_PHOTO
+from glip_hf.demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_MODEL
 from glip_hf.visualize import draw_detections
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=str(DEMO_MODEL), help="converted model: a directory or a Hub id")
-parser.add_argument("--photo", default=str(DEMO_PHOTO))
+parser.add_argument("--photo", default=str(DEMO_IMAGE))
 parser.add_argument("--text", nargs="+", default=[DEMO_CAPTION], help="names, or one sentence")
 parser.add_argument("--threshold", type=float, default=0.4)
 parser.add_argument("--save", default="out/grounded.png")

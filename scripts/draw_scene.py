@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from glip_hf.data.scenes import SceneConfig, SceneSample, make_scene
-from glip_hf.demo import DEMO_PHOTO
+from glip_hf.demo import DEMO_IMAGE
 
 CONFIG = SceneConfig(
     resolution=480,
@@ -44,7 +44,7 @@ def draw_scene() -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", nargs="?", type=Path, default=DEMO_PHOTO)
+    parser.add_argument("out", nargs="?", type=Path, default=DEMO_IMAGE)
     draw_scene().save(parser.parse_args().out, optimize=True)
 
 

@@ -15,13 +15,13 @@ from glip_hf.boxes_glip import box_iou
 from glip_hf.data.scene_metrics import evaluate_scenes
 from glip_hf.demo import (
     DEMO_CAPTION,
+    DEMO_IMAGE,
     DEMO_MODEL,
     DEMO_NAMES,
-    DEMO_PHOTO,
     VOCABULARY,
     demo_model,
     demo_processor,
-    load_demo_photo,
+    load_demo_image,
     scenes_config,
     scenes_processor,
 )
@@ -50,7 +50,7 @@ def processor() -> GlipProcessor:
 
 
 def detect(model: GlipForGrounding, processor: GlipProcessor, text: str | list[str]) -> dict:
-    inputs = processor(images=load_demo_photo(), text=text, return_tensors="pt")
+    inputs = processor(images=load_demo_image(), text=text, return_tensors="pt")
     with torch.inference_mode():
         return processor.post_process_grounded_object_detection(model(**inputs), inputs, threshold=0.4)[0]
 
@@ -128,7 +128,7 @@ def test_vocabulary_knows_our_words_and_spells_the_others(processor) -> None:
 @pytest.mark.parametrize(
     ("script", "draw", "path", "size", "tolerance"),
     [
-        ("draw_scene.py", "draw_scene", DEMO_PHOTO, (480, 480), 0),
+        ("draw_scene.py", "draw_scene", DEMO_IMAGE, (480, 480), 0),
         ("draw_photo.py", "draw_photo", ROOT / "tests/fixtures/images/photo.jpg", (640, 480), 4),  # JPEG of quality 88
     ],
 )

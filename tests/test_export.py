@@ -19,7 +19,7 @@ from tiny import tiny_inputs, tiny_model, tiny_swin
 from glip_hf import GlipConfig, GlipForGrounding
 from glip_hf import export as export_module
 from glip_hf.cli import main
-from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_NAMES, demo_model, demo_processor, load_demo_photo
+from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_NAMES, demo_model, demo_processor, load_demo_image
 from glip_hf.export import INPUT_AXES, METADATA, OUTPUT_AXES, GlipGraph, OnnxGlip, export_onnx, export_program
 
 NAMES = list(DEMO_NAMES)
@@ -40,7 +40,7 @@ def processor():
 @pytest.fixture(scope="module")
 def photo():
     """480 x 360."""
-    return load_demo_photo().crop((0, 60, 480, 420))
+    return load_demo_image().crop((0, 60, 480, 420))
 
 
 @pytest.fixture

@@ -392,6 +392,11 @@ def test_bad_options(processor, options, message):
         processor(make_rgb(), return_tensors="pt", **options)
 
 
+def test_unknown_options_are_refused(processor):
+    with pytest.raises(TypeError, match="'size_diviser': did you mean 'size_divisor'"):
+        processor(make_rgb(), size_diviser=16)
+
+
 # --- options
 
 

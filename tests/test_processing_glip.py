@@ -155,6 +155,7 @@ def test_images_alone_and_text_alone(processor):
         ({"text": ["dog " * 300]}, ValueError, "the name 'dog dog .* has 300 tokens"),
         ({"text": ["cat", "dog"], "prefix": ["a "]}, ValueError, "prefix has 1 entries for 2"),
         ({"text": ["cat"], "seperator": ", "}, TypeError, "'seperator': did you mean 'separator'"),
+        ({"text": ["cat"], "text_kwargs": {"paddin": 1}}, TypeError, "text_kwargs .*'paddin': did you mean 'padding'"),
         ({"images": IMAGE, "size_diviser": 8}, TypeError, "'size_diviser': did you mean 'size_divisor'"),
     ],
 )

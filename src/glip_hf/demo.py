@@ -2,7 +2,7 @@
 """A small trained GLIP and an image that come with the package: for `make demo`, README, examples and tests.
 
     model, processor = demo_model(), demo_processor()      # GlipForGrounding.from_pretrained(DEMO_MODEL) is the same
-    image = load_demo_photo()
+    image = load_demo_image()
 
 The model knows the objects, colours, patterns and relations of generated scenes (`data/scenes`), nothing else.
 `accelerate launch examples/pretrain.py` trains it; its card, `DEMO_MODEL/README.md`, states how, and its metrics.
@@ -22,7 +22,7 @@ from .processing_glip import GlipProcessor
 ASSETS = Path(__file__).parent / "assets"
 VOCABULARY = ASSETS / "vocab.txt"
 DEMO_MODEL = ASSETS / "glip-scenes"
-DEMO_PHOTO = ASSETS / "scene.png"
+DEMO_IMAGE = ASSETS / "scene.png"
 DEMO_CAPTION = "the dotted yellow cross to the left of a fish"
 DEMO_NAMES = ("yellow cross", "green star", "fish", "white heart")
 
@@ -79,9 +79,12 @@ def demo_processor(shortest_edge: int = 160) -> GlipProcessor:
     return processor
 
 
-def load_demo_photo() -> Image.Image:
+def load_demo_image() -> Image.Image:
     """The image that the package ships, 480 x 480 RGB: a scene that no training stream can contain
     (`scripts/draw_scene.py`).
     """
-    with Image.open(DEMO_PHOTO) as image:
+    with Image.open(DEMO_IMAGE) as image:
         return image.convert("RGB")
+
+
+DEMO_PHOTO, load_demo_photo = DEMO_IMAGE, load_demo_image  # former names, kept for one release

@@ -32,7 +32,7 @@ from transformers.exporters.utils import register_patch
 from transformers.utils import logging as transformers_logging
 
 from ._extras import require
-from .demo import DEMO_NAMES, load_demo_photo
+from .demo import DEMO_NAMES, load_demo_image
 from .modeling_glip import GlipForGrounding
 from .outputs_glip import GlipGroundingOutput, pair_captions
 from .processing_glip import GlipBatchFeature, GlipProcessor
@@ -568,7 +568,7 @@ def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeatur
 def check(model: GlipForGrounding, processor: GlipProcessor, path: str | os.PathLike[str]) -> dict[str, float]:
     """`compare` an exported file with its model on the photo of this package, with three timed runs of each."""
     exported = OnnxGlip(path, processor)
-    return compare(model, exported, exported.prepare(load_demo_photo(), list(DEMO_NAMES)), rounds=3)
+    return compare(model, exported, exported.prepare(load_demo_image(), list(DEMO_NAMES)), rounds=3)
 
 
 __all__ = ["OnnxGlip", "check", "compare", "export_onnx", "export_program", "save_program"]

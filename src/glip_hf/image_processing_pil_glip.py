@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
-from .prompts_glip import shorten
+from .prompts_glip import refuse_unknown, shorten
 
 logger = logging.get_logger(__name__)
 
@@ -449,6 +449,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
             FileNotFoundError: for a path that does not exist.
             TypeError: for anything that is not an image.
         """
+        refuse_unknown("the image processor", kwargs, self.valid_kwargs.__annotations__)
         return super().preprocess(images, annotations, **kwargs)
 
     def post_process_object_detection(

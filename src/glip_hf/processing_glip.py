@@ -188,9 +188,11 @@ class GlipProcessor(GlipHubProcessorMixin):
             raise ValueError("phrases and spans belong to a caption: give it as text.")
         if images is None and annotations is not None:
             raise ValueError("annotations are boxes in images: give images as well.")
-        image_options = getattr(self.image_processor, "valid_kwargs", GlipImageProcessorKwargs)
-        known = {name for kind in (GlipProcessorKwargs, TextKwargs, image_options) for name in kind.__annotations__}
+        parts = {"images_kwargs": self.image_processor.valid_kwargs, "text_kwargs": TextKwargs}
+        known = {name for part in (GlipProcessorKwargs, *parts.values()) for name in part.__annotations__}
         refuse_unknown("GlipProcessor", kwargs, known | {"common_kwargs"})
+        for name, part in parts.items():
+            refuse_unknown(name, kwargs.get(name) or {}, part.__annotations__)
         merged = self._merge_kwargs(GlipProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)

@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Evaluate GLIP like the papers: COCO, LVIS, Flickr30k Entities, ODinW. The same as `glip evaluate`.
+"""Evaluate GLIP as in the papers: COCO, LVIS, Flickr30k Entities, ODinW. The same as `glip evaluate`.
 
-Cost: GLIP-T takes one pass of Swin a picture and one pass of the head a caption: 5,000 head passes for COCO,
-155,000 for LVIS minival (31 captions a picture). Needs: pip install 'glip_hf[eval]' (and accelerate for several
+Cost: with GLIP-T one forward pass of Swin per image and one of the head per caption: 5,000 passes of the head for COCO,
+155,000 for LVIS minival (31 captions per image). Needs: pip install 'glip_hf[eval]' (and accelerate for several
 processes).
 
     accelerate launch --num_processes 4 examples/evaluate.py lvis --model user/glip-tiny-goldg \
@@ -14,7 +14,7 @@ processes).
     python examples/evaluate.py odinw --model user/glip-tiny-goldg --config configs/odinw_13 --data-root DATASET
 
 Expected with the released weights (published, zero-shot): COCO AP 46.7 (GLIP-T C), LVIS minival APr 17.7 (C) and
-20.1 (T), ODinW-13 mean AP 44.4 (C). docs/evaluation.md tells what the output folder holds.
+20.1 (T), ODinW-13 mean AP 44.4 (C). docs/evaluation.md describes the output folder.
 """
 
 import sys

@@ -1,15 +1,15 @@
 """Fine-tune GLIP on your own COCO file.
 
 Cost:    not measured on a GPU yet. With the package's tiny model 900 steps take minutes on 2 CPU cores. --mode prompt,
-         linear and head keep no optimiser state for what they freeze.
+         linear and head keep no optimiser state for frozen parameters.
 Command: accelerate launch examples/finetune.py --model user/glip-tiny --train ann.json --images dir
              [--validation val.json --validation-images dir] [--mode full|linear|head|prompt|lora] [--shots 10]
              [--output-dir out/finetune] [--max-steps 500] [--lr 1e-4] [--set key=value ...]
-Result:  OUTPUT_DIR/final, the weights that did best on validation: a model that from_pretrained loads; with --mode
-         prompt a table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter.
+Result:  OUTPUT_DIR/final, the weights of the best validation: a model that from_pretrained loads; with --mode prompt a
+         table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter.
 
-The file's categories are the names that are looked for, so call them what a person would. Pictures without boxes are
-welcome: they teach what is not there.
+The file's categories are the class names in the caption, so use names that people would use. Images without boxes are
+useful: they serve as negatives.
 """
 
 import argparse
@@ -34,43 +34,37 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="GLIP to start from: a directory or a Hub id")
-    parser.add_argument("--train", required=True, help="COCO file of the training pictures")
-    parser.add_argument("--images", required=True, help="their folder")
-    parser.add_argument("--validation", help="COCO file; without one some training pictures are held out")
-    parser.add_argument("--validation-images", help="their folder, if it is another")
-    parser.add_argument("--mode", choices=MODES, default="full", help="what is trained")
-    parser.add_argument("--shots", type=int, help="pictures a class to train on; default all")
-    parser.add_argument("--prompt-length", type=int, help="rows of the prompt table; default: a full caption")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output-dir", default="out/finetune")
-    parser.add_argument("--max-steps", type=int, help="default: 200 epochs with --shots, else 24")
-    parser.add_argument("--lr", type=float, help="default: that of the mode")
-    parser.add_argument("--resume", help="'latest' or a checkpoint directory")
-    parser.add_argument("--wandb", action="store_true", help="log to Weights & Biases in place of TensorBoard")
-    parser.add_argument("--push-to-hub", help="repository of the result, user/name")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="e.g. data.batch_size=8"
+    add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
+    add("--model", required=True, help="GLIP to start from: a directory or a Hub id")
+    add("--train", required=True, help="COCO file of the training images")
+    add("--images", required=True, help="their folder")
+    add("--validation", help="COCO file; without one some training images are held out")
+    add("--validation-images", help="their folder, if it is another")
+    add("--mode", choices=MODES, default="full", help="which parameters are trained")
+    add("--shots", type=int, help="images per class to train on; default all")
+    add("--prompt-length", type=int, help="rows of the prompt table; default: a full caption")
+    add("--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout")
+    add("--output-dir", dest="run.output_dir", default="out/finetune", metavar="DIR", help="checkpoints and result")
+    add(
+        "--max-steps",
+        dest="schedule.max_steps",
+        type=int,
+        metavar="N",
+        help="default: 200 epochs with --shots, else 24",
     )
+    add("--lr", dest="optimizer.lr", type=float, metavar="LR", help="default: that of the mode")
+    add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
+    wandb = "log to Weights & Biases in place of TensorBoard"
+    add("--wandb", dest="run.trackers", action="store_const", const=["wandb"], help=wandb)
+    add("--push-to-hub", dest="run.push_to_hub", metavar="USER/NAME", help="repository of the result")
+    add("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="e.g. data.batch_size=8")
     return parser.parse_args()
-
-
-def overrides(arguments: argparse.Namespace) -> list[str]:
-    named = {
-        "run.output_dir": arguments.output_dir,
-        "run.seed": arguments.seed,
-        "schedule.max_steps": arguments.max_steps,
-        "optimizer.lr": arguments.lr,
-        "run.resume": arguments.resume,
-        "run.push_to_hub": arguments.push_to_hub,
-    }
-    trackers = ["run.trackers=[wandb]"] if arguments.wandb else []
-    return [assign(key, value) for key, value in named.items() if value is not None] + trackers + arguments.set
 
 
 def main() -> int:
     arguments = parse_arguments()
-    set_seed(arguments.seed)
+    overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
+    set_seed(overrides["run.seed"])
     try:
         data = load_tuning_data(
             arguments.train,
@@ -78,7 +72,7 @@ def main() -> int:
             arguments.validation,
             arguments.validation_images,
             arguments.shots,
-            arguments.seed,
+            overrides["run.seed"],
         )
         recipe = tuning_recipe(
             arguments.model,
@@ -86,7 +80,7 @@ def main() -> int:
             data,
             GlipProcessor.from_pretrained(arguments.model),
             arguments.shots,
-            overrides(arguments),
+            [*(assign(key, value) for key, value in overrides.items()), *arguments.set],
         )
         model, processor = start_model(recipe.model)
         names = tune(model, recipe.tuning.mode, prompt_length=arguments.prompt_length)
@@ -101,7 +95,7 @@ def main() -> int:
         print(f"finetune: {error}", file=sys.stderr)
         return 2
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: {count:,} numbers in {len(names)} tensors are trained")
+    run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: training {count:,} parameters in {len(names)} tensors")
     run.accelerator.print(run.train())
     return 0
 

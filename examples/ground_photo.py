@@ -1,10 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Ground names or a sentence in a photo, in about thirty lines.
+"""Ground class names or a caption in an image, in about thirty lines.
 
 Cost:    seconds on a CPU (GLIP-T at 800 x 1066 pixels: see the table in README.md), no GPU needed.
 Command: python examples/ground_photo.py --model DIR --photo photo.jpg --text cat "remote control"
-         python examples/ground_photo.py       # no model at hand: the shipped one, which knows generated scenes
-Result:  the detections on stdout and an annotated picture.
+         python examples/ground_photo.py       # without a model: the shipped one, which knows generated scenes
+Result:  the detections on stdout and an annotated image.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from glip_hf.visualize import draw_detections
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=str(DEMO_MODEL), help="converted model: a directory or a Hub id")
 parser.add_argument("--photo", default=str(DEMO_IMAGE))
-parser.add_argument("--text", nargs="+", default=[DEMO_CAPTION], help="names, or one sentence")
+parser.add_argument("--text", nargs="+", default=[DEMO_CAPTION], help="class names, or one caption")
 parser.add_argument("--threshold", type=float, default=0.4)
 parser.add_argument("--save", default="out/grounded.png")
 arguments = parser.parse_args()
@@ -29,8 +29,8 @@ model = GlipForGrounding.from_pretrained(arguments.model).eval()
 processor = GlipProcessor.from_pretrained(arguments.model)
 
 image = Image.open(arguments.photo)
-is_sentence = len(arguments.text) == 1 and len(arguments.text[0].split()) > 2
-inputs = processor(images=image, text=arguments.text[0] if is_sentence else arguments.text, return_tensors="pt")
+is_caption = len(arguments.text) == 1 and len(arguments.text[0].split()) > 2
+inputs = processor(images=image, text=arguments.text[0] if is_caption else arguments.text, return_tensors="pt")
 with torch.inference_mode():
     outputs = model(**inputs)
 result = processor.post_process_grounded_object_detection(outputs, inputs, threshold=arguments.threshold)[0]

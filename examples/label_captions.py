@@ -1,12 +1,12 @@
-"""Label pictures with captions by a teacher: records that pre-training reads (GLIP's self-training).
+"""Label images with captions by a teacher: records that pre-training reads (GLIP's self-training).
 
-Cost:    one forward of the teacher a pair. Every process owns whole shards, so the same command serves a laptop and a
-         cluster: accelerate knows the processes and machines.
+Cost:    one forward pass of the teacher per pair. Every process owns whole shards, so the same command serves a laptop
+         and a cluster: accelerate knows the processes and machines.
 Command: accelerate launch examples/label_captions.py --teacher DIR_OR_ID --input 'pairs/*.parquet' --output labelled
              [--threshold 0.5] [--batch-size 8] [--format parquet|tar] [--caption-column NAME]
          Shards are Parquet files or WebDataset tars, local or on the Hub: --input 'hf://datasets/user/name/*.parquet'.
-Result:  a shard of pictures, captions and boxes beside the counts of each; the last line is the entry for
-         `data.sources` of a recipe. A second run goes on where the first stopped.
+Result:  shards of images, captions and boxes, each with its counts beside it; the last line of output is the entry for
+         `data.sources` of a recipe. A second run resumes where the first stopped.
 """
 
 import argparse
@@ -29,18 +29,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", required=True, help="a GLIP: directory or Hub id")
     parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box that is kept")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box")
     parser.add_argument("--nms-threshold", type=float, default=0.6)
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures a forward")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per forward pass")
     parser.add_argument("--format", choices=("parquet", "tar"), help="of the output; default as the input")
-    parser.add_argument("--caption-column", help="where the captions are, if not in caption or text")
+    parser.add_argument("--caption-column", help="column of the captions, if not caption or text")
     parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), default="float32")
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse_arguments()
-    # Said outright: several processes that find no accelerator would else not know of each other.
+    # Explicitly: several processes that find no accelerator would otherwise not form a group.
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
         shards = list_shards(arguments.input)

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The command line: photos and names told apart, every output, every error in one line."""
+"""The command line: images and class names told apart, every output, every error in one line."""
 
 import importlib.metadata
 import json
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()
     for name in ("photo.jpg", "more/photo.jpg", "more/b.png"):
@@ -52,7 +52,7 @@ def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
 
 
 @pytest.mark.parametrize(
-    "arguments, photo, names, caption",
+    "arguments, paths, names, caption",
     [
         (["photo.jpg", "cat"], ["photo.jpg"], ["cat"], None),
         (["photo.jpg", "cat", "remote control"], ["photo.jpg"], ["cat", "remote control"], None),
@@ -66,7 +66,7 @@ def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
             ["photo.jpg"],
             ["cat", "dog"],
             None,
-        ),  # both exist, neither is a photo
+        ),  # both exist, neither is an image
         (["more/*.jpg", "cat"], ["more/photo.jpg"], ["cat"], None),
         (["more", "cat"], ["more/b.png", "more/photo.jpg"], ["cat"], None),
         (["photo.jpg", "more/b.png", "what?"], ["photo.jpg", "more/b.png"], ["what?"], None),
@@ -84,27 +84,27 @@ def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
         ),
     ],
 )
-def test_photos_names_and_sentences_are_told_apart(photos, arguments, photo, names, caption) -> None:
-    assert words(*arguments) == (photo, names, caption)
+def test_images_names_and_captions_are_told_apart(folder, arguments, paths, names, caption) -> None:
+    assert words(*arguments) == (paths, names, caption)
 
 
-def test_annotated_pictures_get_names_of_their_own() -> None:
+def test_annotated_images_get_distinct_names() -> None:
     assert save_targets(None, ["a.jpg"]) == [None]
     assert save_targets("out/x.png", ["a.jpg"]) == [Path("out/x.png")]
     several = save_targets("out/", ["d/a.jpg", "e/a.jpg", "https://host/b.jpg?size=2"])
     assert several == [Path("out/a.png"), Path("out/a-2.png"), Path("out/b.png")]
 
 
-def test_ground_prints_and_saves(photos, model, capsys) -> None:
+def test_ground_prints_and_saves(folder, model, capsys) -> None:
     assert main(["ground", "photo.jpg", "cat", "--model", model, "--save", "new/x.png", *ANYTHING]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("photo.jpg (160x120)\n") and "  cat\n" in printed and "new/x.png" in printed
-    with Image.open("new/x.png") as picture:
-        assert picture.size == (160, 120)
-        assert picture.convert("RGB").tobytes() != Image.open("photo.jpg").tobytes()
+    with Image.open("new/x.png") as image:
+        assert image.size == (160, 120)
+        assert image.convert("RGB").tobytes() != Image.open("photo.jpg").tobytes()
 
 
-def test_ground_json_of_several_photos(photos, model, capsys) -> None:
+def test_ground_json_of_several_images(folder, model, capsys) -> None:
     arguments = [
         "ground",
         "photo.jpg",
@@ -138,18 +138,18 @@ def test_ground_json_of_several_photos(photos, model, capsys) -> None:
             assert 0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 120 and 0 <= found["score"] <= 1
 
 
-def test_ground_a_sentence_and_given_phrases(photos, model, capsys) -> None:
-    sentence = "two cats on a pink sofa"
-    assert main(["ground", "photo.jpg", sentence, "--model", model, "--json", *ANYTHING]) == 0
+def test_ground_a_caption_and_given_phrases(folder, model, capsys) -> None:
+    caption = "two cats on a pink sofa"
+    assert main(["ground", "photo.jpg", caption, "--model", model, "--json", *ANYTHING]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["caption"] == sentence
-    phrases = ["--caption", sentence, "--phrases", "pink sofa"]
+    assert document["caption"] == caption
+    phrases = ["--caption", caption, "--phrases", "pink sofa"]
     assert main(["ground", "photo.jpg", *phrases, "--model", model, "--json", *ANYTHING]) == 0
     (record,) = json.loads(capsys.readouterr().out)["photos"]
     assert {found["text_label"] for found in record["detections"]} == {"pink sofa"}
 
 
-def test_chunks_keep_the_numbers_of_the_names(photos, model, capsys) -> None:
+def test_chunks_keep_the_labels_of_the_names(folder, model, capsys) -> None:
     names = ["cat", "sofa", "lamp", "plant", "window"]
     options = ["--chunk-size", "2", "--threshold", "0", "--max-detections", "300", "--json"]
     assert main(["ground", "photo.jpg", "--names", *names, "--model", model, *options]) == 0
@@ -158,17 +158,17 @@ def test_chunks_keep_the_numbers_of_the_names(photos, model, capsys) -> None:
     assert all(found["text_label"] == names[found["label"]] for found in record["detections"])
 
 
-def test_options_may_stand_between_photos_and_names(photos, model, capsys) -> None:
+def test_options_may_stand_between_images_and_names(folder, model, capsys) -> None:
     assert main(["ground", "--model", model, "photo.jpg", "cat", *ANYTHING]) == 0
     assert main(["ground", "photo.jpg", "--model", model, "cat", *ANYTHING]) == 0
     first, second = capsys.readouterr().out.split("photo.jpg")[1:]
     assert first == second
 
 
-def test_a_broken_photo_does_not_stop_the_others(photos, model, capsys) -> None:
+def test_a_broken_image_does_not_stop_the_others(folder, model, capsys) -> None:
     whole = PHOTO.read_bytes()
-    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "page.png").write_text("<html>404</html>")
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.png").write_text("<html>404</html>")
     arguments = [
         "ground",
         "half.jpg",
@@ -204,8 +204,8 @@ def test_a_broken_photo_does_not_stop_the_others(photos, model, capsys) -> None:
         (["ground", "photo.jpg", "--caption", "a cat", "--phrases", "dog"], 1, "dog"),
     ],
 )
-def test_errors_are_one_line(photos, model, capsys, arguments, code, message) -> None:
-    if "more" in arguments:  # a directory counts as a photo only in the first place or with --names
+def test_errors_are_one_line(folder, model, capsys, arguments, code, message) -> None:
+    if "more" in arguments:  # a directory counts as an image only as the first word or with --names
         arguments = ["ground", "more", "--names", *arguments[3:]]
     assert main([*arguments, "--model", model]) == code
     error = capsys.readouterr().err
@@ -216,16 +216,16 @@ def test_errors_are_one_line(photos, model, capsys, arguments, code, message) ->
     "option",
     [["--threshold", "1.5"], ["--nms", "x"], ["--max-detections", "0"], ["--aggregation", "sum"]],
 )
-def test_values_out_of_range_are_wrong_usage(photos, model, capsys, option) -> None:
+def test_values_out_of_range_are_wrong_usage(folder, model, capsys, option) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["ground", "photo.jpg", "cat", "--model", model, *option])
     assert stop.value.code == 2 and option[0] in capsys.readouterr().err
 
 
-def test_wrong_models_are_named(photos, checkpoint, capsys) -> None:
-    (photos / "empty").mkdir()
-    (photos / "bert").mkdir()
-    (photos / "bert/config.json").write_text('{"model_type": "bert"}')
+def test_wrong_models_are_named(folder, checkpoint, capsys) -> None:
+    (folder / "empty").mkdir()
+    (folder / "bert").mkdir()
+    (folder / "bert/config.json").write_text('{"model_type": "bert"}')
     for source, message in (
         ("./nowhere", "no such directory"),
         ("empty", "no config.json"),
@@ -269,7 +269,7 @@ def test_info_of_a_checkpoint(checkpoint, tmp_path, capsys) -> None:
     assert "web page" in capsys.readouterr().err
 
 
-def test_convert_makes_a_model_that_grounds(checkpoint, photos, capsys) -> None:
+def test_convert_makes_a_model_that_grounds(checkpoint, folder, capsys) -> None:
     options = [
         "--config",
         str(checkpoint.parent / "sizes"),

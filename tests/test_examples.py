@@ -12,7 +12,7 @@ import pytest
 import torch
 from parity.recorded_case import write_case
 from random_glip import PHOTO, random_model, save_random_model
-from training.coco_pictures import write_rectangles
+from training.coco_images import write_rectangles
 
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import VOCABULARY
@@ -24,7 +24,7 @@ COCO = ["--train", "photos/annotations.json", "--images", "photos"]
 
 # script -> command lines to run one after the other in a directory that holds `model/` (a small random model),
 # `original.pth` (the same in the original's format), `sizes/` (its config), `photos/` with COCO annotations.json, and
-# `pairs.parquet` of pictures and captions, and `case.json`, recorded from the model itself.
+# `pairs.parquet` of images and captions, and `case.json`, recorded from the model itself.
 RUNS: dict[str, list[list[str]]] = {
     "examples/ground_photo.py": [
         ["--save", "scene.png"],
@@ -36,7 +36,7 @@ RUNS: dict[str, list[list[str]]] = {
             "--threshold",
             "0",
             "--save",
-            "sentence.png",
+            "caption.png",
         ],
     ],
     "convert/convert_glip_to_hf.py": [

@@ -1,8 +1,8 @@
 """A tiny training run for tests that need real processes: `python run_worker.py OUTPUT [KEY=VALUE ...]`.
 
-Data: random pictures of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
+Data: random images of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
-TERM_AT=n sends it SIGTERM then; POISON_AT=n puts NaN into a picture of step n; STRAY=1 draws random numbers between the
+TERM_AT=n sends it SIGTERM then; NAN_AT=n puts NaN into an image of step n; STRAY=1 draws random numbers between the
 steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many. Every process leaves the losses
 of its steps in OUTPUT/losses_RANK.json.
 """
@@ -29,8 +29,8 @@ GROUP = 4
 NUM_TOKENS = 7
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Sample number to a picture, a function of the number alone."""
+class RandomImages(torch.utils.data.Dataset):
+    """Sample number to an image, a function of the number alone."""
 
     def __len__(self) -> int:
         return 2**31
@@ -44,7 +44,7 @@ class Pictures(torch.utils.data.Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == int(os.environ.get("TERM_AT", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
-        if step == int(os.environ.get("POISON_AT", -1)):
+        if step == int(os.environ.get("NAN_AT", -1)):
             pixels[0, 0, 0] = torch.nan
         boxes = torch.rand(1, 4, generator=generator) * 20 + torch.tensor([2.0, 2.0, 40.0, 40.0])
         rows = torch.zeros(1, NUM_TOKENS)
@@ -56,7 +56,7 @@ class Pictures(torch.utils.data.Dataset):
             "pixels": pixels,
             "ids": ids,
             "labels": {"boxes": boxes, "positive_map": rows},
-            "name": f"picture-{number}",
+            "name": f"image-{number}",
         }
 
 
@@ -104,7 +104,7 @@ def main() -> None:
         processes = accelerator.num_processes
         size = per_process(recipe.data.batch_size, recipe.run.gradient_accumulation, processes)
         sampler = SequentialBatchSampler(size, rank=accelerator.process_index, world_size=processes)
-        return Batches(Pictures(), sampler, collate, int(os.environ.get("WORKERS", 0)))
+        return Batches(RandomImages(), sampler, collate, int(os.environ.get("WORKERS", 0)))
 
     run = Run(recipe, model, NoProcessor(), make_batches)
     update, steps = run._update, []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from random_glip import random_config, random_processor
-from training.coco_pictures import write_rectangles
+from training.coco_images import write_rectangles
 
 from glip_hf.data import GroundingDataset, StreamingBatches, TooManyBrokenImages
 from glip_hf.data.scenes import make_scene

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_pictures import write_rectangles
+from coco_images import write_rectangles
 from random_glip import random_model, random_processor, save_random_model
 from safetensors.torch import load_file
 
@@ -48,19 +48,19 @@ def finetune(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_few_shots_and_what_is_held_out(coco: Path) -> None:
     data = load_tuning_data(coco, coco.parent, shots=1, seed=3)
-    assert len(data.train) == 2  # one a class
+    assert len(data.train) == 2  # one per class
     used = set(data.train.image_ids().tolist())
     assert not used & set(data.validation.image_ids().tolist())
-    assert "2 of 7 pictures (1 a class)" in data.note and "no validation file was given" in data.note
+    assert "2 of 7 images (1 per class)" in data.note and "no validation file was given" in data.note
     again = load_tuning_data(coco, coco.parent, shots=1, seed=3)
     assert again.train.image_ids().tolist() == data.train.image_ids().tolist()
 
 
-def test_all_pictures_are_split(coco: Path) -> None:
+def test_all_images_are_split(coco: Path) -> None:
     data = load_tuning_data(coco, coco.parent)
     ids = sorted([*data.train.image_ids(), *data.validation.image_ids()])
     assert ids == list(range(7)) and len(data.validation) == 1
-    assert "1 of 7 pictures are held out" in data.note
+    assert "1 of 7 images are held out" in data.note
 
 
 def test_a_validation_file_is_taken_as_it_is(coco: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_validation_file_is_taken_as_it_is(coco: Path) -> None:
 
 def test_nothing_to_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(RecipeError, match="has 1 picture: give a validation file"):
+    with pytest.raises(RecipeError, match="has 1 image: give a validation file"):
         load_tuning_data(write_rectangles(tmp_path, count=1, empty=0), tmp_path)
 
 
@@ -96,14 +96,14 @@ def test_validation_is_coco_ap(coco: Path) -> None:
     assert 0 <= figures["AP"] <= figures["AP50"] <= 1
 
 
-def test_validation_pictures_are_read_before_the_run(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_validation_images_are_read_before_the_run(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = load_tuning_data(coco, coco.parent, validation=coco)
     whole = len(Validation(data, random_processor()).task.images)
     (coco.parent / "3.png").unlink()
     (coco.parent / "4.png").write_bytes((coco.parent / "4.png").read_bytes()[:60])
     rest = Validation(data, random_processor())
     assert len(rest.task.images) == whole - 2
-    assert "2 validation pictures cannot be read" in caplog.text and "3.png" in caplog.text and "4.png" in caplog.text
+    assert "2 validation images cannot be read" in caplog.text and "3.png" in caplog.text and "4.png" in caplog.text
     assert rest(random_model())["AP"] >= 0
     with pytest.raises(ValueError, match="3.png.* data.on_broken=skip"):
         Validation(data, random_processor(), on_broken="fail")
@@ -151,7 +151,8 @@ def test_example_names_what_is_wrong(coco: Path, tmp_path: Path, monkeypatch: py
     assert finetune(monkeypatch, *options, "--set", "optimizer.learning=1") == 2
     assert "finetune: unknown key optimizer.learning" in capsys.readouterr().err
     assert finetune(monkeypatch, *options[:-1], str(tmp_path / "elsewhere")) == 2
-    assert "pictures are missing" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "validation images cannot be read" in error and "Is the folder right?" in error
 
 
 def test_a_resumed_run_ends_the_same(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

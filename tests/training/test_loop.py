@@ -1,4 +1,4 @@
-"""Runs in real processes: killed, stopped, poisoned, doubled."""
+"""Runs in real processes: killed, stopped, with NaN, doubled."""
 
 import json
 import os
@@ -139,17 +139,17 @@ def test_what_would_be_passed_over_in_silence_is_refused(tmp_path: Path) -> None
 
 
 def test_nonfinite_loss_stops_with_the_batch(tmp_path: Path) -> None:
-    process = start(tmp_path, POISON_AT="1")
+    process = start(tmp_path, NAN_AT="1")
     text = finish(process)
     assert process.returncode != 0
-    assert "not finite at step 1" in text and "picture-4" in text
+    assert "not finite at step 1" in text and "image-4" in text
     (saved,) = tmp_path.glob("nonfinite_*.pt")
     batch = torch.load(saved)["batch"]
-    assert batch["sample_ids"][0] == "picture-4" and batch["pixel_values"].isnan().any()
+    assert batch["sample_ids"][0] == "image-4" and batch["pixel_values"].isnan().any()
 
 
 def test_nonfinite_loss_may_be_skipped(tmp_path: Path) -> None:
-    end = run(tmp_path, "run.on_nonfinite=zero", POISON_AT="1")
+    end = run(tmp_path, "run.on_nonfinite=zero", NAN_AT="1")
     assert all(value.isfinite().all() for value in end["model"].values())
 
 

@@ -95,7 +95,7 @@ def test_hidden_words_reach_the_text_encoder_in_training_only() -> None:
     assert torch.equal(outputs.input_ids, batch["input_ids"]) and "loss_mlm" not in outputs.loss_dict
 
 
-def test_one_caption_for_many_pictures_has_no_words_to_hide() -> None:
+def test_one_caption_for_many_images_has_no_tokens_to_hide() -> None:
     model = build(mlm_loss_weight=1.0)
     batch = batch_of([[10, 10, 50, 60]])
     batch["pixel_values"] = batch["pixel_values"].repeat(2, 1, 1, 1)

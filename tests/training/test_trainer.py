@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 SIZE = {"shortest_edge": 96}
 
 
-def picture(color: tuple[int, int, int], box: tuple[int, int, int, int]) -> Image.Image:
+def rectangle(color: tuple[int, int, int], box: tuple[int, int, int, int]) -> Image.Image:
     pixels = np.full((96, 128, 3), 40, dtype=np.uint8)
     left, top, width, height = box
     pixels[top : top + height, left : left + width] = color
@@ -18,8 +18,8 @@ def picture(color: tuple[int, int, int], box: tuple[int, int, int, int]) -> Imag
 
 
 EXAMPLES = [
-    {"image": picture((220, 40, 40), (10, 12, 48, 60)), "bbox": [10, 12, 48, 60], "category_id": 0},
-    {"image": picture((40, 60, 220), (70, 20, 40, 50)), "bbox": [70, 20, 40, 50], "category_id": 1},
+    {"image": rectangle((220, 40, 40), (10, 12, 48, 60)), "bbox": [10, 12, 48, 60], "category_id": 0},
+    {"image": rectangle((40, 60, 220), (70, 20, 40, 50)), "bbox": [70, 20, 40, 50], "category_id": 1},
 ]
 
 
@@ -34,7 +34,7 @@ def collate(examples: list[dict]) -> dict:
     return dict(batch)
 
 
-def test_trainer_overfits_two_pictures(tmp_path) -> None:
+def test_trainer_overfits_two_images(tmp_path) -> None:
     torch.manual_seed(0)
     model = random_model()
     arguments = TrainingArguments(

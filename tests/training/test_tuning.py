@@ -121,7 +121,7 @@ def test_a_fresh_table_changes_nothing_and_row_t_acts_on_token_t(use_fusion: boo
         table[2] = torch.linspace(-3, 3, table.shape[1])
     changed = (logits(model) - plain).abs().amax((0, 1)) > 1e-6
     if use_fusion:
-        assert changed.all()  # through the picture, every token
+        assert changed.all()  # through the image, every token
     else:
         assert changed.nonzero().flatten().tolist() == [2]
     with torch.no_grad():

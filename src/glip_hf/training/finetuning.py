@@ -1,10 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Fine-tuning on a COCO file and nothing else: its data, its validation, and a run that ends with its best weights.
 
-The defaults are those of the original's commands for ODinW: 4 pictures a step, all names in one caption, in order of
-their ids; a plateau schedule (patience 3) and early stopping (8) on validation AP; no averaged weights; weight decay
-0.05, for prompts a learning rate of 0.05 and a weight decay of 0.25; with `full` Swin's patch embedding and first stage
-are frozen.
+The defaults are those of the original's commands for ODinW: 4 images per step, all class names in one caption, ordered
+by category id; a plateau schedule (patience 3) and early stopping (8) on validation AP; no averaged weights; weight
+decay 0.05, for prompts a learning rate of 0.05 and a weight decay of 0.25; with `full`, Swin's patch embedding and
+first stage are frozen.
 """
 
 import json
@@ -25,8 +25,9 @@ from ..data.records import ImageRef
 from ..data.sources import Source, read_coco
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
+from ..evaluation.files import read_annotations
 from ..evaluation.run import predictions
-from ..evaluation.tasks import TaskImage, source_task
+from ..evaluation.tasks import source_task
 from ..inference import GroundingEngine, GroundingOptions
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
@@ -37,15 +38,15 @@ from .recipe import Recipe, RecipeError, load_recipe
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 0.2
-"""Share of the training pictures held out where no validation file is given."""
+VALIDATION_FRACTION = 0.2
+"""Fraction of the training images held out where no validation file is given."""
 
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Training sizes relative to the processor's: 480 to 800 pixels for the released models."""
 
 FEW_SHOT_EPOCHS, EPOCHS = 200, 24
 EVALUATE_EVERY = 25
-"""Fewest steps between evaluations: the original's one an epoch is too often for an epoch of three steps."""
+"""Minimum number of steps between evaluations: one per epoch, as in the original, is too often for a few steps."""
 
 _DEFAULTS: dict[str, Any] = {
     "data.batch_size": 4,
@@ -60,8 +61,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 _BY_MODE: dict[str, dict[str, Any]] = {
     "full": {"model.frozen_stages": 1},
-    "head": {},
-    "linear": {},
     "prompt": {"optimizer.lr": 0.05, "optimizer.weight_decay": 0.25},
     "lora": {"optimizer.lr": 1e-3, "optimizer.text_lr": 1e-3, "optimizer.weight_decay": 0.0},
 }
@@ -69,12 +68,12 @@ _BY_MODE: dict[str, dict[str, Any]] = {
 
 @dataclass
 class TuningData:
-    """What is learned from and what it is judged by.
+    """Training and validation data.
 
     Attributes:
-        train, validation: pictures of the two.
-        annotations, images: the COCO file and the folder of the validation pictures.
-        note: one sentence for the user on how the two came about.
+        train, validation: images of the two.
+        annotations, images: the COCO file and the image folder of the validation images.
+        note: one sentence for the user on how the two were chosen.
     """
 
     train: Source
@@ -93,41 +92,40 @@ def load_tuning_data(
     seed: int = 0,
     cache_dir: str | Path | None = None,
 ) -> TuningData:
-    """Training and validation pictures of a custom COCO data set; pictures without boxes stay, as negatives.
+    """Training and validation images of a custom COCO data set; images without boxes stay, as negatives.
 
     Args:
-        train: the COCO file; images: the folder of its pictures.
+        train: the COCO file; images: the folder of its images.
         validation, validation_images: another COCO file (and its folder, default the same). Without one, some of the
-            pictures that are not trained on are held out, or with no such, a share of the training pictures.
-        shots: pictures a class to train on (`Source.few_shot`); None for all.
-        seed: of the order in which few-shot pictures are chosen, and of the split.
+            images that are not trained on are held out, or if there are none, a fraction of the training images.
+        shots: images per class to train on (`Source.few_shot`); None for all.
+        seed: of the order in which few-shot images are chosen, and of the split.
 
     Raises:
-        RecipeError: for a set of a single picture without a validation file.
+        RecipeError: for a data set of a single image without a validation file.
         FileNotFoundError, ValueError: as `read_coco`.
     """
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir)
     chosen = source.few_shot(shots, seed or None) if shots else source
-    taken = f"{len(chosen)} of {len(source)} pictures ({shots} a class)" if shots else f"{len(chosen)} pictures"
+    taken = f"{len(chosen)} of {len(source)} images ({shots} per class)" if shots else f"{len(chosen)} images"
     if validation is not None:
         folder = Path(validation_images or images)
         held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir)
         note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
         return TuningData(chosen, held_out, Path(validation), folder, note)
     if len(source) < 2:
-        raise RecipeError(f"{train} has {len(source)} picture: give a validation file, there is nothing to hold out.")
-    ids = [str(image_id) for image_id in source.image_ids()]
+        raise RecipeError(f"{train} has {len(source)} image: give a validation file, there is nothing to hold out.")
     used = {str(image_id) for image_id in chosen.image_ids()}
-    rest = [index for index, image_id in enumerate(ids) if image_id not in used]
-    count = max(round(VALIDATION_SHARE * len(source)), 1)
-    order = np.random.default_rng(seed)
+    rest = [index for index, image_id in enumerate(source.image_ids()) if str(image_id) not in used]
+    rng = np.random.default_rng(seed)
     if rest:
-        held_out = source.select(sorted(order.permutation(rest)[:count]))
+        count = max(round(VALIDATION_FRACTION * len(source)), 1)
+        held_out = source.select(sorted(rng.permutation(rest)[:count]))
         note = f"training on {taken}, validating on {len(held_out)} of the others: no validation file was given"
     else:
-        mixed = order.permutation(len(chosen))
-        count = min(max(round(VALIDATION_SHARE * len(chosen)), 1), len(chosen) - 1)
-        held_out, chosen = chosen.select(sorted(mixed[:count])), chosen.select(sorted(mixed[count:]))
+        order = rng.permutation(len(chosen))
+        count = min(max(round(VALIDATION_FRACTION * len(chosen)), 1), len(chosen) - 1)
+        held_out, chosen = chosen.select(sorted(order[:count])), chosen.select(sorted(order[count:]))
         note = (
             f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
             f"{len(chosen)} are trained on"
@@ -151,14 +149,12 @@ def tuning_recipe(
     Raises:
         RecipeError: for an unknown mode or key, or contradictory values.
     """
-    if mode not in _BY_MODE:
-        raise RecipeError(f"mode {mode!r} is unknown: choose one of {', '.join(_BY_MODE)}.")
     size = dict(processor.image_processor.size)
     shortest = size.get("shortest_edge") or min(size.values())
     source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
     values = {
         **_DEFAULTS,
-        **_BY_MODE[mode],
+        **_BY_MODE.get(mode, {}),
         "model.start_from": model,
         "tuning.mode": mode,
         "data.short_sides": [round(scale * shortest) for scale in SCALES],
@@ -167,7 +163,7 @@ def tuning_recipe(
         "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
     }
     given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    # Something for the recipe's own check; the number follows from the batch size, which an override may set.
+    # A placeholder for the recipe's own check: the default follows from the batch size, which an override may set.
     recipe = load_recipe(None, [*given, "run.evaluate_every=1", *overrides])
     if not any(override.startswith("run.evaluate_every=") for override in overrides):
         recipe.run.evaluate_every = max(len(data.train) // recipe.data.batch_size, EVALUATE_EVERY)
@@ -177,10 +173,10 @@ def tuning_recipe(
 def tuning_batches(
     source: Source, processor: GlipProcessor, recipe: Recipe, model: GlipForGrounding, accelerator: Accelerator
 ) -> Batches:
-    """Training batches of one source; groups that are too small for a batch repeat their pictures.
+    """Training batches of one source; groups that are too small for a batch repeat their images.
 
     Raises:
-        RecipeError: if prompts are to be tuned, and the names do not fit one caption.
+        RecipeError: if a prompt table is to be trained, and the class names do not fit into one caption.
     """
     data = recipe.data
     maker = sample_maker(recipe, processor, model.config)
@@ -188,16 +184,11 @@ def tuning_batches(
         maker.prepare(source)
     except ValueError as error:
         if recipe.tuning.mode == "prompt":
-            raise RecipeError(f"a prompt table belongs to one caption of all names: {error}") from error
+            raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
         source.captions = "sampled"
-    dataset = GroundingDataset(
-        source,
-        maker,
-        seed=recipe.run.seed,
-        on_error=ON_ERROR[data.on_broken],
-        max_replaced=data.max_broken,
-    )
-    # Every picture counts where there are few: none is dropped for want of others of its aspect.
+    on_error = ON_ERROR[data.on_broken]
+    dataset = GroundingDataset(source, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
+    # "wrap": with few images each one counts, and none is dropped because too few share its aspect.
     return dataset_batches(
         dataset,
         recipe,
@@ -209,45 +200,42 @@ def tuning_batches(
 
 
 class Validation:
-    """COCO's figures on the validation pictures, through the one post-processing path.
+    """COCO metrics on the validation images, by the engine that also serves evaluation.
 
     Args:
-        data: whose validation pictures; they are shared out to the processes.
-        batch_size: pictures a pass of the backbone.
-        on_broken: `skip` warns of pictures that cannot be read and leaves them out; `fail` stops. All are read once,
-            now, so that no evaluation can fail in the middle of a run.
+        data: its validation images are divided among the processes; their annotations are read once, here.
+        batch_size: images per forward pass of the backbone.
+        on_broken: `skip` leaves out images that cannot be read, with a warning; `fail` stops. All are read once, here,
+            so that no evaluation can fail in the middle of a run.
 
     Raises:
-        ValueError: naming the pictures that cannot be read, if there are to be none or none is left.
+        ValueError: naming the images that cannot be read, with `fail` or if no other is left.
     """
 
     def __init__(
         self, data: TuningData, processor: GlipProcessor, batch_size: int = 4, on_broken: str = "skip"
     ) -> None:
-        self.data, self.processor, self.batch_size = data, processor, batch_size
-        # The class names of the training file in their order: a prompt table knows no other caption.
+        self.processor, self.options = processor, GroundingOptions(batch_size=batch_size, workers=1)
+        self.annotations = read_annotations(data.annotations, "images", "annotations", "categories")
+        # The class names of the training file in their order: a prompt table is valid for no other caption.
         self.task = source_task(data.validation, classes=data.train)
         read = examine_images(ImageRef(image.path) for image in self.task.images)
         broken = {ref.path: str(result) for ref, result in read.items() if isinstance(result, Exception)}
         self.task.images = [image for image in self.task.images if image.path not in broken]
+        what = f"{len(broken)} validation images cannot be read: {'; '.join(list(broken.values())[:5])}"
+        if broken and not self.task.images:
+            raise ValueError(f"all {what}. Is the folder right?")
+        if broken and on_broken == "fail":
+            raise ValueError(f"{what}. Repair them, or leave them out with data.on_broken=skip.")
         if broken:
-            listed = "; ".join(list(broken.values())[:5])
-            what = f"{len(broken)} validation pictures cannot be read: {listed}"
-            if not self.task.images:
-                raise ValueError(
-                    f"all {len(broken)} validation pictures are missing or broken: {listed}. Is the folder right?"
-                )
-            if on_broken == "fail":
-                raise ValueError(f"{what}. Repair them, or leave them out with data.on_broken=skip.")
             logger.warning(f"{what}. They are left out.")
 
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
         """`AP`, `AP50`, ... of the model, the same on every process."""
         rank, size = world()
-        engine = GroundingEngine(model, self.processor, GroundingOptions(batch_size=self.batch_size, workers=1))
-        own: list[TaskImage] = self.task.images[rank::size]
-        evaluator = CocoEvaluator(self.data.annotations, [image.image_id for image in self.task.images])
-        evaluator.update(predictions(engine, self.task, own))
+        engine = GroundingEngine(model, self.processor, self.options)
+        evaluator = CocoEvaluator(self.annotations, [image.image_id for image in self.task.images])
+        evaluator.update(predictions(engine, self.task, self.task.images[rank::size]))
         evaluator.gather()
         return evaluator.summarize()
 

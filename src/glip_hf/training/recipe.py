@@ -56,6 +56,7 @@ def _check_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+Mode = Literal["full", "head", "linear", "prompt", "lora"]
 Number = Annotated[float, BeforeValidator(_number)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NonNegativeNumber = Annotated[Number, Field(ge=0)]
@@ -140,7 +141,7 @@ class ScheduleRecipe(Section):
 class TuningRecipe(Section):
     """Which parameters are trained."""
 
-    mode: Literal["full", "linear", "head", "prompt", "lora"] = "full"  # see `training.tuning`
+    mode: Mode = "full"  # see `training.tuning`
     early_stopping: NonNegativeInt = 0  # stop after this many evaluations without a better AP; 0 never
 
 

@@ -1,26 +1,26 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What of a model is trained: everything, its heads, a table of prompts, or adapters.
+"""Which parameters are trained: all of them, the heads, a prompt table, or adapters.
 
     tune(model, "prompt")        # before the optimiser is built: it takes what requires a gradient
 
 | mode | trained | frozen |
 | --- | --- | --- |
-| `full` | all (but what `model.frozen_stages` or construction froze) | |
+| `full` | all (except what `model.frozen_stages` or construction froze) | |
 | `head` | tower and heads | backbone, pyramid, text encoder |
-| `linear` | `LINEAR`: box, centerness, the dot product's projection, scale, biases | the rest, level scales too |
+| `linear` | `LINEAR`: box, centerness, projection, scale and biases of the dot product | the rest, level scales too |
 | `prompt` | the prompt table (`prompt_table_glip`) | the model |
-| `lora` | low-rank adapters of the attentions' queries and values, through `peft` | the model |
+| `lora` | low-rank adapters of the query and value projections, through `peft` | the model |
 
-The set of `linear` is that of the original's linear probe. Frozen parts run in evaluation mode: no dropout, drop path
-or DropBlock there (`GlipPreTrainedModel.train` sees to it). In the original this holds for the backbone, the pyramid
-and the text encoder; its linear probe leaves the dropouts of the frozen tower on, which we do not.
+The set of `linear` is that of the original's linear probe. Frozen modules run in evaluation mode: without dropout, drop
+path or DropBlock (`GlipPreTrainedModel.train` sees to it). In the original this holds for the backbone, the pyramid and
+the text encoder; its linear probe leaves dropout in the frozen tower on, ours does not.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from .._extras import require
 from ..modeling_glip import GlipForGrounding
-from .recipe import RecipeError
+from .recipe import Mode, RecipeError
 
 LINEAR = (
     "head.bbox_pred.",
@@ -30,20 +30,19 @@ LINEAR = (
     "head.bias_lang",
     "head.bias0",
 )
-"""Prefixes of what the linear probe trains."""
+"""Prefixes of the parameters that the linear probe trains."""
 
 HEAD = ("model.tower.", "head.", "auxiliary.")
 PROMPT = ("model.prompt_table",)
 
 LORA_TARGETS = r"model\.(backbone|text_model|tower)\..*\.(q_proj|v_proj|query|value)"
-"""Attentions of Swin, BERT and the tower's text layers. The fusion's projections are absorbed into products of
-matrices by the kernels of `kernels.fusion`; with adapters in them the layer runs in its plain form, which is slower."""
+"""Attentions of Swin, BERT and the tower's text layers; those of the fusion have no adapters."""
 
-MODES = ("full", "head", "linear", "prompt", "lora")
+MODES = get_args(Mode)
 
 
 def _train_only(model: GlipForGrounding, prefixes: tuple[str, ...]) -> None:
-    """Freeze all other parameters; what is frozen already stays so."""
+    """Freeze all other parameters; frozen parameters stay frozen."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.startswith(prefixes))
 
@@ -55,14 +54,14 @@ def tune(
 
     Args:
         mode: see the module's table.
-        prompt_length: rows of a new prompt table; default `max_text_length`. A model that has a table goes on with it.
+        prompt_length: rows of a new prompt table; default `max_text_length`. A model that has a table keeps it.
         lora_options: fields of `peft.LoraConfig`, such as `r` (default 8), `lora_alpha` (16), `target_modules`.
 
     Returns:
         the names of the trained parameters.
 
     Raises:
-        RecipeError: for an unknown mode, or options of another one.
+        RecipeError: for an unknown mode, or `lora_options` of another one.
         ImportError: if `lora` is asked for and `peft` is not installed.
     """
     if mode not in MODES:

@@ -11,7 +11,7 @@ COLORS = {1: (220, 40, 40), 2: (40, 60, 220)}
 
 
 def write_rectangles(folder: Path, count: int = 6, empty: int = 1, names: Sequence[str] = ("cat", "sofa")) -> Path:
-    """`count` pictures with a rectangle each, of category 1 or 2 in turn, and `empty` ones; returns the COCO file."""
+    """`count` images with one rectangle each, of category 1 or 2 in turn, and `empty` ones; returns the COCO file."""
     images, annotations = [], []
     rng = np.random.default_rng(0)
     for number in range(count + empty):

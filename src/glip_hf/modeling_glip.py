@@ -14,7 +14,6 @@ H_i x W_i cells of level i.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from .boxes_glip import decode_boxes, make_anchors
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .hub_glip import TAGS, GlipModelHubMixin
 from .loss_glip import grounding_loss
-from .ops_glip import NUM_POINTS, deform_conv2d, operation, view_offsets_as
+from .ops_glip import NUM_POINTS, deform_conv2d, operation, to_pyramid, to_tokens, view_offsets_as
 from .outputs_glip import (
     GlipGroundingOutput,
     GlipImageFeatures,
@@ -50,19 +49,6 @@ from .prompt_table_glip import GlipPromptTableMixin
 from .swin_glip import GlipSwinBackbone
 
 # -- pyramid ---------------------------------------------------------------------------------------
-
-
-def to_tokens(pyramid: Sequence[Tensor]) -> Tensor:
-    """Levels [B, D, H_i, W_i] to tokens [B, A, D], finest first, row-major."""
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
-
-
-def to_pyramid(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Inverse of `to_tokens`; the levels are channels-last views."""
-    sizes = [height * width for height, width in spatial_shapes]
-    return [
-        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
-    ]
 
 
 def drop_block(x: Tensor, drop_prob: float, size: int) -> Tensor:
@@ -243,12 +229,21 @@ class GlipDynamicReLU(nn.Module):
         return torch.maximum(x * slope1 + offset1, x * slope2 + offset2)
 
 
-class GlipDeformableKernel(nn.Conv2d):
-    """A modulated deformable 3x3 convolution with the parameters of `nn.Conv2d`."""
+class GlipConvParameters(nn.Module):
+    """Weight [out, in, size, size] and bias of a convolution that is not called as `nn.Conv2d` is."""
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, size, size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+
+class GlipDeformableKernel(GlipConvParameters):
+    """A modulated deformable 3x3 convolution."""
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor, stride: int) -> Tensor:
         """See `ops_glip.deform_conv2d`."""
-        return deform_conv2d(x, offset, mask, self.weight, self.bias, self.stride[0])
+        return deform_conv2d(x, offset, mask, self.weight, self.bias, stride)
 
 
 class GlipDeformableConv(nn.Module):
@@ -257,7 +252,7 @@ class GlipDeformableConv(nn.Module):
     def __init__(self, config: GlipConfig, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = GlipDeformableKernel(config.d_model, config.d_model, 3, stride=stride, padding=1)
+        self.conv = GlipDeformableKernel(config.d_model, config.d_model, 3)
         self.norm = nn.GroupNorm(config.group_norm_groups, config.d_model, eps=config.group_norm_eps)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -268,7 +263,7 @@ class GlipDeformableConv(nn.Module):
         """
         height, width = ((side - 1) // self.stride + 1 for side in x.shape[-2:])
         offset, mask = view_offsets_as(offset, mask, height, width)
-        return self.norm(self.conv(x, offset, mask))
+        return self.norm(self.conv(x, offset, mask, self.stride))
 
 
 class GlipDyConv(nn.Module):
@@ -341,7 +336,7 @@ class GlipBlock(GradientCheckpointingLayer):
 # -- heads -----------------------------------------------------------------------------------------
 
 
-class GlipTokenConv(nn.Conv2d):
+class GlipTokenConv(GlipConvParameters):
     """A 1x1 convolution on tokens [N, A, C] in place of a feature map."""
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -401,7 +396,7 @@ class GlipGroundingHead(nn.Module):
 # -- models ----------------------------------------------------------------------------------------
 
 
-def _torch_default_(module: nn.Linear | nn.Conv2d) -> None:
+def _torch_default_(module: nn.Linear | nn.Conv2d | GlipConvParameters) -> None:
     """PyTorch's own initial values of a linear or convolutional layer."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
     if module.bias is not None:
@@ -449,7 +444,7 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedMod
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, GlipConvParameters)):
             _torch_default_(module)
         elif isinstance(module, GlipFeaturePyramid):
             for conv in (*module.lateral_convs, *module.output_convs, module.p6_conv, module.p7_conv):

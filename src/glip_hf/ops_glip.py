@@ -6,11 +6,12 @@ its plain form, the mathematics. A kernel is another form of it, with a conditio
 Kernels live in `glip_hf.kernels`, register themselves here, and are never imported by the model: without them, as in
 custom code loaded from the Hub, every operation takes its plain form.
 
-Letters: B feature maps, C channels in, D channels out, H x W map, h x w output positions, K = 9 sampling points.
+Letters: B images, C channels in, D channels out, A locations of all levels, H_i x W_i cells of level i, H x W map,
+h x w output positions, K = 9 sampling points.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,6 +130,22 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *grads)
 
     return torch.autograd.function.once_differentiable(call)
+
+
+# -- layouts ---------------------------------------------------------------------------------------
+
+
+def to_tokens(pyramid: Sequence[Tensor]) -> Tensor:
+    """Levels [B, D, H_i, W_i] to tokens [B, A, D], finest first, row-major."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in pyramid], dim=1)
+
+
+def to_pyramid(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Inverse of `to_tokens`; the levels are channels-last views."""
+    sizes = [height * width for height, width in spatial_shapes]
+    return [
+        level.transpose(1, 2).unflatten(2, shape) for level, shape in zip(tokens.split(sizes, dim=1), spatial_shapes)
+    ]
 
 
 # -- modulated deformable convolution --------------------------------------------------------------
@@ -264,5 +281,7 @@ __all__ = [
     "register_kernel",
     "select_kernel",
     "shape_constants",
+    "to_pyramid",
+    "to_tokens",
     "view_offsets_as",
 ]

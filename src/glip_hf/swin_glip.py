@@ -64,10 +64,11 @@ class GlipSwinLayer(SwinLayer):
     @operation("swin_layer")
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, H, W, C] to the same, and attention weights [B * windows, heads, M*M, M*M] (eager attention only)."""
+        size = hidden_states.shape[1:3]
         attended, weights = self.attend(self.layernorm_before(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.dropout(attended))
-        update = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-        return hidden_states + self.drop_path(update), weights
+        update = self.mlp(self.layernorm_after(hidden_states).flatten(1, 2)).unflatten(1, size)
+        return hidden_states + self.drop_path(self.dropout(update)), weights
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Attention within windows, [B, H, W, C] to the same; zeros pad the map to whole windows and take part."""
@@ -99,7 +100,8 @@ class GlipSwinPatchMerging(SwinPatchMerging):
         batch, height, width, channels = x.shape
         # Order of the four: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1)
         x = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(batch, height // 2, width // 2, 4 * channels)))
+        x = x.reshape(batch, height // 2, width // 2, 4 * channels).flatten(1, 2)
+        return self.reduction(self.norm(x)).unflatten(1, (height // 2, width // 2))
 
 
 class GlipSwinStage(nn.Module):

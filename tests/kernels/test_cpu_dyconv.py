@@ -19,8 +19,8 @@ from glip_hf.kernels.cpu_dyconv import (
     upsampled,
     upsampled_backward,
 )
-from glip_hf.modeling_glip import GlipDyConv, to_pyramid, to_tokens
-from glip_hf.ops_glip import view_offsets_as
+from glip_hf.modeling_glip import GlipDyConv
+from glip_hf.ops_glip import to_pyramid, to_tokens, view_offsets_as
 
 PYRAMIDS = [
     [(5, 7), (3, 4), (2, 2), (1, 1), (1, 1)],

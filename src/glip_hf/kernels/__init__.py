@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from .. import ops_glip
@@ -71,7 +70,8 @@ def enable(*chosen: str) -> None:
 
 
 def report(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Which form each operation of a model takes for these inputs, found by a forward without gradients.
+    """Which form each operation of a model takes for these inputs, found by a forward in the caller's mode (training or
+    evaluation, with gradients or without).
 
     Returns:
         the name of a kernel, or "plain", of each operation; "cpu_swin (10), plain (2)" where calls differ.
@@ -83,8 +83,7 @@ def report(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
 
     ops_glip._observers.append(observe)
     try:
-        with torch.no_grad():
-            model(**inputs)
+        model(**inputs)
     finally:
         ops_glip._observers.remove(observe)
     return {

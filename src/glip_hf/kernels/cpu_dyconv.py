@@ -25,10 +25,8 @@ from ..modeling_glip import (
     GlipDyConv,
     GlipDynamicReLU,
     hard_sigmoid,
-    to_pyramid,
-    to_tokens,
 )
-from ..ops_glip import NUM_POINTS, once_differentiable, register_kernel, shape_constants
+from ..ops_glip import NUM_POINTS, once_differentiable, register_kernel, shape_constants, to_pyramid, to_tokens
 from .cpu_linear import PackedWeight, apply_function, linear, onednn_available, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 

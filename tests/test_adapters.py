@@ -1,0 +1,87 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What wraps or replaces linear layers finds all of them: PEFT and quantisation libraries."""
+
+import pytest
+import torch
+from tiny import tiny_inputs, tiny_labels, tiny_model
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
+from glip_hf import GlipForGrounding, kernels
+
+NUM_LINEAR = 74
+"""Linear layers of the tiny model."""
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.inference_mode():
+        return model(**tiny_inputs()).logits.float()
+
+
+def assert_close_to_the_model(found: Tensor) -> None:
+    expected = logits(tiny_model())
+    assert (found - expected).abs().max() < 0.6 * expected.std()
+
+
+def test_all_linear_layers_are_plain() -> None:
+    linears = [module for module in tiny_model().modules() if isinstance(module, nn.Linear)]
+    assert len(linears) == NUM_LINEAR and {type(module) for module in linears} == {nn.Linear}
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_peft_adapts_all_linear_layers(use_dora) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft): adapters are not tested")
+    model = tiny_model()
+    expected = logits(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", use_dora=use_dora, r=2)).eval()
+    torch.testing.assert_close(logits(adapted), expected, atol=1e-5, rtol=1e-4)  # adapters start at zero
+    assert set(kernels.report(adapted, tiny_inputs()).values()) <= {"plain", "cpu_dyconv", "cpu_linear"}
+    adapted.train()(**tiny_inputs(), labels=tiny_labels()).loss.backward()
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert sum("lora_B" in name for name in trained) == NUM_LINEAR
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in trained.values())
+    assert all(bool(p.grad.any()) for name, p in trained.items() if "lora_B" in name and "fusion" in name)
+    with torch.no_grad():
+        for name, p in trained.items():
+            if "lora_B" in name:
+                p.normal_(std=0.05)
+    changed = logits(adapted.eval())
+    assert not torch.allclose(changed, expected, atol=1e-3)
+    torch.testing.assert_close(logits(adapted.merge_and_unload()), changed, atol=1e-4, rtol=1e-3)
+
+
+def test_torch_dynamic_quantisation() -> None:
+    model = torch.ao.quantization.quantize_dynamic(tiny_model(), {nn.Linear})
+    assert sum(type(m) is torch.ao.nn.quantized.dynamic.Linear for m in model.modules()) == NUM_LINEAR
+    assert_close_to_the_model(logits(model))
+
+
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao(name, tmp_path) -> None:
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed (pip install torchao)")
+    tiny_model().save_pretrained(tmp_path)
+    config = TorchAoConfig(getattr(quantization, name)(), modules_to_not_convert=[])
+    model = GlipForGrounding.from_pretrained(tmp_path, quantization_config=config).eval()
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    assert len(linears) == NUM_LINEAR and all(type(m.weight) not in (nn.Parameter, Tensor) for m in linears)
+    assert_close_to_the_model(logits(model))
+
+
+def test_quanto() -> None:
+    quanto = pytest.importorskip("optimum.quanto", reason="quanto is not installed (pip install optimum-quanto)")
+    model = tiny_model()
+    quanto.quantize(model, weights=quanto.qint8)
+    quanto.freeze(model)
+    assert sum(isinstance(module, quanto.QLinear) for module in model.modules()) == NUM_LINEAR
+    assert_close_to_the_model(logits(model))
+
+
+def test_bitsandbytes(tmp_path) -> None:
+    bitsandbytes = pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is not installed (pip install bitsandbytes)"
+    )
+    tiny_model().save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[])
+    model = GlipForGrounding.from_pretrained(tmp_path, quantization_config=config).eval()
+    assert sum(isinstance(module, bitsandbytes.nn.Linear8bitLt) for module in model.modules()) == NUM_LINEAR
+    assert_close_to_the_model(logits(model))

@@ -21,6 +21,7 @@ from glip_hf import export as export_module
 from glip_hf.cli import main
 from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_NAMES, demo_model, demo_processor, load_demo_image
 from glip_hf.export import INPUT_AXES, METADATA, OUTPUT_AXES, GlipGraph, OnnxGlip, export_onnx, export_program
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request
 
 NAMES = list(DEMO_NAMES)
 SIZES = [(320, 416, 9), (224, 160, 12), (448, 672, 5), (64, 96, 3), (32, 32, 1)]  # 224 = 4 x 8 windows of 7
@@ -189,6 +190,18 @@ def test_several_captions_of_one_picture(stand_in, model, processor, photo) -> N
     assert len(inputs["input_ids"]) == len(NAMES)
     assert_same_detections(glip.detect(photo, NAMES, threshold=0.0, chunk_size=1), detections(model, processor, inputs))
     assert all(run["pixel_values"][0] == run["input_ids"][0] == 1 for run in glip.session.runs)
+
+
+def test_the_engine_runs_a_file(stand_in, model, processor, photo) -> None:
+    """Class names in chunks, a caption, and nothing: what the model finds."""
+    requests = [Request(photo, NAMES), Request(photo, DEMO_CAPTION), Request(photo)]
+    options = GroundingOptions(chunk_size=2)
+    found, expected = (
+        [one.detections for one in GroundingEngine(grounder, processor, options).ground(requests)]
+        for grounder in (stand_in(), model)
+    )
+    assert [len(queries) for queries in found] == [1, 1, 0]
+    assert_same_detections([*found[0], *found[1]], [*expected[0], *expected[1]])
 
 
 @torch.no_grad()

@@ -33,8 +33,9 @@ from transformers.utils import logging as transformers_logging
 
 from ._extras import require
 from .demo import DEMO_NAMES, load_demo_image
+from .inference import GroundingEngine, GroundingOptions
 from .modeling_glip import GlipForGrounding
-from .outputs_glip import GlipGroundingOutput, pair_captions
+from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatures, pair_captions
 from .processing_glip import GlipBatchFeature, GlipProcessor
 
 DIVISOR = 32
@@ -402,6 +403,8 @@ class OnnxGlip:
         length = shapes["input_ids"][1]
         self.caption_length = length if isinstance(length, int) else None
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def _processor(self) -> GlipProcessor:
         if self.processor is None:
             raise ValueError(
@@ -437,21 +440,38 @@ class OnnxGlip:
         Returns:
             One dictionary a picture, best first; see `GlipProcessor.post_process_grounded_object_detection`.
         """
-        inputs = self.prepare(images, text, **options)
-        return self._processor().post_process_grounded_object_detection(self(**inputs), inputs, threshold=threshold)
+        engine = GroundingEngine(self, self._processor(), GroundingOptions(threshold=threshold))
+        return engine.ground_inputs(self.prepare(images, text, **options))
+
+    def eval(self) -> "OnnxGlip":
+        """Itself: an exported model is always in evaluation mode."""
+        return self
+
+    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor, **_: Any) -> GlipImageFeatures:
+        """The images as they are, for `inference.GroundingEngine`: every run of the one graph encodes them."""
+        locations = pixel_mask.flatten(1)[..., None]
+        return GlipImageFeatures(last_hidden_state=locations, feature_maps=(pixel_values, pixel_mask))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> GlipTextFeatures:
+        """The captions as they are; see `get_image_features`."""
+        return GlipTextFeatures(
+            last_hidden_state=input_ids[..., None], attention_mask=attention_mask, input_ids=input_ids
+        )
 
     @torch.no_grad()
     def __call__(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        positive_map: Tensor,
-        label_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        positive_map: Tensor | None = None,
+        label_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         original_sizes: Tensor | None = None,
         image_indices: Tensor | None = None,
+        image_features: GlipImageFeatures | None = None,
+        text_features: GlipTextFeatures | None = None,
     ) -> GlipGroundingOutput:
         """Run every (picture, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
 
@@ -461,6 +481,10 @@ class OnnxGlip:
         Raises:
             ValueError: for pictures or captions larger than the file takes.
         """
+        if image_features is not None:
+            pixel_values, pixel_mask = image_features.feature_maps
+        if text_features is not None:
+            input_ids, attention_mask = text_features.input_ids, text_features.attention_mask
         pixel_mask = torch.ones_like(pixel_values[:, 0]).long() if pixel_mask is None else pixel_mask
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids

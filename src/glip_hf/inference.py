@@ -43,6 +43,7 @@ CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: m
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
+_PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden")  # the lists of `Captions` with one entry for each
 
 Detections = dict[str, Any]
 """Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
@@ -152,6 +153,12 @@ class Captions:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def of_query(self, query: int) -> "Captions":
+        """The captions of one query."""
+        rows = [row for row, owner in enumerate(self.queries) if owner == query]
+        own = {name: [getattr(self, name)[row] for row in rows] for name in _PER_CAPTION}
+        return Captions(**own, queries=[0] * len(rows), text_labels=[self.text_labels[query]])
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each caption."""
@@ -201,7 +208,7 @@ def _join_captions(sources: Sequence[Captions]) -> tuple[Captions, list[int]]:
     for source in sources:
         if id(source) not in starts:
             starts[id(source)] = len(joined)
-            for name in ("input_ids", "positive_maps", "label_ids", "hidden"):
+            for name in _PER_CAPTION:
                 getattr(joined, name).extend(getattr(source, name))
     return joined, [starts[id(source)] for source in sources]
 
@@ -490,6 +497,12 @@ class GroundingEngine:
                         if one.result.error is None:
                             one.result.detections = self.merge(one.captions, one.views, one.result.width)
                         yield one.result
+
+    def ground_inputs(self, inputs: Any) -> list[Detections]:
+        """The detections of each image of what the processor made of images and their texts."""
+        captions = self._encode(inputs)
+        own = [captions.of_query(query) for query in range(len(captions.text_labels))]
+        return [self.merge(its, {View(): found})[0] for its, found in zip(own, self.detect(inputs, own))]
 
     def _detect_views(self, batch: list[_Shown], captions: Sequence[Captions]) -> list[list[Detections]]:
         """Detections of every view of a batch with each of its captions."""

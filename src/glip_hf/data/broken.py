@@ -86,6 +86,3 @@ def examine_images(
     distinct = list(dict.fromkeys(images))
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         return dict(zip(distinct, pool.map(examine, distinct), strict=True))
-
-
-__all__ = ["BrokenImages", "OnError", "TooManyBrokenImages", "examine_images"]

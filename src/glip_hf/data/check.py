@@ -184,8 +184,8 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         unused = ("drop_empty", "captions", "strict", "cache_dir")
         data = HubData.load(**{key: value for key, value in spec.items() if key not in unused})
         columns, categories, _ = data.collect()
-        images = data.images
-        yield columns, categories, lambda ref: ImageRef(ref.path, data=images(ref.offset))
+        encoded = data.encoded_images()
+        yield columns, categories, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
     elif reader in _FILES:  # generated scenes have nothing to check
         known = inspect.signature(_FILES[reader]).parameters
         options = {"data_root": data_root} | {key: value for key, value in spec.items() if key in known}

@@ -29,25 +29,14 @@ def stream_json(path: str | Path) -> Iterator[tuple[str, Any]]:
     """
     with open(path, encoding="utf-8-sig") as file:
         reader = _Reader(file, str(path))
-        reader.expect("{")
-        if reader.peek() == "}":
-            return
-        while True:
+        for _ in reader.elements("{}"):
             key = reader.value()
             reader.expect(":")
             if reader.peek() == "[":
-                reader.expect("[")
-                if reader.peek() == "]":
-                    reader.expect("]")
-                else:
-                    while True:
-                        yield key, reader.value()
-                        if reader.expect(",]") == "]":
-                            break
+                for _ in reader.elements("[]"):
+                    yield key, reader.value()
             else:
                 yield key, reader.value()
-            if reader.expect(",}") == "}":
-                return
 
 
 class _Reader:
@@ -91,6 +80,17 @@ class _Reader:
             raise self.fail(f"{' or '.join(characters)} expected, found {found!r}")
         self.at += 1
         return found
+
+    def elements(self, brackets: str) -> Iterator[None]:
+        """Stop before every element between these brackets, for the caller to read."""
+        self.expect(brackets[0])
+        if self.peek() == brackets[1]:
+            self.at += 1
+            return
+        while True:
+            yield
+            if self.expect(f",{brackets[1]}") == brackets[1]:
+                return
 
     def value(self) -> Any:
         self.peek()

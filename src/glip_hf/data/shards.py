@@ -311,19 +311,3 @@ def reader_spec(folder: str, format: str) -> dict[str, Any]:
         return {**spec, "dataset": "parquet", "data_files": f"{folder}/*.parquet"}
     columns = {"image": "jpg", "caption": "caption.txt", "objects": "objects.json", "image_id": "__key__"}
     return {**spec, "dataset": "webdataset", "data_files": f"{folder}/*.tar", "columns": columns}
-
-
-__all__ = [
-    "GroundedPair",
-    "Pair",
-    "UnreadableShard",
-    "file_system",
-    "list_shards",
-    "put_file",
-    "read_pairs",
-    "reader_spec",
-    "shard_format",
-    "shard_name",
-    "write_bytes",
-    "write_grounded",
-]

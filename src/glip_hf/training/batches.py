@@ -213,15 +213,3 @@ def recipe_batches(recipe: Recipe, processor: GlipProcessor, config: GlipConfig,
         return streamed_batches(recipe, processor, config, rank, processes)
     dataset = build_dataset(recipe, processor, config)
     return dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank, processes)
-
-
-__all__ = [
-    "ON_ERROR",
-    "Batches",
-    "build_dataset",
-    "dataset_batches",
-    "outlive_sigterm",
-    "per_process",
-    "recipe_batches",
-    "sample_maker",
-]

@@ -135,6 +135,3 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         )
     freeze_stages(model, recipe.frozen_stages)
     return model, processor
-
-
-__all__ = ["freeze_stages", "load_backbone_weights", "load_text_weights", "start_model"]

@@ -5,6 +5,7 @@ streamed."""
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,16 +49,8 @@ class HubColumns:
     box_format: BoxFormat = "xywh"
 
 
-class HubImages:
-    """Encoded images of a stored data set by row number."""
-
-    def __init__(self, dataset: Any, column: str) -> None:
-        self.column = column
-        image = require("datasets").Image(decode=False)
-        self.dataset = dataset.select_columns([column]).cast_column(column, image)
-
-    def __call__(self, row: int) -> bytes:
-        return _image_bytes(self.dataset[row][self.column])
+def _row_image(dataset: Any, column: str, row: int) -> bytes:
+    return _image_bytes(dataset[row][column])
 
 
 def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
@@ -77,11 +70,17 @@ def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
 
 @dataclass(frozen=True)
 class HubData:
-    """A data set of `datasets`, stored or streamed, and how its rows become columns of ours."""
+    """A data set of `datasets`, stored or streamed, and how its rows become columns of ours.
+
+    Attributes:
+        names: of the classes 0, 1, ...; None where they are unknown or the set is `grounded`, i.e. has captions.
+    """
 
     name: str
     dataset: Any
-    plan: "RowPlan"
+    columns: HubColumns
+    names: Sequence[str] | None
+    grounded: bool
 
     @classmethod
     def load(
@@ -107,30 +106,89 @@ class HubData:
         name = name or (dataset if isinstance(dataset, str) else "dataset")
         if isinstance(dataset, str):
             dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
-        return cls(name, dataset, RowPlan.of(dataset, columns, names))
+        columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
+        present = dataset.column_names or ()
+        for needed in (columns.image, columns.objects):
+            if needed not in present:
+                raise ValueError(
+                    f"The data set has no column {needed!r} but {', '.join(sorted(present)) or 'none known'}: say "
+                    "with columns= which hold the image and the objects."
+                )
+        if names is None and dataset.features is not None:
+            feature = dataset.features[columns.objects]
+            feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
+            category = feature.get(columns.category) if isinstance(feature, Mapping) else None
+            names = getattr(getattr(category, "feature", category), "names", None)
+        return cls(name, dataset, columns, names, columns.caption in present)
 
     @property
     def default_captions(self) -> Captions:
-        return "given" if self.plan.grounded else "all"
+        return "given" if self.grounded else "all"
 
-    @property
-    def images(self) -> "HubImages":
+    def encoded_images(self) -> Callable[[int], bytes]:
         """Encoded images of a stored data set by row number."""
-        return HubImages(self.dataset, self.plan.columns.image)
+        column = self.columns.image
+        image = require("datasets").Image(decode=False)
+        return partial(_row_image, self.dataset.select_columns([column]).cast_column(column, image), column)
 
     def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
         """All annotations, the known categories (None in a grounding set), and the class names."""
-        plan, column = self.plan, self.plan.columns.objects
-        if not plan.grounded and plan.names is None:
-            objects = self.dataset.select_columns([column])
-            texts = {thing.get(plan.columns.category) for row in objects for thing in _objects(row[column])}
-            plan = replace(plan, names=sorted(text for text in texts if isinstance(text, str)))
-        collected = Columns(self.name, grounded=plan.grounded)
-        for number, row in enumerate(plan.rows(self.dataset)):
-            plan.add(collected, row, number)
-        if plan.grounded:
+        data, c = self, self.columns
+        if not data.grounded and data.names is None:
+            objects = self.dataset.select_columns([c.objects])
+            texts = {thing.get(c.category) for row in objects for thing in _objects(row[c.objects])}
+            data = replace(data, names=sorted(text for text in texts if isinstance(text, str)))
+        rows, wanted = self.dataset, [c.objects, c.caption, c.image_id, c.width, c.height]
+        if not {c.width, c.height} <= set(rows.column_names):  # else no image is read
+            wanted.append(c.image)
+            rows = rows.cast_column(c.image, require("datasets").Image(decode=False))
+        collected = Columns(self.name, grounded=self.grounded)
+        for number, row in enumerate(rows.select_columns([name for name in wanted if name in rows.column_names])):
+            data.add(collected, row, number)
+        if data.grounded:
             return collected, None, ()
-        return collected, {i: i for i in range(1, len(plan.names) + 1)}, plan.names
+        return collected, {i: i for i in range(1, len(data.names) + 1)}, data.names
+
+    def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
+        """Add a row to `collected`."""
+        c = self.columns
+        image_id = row.get(c.image_id, number)
+        where = f"row {number}"
+        try:
+            width, height = row.get(c.width), row.get(c.height)
+            if width is None or height is None:
+                with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
+                    width, height = upright_size(image)
+        except Exception as error:  # decoders raise almost anything on damaged files
+            collected.note("broken_image", where, str(error))
+            return
+        caption = row.get(c.caption) or "" if self.grounded else None
+        path = f"{collected.file}[{number}]"
+        if not collected.add_image(image_id, path, width, height, caption, offset=number):
+            return
+        for number_in_row, thing in enumerate(_objects(row[c.objects])):
+            try:
+                box = _as_xywh(thing[c.box], c.box_format, width, height)
+                category = 1 if self.grounded else self._number(thing[c.category])
+                spans = self._spans(thing, caption) if self.grounded else ()
+            except (KeyError, ValueError, TypeError) as error:
+                at = f"{where}, object {number_in_row}"
+                kind = "unknown_category" if isinstance(error, _UnknownName) else "malformed"
+                collected.note(kind, at, str(error))
+                continue
+            collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
+
+    def _number(self, category: int | str) -> int:
+        if isinstance(category, str):
+            if category not in self.names:
+                raise _UnknownName(f"{category!r}")
+            return list(self.names).index(category) + 1
+        return category + 1
+
+    def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
+        if thing.get(self.columns.spans) is not None:
+            return [(begin, end) for begin, end in thing[self.columns.spans]]
+        return [find_phrase(caption, thing[self.columns.phrase])]
 
 
 def read_hub(
@@ -167,13 +225,13 @@ def read_hub(
     key = {
         "reader": "hub",
         "data": data.dataset._fingerprint,
-        "columns": vars(data.plan.columns),
-        "names": data.plan.names,
+        "columns": vars(data.columns),
+        "names": data.names,
         "drop_empty": drop_empty,
         "strict": strict,
     }
     table, info, rows = convert_once(data.name, [], key, build, cache_dir)
-    source = Source(data.name, table, info, rows, captions or data.default_captions, encoded=data.images)
+    source = Source(data.name, table, info, rows, captions or data.default_captions, encoded=data.encoded_images())
     warn_dropped(data.name, source.dropped)
     return source
 
@@ -204,12 +262,12 @@ class HubStream:
         **load_options: Any,
     ) -> None:
         data = HubData.load(dataset, name, streaming=True, **load_options)
-        self.name, self.plan, self.drop_empty = data.name, data.plan, drop_empty
-        if not self.plan.grounded and self.plan.names is None:
+        self.name, self.data, self.drop_empty = data.name, data, drop_empty
+        if not data.grounded and data.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
-        self.dataset = data.dataset.cast_column(self.plan.columns.image, require("datasets").Image(decode=False))
+        self.dataset = data.dataset.cast_column(data.columns.image, require("datasets").Image(decode=False))
         self.captions = captions or data.default_captions
-        self.names = {} if self.plan.grounded else dict(enumerate(self.plan.names, start=1))
+        self.names = {} if data.grounded else dict(enumerate(data.names, start=1))
         self.dropped: dict[str, int] = {}
 
     def records(self, dataset: Any) -> Iterator[Record]:
@@ -224,9 +282,9 @@ class HubStream:
 
     def record(self, row: Mapping[str, Any], number: int) -> Record | None:
         """One row as a record; None where nothing usable is in it."""
-        collected = Columns(self.name, grounded=self.plan.grounded)
-        self.plan.add(collected, row, number)
-        labels = None if self.plan.grounded else {i: i for i in self.names}
+        collected = Columns(self.name, grounded=self.data.grounded)
+        self.data.add(collected, row, number)
+        labels = None if self.data.grounded else {i: i for i in self.names}
         table = sound_table(collected, self.dropped, labels, labels, self.drop_empty)
         for problem in collected.problems:
             if problem.kind == "broken_image":
@@ -235,7 +293,7 @@ class HubStream:
             return None
         values = table.to_pylist()[0] | {"offset": -1, "length": -1}
         try:
-            image = _image_bytes(row[self.plan.columns.image])
+            image = _image_bytes(row[self.data.columns.image])
         except (OSError, ValueError) as error:
             self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
             self._report(f"{values['path']}, image {values['image_id']!r}: {error}")
@@ -245,83 +303,6 @@ class HubStream:
     def _report(self, what: str) -> None:
         if self.on_broken is not None:
             self.on_broken(what)
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """How rows of one data set become columns of ours."""
-
-    columns: HubColumns
-    present: frozenset[str]
-    names: Sequence[str] | None
-    grounded: bool
-
-    @classmethod
-    def of(cls, dataset: Any, columns: HubColumns | Mapping[str, str] | None, names: Sequence[str] | None) -> "RowPlan":
-        columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
-        present = frozenset(dataset.column_names or ())
-        for needed in (columns.image, columns.objects):
-            if needed not in present:
-                raise ValueError(
-                    f"The data set has no column {needed!r} but {', '.join(sorted(present)) or 'none known'}: say "
-                    "with columns= which hold the image and the objects."
-                )
-        if names is None and dataset.features is not None:
-            feature = dataset.features[columns.objects]
-            feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
-            category = feature.get(columns.category) if isinstance(feature, Mapping) else None
-            category = getattr(category, "feature", category)
-            names = getattr(category, "names", None)
-        return cls(columns, present, names, columns.caption in present)
-
-    def rows(self, dataset: Any) -> Iterator[Mapping[str, Any]]:
-        """Rows of the needed columns; images only where their size is not known otherwise."""
-        c = self.columns
-        wanted = [c.objects, c.caption, c.image_id, c.width, c.height]
-        if not {c.width, c.height} <= self.present:
-            wanted.append(c.image)
-            dataset = dataset.cast_column(c.image, require("datasets").Image(decode=False))
-        return iter(dataset.select_columns([name for name in wanted if name in self.present]))
-
-    def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
-        c = self.columns
-        image_id = row.get(c.image_id, number)
-        where = f"row {number}"
-        try:
-            width, height = row.get(c.width), row.get(c.height)
-            if width is None or height is None:
-                with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
-                    width, height = upright_size(image)
-        except Exception as error:  # decoders raise almost anything on damaged files
-            collected.note("broken_image", where, str(error))
-            return
-        caption = row.get(c.caption) or "" if self.grounded else None
-        path = f"{collected.file}[{number}]"
-        if not collected.add_image(image_id, path, width, height, caption, offset=number):
-            return
-        for place, thing in enumerate(_objects(row[c.objects])):
-            try:
-                box = _as_xywh(thing[c.box], c.box_format, width, height)
-                category = 1 if self.grounded else self._number(thing[c.category])
-                spans = self._spans(thing, caption) if self.grounded else ()
-            except (KeyError, ValueError, TypeError) as error:
-                at = f"{where}, object {place}"
-                kind = "unknown_category" if isinstance(error, _UnknownName) else "malformed"
-                collected.note(kind, at, str(error))
-                continue
-            collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
-
-    def _number(self, category: int | str) -> int:
-        if isinstance(category, str):
-            if category not in self.names:
-                raise _UnknownName(f"{category!r}")
-            return list(self.names).index(category) + 1
-        return category + 1
-
-    def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
-        if thing.get(self.columns.spans) is not None:
-            return [(begin, end) for begin, end in thing[self.columns.spans]]
-        return [find_phrase(caption, thing[self.columns.phrase])]
 
 
 class _UnknownName(ValueError):

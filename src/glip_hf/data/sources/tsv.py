@@ -95,23 +95,17 @@ def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
                 return candidate.absolute()
         raise FileNotFoundError(f"{path}: there is no {str(value)!r}, here or beside the YAML.")
 
-    composite = bool(content.get("composite", False))
-    found: dict[str, Any] = {"composite": composite}
-    for key in ("img", "label", "hw"):
-        value = content.get(key)
-        if value is None:
-            found[key] = None
-            continue
-        if composite and not isinstance(value, list) and Path(str(value)).suffix != ".tsv":
-            value = find(value).read_text().split()  # a text file that lists the parts
-        found[key] = [find(part) for part in (value if isinstance(value, list) else [value])]
-    for key in ("linelist", "imageid2idx"):
-        found[key] = find(content[key]) if content.get(key) else None
     labelmap = content.get("labelmap") or content.get("jsondict")
     if not labelmap:
         raise ValueError(f"{path}: 'labelmap' (or 'jsondict') is missing: the class names are needed.")
-    found["labelmap"] = find(labelmap)
-    return found
+    composite = bool(content.get("composite", False))
+    found: dict[str, Any] = {"composite": composite, "hw": None, "labelmap": find(labelmap)}
+    for key in ("img", "label", "hw"):
+        if (value := content.get(key)) is not None:
+            if composite and not isinstance(value, list) and Path(str(value)).suffix != ".tsv":
+                value = find(value).read_text().split()  # a text file that lists the parts
+            found[key] = [find(part) for part in (value if isinstance(value, list) else [value])]
+    return found | {key: find(content[key]) if content.get(key) else None for key in ("linelist", "imageid2idx")}
 
 
 def load_labelmap(path: Path) -> dict[str, int]:

@@ -260,7 +260,7 @@ def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:
     for number, file, line, content in labels.rows():
         if number >= len(images):
             break
-        path, offset, length = images.place(number)
+        path, offset, length = images.locate(number)
         with open(path, "rb") as handle:
             handle.seek(offset)
             found = handle.read(min(length, 1024)).split(b"\t", 1)[0]

@@ -249,7 +249,7 @@ class Columns:
         return {"span_empty": empty & ~outside, "span_outside": outside}
 
     def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
-        """The finding that annotation `row` has damage `kind`; `detail` in place of what is said by default."""
+        """The finding that annotation `row` has damage `kind`; `detail` replaces the default one."""
         image = self.ann_images[row]
         if len(self._ids) != len(self.index):
             self._ids = list(self.index)

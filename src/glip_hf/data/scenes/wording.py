@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What is said of a scene: lists of names, and sentences whose phrases are true and clear."""
+"""Captions of a scene: lists of class names, and sentences whose phrases are true and unambiguous."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, rng: Rng) -
         pair = rng.choice(tuple(COLORS)), rng.choice(kinds)
         if split == "unseen" and rng.chance(0.3):
             pair = rng.choice(sorted(HELD_OUT))
-        elif rng.chance(config.near_chance) and present:  # one of the two words of a pair that is there changed
+        elif rng.chance(config.near_chance) and present:  # a present pair with one of its two words changed
             color, kind = rng.choice(present)
             pair = (rng.choice(tuple(COLORS)), kind) if rng.chance(0.5) else (color, rng.choice(kinds))
         name = " ".join(pair)

@@ -33,7 +33,7 @@ class TsvFiles:
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def place(self, row: int) -> tuple[str, int, int]:
+    def locate(self, row: int) -> tuple[str, int, int]:
         """File, byte offset and length of a row.
 
         Raises:
@@ -176,13 +176,13 @@ def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
         stored: the row of the label files behind each row of the table.
     """
     label_files = TsvFiles(parts["label"], make_index=True)
-    place = np.full(len(label_files), -1, dtype=np.int64)
-    place[stored] = np.arange(len(stored))
+    position = np.full(len(label_files), -1, dtype=np.int64)
+    position[stored] = np.arange(len(stored))
     wanted = read_line_list(parts["linelist"], label_files.first)
-    wrong = wanted[(wanted < 0) | (wanted >= len(place))]
+    wrong = wanted[(wanted < 0) | (wanted >= len(position))]
     if len(wrong):
-        raise ValueError(f"{parts['linelist']}: row {wrong[0]} was asked for, there are {len(place)}.")
-    rows = place[wanted]
+        raise ValueError(f"{parts['linelist']}: row {wrong[0]} was asked for, there are {len(position)}.")
+    rows = position[wanted]
     return rows[rows >= 0]
 
 
@@ -224,7 +224,7 @@ def parse_tsv(
             if not isinstance(objects, list | tuple):
                 raise ValueError(f"objects {objects!r:.60}")
             image_row = number if image_rows is None else int(image_rows[str(entry["img_id"])])
-            path, offset, length = image_files.place(image_row)
+            path, offset, length = image_files.locate(image_row)
             height, width = sizes.find(number, image_row, key)
         except LookupError as error:
             missing = f"no {error} in imageid2idx" if isinstance(error, KeyError) else str(error)
@@ -243,8 +243,8 @@ def parse_tsv(
             continue
         seen.add(image_id)
         numbers.append(number)
-        for place, thing in enumerate(objects):
-            at = f"{where}, object {place}"
+        for index, thing in enumerate(objects):
+            at = f"{where}, object {index}"
             if not isinstance(thing, Mapping):
                 columns.note("malformed", at, f"{thing!r:.60}")
             elif thing.get("class") not in labels:
@@ -274,11 +274,11 @@ class _Sizes:
                 name, _, text = self.rows[row].decode().partition("\t")
                 if len(rows) == 1 or name == self._image_key(image_row):
                     return parse_size(text)
-        image = ImageRef(*self.images.place(image_row)).open()
+        image = ImageRef(*self.images.locate(image_row)).open()
         return image.height, image.width
 
     def _image_key(self, row: int) -> str:
-        path, offset, _ = self.images.place(row)
+        path, offset, _ = self.images.locate(row)
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(4096).split(b"\t", 1)[0].decode()

@@ -309,9 +309,18 @@ def common_padded_size(sizes: Sequence[tuple[int, int]], divisor: int | None) ->
 # -- training targets ------------------------------------------------------------------------------
 
 
-def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes [K, 4] xyxy with corners clipped to the image: x to 0..width-1, y to 0..height-1."""
-    return np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, dtype=boxes.dtype))
+def clip_and_drop(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [K, 4] xyxy clipped to the image, x to 0..width-1 and y to 0..height-1, and which have an extent [K] bool
+    (x2 > x1 and y2 > y1)."""
+    clipped = np.clip(boxes, 0, np.array([width - 1, height - 1] * 2, dtype=boxes.dtype))
+    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+
+
+def resize_boxes(boxes: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
+    """Boxes [K, 4] float32 xyxy after a resize of the image from `old` to `new`, both (height, width): corners are
+    multiplied, as in the original (with inclusive corners that is half a pixel off at the far edge)."""
+    scale_y, scale_x = (int(after) / int(before) for after, before in zip(new, old, strict=True))
+    return boxes * np.array([scale_x, scale_y] * 2, dtype=np.float32)
 
 
 def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, np.ndarray]:
@@ -338,9 +347,8 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     entries = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
     xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float32).reshape(-1, 4)
     far_corners = xywh[:, :2] + np.clip(xywh[:, 2:] - np.float32(1), 0, None)
-    boxes = clip_boxes(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
+    boxes, keep = clip_and_drop(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
     area = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries]
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     return {
         "boxes": boxes[keep],
         "class_labels": _integers([entry["category_id"] for entry in entries], "category_id")[keep],
@@ -352,13 +360,12 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
 
 
 def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The target after its image was resized to `size`: corners times new / old width and height in float32,
-    as in the original (with inclusive corners that is half a pixel off at the far edge)."""
-    scale_y, scale_x = (new / int(old) for new, old in zip(size, target["size"], strict=True))
+    """The target after its image was resized to `size`."""
+    (height, width), (old_height, old_width) = size, target["size"].tolist()
     return {
         **target,
-        "boxes": target["boxes"] * np.array([scale_x, scale_y] * 2, dtype=np.float32),
-        "area": target["area"] * np.float32(scale_x * scale_y),
+        "boxes": resize_boxes(target["boxes"], (old_height, old_width), size),
+        "area": target["area"] * np.float32((width / old_width) * (height / old_height)),
         "size": np.array(size, dtype=np.int64),
     }
 

@@ -417,6 +417,8 @@ def _box_maps(
                 f"category_ids has {len(ids)} entries for the {len(query.names)} names of image {image}: give one per "
                 "name, in their order."
             )
+        categories = range(len(query.names)) if ids is None else map(operator.index, ids)
+        index_of = {category: index for index, category in reversed(list(enumerate(categories)))}  # the first of equals
         kept = [boxes[image][int(index)] for index in target["class_labels"]]
         tokens = np.zeros((len(kept), caption_maps[image].shape[1]), dtype=np.float32)
         classes = np.zeros(len(kept), dtype=np.int64)
@@ -424,29 +426,24 @@ def _box_maps(
             if box.get("tokens_positive") is not None:
                 tokens[row] = positive_map(offsets[image], [box["tokens_positive"]], normalize=False)
                 classes[row] = box.get("category_id", 0)
-            else:
-                classes[row] = _label_of(box, ids, query.names, image)
-                tokens[row] = caption_maps[image][classes[row]]
+                continue
+            if "category_id" not in box:
+                raise ValueError(
+                    f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(box))}."
+                )
+            category = operator.index(box["category_id"])
+            if category not in index_of:
+                reason = "is not in category_ids."
+                if ids is None:
+                    reason = (
+                        f"is not an index of its {len(query.names)} names (from 0): pass category_ids, the id of each "
+                        "name in the order of the names."
+                    )
+                raise ValueError(f"image {image}: category_id {category} {reason}")
+            classes[row] = index_of[category]
+            tokens[row] = caption_maps[image][classes[row]]
         maps.append((tokens, classes))
     return maps
-
-
-def _label_of(box: Mapping[str, Any], category_ids: Sequence[int] | None, names: list[str], image: int) -> int:
-    """Index of the class name a box belongs to."""
-    if "category_id" not in box:
-        raise ValueError(f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(box))}.")
-    category = operator.index(box["category_id"])
-    if category_ids is not None:
-        matches = [index for index, entry in enumerate(category_ids) if operator.index(entry) == category]
-        if matches:
-            return matches[0]
-        raise ValueError(f"image {image}: category_id {category} is not in category_ids.")
-    if not 0 <= category < len(names):
-        raise ValueError(
-            f"image {image}: category_id {category} is not an index of its {len(names)} names (from 0): pass "
-            "category_ids, the id of each name in the order of the names."
-        )
-    return category
 
 
 def _listed(names: list[str], limit: int = 10) -> str:

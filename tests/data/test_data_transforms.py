@@ -11,11 +11,10 @@ from glip_hf import GlipImageProcessorPil
 from glip_hf.data.transforms import (
     ImageTransform,
     box_areas,
-    clip_and_drop,
     flip_boxes,
-    resize_boxes,
     stack_padded,
 )
+from glip_hf.image_processing_pil_glip import clip_and_drop, resize_boxes
 
 
 def test_no_boxes():

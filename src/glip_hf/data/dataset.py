@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..image_processing_pil_glip import clip_and_drop, resize_boxes
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
 from .broken import BrokenImages, OnError, TooManyBrokenImages
 from .records import Record
 from .samplers import Key, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
 from .sources import Source, build_source
-from .transforms import ImageTransform, clip_and_drop, flip_boxes, resize_boxes
+from .transforms import ImageTransform, flip_boxes
 
 _MIXING, _CAPTION, _IMAGE = 1, 2, 3  # independent random streams
 

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..image_processing_pil_glip import clip_boxes
-
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -58,18 +56,6 @@ class ImageTransform:
         pixels = made["pixel_values"][0]
         height, width = made["original_sizes"][0].tolist()
         return (pixels.flip(-1) if flipped else pixels), (height, width), flipped
-
-
-def clip_and_drop(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [K, 4] clipped to the image, and which still have an extent [K] bool."""
-    clipped = clip_boxes(boxes, height, width)
-    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-
-
-def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Boxes [K, 4] float32 after a resize from `old` to `new`, both (height, width)."""
-    scale_y, scale_x = (after / before for after, before in zip(new, old, strict=True))
-    return boxes * np.array([scale_x, scale_y] * 2, dtype=np.float32)
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:

@@ -60,8 +60,7 @@ class TableWriter:
             datasets, arrow_writer = require("datasets"), require("datasets.arrow_writer")
             self._schema = table.schema
             self._writer = arrow_writer.ArrowWriter(
-                path=str(self.folder / "records.arrow"),
-                features=datasets.Features.from_arrow_schema(table.schema),
+                path=str(self.folder / "records.arrow"), features=datasets.Features.from_arrow_schema(table.schema)
             )
         elif table.schema != self._schema:
             raise ValueError("Some image ids are integers and some are text: make them all of one kind.")

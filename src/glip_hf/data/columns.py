@@ -267,11 +267,7 @@ class Columns:
     # -- to Arrow ---------------------------------------------------------------------------------------
 
     def to_table(
-        self,
-        keep: np.ndarray,
-        labels: Mapping[int, int] | None = None,
-        drop_empty: bool = False,
-        by_id: bool = True,
+        self, keep: np.ndarray, labels: Mapping[int, int] | None = None, drop_empty: bool = False, by_id: bool = True
     ) -> Any:
         """A `pyarrow.Table` of `arrow_schema`, one row per image.
 

@@ -23,10 +23,7 @@ def aspect_groups(sizes: np.ndarray) -> np.ndarray:
 
 
 def grouped_batches(
-    order: Sequence[int] | np.ndarray,
-    groups: np.ndarray,
-    batch_size: int,
-    incomplete: Incomplete = "drop",
+    order: Sequence[int] | np.ndarray, groups: np.ndarray, batch_size: int, incomplete: Incomplete = "drop"
 ) -> list[np.ndarray]:
     """Batches of one group each, in the order of their first samples.
 

@@ -66,10 +66,7 @@ def without_background(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def all_names_prompt(
-    names: Mapping[int, str],
-    separator: str = ". ",
-    prompts: Mapping[int, Name] | None = None,
-    opening: str = "",
+    names: Mapping[int, str], separator: str = ". ", prompts: Mapping[int, Name] | None = None, opening: str = ""
 ) -> Prompt:
     """One caption of all class names, in order of their ids.
 

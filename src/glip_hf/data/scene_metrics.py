@@ -90,11 +90,7 @@ def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IO
 
 
 def ground(
-    model: Any,
-    processor: Any,
-    samples: Sequence[SceneSample],
-    score_threshold: float = 0.05,
-    max_detections: int = 100,
+    model: Any, processor: Any, samples: Sequence[SceneSample], score_threshold: float = 0.05, max_detections: int = 100
 ) -> list[dict[str, Any]]:
     """Detections of one batch of scenes, each with its class names or its caption; labels are rows of the caption.
 

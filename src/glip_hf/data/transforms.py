@@ -48,10 +48,7 @@ class ImageTransform:
         size = self.sizes[int(rng.integers(len(self.sizes)))]
         flipped = bool(rng.random() < self.flip)
         made = processor(
-            images=image,
-            size={"shortest_edge": size, "longest_edge": self.longest},
-            do_pad=False,
-            return_tensors="pt",
+            images=image, size={"shortest_edge": size, "longest_edge": self.longest}, do_pad=False, return_tensors="pt"
         )
         pixels = made["pixel_values"][0]
         height, width = made["original_sizes"][0].tolist()

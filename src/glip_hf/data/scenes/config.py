@@ -30,15 +30,7 @@ PATTERNS = ("plain", "striped", "dotted", "checkered")
 HELD_OUT = frozenset((tuple(COLORS)[(3 * k + 1) % len(COLORS)], kind) for k, kind in enumerate(KINDS))
 """(colour, kind) pairs, one per kind, that training neither shows nor mentions."""
 
-SPLITS = {
-    "train": 0,
-    "detection": 1,
-    "sentences": 2,
-    "unseen": 3,
-    "relations": 4,
-    "novel_train": 5,
-    "novel": 6,
-}
+SPLITS = {"train": 0, "detection": 1, "sentences": 2, "unseen": 3, "relations": 4, "novel_train": 5, "novel": 6}
 """First entry of every seed sequence, so that splits share no scene whatever the seeds.
 
 train: all three families, mixed by `SceneConfig.families`; detection: lists of class names; sentences: attributes and
@@ -101,10 +93,7 @@ class SceneConfig:
     listed: float = 0.9
     negatives: tuple[int, int] = (2, 8)
     near_chance: float = 0.7
-    families: tuple[tuple[int, tuple[float, float, float]], ...] = (
-        (0, (0.6, 0.25, 0.15)),
-        (16_000, (0.15, 0.15, 0.7)),
-    )
+    families: tuple[tuple[int, tuple[float, float, float]], ...] = ((0, (0.6, 0.25, 0.15)), (16_000, (0.15, 0.15, 0.7)))
     relation_gap: float = 0.08
 
 

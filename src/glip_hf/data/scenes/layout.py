@@ -43,11 +43,7 @@ def allowed(pair: Pair, split: str) -> bool:
 
 
 def make_thing(
-    pair: tuple[str, str | None],
-    config: SceneConfig,
-    rng: Rng,
-    band: str | None = None,
-    pattern: str | None = None,
+    pair: tuple[str, str | None], config: SceneConfig, rng: Rng, band: str | None = None, pattern: str | None = None
 ) -> Thing:
     """A thing of a colour and kind, without a kind a distractor; attributes that are not given are drawn."""
     color, kind = pair

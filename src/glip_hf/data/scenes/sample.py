@@ -156,12 +156,7 @@ class SceneDataset(Sequence):
     """
 
     def __init__(
-        self,
-        split: str,
-        length: int,
-        seed: int = 0,
-        config: SceneConfig | None = None,
-        start: int = 0,
+        self, split: str, length: int, seed: int = 0, config: SceneConfig | None = None, start: int = 0
     ) -> None:
         self.split, self.length, self.seed, self.start = split, length, seed, start
         self.config = config or SceneConfig()
@@ -179,10 +174,7 @@ class SceneDataset(Sequence):
 
 
 def contact_sheet(
-    samples: Sequence[SceneSample],
-    columns: int = 4,
-    scale: int = 2,
-    detections: Sequence[dict] | None = None,
+    samples: Sequence[SceneSample], columns: int = 4, scale: int = 2, detections: Sequence[dict] | None = None
 ) -> Image.Image:
     """Scenes side by side with boxes, names and captions.
 

@@ -22,11 +22,7 @@ JOINTS = (" and ", ", ", " and also ", ", then ")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 ATTRIBUTES = ("band", "pattern", "color")  # in the order they are spoken; the kind follows
 ATTRIBUTE_CHANCES = {"band": 0.3, "pattern": 0.35, "color": 0.7}
-PLURALS = {
-    "fish": "fish",
-    "cross": "crosses",
-    "butterfly": "butterflies",
-}
+PLURALS = {"fish": "fish", "cross": "crosses", "butterfly": "butterflies"}
 
 
 @dataclass

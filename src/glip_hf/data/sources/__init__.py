@@ -67,9 +67,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
 
 
 def build_source(
-    spec: str | Mapping[str, Any],
-    data_root: str | Path | None = None,
-    cache_dir: str | Path | None = None,
+    spec: str | Mapping[str, Any], data_root: str | Path | None = None, cache_dir: str | Path | None = None
 ) -> Source:
     """A source from a name of `CATALOGUE`, or from a reader's arguments and its name as `format`.
 

@@ -16,6 +16,7 @@ format than the first, and its readers do not tell a damaged shard from a damage
 
 import glob
 import io
+import itertools
 import json
 import os
 import shutil
@@ -179,31 +180,27 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
             number += 1
 
 
+def _key_and_extension(path: str) -> tuple[str, str]:
+    folder, slash, name = path.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
 def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair]:
-    current, parts = None, {}
     try:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, ending = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if key != current:
-                    if current is not None:
-                        yield _pair(current, parts, caption_column)
-                    current, parts = key, {}
-                parts[ending.lower()] = tar.extractfile(member).read()
+            members = (member for member in tar if member.isfile())
+            for key, group in itertools.groupby(members, lambda member: _key_and_extension(member.name)[0]):
+                parts = {_key_and_extension(member.name)[1]: tar.extractfile(member).read() for member in group}
+                yield _pair(key, parts, caption_column)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UnreadableShard(f"{path} cannot be read as a tar file: {error}") from error
-    if current is not None:
-        yield _pair(current, parts, caption_column)
 
 
 def _pair(key: str, parts: Mapping[str, bytes], caption_column: str | None) -> Pair:
-    image = next((parts[ending] for ending in IMAGES if ending in parts), None)
+    image = next((parts[extension] for extension in IMAGES if extension in parts), None)
     caption = None
-    text = next((parts[ending] for ending in ("txt", "caption.txt") if ending in parts), None)
+    text = parts.get("txt", parts.get("caption.txt"))
     if text is not None and not caption_column:
         caption = text.decode("utf-8", errors="replace").strip()
     elif "json" in parts:
@@ -294,12 +291,12 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
             pair = grounded.pair
             objects = json.dumps(grounded.objects, ensure_ascii=False)
             # All images under one extension, which makes one column; decoders look at the content.
-            for ending, content in (
+            for extension, content in (
                 ("jpg", pair.image),
                 ("caption.txt", pair.caption.encode()),
                 ("objects.json", objects.encode()),
             ):
-                info = tarfile.TarInfo(f"{pair.key}.{ending}")
+                info = tarfile.TarInfo(f"{pair.key}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
 

@@ -211,11 +211,7 @@ class DetectionEvaluator(Evaluator):
         self._accumulated = False
 
     def gather(self) -> None:
-        merged: dict[int | str, Detections] = {}
-        for part in distributed.gather(self._predictions):
-            for image_id, found in part.items():
-                merged.setdefault(image_id, found)
-        self._predictions = merged
+        self._predictions = distributed.merge(self._predictions)
         self._accumulated = False
 
     def results(self) -> Iterator[dict[str, Any]]:
@@ -229,9 +225,38 @@ class DetectionEvaluator(Evaluator):
             for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
                 yield {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
 
-    # -- single images -----------------------------------------------------------------------------
+    # -- classes -----------------------------------------------------------------------------------
 
     names: dict[int, str]
+    precision: np.ndarray
+    """Of all areas, [IoU thresholds, recall points, categories]; `recall` without the recall points."""
+    recall: np.ndarray
+
+    @abstractmethod
+    def objects_by_category(self) -> Mapping[int, int]:
+        """Ground-truth boxes that count, per category id."""
+
+    def per_class(self) -> list[dict[str, Any]]:
+        if not self._accumulated:
+            self.accumulate()
+        objects = self.objects_by_category()
+        labels = np.concatenate([np.zeros(0, np.int64), *(found.labels for found in self._predictions.values())])
+        detections = dict(zip(*(column.tolist() for column in np.unique(labels, return_counts=True))))
+        return [
+            {
+                "id": category,
+                "name": self.names[category],
+                "AP": average(self.precision[:, :, index]),
+                "AP50": average(self.precision[0, :, index]),
+                "AP75": average(self.precision[5, :, index]),
+                "AR": average(self.recall[:, index]),
+                "objects": objects.get(category, 0),
+                "detections": detections.get(category, 0),
+            }
+            for index, category in enumerate(self.category_ids)
+        ]
+
+    # -- single images -----------------------------------------------------------------------------
 
     @abstractmethod
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
@@ -273,6 +298,12 @@ class DetectionEvaluator(Evaluator):
         return named(found.boxes, found.labels) | {"scores": found.scores.tolist()}, named(boxes, labels)
 
 
+def average(values: np.ndarray) -> float:
+    """Mean over the values that are not missing; -1 if all are."""
+    present = values[values > MISSING]
+    return float(present.mean()) if present.size else MISSING
+
+
 def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU [D, G] of xywh boxes, without the inclusive pixel."""
     low = np.maximum(found[:, None, :2], truth[None, :, :2])
@@ -302,6 +333,7 @@ __all__ = [
     "Detections",
     "Evaluator",
     "GalleryItem",
+    "average",
     "count_hits",
     "iou_xywh",
     "to_array",

@@ -8,6 +8,7 @@ difference of corners, as the original does (`boxlist` to COCO results).
 import contextlib
 import importlib.util
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class CocoEvaluator(DetectionEvaluator):
         self._accumulated = True
         if not entries:
             # The backends refuse an empty result; it is AP 0 wherever there is something to find.
-            truth = self._objects_by_category()
+            truth = self.objects_by_category()
             for index, category in enumerate(self.category_ids):
                 if truth.get(category):
                     self.precision[:, :, index] = self.recall[:, index] = 0
@@ -101,30 +102,10 @@ class CocoEvaluator(DetectionEvaluator):
             self.accumulate()
         return dict(self.stats)
 
-    def _objects_by_category(self) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        for box in self._boxes:
-            if not box["iscrowd"] and box["image_id"] in self._rank:
-                counts[box["category_id"]] = counts.get(box["category_id"], 0) + 1
-        return counts
-
-    def per_class(self) -> list[dict[str, Any]]:
-        if not self._accumulated:
-            self.accumulate()
-        truth, found = self._objects_by_category(), count_labels(self._predictions.values())
-        return [
-            {
-                "id": category,
-                "name": self.names[category],
-                "AP": average(self.precision[:, :, index]),
-                "AP50": average(self.precision[0, :, index]),
-                "AP75": average(self.precision[5, :, index]),
-                "AR": average(self.recall[:, index]),
-                "objects": truth.get(category, 0),
-                "detections": found.get(category, 0),
-            }
-            for index, category in enumerate(self.category_ids)
-        ]
+    def objects_by_category(self) -> Mapping[int, int]:
+        return Counter(
+            box["category_id"] for box in self._boxes if not box["iscrowd"] and box["image_id"] in self._rank
+        )
 
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
         boxes = [box for box in self._truth.imgToAnns[image_id] if not box["iscrowd"]]
@@ -134,19 +115,4 @@ class CocoEvaluator(DetectionEvaluator):
         )
 
 
-def average(values: np.ndarray) -> float:
-    """Mean over the values that are not missing; -1 if all are."""
-    there = values[values > MISSING]
-    return float(there.mean()) if there.size else MISSING
-
-
-def count_labels(predictions: Iterable[Any]) -> dict[int, int]:
-    """Detections of each category."""
-    counts: dict[int, int] = {}
-    for found in predictions:
-        for label, count in zip(*np.unique(found.labels, return_counts=True)):
-            counts[int(label)] = counts.get(int(label), 0) + int(count)
-    return counts
-
-
-__all__ = ["CocoEvaluator", "average", "count_labels"]
+__all__ = ["CocoEvaluator"]

@@ -45,9 +45,14 @@ def gather(value: Any) -> list[Any]:
     return require("accelerate.utils", "eval").gather_object([value]) if world()[1] > 1 else [value]
 
 
+def merge(own: dict[Any, Any]) -> dict[Any, Any]:
+    """The dictionaries of all processes in one, in every process; of equal keys that of the lowest rank counts."""
+    return {key: value for part in reversed(gather(own)) for key, value in part.items()}
+
+
 def broadcast(value: Any) -> Any:
     """The value that process 0 has."""
     return require("accelerate.utils", "eval").broadcast_object_list([value])[0] if world()[1] > 1 else value
 
 
-__all__ = ["broadcast", "gather", "start", "world"]
+__all__ = ["broadcast", "gather", "merge", "start", "world"]

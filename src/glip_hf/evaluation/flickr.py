@@ -261,11 +261,7 @@ class FlickrEvaluator(Evaluator):
             yield self._predictions[key]
 
     def gather(self) -> None:
-        merged: dict[Key, dict[str, Any]] = {}
-        for part in distributed.gather(self._predictions):
-            for key, prediction in part.items():
-                merged.setdefault(key, prediction)
-        self._predictions, self._hits = merged, None
+        self._predictions, self._hits = distributed.merge(self._predictions), None
 
     def accumulate(self) -> None:
         """

@@ -11,14 +11,14 @@ Agrees with the package `lvis` 0.5.3 and with GLIP's own evaluator to rounding (
 Letters: D detections, G ground-truth boxes (of one image and category), S ranges of area, H IoU thresholds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .base import IOU_THRESHOLDS, MISSING, RECALL_POINTS, DetectionEvaluator, Detections, iou_xywh
-from .coco import average, count_labels
+from .base import IOU_THRESHOLDS, MISSING, RECALL_POINTS, DetectionEvaluator, Detections, average, iou_xywh
 from .files import listed_boxes, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
@@ -148,8 +148,9 @@ class LvisEvaluator(DetectionEvaluator):
         truth_at = np.searchsorted(truth["category"], np.arange(number + 1))
         sizes = len(AREAS), len(IOU_THRESHOLDS)
         # [areas, thresholds, recall points, categories] and without the recall points
-        self.precision = np.full((*sizes, len(RECALL_POINTS), number), MISSING)
-        self.recall = np.full((*sizes, number), MISSING)
+        self.area_precision = np.full((*sizes, len(RECALL_POINTS), number), MISSING)
+        self.area_recall = np.full((*sizes, number), MISSING)
+        self.precision, self.recall = self.area_precision[0], self.area_recall[0]
         for category in range(number):
             found = slice(found_at[category], found_at[category + 1])
             real = slice(truth_at[category], truth_at[category + 1])
@@ -189,48 +190,40 @@ class LvisEvaluator(DetectionEvaluator):
         false = np.cumsum(~matched & ~ignored, axis=-1, dtype=np.float64)
         positives = (~truth_ignored).sum(-1)
         for size in np.flatnonzero(positives):
-            self.precision[size, :, :, category] = 0
-            self.recall[size, :, category] = 0
+            self.area_precision[size, :, :, category] = 0
+            self.area_recall[size, :, category] = 0
             if not len(ranks):
                 continue
             recall = true[size] / positives[size]
             precision = true[size] / (false[size] + true[size] + np.spacing(1))
             precision = np.maximum.accumulate(precision[:, ::-1], axis=-1)[:, ::-1]
-            self.recall[size, :, category] = recall[:, -1]
+            self.area_recall[size, :, category] = recall[:, -1]
             for threshold in range(shape[1]):
                 at = np.searchsorted(recall[threshold], RECALL_POINTS, side="left")
                 reached = at < len(ranks)
-                self.precision[size, threshold, reached, category] = precision[threshold, at[reached]]
+                self.area_precision[size, threshold, reached, category] = precision[threshold, at[reached]]
 
     def summarize(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, and AR, ARs, ARm, ARl "@" the limit per image."""
         if not self._accumulated:
             self.accumulate()
         frequency = np.array(self.frequencies)
-        whole = self.precision[0]
+        whole = self.precision
         metrics = {"AP": average(whole), "AP50": average(whole[0]), "AP75": average(whole[5])}
-        metrics |= {f"AP{area}": average(self.precision[i]) for i, area in enumerate(AREAS) if area}
+        metrics |= {f"AP{area}": average(self.area_precision[i]) for i, area in enumerate(AREAS) if area}
         metrics |= {f"AP{f}": average(whole[:, :, frequency == f]) for f in FREQUENCIES}
-        return metrics | {f"AR{area}@{self.max_per_image}": average(self.recall[i]) for i, area in enumerate(AREAS)}
+        return metrics | {
+            f"AR{area}@{self.max_per_image}": average(self.area_recall[i]) for i, area in enumerate(AREAS)
+        }
+
+    def objects_by_category(self) -> Mapping[int, int]:
+        return Counter(self._categories[self._truth["category"]].tolist())
 
     def per_class(self) -> list[dict[str, Any]]:
-        if not self._accumulated:
-            self.accumulate()
-        found = count_labels(self._predictions.values())
-        objects = np.bincount(self._truth["category"], minlength=len(self.category_ids))
+        rows = super().per_class()
         return [
-            {
-                "id": category,
-                "name": self.names[category],
-                "frequency": self.frequencies[index],
-                "AP": average(self.precision[0, :, :, index]),
-                "AP50": average(self.precision[0, 0, :, index]),
-                "AP75": average(self.precision[0, 5, :, index]),
-                "AR": average(self.recall[0, :, index]),
-                "objects": int(objects[index]),
-                "detections": found.get(category, 0),
-            }
-            for index, category in enumerate(self.category_ids)
+            {"id": row.pop("id"), "name": row.pop("name"), "frequency": frequency, **row}
+            for row, frequency in zip(rows, self.frequencies)
         ]
 
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,7 @@ def _class_mean(precision: np.ndarray) -> np.ndarray | None:
 
 def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
     lvis = isinstance(evaluator, LvisEvaluator)
-    precision = evaluator.precision[0] if lvis else evaluator.precision  # [thresholds, recall, classes]
+    precision = evaluator.precision
     figure, axes = _figure(10 if lvis else 5.2, 4.2, 2 if lvis else 1)
     curves = {"IoU 0.50": precision[0], "IoU 0.75": precision[5], "IoU 0.50:0.95": precision.mean(0)}
     _draw_curves(axes[0], curves, "precision and recall, mean over classes")

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from . import distributed
 from .base import Evaluator
 from .files import check_records, integers, numbers, read_json
 from .flickr import boxes_by_phrase
-from .store import PredictionStore
+from .store import PredictionStore, atomic_writer
 from .tasks import MissingImages, Task, TaskImage
 
 BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
@@ -239,23 +238,19 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write and rename, so that a half-written file never carries the name."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    """Write a JSON document."""
+    with atomic_writer(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
-    os.replace(temporary, path)
 
 
 def write_predictions(path: Path, evaluator: Evaluator) -> None:
     """All predictions as one result file, entry by entry: LVIS has millions."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with atomic_writer(path) as file:
         file.write("[")
         for index, entry in enumerate(evaluator.results()):
             file.write(("\n" if index == 0 else ",\n") + json.dumps(entry, separators=(",", ":")))
         file.write("\n]\n")
-    os.replace(temporary, path)
 
 
 __all__ = [

@@ -4,8 +4,9 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from . import distributed
 
@@ -64,9 +65,8 @@ class PredictionStore:
                     f"{self.folder} holds predictions made with other settings ({shown}): choose another --output, "
                     "or start over with --fresh."
                 )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(settings, indent=2))
-        os.replace(temporary, path)
+        with atomic_writer(path) as file:
+            json.dump(settings, file, indent=2)
         return None
 
     def _path(self, rank: int) -> Path:
@@ -95,6 +95,15 @@ class PredictionStore:
         self._file.close()
 
 
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when it is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        yield file
+    os.replace(temporary, path)
+
+
 def _cut_broken_end(path: Path) -> None:
     """Remove a last line that a kill left incomplete."""
     data = path.read_bytes()
@@ -104,4 +113,4 @@ def _cut_broken_end(path: Path) -> None:
             file.truncate(end)
 
 
-__all__ = ["OtherSettings", "PredictionStore"]
+__all__ = ["OtherSettings", "PredictionStore", "atomic_writer"]

@@ -15,6 +15,3 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"this needs {module.partition('.')[0]}: pip install 'glip_hf[{extra}]'") from error
-
-
-__all__ = ["require"]

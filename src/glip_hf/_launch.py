@@ -17,6 +17,3 @@ def warn_if_alone(num_processes: int) -> None:
             "Use `accelerate launch --multi_gpu --num_processes N`, which needs no GPU, or `torchrun`.",
             stacklevel=3,
         )
-
-
-__all__ = ["warn_if_alone"]

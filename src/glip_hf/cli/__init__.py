@@ -20,13 +20,26 @@ from .common import CliError, UsageError
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
+COMMANDS = {
+    "ground": ground,
+    "convert": convert,
+    "info": info,
+    "evaluate": evaluate,
+    "check-data": check_data,
+    "export": export,
+}
+"""Each has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the exit code."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `glip` and its subcommands; `run` of the parsed arguments carries the subcommand out."""
     parser = argparse.ArgumentParser(prog="glip", description="Ground any phrase in any image.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (ground, convert, info, evaluate, check_data, export):
-        module.add_parser(commands).set_defaults(run=module.run)
+    for name, module in COMMANDS.items():
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=module.HELP, description=module.DESCRIPTION, formatter_class=raw)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser
 
 
@@ -58,6 +71,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"note: {message}", file=sys.stderr)
-
-
-__all__ = ["build_parser", "main"]

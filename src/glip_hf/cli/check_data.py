@@ -3,13 +3,13 @@
 
 import argparse
 import json
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from ..data.check import check_data
 from ..data.sources import READERS
 
+HELP = "everything that is wrong with training data"
 DESCRIPTION = """\
 Report every kind of damage in annotations and images, with file and id.
 
@@ -20,13 +20,7 @@ Report every kind of damage in annotations and images, with file and id.
 Exit code 0 without errors (warnings do not count), 1 with."""
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "check-data",
-        help="everything that is wrong with training data",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML")
     add("--format", choices=sorted(set(READERS) - {"hub", "scenes"}), default="coco", help="of FILE (%(default)s)")
@@ -37,7 +31,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add("--tokenizer", metavar="DIR|HUB", help="also find captions and phrases that are cut off")
     add("--examples", type=int, default=20, metavar="N", help="findings of each kind to list (%(default)s)")
     add("--json", action="store_true", help="the whole report as JSON")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -84,16 +84,3 @@ def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> tupl
     except (OSError, ValueError) as error:
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
     return model.to(target).eval(), processor
-
-
-__all__ = [
-    "CliError",
-    "UsageError",
-    "add_device_arguments",
-    "choose_device",
-    "count",
-    "first_line",
-    "fraction",
-    "load_model",
-    "positive",
-]

@@ -3,18 +3,16 @@
 
 import argparse
 import sys
-from typing import Any
 
 from ..conversion import convert_checkpoint, push_to_hub
 
+HELP = "original checkpoint to a directory that from_pretrained loads"
+DESCRIPTION = """\
+Convert an original GLIP checkpoint to a model directory; see convert/README.md.
+The variant is recognised from the tensors, and nothing in the file is executed."""
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "convert",
-        help="original checkpoint to a directory that from_pretrained loads",
-        description="Convert an original GLIP checkpoint to a model directory; see convert/README.md. The variant is "
-        "recognised from the tensors, and nothing in the file is executed.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="PTH", help="original checkpoint, in any wrapping")
     add("output", metavar="DIR", help="directory to write")
@@ -24,7 +22,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add("--force", action="store_true", help="replace an earlier conversion")
     add("--max-shard-size", metavar="SIZE", help="largest weight file (default: 1GB)")
     add("--push-to-hub", metavar="USER/NAME", help="upload the result")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import re
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from ..compilation import MODES, caption_multiple, compile_for_inference
 from ..evaluation import distributed
@@ -21,6 +20,7 @@ from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odin
 from ..inference import GroundingEngine, GroundingOptions
 from .common import add_device_arguments, count, fraction, load_model, positive
 
+HELP = "COCO, LVIS, Flickr30k and ODinW, as in the papers"
 DESCRIPTION = """\
 Evaluate like the papers; one process, or several under `accelerate launch` or `torchrun`.
 
@@ -40,13 +40,7 @@ DETECTIONS = {"lvis": 300}
 """Detections that are kept, elsewhere 100."""
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "evaluate",
-        help="COCO, LVIS, Flickr30k and ODinW, as in the papers",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", choices=BENCHMARKS)
     data = parser.add_argument_group("data").add_argument
     data(
@@ -78,14 +72,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
     rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
     rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
-    rule(
-        "--score-agg",
-        dest="aggregation",
-        choices=("mean", "max", "power"),
-        default="mean",
-        type=str.lower,
-        help="how token scores combine into the score of a class (%(default)s)",
-    )
+    aggregation = {"dest": "aggregation", "choices": ("mean", "max", "power"), "type": str.lower, "default": "mean"}
+    rule("--score-agg", help="how token scores combine into the score of a class (%(default)s)", **aggregation)
     rule("--chunk-size", type=positive, metavar="N", help="class names per caption (lvis: 40, else as many as fit)")
     rule("--max-detections", type=positive, metavar="N", help="per image; lvis: per caption (lvis: 300, else 100)")
     rule("--separator", metavar="TEXT", help='between class names (". ")')
@@ -95,23 +83,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     rule("--scales", nargs="+", type=positive, default=(), metavar="PIXELS", help="short sides of multi-scale testing")
     rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
     rule("--flip", action="store_true", help="test mirrored images as well")
-    rule(
-        "--vote",
-        dest="vote_threshold",
-        type=fraction,
-        default=0.6,
-        metavar="IOU",
-        help="IoU from which boxes of several views are merged (%(default)s)",
-    )
-    rule(
-        "--nms",
-        dest="nms_threshold",
-        type=fraction,
-        default=0.6,
-        metavar="IOU",
-        help="IoU threshold of NMS (%(default)s)",
-    )
-    return parser
+    iou = {"type": fraction, "default": 0.6, "metavar": "IOU"}
+    rule("--vote", dest="vote_threshold", help="IoU from which boxes of several views are merged (%(default)s)", **iou)
+    rule("--nms", dest="nms_threshold", help="IoU threshold of NMS (%(default)s)", **iou)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,19 +3,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..export import OPSET, TOLERANCE, check, export_onnx, save_program
 from .common import CliError, UsageError, load_model, positive
 
+HELP = "model to an ONNX file or a torch.export program"
+DESCRIPTION = """\
+Write a converted model as a graph that runs without this package: NAME.onnx, with its weights in NAME.onnx.data,
+or NAME.pt2 for torch.export. See docs/export.md."""
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "export",
-        help="model to an ONNX file or a torch.export program",
-        description="Write a converted model as a graph that runs without this package: NAME.onnx, with its weights in "
-        "NAME.onnx.data, or NAME.pt2 for torch.export. See docs/export.md.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
     add("--output", required=True, metavar="FILE", help="NAME.onnx or NAME.pt2")
@@ -25,7 +23,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add("--caption-length", default="dynamic", metavar="T|dynamic", help="tokens (default: any number)")
     add("--opset", type=positive, metavar="N", help="of ONNX, 19 or later (default: 20)")
     add("--check", action="store_true", help="compare with the model on an image, and time both (ONNX)")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

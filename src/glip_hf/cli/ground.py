@@ -23,6 +23,7 @@ CAPTION_WORDS = 3
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
 URL_PREFIXES = ("http://", "https://")
 
+HELP = "detect class names or phrases in images"
 DESCRIPTION = """\
 Find what you name in images.
 
@@ -34,13 +35,7 @@ WORDS are images first (files, a directory, quoted globs, URLs), then class name
 is read as a caption: its noun phrases are found and grounded. --names and --caption say outright which it is."""
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "ground",
-        help="detect class names or phrases in images",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("words", nargs="+", metavar="WORDS", help="images, then class names or one caption")
     add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
@@ -61,7 +56,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add("--chunk-size", type=positive, metavar="N", help="class names per caption (default: as many as fit)")
     add("--json", action="store_true", help="print one JSON document")
     add_device_arguments(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

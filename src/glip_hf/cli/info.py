@@ -3,21 +3,18 @@
 
 import argparse
 import json
-from typing import Any
 
 from ..inspection import describe
 
+HELP = "variant, sizes and configuration of a model"
+DESCRIPTION = """\
+Describe a converted model (directory or Hub id) or an original checkpoint.
+No weights are loaded, and nothing in a checkpoint is executed."""
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        "info",
-        help="variant, sizes and configuration of a model",
-        description="Describe a converted model (directory or Hub id) or an original checkpoint. No weights are "
-        "loaded, and nothing in a checkpoint is executed.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="DIR|HUB|PTH")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -114,6 +114,3 @@ model.load_prompt_table("{recipe.run.push_to_hub or directory}")
 It belongs to a caption of the class names it was trained with, in their order.
 """
     (directory / CARD_NAME).write_text(text, encoding="utf-8")
-
-
-__all__ = ["write_card", "write_table_card"]

@@ -72,6 +72,3 @@ def write_checkpoint(
             shutil.rmtree(old)
     wait()
     return target
-
-
-__all__ = ["checkpoint_path", "find_checkpoints", "resolve_checkpoint", "write_checkpoint"]

@@ -300,14 +300,3 @@ class TuningRun(Run):
         self.unwrapped.save_prompt_table(directory)
         parameters = sum(parameter.numel() for _, parameter in self._trained())
         write_table_card(directory, self.recipe, self.progress.step, parameters, self.progress.history)
-
-
-__all__ = [
-    "BestWeights",
-    "TuningData",
-    "TuningRun",
-    "Validation",
-    "load_tuning_data",
-    "tuning_batches",
-    "tuning_recipe",
-]

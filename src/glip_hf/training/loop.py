@@ -7,7 +7,6 @@ seed, so a run that is killed and resumed ends with the same parameters as one t
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -37,8 +36,6 @@ from .checkpoints import resolve_checkpoint, write_checkpoint
 from .optimization import ExponentialAverage, Schedule, build_optimizer
 from .recipe import Recipe, RecipeError, dump_recipe
 from .stopping import StopRequest
-
-logger = logging.getLogger(__name__)
 
 SHARDED = ("FSDP", "DEEPSPEED")
 BAR_NAMES = {"images_per_second": "img/s", "memory_gb": "GB", "gradient_norm": "norm"}
@@ -448,6 +445,3 @@ class Run:
             averaged,
             measured_average=self.average is not None,
         )
-
-
-__all__ = ["NonFiniteLossError", "Progress", "Run"]

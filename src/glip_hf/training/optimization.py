@@ -170,13 +170,3 @@ class ExponentialAverage:
             if isinstance(target, DTensor):
                 value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
             target.copy_(value)
-
-
-__all__ = [
-    "ExponentialAverage",
-    "Schedule",
-    "build_optimizer",
-    "lr_multiplier",
-    "parameter_groups",
-    "weight_decay_multiplier",
-]

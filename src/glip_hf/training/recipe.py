@@ -300,6 +300,3 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every key written out."""
     return require("yaml", "train").safe_dump(recipe.model_dump(), sort_keys=False)
-
-
-__all__ = ["Recipe", "RecipeError", "assign", "dump_recipe", "load_recipe"]

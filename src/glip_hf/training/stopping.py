@@ -41,6 +41,3 @@ def _follow_launcher() -> None:
     alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if alone and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-__all__ = ["StopRequest"]

@@ -84,6 +84,3 @@ def tune(
 def trained_names(model: GlipForGrounding) -> list[str]:
     """Names of the parameters that require a gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-__all__ = ["HEAD", "LINEAR", "LORA_TARGETS", "MODES", "trained_names", "tune"]

@@ -1,6 +1,6 @@
 """A narrow GLIP with pseudo-random weights and a photo, for tests of what surrounds a model.
 
-It is built in seconds, and every place of every picture gets some score, so there is always something to look at.
+It is built in seconds, and every feature-map cell of every image gets some score, so there is always something to see.
 
     directory = save_random_model(tmp_path / "model")  # from_pretrained loads it
 """

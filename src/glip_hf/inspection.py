@@ -1,42 +1,19 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What a model is, without loading its weights: behind `glip info`, and the checks before `glip ground`."""
+"""Describes a model without loading its weights: behind `glip info`, and the checks before `glip ground`."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from .configuration_glip import GlipConfig
 from .conversion.checkpoint import read_checkpoint
+from .conversion.restore import read_config
 from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
 from .conversion.weight_map import is_buffer
 from .modeling_glip import GlipForGrounding
 
 OTHER_SIZES = "none of the released sizes"
-
-
-def read_config(source: str) -> GlipConfig:
-    """The configuration of a converted model: a directory or a Hub id.
-
-    Raises:
-        ValueError: in one line, if there is nothing, or something else than a GLIP.
-    """
-    path = Path(source)
-    if path.is_file():
-        raise ValueError(f"{source} is a file; convert it first: glip convert {source} {path.with_suffix('')}")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{source}: no config.json in there; glip convert writes one")
-    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
-        raise ValueError(f"{source}: no such directory")
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{source}: cannot be loaded ({reason})") from error
-    if fields.get("model_type") != GlipConfig.model_type:
-        raise ValueError(f"{source} is a model of type {fields.get('model_type')!r}, not a GLIP")
-    return GlipConfig.from_dict(fields)
 
 
 def describe(source: str) -> dict[str, Any]:
@@ -90,7 +67,7 @@ def _describe_checkpoint(source: str) -> dict[str, Any]:
 
 
 def _describe_config(config: GlipConfig) -> dict[str, Any]:
-    """The released architecture that a configuration has, and in words what it is made of."""
+    """The released architecture of a configuration and its main parts."""
     variant = OTHER_SIZES
     for family, presets in FAMILIES.items():
         if _architecture(GlipConfig.from_preset(presets[0])) == _architecture(config):
@@ -112,3 +89,6 @@ def _architecture(config: GlipConfig) -> list[Any]:
         (config, "d_model num_blocks use_fusion fusion_hidden_size fusion_heads anchor_scale"),
     )
     return [getattr(part, name, None) for part, names in compared for name in names.split()]
+
+
+__all__ = ["describe", "read_config"]

@@ -1,4 +1,4 @@
-"""Checkpoint files, honest and hostile, for the conversion tests."""
+"""Checkpoint files, harmless and malicious, for the conversion tests."""
 
 import atexit
 import io
@@ -30,15 +30,15 @@ SMALL = ("small", "small_a")
 
 
 def _write_vocabulary() -> Path:
-    """A vocab.txt as long as BERT's (30,522 lines) with a few of its words in their places."""
+    """A vocab.txt as long as BERT's (30,522 lines) with a few of its tokens at their ids."""
     folder = Path(tempfile.mkdtemp(prefix="glip-vocab-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    words = [f"[unused{n}]" for n in range(30522)]
+    tokens = [f"[unused{n}]" for n in range(30522)]
     special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: "."}
-    for n, word in {**special, 1037: "a", 2235: "small", 4937: "cat", 3899: "dog"}.items():
-        words[n] = word
+    for n, token in {**special, 1037: "a", 2235: "small", 4937: "cat", 3899: "dog"}.items():
+        tokens[n] = token
     path = folder / "vocab.txt"
-    path.write_text("\n".join(words) + "\n")
+    path.write_text("\n".join(tokens) + "\n")
     return path
 
 
@@ -93,8 +93,8 @@ def with_pickle(path: Path, data: bytes) -> Path:
     torch.save({"x": torch.zeros(1)}, buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
         for member in source.infolist():
-            poisoned = member.filename.endswith("data.pkl")
-            target.writestr(member, data if poisoned else source.read(member))
+            is_pickle = member.filename.endswith("data.pkl")
+            target.writestr(member, data if is_pickle else source.read(member))
     return path
 
 

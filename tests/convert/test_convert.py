@@ -102,7 +102,7 @@ def test_model_card_and_record(converted):
     assert (record["wrapping"], record["prefix"], record["keys"]) == ("model", "module.", None)
 
 
-def test_model_card_marks_published_numbers():
+def test_model_card_marks_published_results():
     from glip_hf.conversion.model_card import PUBLISHED, build_model_card
     from glip_hf.conversion.record import ConversionRecord
 
@@ -148,7 +148,7 @@ def test_chosen_wrappings(tmp_path, converted):
     assert same_bits(torch.load(path)["model"], prefixed(original))
 
 
-def test_odd_order_absent_buffers_and_dtypes_come_back(tmp_path):
+def test_unusual_order_absent_buffers_and_dtypes_come_back(tmp_path):
     original = small_state("small_a")
     # as a newer library writes it, in another order, and of several precisions
     del original["language_backbone.body.model.embeddings.position_ids"]
@@ -248,7 +248,7 @@ def test_record_that_does_not_fit(tmp_path, converted):
             restored_tensors(tmp_path / "x")
 
 
-def test_restoring_refuses_what_is_no_model(tmp_path, converted):
+def test_restoring_refuses_what_is_not_a_model(tmp_path, converted):
     with pytest.raises(ConversionError, match=r"no config\.json"):
         restore_checkpoint(tmp_path, tmp_path / "x.pth")
     (tmp_path / "old.pth").write_bytes(b"x")
@@ -274,8 +274,8 @@ def test_released_sizes_are_recognised_by_shape(name):
     assert found == family
     given, _ = build_config(shapes, recorded_config(name))
     for field in infer_fields(shapes):
-        told, asked = getattr(config, field), getattr(given, field)
-        assert told == asked or told.to_dict() == asked.to_dict(), field
+        inferred, expected = getattr(config, field), getattr(given, field)
+        assert inferred == expected or inferred.to_dict() == expected.to_dict(), field
     # stripped of the layer that takes no part in any result
     bare = {key: tensor for key, tensor in shapes.items() if ".cls_logits." not in key}
     assert build_config(bare)[0].num_class_channels == 0
@@ -326,7 +326,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_glip(tmp_path):
+def test_checkpoints_of_other_models(tmp_path):
     with pytest.raises(VariantError, match="no tensor backbone.body.patch_embed.proj.weight"):
         convert(tmp_path, {"model": {"conv1.weight": torch.zeros(1)}}, config=None)
 
@@ -364,10 +364,10 @@ def test_outputs_are_not_overwritten(tmp_path):
     convert(tmp_path, content, force=True)
     assert not (tmp_path / "out" / "stale").exists()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "photos").write_text("mine")
+    (tmp_path / "other" / "notes").write_text("mine")
     with pytest.raises(ConversionError, match="not an earlier conversion"):
         convert(tmp_path, content, name="other", force=True)
-    assert (tmp_path / "other" / "photos").read_text() == "mine"
+    assert (tmp_path / "other" / "notes").read_text() == "mine"
     with pytest.raises(ConversionError, match="is a file"):
         convert(tmp_path, content, name="source.pth")
 

@@ -1,4 +1,4 @@
-"""Poisoned pickles: each would create a file if anything in it ran; each is refused by name."""
+"""Malicious pickles: each would create a file if anything in it ran; each is refused, and the message names why."""
 
 import builtins
 import functools
@@ -46,13 +46,13 @@ def attacks(marker: str) -> dict[str, tuple[object, str]]:
 @pytest.mark.parametrize("name", attacks("x"))
 def test_code_is_refused_and_nothing_runs(tmp_path, name, zipped, where):
     marker = tmp_path / "executed"
-    poison, named = attacks(str(marker))[name]
+    attack, named = attacks(str(marker))[name]
     weights = {"a": torch.ones(1)}
     content = {
-        "root": poison,
-        "model": {"model": poison},
-        "value": {"model": {**weights, "b": poison}},
-        "beside": {"model": weights, "hook": [poison]},
+        "root": attack,
+        "model": {"model": attack},
+        "value": {"model": {**weights, "b": attack}},
+        "beside": {"model": weights, "hook": [attack]},
     }[where]
     path = tmp_path / "x.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -62,7 +62,7 @@ def test_code_is_refused_and_nothing_runs(tmp_path, name, zipped, where):
     assert not marker.exists()
 
 
-def test_the_poison_is_real(tmp_path):
+def test_the_attacks_are_real(tmp_path):
     """The same pickle does create the file where it is loaded without care."""
     marker = tmp_path / "executed"
     pickle.loads(pickled(Calls(os.system, f"touch {marker}")))
@@ -97,33 +97,33 @@ def load(data: bytes):
     return RestrictedUnpickler(io.BytesIO(data)).load()
 
 
-ENDLESS = b"N" + 200 * b"2\x86"
-"""Opcodes of a pair of twice the same pair, and so on: an object of some 400 bytes whose text has 2^200."""
+HUGE = b"N" + 200 * b"2\x86"
+"""Opcodes of a pair that holds the same pair twice, and so on: 400 bytes, of which the text has 2^200 characters."""
 STORAGE, TEXT = b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x00x"
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        ENDLESS + b"Q",
-        b"(" + ENDLESS + b"NNNNtQ",
-        b"(" + STORAGE + b"N" + ENDLESS + b"NK\x01tQ",
-        b"(" + STORAGE + b"N" + TEXT + b"N" + ENDLESS + b"tQ",
-        b"c__builtin__\nbytearray\n" + ENDLESS + b"\x85R",
-        b"c_codecs\nencode\n" + TEXT + ENDLESS + b"\x86R",
-        b"ctorch._utils\n_rebuild_tensor\n(" + 4 * ENDLESS + b"tR",
-        ENDLESS + b")\x81",
+        HUGE + b"Q",
+        b"(" + HUGE + b"NNNNtQ",
+        b"(" + STORAGE + b"N" + HUGE + b"NK\x01tQ",
+        b"(" + STORAGE + b"N" + TEXT + b"N" + HUGE + b"tQ",
+        b"c__builtin__\nbytearray\n" + HUGE + b"\x85R",
+        b"c_codecs\nencode\n" + TEXT + HUGE + b"\x86R",
+        b"ctorch._utils\n_rebuild_tensor\n(" + 4 * HUGE + b"tR",
+        HUGE + b")\x81",
     ],
     ids=["pid", "kind", "key", "size", "collection", "codec", "tensor", "class"],
 )
-def test_messages_do_not_format_what_is_endless(tmp_path, data):
+def test_messages_do_not_format_huge_objects(tmp_path, data):
     data = b"\x80\x02" + data + b"."
     header = [pickled(value) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
-    endless = b"\x80\x02" + ENDLESS + b"."
+    huge = b"\x80\x02" + HUGE + b"."
     paths = [with_pickle(tmp_path / "zip.pth", data)]
-    for place in range(5):  # in the legacy format, in place of the object and of each pickle around it
-        path = tmp_path / f"legacy{place}.pth"
-        path.write_bytes(b"".join(header[:place]) + (data if place == 3 else endless))
+    for position in range(5):  # in the legacy format, instead of the object and of each pickle around it
+        path = tmp_path / f"legacy{position}.pth"
+        path.write_bytes(b"".join(header[:position]) + (data if position == 3 else huge))
         paths.append(path)
     for path in paths:
         with pytest.raises(CheckpointError, match="damaged, cut off or not a PyTorch checkpoint") as error:

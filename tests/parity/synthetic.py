@@ -1,4 +1,4 @@
-"""Deterministic checkpoints for the parity cases, equal to those the recorded numbers were made with.
+"""Deterministic checkpoints for the parity cases, equal to those of the recorded results.
 
 A tensor depends only on (seed, original key, shape): a uniform distribution of the mean and spread that `RULES` give
 for its key, drawn from numpy's `RandomState(crc32("seed:key"))`, whose stream is frozen. Index buffers and anchors hold

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Opens an original GLIP checkpoint safely and finds the weights in it, however wrapped."""
+"""Reads an original GLIP checkpoint safely and finds the weights in it."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from .unpickling import Inert, UnsafePickleError, load_pickle
@@ -19,11 +19,11 @@ WRAPPINGS = ("model", "state_dict")
 """Keys under which files keep the weights, in the order in which they are looked for."""
 EMA_WRAPPING = "model_ema"
 PREFIX = "module."
-"""What multi-GPU training puts before every key."""
+"""What multi-GPU training prepends to every key."""
 
 
 class CheckpointError(ValueError):
-    """The file is not a checkpoint that can be read, or not one that may be read."""
+    """The file cannot be read as a checkpoint, or must not be."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def read_checkpoint(path: str | os.PathLike[str], ema: bool = False) -> Checkpoi
             execute code, or if the wanted weights are not in it.
     """
     path = Path(path)
-    kind = _kind_of(path)
-    root = _read_safetensors(path) if kind == "safetensors" else _read_pickle(path, archive=kind == "zip")
-    state_dict, wrapping, beside = _unwrap(root, path, ema)
+    state_dict, wrapping, beside = _unwrap(_read(path), path, ema)
     tensors = {key: _as_tensor(key, value, path) for key, value in state_dict.items()}
     prefix = ""
     while all(key.startswith(PREFIX) for key in tensors):
@@ -83,7 +81,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def _kind_of(path: Path) -> str:
-    """Tells "zip", "legacy" and "safetensors" by content; refuses anything else by what it is."""
+    """The format by content: zip, legacy or safetensors; an error that says what else it is."""
     if path.is_dir():
         hint = (
             " It looks converted already: use it as a model directory."
@@ -101,8 +99,8 @@ def _kind_of(path: Path) -> str:
         return "zip"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "safetensors"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<")):
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith(b"<"):
         raise CheckpointError(
             f"{path} is a web page (HTML or XML), not a checkpoint: the download was answered with an error or a "
             "confirmation page. Fetch the file itself."
@@ -118,35 +116,25 @@ def _kind_of(path: Path) -> str:
     raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file; it begins with {head[:16]!r}.")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> Any:
+    """The object in a file, tensors on the CPU."""
+    kind = _kind_of(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or cut off (safetensors: {error}).") from error
-
-
-def _read_pickle(path: Path, archive: bool) -> Any:
-    try:
-        if archive:
-            # By torch's reader: `torch.load` runs what this one takes for TorchScript.
-            names = torch._C.PyTorchFileReader(os.fspath(path)).get_all_records()
-            if "constants.pkl" in names:
-                raise CheckpointError(
-                    f"{path} is a TorchScript program, not a state dict: export model.state_dict() instead."
-                )
-            if "data.pkl" not in names:
-                raise CheckpointError(f"{path} is a zip file, but not one that torch.save wrote (no data.pkl).")
-        return load_pickle(path, archive)
-    except CheckpointError:
-        raise
+        if kind == "safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}
+        # By torch's own reader, since `torch.load` runs what that one takes for TorchScript.
+        is_script = kind == "zip" and torch._C.PyTorchFileReader(os.fspath(path)).has_record("constants.pkl")
+        if not is_script:
+            return load_pickle(path, archive=kind == "zip")
     except UnsafePickleError as error:
         raise CheckpointError(f"{path} is refused: {error}") from error
-    except Exception as error:  # a pickle can go wrong in any way
+    except Exception as error:  # a damaged file can go wrong in any way
         reason = f"{type(error).__name__}: {error}".strip()
         raise CheckpointError(
             f"{path} is damaged, cut off or not a PyTorch checkpoint ({reason:.300}): fetch it again."
         ) from error
+    raise CheckpointError(f"{path} is a TorchScript program, not a state dict: export model.state_dict() instead.")
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""The README.md of a converted model: what it is, where it is from, what was published of it."""
+"""The README.md of a converted model: what it is, where its weights come from, what was published about it."""
 
 from huggingface_hub import ModelCard
 
@@ -43,14 +43,14 @@ def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
 | converted | {record.converted_at} with {tools} |
 | licence | MIT; GLIP is by Microsoft (MIT) |
 
-No number was changed: `convert_hf_to_glip.py` restores every tensor of the source bit for
+No value was changed: `convert_hf_to_glip.py` restores every tensor of the source bit for
 bit.{buffers}"""
     return hub_glip.build_model_card(
         name,
-        architecture=record.family or "an own size, see config.json",
+        architecture=record.family or "a size that was not released, see config.json",
         sections=[
             ("Where the weights come from", provenance),
-            ("Published numbers", _published(record)),
+            ("Published results", _published(record)),
         ],
     )
 
@@ -63,7 +63,7 @@ def _published(record: ConversionRecord) -> str:
     stated = (
         f"The file is named like `{stem}`; a name proves nothing, compare the SHA-256."
         if stem in names
-        else "Which of them this file is, if any, its weights do not tell."
+        else "The weights do not show which of them this file is, if any."
     )
     rows = [f"| {name} | {' | '.join(PUBLISHED[name])} |" for name in names]
     return (

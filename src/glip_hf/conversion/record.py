@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What both directions share: `conversion.json`, which allows to convert back bit for bit, and how output appears."""
+"""What both directions share: `conversion.json`, which makes the way back bit-exact, and the writing of output."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ class ConversionRecord:
         prefix: "module." or "".
         dtype: of most tensors, e.g. "float32"; `dtypes`: original key -> dtype of the others.
         keys: original keys in the file's order; None if that is the standard order.
-        absent_buffers: index buffers that the standard layout has and the file had not.
+        absent_buffers: index buffers of the standard layout that the file did not hold.
         altered_buffers: index buffers that are kept in `BUFFERS_NAME`.
         family: released architecture it was recognised as, or None.
         converted_at: date (UTC), `tools`: versions.
@@ -110,7 +110,7 @@ def describe_layout(tensors: Mapping[str, Tensor], standard: Sequence[str]) -> d
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A new path beside `output`, a file or directory that takes its place at the end, or vanishes on an error."""
+    """A temporary path for a file or directory that replaces `output` at the end and is removed on an error."""
     output.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     new, old = work / output.name, work / f"{output.name}.old"

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..configuration_glip import GlipConfig
 from ..modeling_glip import GlipForGrounding
@@ -77,19 +78,38 @@ def model_directory(source: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def read_config(source: str) -> GlipConfig:
+    """The configuration of a converted model: a directory or a Hub id.
+
+    Raises:
+        ConversionError: in one line, if there is nothing, or something other than a GLIP.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise ConversionError(f"{source} is a file; convert it first: glip convert {source} {path.with_suffix('')}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConversionError(f"{source}: no config.json in there; glip convert writes one")
+    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
+        raise ConversionError(f"{source}: no such directory")
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConversionError(f"{source}: cannot be loaded ({reason})") from error
+    if fields.get("model_type") != GlipConfig.model_type:
+        raise ConversionError(f"{source} is a model of type {fields.get('model_type')!r}, not a GLIP")
+    return GlipConfig.from_dict(fields)
+
+
 def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionRecord | None]:
     """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
     directory = model_directory(source)
-    if not (directory / "config.json").is_file():
-        raise ConversionError(f"{directory} has no config.json: it is not a model directory.")
-    config = GlipConfig.from_pretrained(directory)
-    if config.model_type != "glip":
-        raise ConversionError(f"{directory} holds a model of type {config.model_type!r}, not 'glip'.")
+    config = read_config(os.fspath(directory))
     # Through the model class, which also reads files with the older names of Swin's parameters.
     model, info = GlipForGrounding.from_pretrained(directory, dtype="auto", output_loading_info=True)
     gaps = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}
     if gaps:
-        raise ConversionError(f"{directory} is incomplete or has foreign tensors: {gaps}")
+        raise ConversionError(f"{directory} is incomplete or has tensors that are not GLIP's: {gaps}")
     restored = to_original(model.state_dict(), config.anchor_scale)
     record = ConversionRecord.load(directory)
     return (restored, None) if record is None else (_as_recorded(restored, record, directory), record)
@@ -106,9 +126,9 @@ def _as_recorded(restored: dict[str, Tensor], record: ConversionRecord, director
             restored[key] = tensor.to(getattr(torch, record.dtypes.get(key, record.dtype)))
     keys = record.keys or list(restored)
     if set(keys) != set(restored):
-        odd = sorted(set(keys) ^ set(restored))
+        differing = sorted(set(keys) ^ set(restored))
         raise ConversionError(
-            f"{directory / RECORD_NAME} speaks of other tensors than the weights beside it ({', '.join(odd[:10])}): "
+            f"{directory / RECORD_NAME} lists other tensors than the weights beside it ({', '.join(differing[:10])}): "
             "delete it to get the standard layout."
         )
     return {key: restored[key] for key in keys}

@@ -149,7 +149,7 @@ def _mapping(*args: Any) -> _Mapping:
 def _collection(kind: type, *args: Any) -> Any:
     # An integer argument would allocate that many bytes.
     if len(args) > 1 or any(not isinstance(argument, list | tuple | set | bytes) for argument in args):
-        raise pickle.UnpicklingError(f"{kind.__name__} of something else than a collection")
+        raise pickle.UnpicklingError(f"{kind.__name__} of something other than a collection")
     return kind(*args)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which GLIP a checkpoint is: told by keys and shapes, and by a config where they cannot tell."""
+"""Which GLIP a checkpoint is: recognised by keys and shapes, and described by a config where these do not suffice."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 class VariantError(ValueError):
-    """The architecture cannot be told, or the given config contradicts the tensors."""
+    """The architecture cannot be recognised, or the given config contradicts the tensors."""
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -97,17 +97,17 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _differences(fields: Mapping[str, Any], config: GlipConfig) -> list[str]:
-    """Fields of `config` that contradict what the shapes tell, a line for each."""
+    """Fields of `config` that contradict those inferred from the shapes, a line for each."""
     lines = []
     for name, value in fields.items():
         nested, section = (value, getattr(config, name)) if isinstance(value, dict) else ({name: value}, config)
-        for key, told in nested.items():
+        for key, inferred in nested.items():
             given = getattr(section, key, None)
             if key == "patch_size" and isinstance(given, list | tuple):
                 continue
-            if told != (list(given) if isinstance(given, tuple) else given):
+            if inferred != (list(given) if isinstance(given, tuple) else given):
                 path = key if section is config else f"{name}.{key}"
-                lines.append(f"{path}: the tensors say {told}, the config says {given}")
+                lines.append(f"{path}: the tensors say {inferred}, the config says {given}")
     return lines
 
 
@@ -141,8 +141,8 @@ def build_config(
     if config is None:
         if family is None:
             raise VariantError(
-                "This is none of the released sizes, and shapes do not tell text_config.num_attention_heads and "
-                f"fusion_heads: give a config (--config FILE). The shapes tell: {json.dumps(fields)}"
+                "This is none of the released sizes, and shapes do not determine text_config.num_attention_heads and "
+                f"fusion_heads: give a config (--config FILE). Inferred from the shapes: {json.dumps(fields)}"
             )
         chosen = _preset(family, fields)
     else:
@@ -168,7 +168,7 @@ def expected_tensors(config: GlipConfig) -> dict[str, Tensor]:
 
 
 def mismatches(tensors: Mapping[str, Tensor], config: GlipConfig) -> list[str]:
-    """What keeps these original tensors from filling a model of this config, a line for each.
+    """Why these original tensors do not fit a model of this config, a line for each.
 
     Buffers may be absent; everything else must be there, of the model's shape, and nothing else.
     """

@@ -57,7 +57,7 @@ class Rule:
         original: key pattern in the original checkpoint.
         ours: key patterns in `GlipForGrounding.state_dict()`: several split the original tensor by rows into equal
             parts, in this order; none drops it.
-        slot: place inside a fused tower block of three modules; None outside the tower.
+        slot: position in a fused tower block of three modules; None outside the tower.
     """
 
     original: str

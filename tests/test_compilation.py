@@ -14,7 +14,7 @@ from glip_hf import GlipForGrounding, compilation
 from glip_hf.compilation import MODES, compile_for_inference
 
 SIZES = [(320, 352, 9), (256, 416, 5)]
-"""Height and width of the picture, tokens of the caption. Not square, and no side a whole
+"""Height and width of the image, tokens of the caption. Not square, and no side a whole
 number of windows or within one: each of these is a graph of its own."""
 
 
@@ -42,7 +42,7 @@ def assert_features_serve(model, compiled, sizes) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_each_for_all_sizes() -> None:
-    """For pictures, captions, blocks and the head: whatever the sizes, and however many blocks there are."""
+    """For images, captions, blocks and the head: whatever the sizes, and however many blocks there are."""
     graphs = []
 
     def backend(graph, _):

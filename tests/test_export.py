@@ -108,7 +108,7 @@ def detections(model: GlipForGrounding, processor: Any, inputs: Any, threshold: 
 
 
 def graph_inputs(height: int, width: int, length: int) -> dict[str, torch.Tensor]:
-    """One picture of which the last rows are padding, and a caption whose last token is."""
+    """One image of which the last rows are padding, and a caption whose last token is."""
     inputs = tiny_inputs(1, height=height, width=width, length=length, seed=height)
     inputs["pixel_mask"] = torch.ones(1, height, width, dtype=torch.int64)
     inputs["pixel_mask"][:, -5:] = 0
@@ -184,7 +184,7 @@ def test_runner_equals_model(text, stand_in, model, processor, photo) -> None:
     assert_same_detections(glip.detect(images, text, threshold=0.0), detections(model, processor, inputs))
 
 
-def test_several_captions_of_one_picture(stand_in, model, processor, photo) -> None:
+def test_several_captions_of_one_image(stand_in, model, processor, photo) -> None:
     glip = stand_in()
     inputs = glip.prepare(photo, NAMES, chunk_size=1)
     assert len(inputs["input_ids"]) == len(NAMES)
@@ -232,7 +232,7 @@ def test_one_size(stand_in, model, processor, photo) -> None:
 
 def test_what_a_file_does_not_take(stand_in, processor, photo) -> None:
     glip = stand_in(128, 192, 5)
-    with pytest.raises(ValueError, match=r"pictures of \(160, 288\) .* 128x192: let OnnxGlip.prepare"):
+    with pytest.raises(ValueError, match=r"images of \(160, 288\) .* 128x192: let OnnxGlip.prepare"):
         glip(**processor(images=photo.resize((440, 256)), text=["fish"], return_tensors="pt"))
     with pytest.raises(ValueError, match="captions of 9 tokens for a file that takes 5"):
         glip(**glip.prepare(photo, ["fish"]) | dict(processor(text=["fish"] * 4, return_tensors="pt")))

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Picture and text features in place of pixels and ids: the same numbers, however often used."""
+"""Image and text features in place of pixels and ids: the same results, however often used."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_features_equal_pixels_and_ids(model, processor, images) -> None:
 
 
 @torch.inference_mode()
-def test_one_picture_for_many_captions(model, processor, images) -> None:
+def test_one_image_for_many_captions(model, processor, images) -> None:
     pixels = processor(images=images[0], return_tensors="pt")
     features = model.get_image_features(pixels["pixel_values"], pixels["pixel_mask"])
     words = processor(text=CAPTIONS, return_tensors="pt")
@@ -82,7 +82,7 @@ def test_one_picture_for_many_captions(model, processor, images) -> None:
 
 
 @torch.inference_mode()
-def test_one_caption_for_many_pictures(model, processor, images) -> None:
+def test_one_caption_for_many_images(model, processor, images) -> None:
     words = processor(text=CAPTIONS[0], return_tensors="pt")
     features = model.get_text_features(**text_only(words))
     pixels = processor(images=images, return_tensors="pt")
@@ -101,15 +101,15 @@ def test_one_caption_for_many_pictures(model, processor, images) -> None:
 
 @torch.inference_mode()
 def test_pairs_by_index(model, processor, images) -> None:
-    """Captions 0 and 2 on picture 1, caption 1 on picture 0."""
+    """Captions 0 and 2 on image 1, caption 1 on image 0."""
     inputs = processor(images=images[:2], return_tensors="pt")
     features = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
     words = processor(text=CAPTIONS, return_tensors="pt")
     indices = torch.tensor([1, 0, 1])
     outputs = model(image_features=features, image_indices=indices, **text_only(words))
-    for caption, picture in enumerate(indices.tolist()):
+    for caption, image in enumerate(indices.tolist()):
         one = {key: value[caption : caption + 1] for key, value in text_only(words).items()}
-        pixels = {key: inputs[key][picture : picture + 1] for key in ("pixel_values", "pixel_mask")}
+        pixels = {key: inputs[key][image : image + 1] for key in ("pixel_values", "pixel_mask")}
         alone = model(**pixels, **one)
         torch.testing.assert_close(outputs.logits[caption], alone.logits[0], rtol=0, atol=TOLERANCE)
         torch.testing.assert_close(outputs.pred_boxes[caption], alone.pred_boxes[0], rtol=0, atol=TOLERANCE)

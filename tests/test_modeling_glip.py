@@ -14,7 +14,7 @@ from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block
 from glip_hf.outputs_glip import pair_captions
 
 LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
-"""Of a picture of 64 x 96 pixels, over strides 8 to 128."""
+"""Of an image of 64 x 96 pixels, over strides 8 to 128."""
 
 FLOATS = ("logits", "bbox_regression", "centerness_logits", "pred_boxes")
 
@@ -113,7 +113,7 @@ def test_features_have_their_own_states() -> None:
 
 
 @torch.no_grad()
-def test_boxes_are_relative_to_the_unpadded_picture() -> None:
+def test_boxes_are_relative_to_the_unpadded_image() -> None:
     model, inputs = tiny_model(), tiny_inputs(1)
     whole = model(**inputs)
     mask = torch.zeros(1, 64, 96, dtype=torch.int64)
@@ -187,13 +187,13 @@ def test_deterministic_and_without_memory() -> None:
 
 
 @torch.no_grad()
-def test_a_photo_is_encoded_once_for_many_captions() -> None:
+def test_an_image_is_encoded_once_for_many_captions() -> None:
     model, calls = tiny_model(), []
-    model.model.backbone.register_forward_hook(lambda *_: calls.append("picture"))
+    model.model.backbone.register_forward_hook(lambda *_: calls.append("image"))
     model.model.text_model.register_forward_hook(lambda *_: calls.append("text"))
     inputs = tiny_inputs(1, 5)
     many = model(**inputs)
-    assert calls == ["picture", "text"] and many.image_indices.tolist() == [0] * 5
+    assert calls == ["image", "text"] and many.image_indices.tolist() == [0] * 5
     for n in range(5):
         single = model(**{key: value[n : n + 1] if len(value) == 5 else value for key, value in inputs.items()})
         assert_same({key: many[key][n : n + 1] for key in FLOATS}, single)
@@ -211,7 +211,7 @@ def test_groups_of_pairs_equal_all_at_once() -> None:
 
 
 @torch.no_grad()
-def test_one_caption_for_many_pictures() -> None:
+def test_one_caption_for_many_images() -> None:
     model = tiny_model()
     inputs = tiny_inputs(3, 1) | {"positive_map": torch.eye(9, dtype=torch.bool)[None, 2:4]}
     outputs = model(**inputs)
@@ -388,7 +388,7 @@ def test_drop_block_statistics() -> None:
     x = torch.ones(64, 3, 40, 50)
     torch.manual_seed(1)
     dropped = drop_block(x, 0.3, 3)
-    assert torch.equal(dropped[:, 0], dropped[:, 1])  # all channels of a picture share their squares
+    assert torch.equal(dropped[:, 0], dropped[:, 1])  # all channels of an image share their squares
     assert not torch.equal(dropped[0], dropped[1])
     kept = dropped[:, 0] != 0
     # A cell stays if none of 9 neighbours is a seed of probability 0.3 / 9 (fewer at the borders).

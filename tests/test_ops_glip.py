@@ -143,7 +143,7 @@ def test_many_rows_are_sorted_with_wider_numbers() -> None:
     )
     kernel = torch.ones(1, 2, 3, 3, dtype=torch.float64)
     sampled_product(source, moves, mask, grid, kernel, torch.zeros(1, dtype=torch.float64)).sum().backward()
-    # Ones over the last three columns of two rows: taps that see them are 1, 2, 3 and 2 in a row, twice
+    # Ones over the last three columns of two rows: sampling points that see them are 1, 2, 3 and 2 in a row, twice
     expected = torch.zeros(2, 2**14)
     expected[:, -4:] = torch.tensor([1, 2, 3, 2])
     assert torch.equal(source.grad, expected.flatten()[:, None].expand(2, -1, 2).double())

@@ -69,22 +69,22 @@ def tiny_model(seed: int = 0, **overrides: Any) -> GlipForGrounding:
 
 
 def tiny_inputs(
-    pictures: int = 2, captions: int | None = None, height: int = 64, width: int = 96, length: int = 9, seed: int = 0
+    images: int = 2, captions: int | None = None, height: int = 64, width: int = 96, length: int = 9, seed: int = 0
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    captions = pictures if captions is None else captions
+    captions = images if captions is None else captions
     ids = torch.randint(5, VOCABULARY, (captions, length), generator=generator)
     return {
-        "pixel_values": torch.randn(pictures, 3, height, width, generator=generator),
+        "pixel_values": torch.randn(images, 3, height, width, generator=generator),
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
     }
 
 
-def tiny_labels(pictures: int = 2, length: int = 9) -> list[dict[str, Tensor]]:
-    """Two boxes a picture, of one and of two tokens."""
+def tiny_labels(images: int = 2, length: int = 9) -> list[dict[str, Tensor]]:
+    """Two boxes per image, of one and of two tokens."""
     positive_map = torch.zeros(2, length)
     positive_map[0, 1] = 1
     positive_map[1, 3:5] = 0.5
     boxes = torch.tensor([[4.0, 6.0, 60.0, 50.0], [30.0, 10.0, 90.0, 60.0]])
-    return [{"boxes": boxes + index, "positive_map": positive_map} for index in range(pictures)]
+    return [{"boxes": boxes + index, "positive_map": positive_map} for index in range(images)]

@@ -17,7 +17,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 """Those of `torch.compile`; the last two record CUDA graphs."""
 
 CAPTION_MULTIPLE = 64
-"""Tokens that captions are filled up to a multiple of where CUDA graphs are recorded: one for each size."""
+"""Tokens that captions are padded to a multiple of where CUDA graphs are recorded: one for each size."""
 
 _ENCODERS = ("get_image_features", "get_text_features")
 
@@ -28,7 +28,7 @@ def _records_graphs(mode: str | None) -> bool:
 
 
 def caption_multiple(mode: str | None) -> int:
-    """Tokens that captions are best filled up to a multiple of in a mode; None is not compiled."""
+    """Tokens that captions are best padded to a multiple of in a mode; None is not compiled."""
     return CAPTION_MULTIPLE if _records_graphs(mode) else 1
 
 
@@ -73,7 +73,7 @@ def compile_for_inference(
 
     Sizes are dynamic, but a square, a side that is a whole number of windows, and a side of one cell make graphs of
     their own. Making one takes minutes. Modes with CUDA graphs record one for every size they meet: give them captions
-    filled up to few lengths (`CAPTION_MULTIPLE`; padding changes no result) and pictures of few sizes.
+    padded to few lengths (`CAPTION_MULTIPLE`; padding changes no result) and images of few sizes.
 
     On a CPU the fused forms of the model, which a compiler does not see, are faster (benchmarks/README.md). Not yet
     measured on a GPU.

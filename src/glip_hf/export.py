@@ -1,14 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """GLIP as a graph that needs none of this code to run: `torch.export` programs, ONNX files, and `OnnxGlip` for these.
 
-The graph takes what a processor gives and returns what post-processing reads; photos, words and NMS stay outside.
-`glip export` is the command, docs/export.md the manual.
+The graph takes what a processor gives and returns what post-processing reads; preprocessing, tokenisation and NMS stay
+outside. `glip export` is the command, docs/export.md the manual.
 
 ONNX goes through Transformers' own exporter (`transformers.exporters`), by its rules: what ONNX says better in another
 way is patched in while it traces. Here that is the deformable convolution, one `DeformConv` node (opset 19), and the
 fusion, whose scores no mask is expanded over.
 
-Letters: B pictures, N captions or (picture, caption) pairs, T tokens, C classes a caption, A locations, L levels.
+Letters: B images, N captions or (image, caption) pairs, T tokens, C classes per caption, A locations, L levels.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatur
 from .processing_glip import GlipBatchFeature, GlipProcessor
 
 DIVISOR = 32
-"""Sides of the graph's pictures are multiples of it, as the image processor pads them."""
+"""Sides of the graph's images are multiples of it, as the image processor pads them."""
 
 OPSET = 20
 """Of ONNX files unless said otherwise; 20 is the first with GELU as one node."""
@@ -66,7 +66,7 @@ METADATA = "glip_hf"
 """Key of an ONNX file's metadata that holds what `OnnxGlip` must know, as JSON."""
 
 TOLERANCE = 1e-3
-"""Largest difference to the model in probabilities and in boxes (in sides of the picture) that a check lets pass."""
+"""Largest difference to the model in probabilities and in boxes (normalised) that a check lets pass."""
 
 
 # ------------------------------------------------------------------------------------------- the graph
@@ -100,13 +100,11 @@ class GlipGraph(nn.Module):
 
 def _check_request(model: GlipForGrounding, height: int | None, width: int | None, caption_length: int | None) -> None:
     if (height is None) != (width is None):
-        raise ValueError(
-            f"height={height} and width={width}: give both for one picture size, or neither for all sizes."
-        )
+        raise ValueError(f"height={height} and width={width}: give both for one image size, or neither for all sizes.")
     for name, side in (("height", height), ("width", width)):
         if side is not None and (side < DIVISOR or side % DIVISOR):
             raise ValueError(
-                f"{name}={side} is no multiple of {DIVISOR}, which the image processor pads pictures to: "
+                f"{name}={side} is not a multiple of {DIVISOR}, which the image processor pads images to: "
                 f"take {max(1, round(side / DIVISOR)) * DIVISOR}."
             )
     longest = model.config.max_text_length
@@ -127,7 +125,7 @@ def _open_sides(window: int) -> tuple[int, int]:
     """Height and width to trace with where any may come.
 
     A trace takes for granted what is so in its sample. So here no two levels have equal sides, each holds more than one
-    window of Swin's, and none a whole number of windows (but at strides where all pictures do).
+    window of Swin's, and none a whole number of windows (but at strides where all images do).
     """
 
     def fits(cells: int) -> bool:
@@ -183,11 +181,11 @@ def export_program(
     width: int | None = None,
     caption_length: int | None = None,
 ) -> torch.export.ExportedProgram:
-    """Trace the model with `torch.export`: one picture and one caption a run.
+    """Trace the model with `torch.export`: one image and one caption per run.
 
     Args:
         model: in float32, on CPU.
-        height, width: of the padded picture, multiples of 32; None for any.
+        height, width: of the padded image, multiples of 32; None for any.
         caption_length: tokens of the caption; None for any up to `config.max_text_length`.
 
     Returns:
@@ -247,9 +245,9 @@ def _attend_written_out(_original: Callable[..., Any]) -> Callable[..., tuple[Te
         bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)[:, None]
         flat_keys, flat_values = keys.flatten(1, 2), values.flatten(1, 2)
         scores = (vision @ flat_keys.transpose(1, 2)).unflatten(2, keys.shape[1:3])
-        picture = (scores + bias).softmax(-1).flatten(2) @ flat_values
-        sentence = (flat_keys @ vision.transpose(1, 2)).softmax(-1) @ vision
-        return picture, sentence.unflatten(1, keys.shape[1:3])
+        image_side = (scores + bias).softmax(-1).flatten(2) @ flat_values
+        text_side = (flat_keys @ vision.transpose(1, 2)).softmax(-1) @ vision
+        return image_side, text_side.unflatten(1, keys.shape[1:3])
 
     return attend
 
@@ -272,7 +270,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_axes(graph: Any, ir: Any) -> None:
-    """Speaking names for the open axes of inputs and outputs, and no shapes of what lies between.
+    """Descriptive names for the dynamic axes of inputs and outputs, and no shapes of what lies between.
 
     ONNX Runtime lets values share a buffer whose axes have the same names. The names that the exporter leaves behind,
     mixed with those that ONNX Runtime infers, call different sides alike; what it infers alone is right.
@@ -353,7 +351,7 @@ class OnnxGlip:
     >>> glip.processor.post_process_grounded_object_detection(outputs, inputs, threshold=0.4)[0]
     ```
 
-    A run takes one picture and one caption: several captions of a picture encode it again each time.
+    A run takes one image and one caption: several captions of an image encode it again each time.
 
     Attributes:
         height, width, caption_length: the one size the file was exported for; None for any.
@@ -413,7 +411,7 @@ class OnnxGlip:
         return self.processor
 
     def prepare(self, images: Any, text: Any, **options: Any) -> GlipBatchFeature:
-        """What the processor makes of photos and words, for the sizes of this file.
+        """Model inputs from images and text, for the sizes of this file.
 
         Names that do not fit a file's caption length are split into several captions. Photos for a file of one size are
         scaled to the largest that fits it.
@@ -429,16 +427,16 @@ class OnnxGlip:
         return processor(images=images, text=text, return_tensors="pt", **options)
 
     def detect(self, images: Any, text: Any, threshold: float = 0.25, **options: Any) -> list[dict[str, Any]]:
-        """Find in photos what words speak of.
+        """Ground class names or captions in images.
 
         Args:
-            images: a photo or a list of them.
-            text: a list of names, such a list for each photo, or captions; see `GlipProcessor.__call__`.
+            images: an image or a list of them.
+            text: a list of class names, such a list per image, or captions; see `GlipProcessor.__call__`.
             threshold: keep detections whose score is above this.
             **options: of the processor's call.
 
         Returns:
-            One dictionary a picture, best first; see `GlipProcessor.post_process_grounded_object_detection`.
+            One dictionary per image, best first; see `GlipProcessor.post_process_grounded_object_detection`.
         """
         engine = GroundingEngine(self, self._processor(), GroundingOptions(threshold=threshold))
         return engine.ground_inputs(self.prepare(images, text, **options))
@@ -473,13 +471,13 @@ class OnnxGlip:
         image_features: GlipImageFeatures | None = None,
         text_features: GlipTextFeatures | None = None,
     ) -> GlipGroundingOutput:
-        """Run every (picture, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
+        """Run every (image, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
 
         Pictures are padded to the size the file takes, captions to its length; logits come back as long as the captions
         given.
 
         Raises:
-            ValueError: for pictures or captions larger than the file takes.
+            ValueError: for images or captions larger than the file takes.
         """
         if image_features is not None:
             pixel_values, pixel_mask = image_features.feature_maps
@@ -488,25 +486,25 @@ class OnnxGlip:
         pixel_mask = torch.ones_like(pixel_values[:, 0]).long() if pixel_mask is None else pixel_mask
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         token_type_ids = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        pictures, captions = pair_captions(len(pixel_values), len(input_ids), image_indices, input_ids.device)
+        images, captions = pair_captions(len(pixel_values), len(input_ids), image_indices, input_ids.device)
         pairs = max(len(pixel_values), len(input_ids))
-        picture_rows = torch.arange(pairs) if pictures is None else pictures
+        image_rows = torch.arange(pairs) if images is None else images
         caption_rows = torch.arange(pairs) if captions is None else captions
-        pixels = self._fit_pictures(pixel_values.float(), pixel_mask.long())
-        words = self._fit_captions(
+        pixels = self._fit_images(pixel_values.float(), pixel_mask.long())
+        tokens = self._fit_captions(
             {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         )
         runs = [
             self._run(
                 {name: value[i : i + 1] for name, value in pixels.items()},
-                {name: value[n : n + 1] for name, value in words.items()},
+                {name: value[n : n + 1] for name, value in tokens.items()},
             )
-            for i, n in zip(picture_rows.tolist(), caption_rows.tolist())
+            for i, n in zip(image_rows.tolist(), caption_rows.tolist())
         ]
         outputs = {name: torch.cat([run[name] for run in runs]) for name in OUTPUT_AXES}
         outputs["logits"] = outputs["logits"][..., : input_ids.shape[1]]
-        if original_sizes is not None and pictures is not None:
-            original_sizes = original_sizes[pictures]
+        if original_sizes is not None and images is not None:
+            original_sizes = original_sizes[images]
         return GlipGroundingOutput(
             **outputs,
             original_sizes=original_sizes,
@@ -514,16 +512,16 @@ class OnnxGlip:
             attention_mask=attention_mask[caption_rows],
             positive_map=(positive_map[caption_rows] != 0).long(),
             label_ids=label_ids[caption_rows],
-            image_indices=pictures,
+            image_indices=images,
         )
 
-    def _run(self, pixels: dict[str, Tensor], words: dict[str, Tensor]) -> dict[str, Tensor]:
-        feed = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in (pixels | words).items()}
+    def _run(self, pixels: dict[str, Tensor], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        feed = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in (pixels | tokens).items()}
         return {
             name: torch.from_numpy(value) for name, value in zip(OUTPUT_AXES, self.session.run(list(OUTPUT_AXES), feed))
         }
 
-    def _fit_pictures(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
+    def _fit_images(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
         """Pictures and masks padded with zeros, right and below, to sides the graph takes."""
         sides = [
             fixed or -(-side // DIVISOR) * DIVISOR
@@ -532,7 +530,7 @@ class OnnxGlip:
         below, right = (wanted - side for wanted, side in zip(sides, pixel_values.shape[-2:]))
         if below < 0 or right < 0:
             raise ValueError(
-                f"pictures of {tuple(pixel_values.shape[-2:])} for a file exported for {self.height}x{self.width}: "
+                f"images of {tuple(pixel_values.shape[-2:])} for a file exported for {self.height}x{self.width}: "
                 "let OnnxGlip.prepare scale them, or export with --dynamic."
             )
         margins = (0, right, 0, below)
@@ -547,8 +545,8 @@ class OnnxGlip:
         longest = self.caption_length or self.max_text_length
         if length > longest:
             raise ValueError(
-                f"captions of {length} tokens for a file that takes {longest}: let OnnxGlip.prepare split the names, "
-                "or export with a larger --caption-length."
+                f"captions of {length} tokens for a file that takes {longest}: let OnnxGlip.prepare split the class "
+                "names, or export with a larger --caption-length."
             )
         more = self.caption_length - length if self.caption_length else 0
         return {name: nn.functional.pad(value.long(), (0, more)) for name, value in tokens.items()}
@@ -566,7 +564,7 @@ def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeatur
 
     Returns:
         `probability`: largest difference of a probability (of a token at a location, or centerness); `box`: of a box's
-        edge, as a fraction of the picture's side; and with `rounds`, `onnx_seconds` and `torch_seconds`, medians.
+        edge, as a fraction of the image's side; and with `rounds`, `onnx_seconds` and `torch_seconds`, medians.
     """
     runs: dict[str, Callable[[], GlipGroundingOutput]] = {
         "onnx": lambda: exported(**inputs),
@@ -590,7 +588,7 @@ def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeatur
 
 
 def check(model: GlipForGrounding, processor: GlipProcessor, path: str | os.PathLike[str]) -> dict[str, float]:
-    """`compare` an exported file with its model on the photo of this package, with three timed runs of each."""
+    """`compare` an exported file with its model on the shipped image, with three timed runs of each."""
     exported = OnnxGlip(path, processor)
     return compare(model, exported, exported.prepare(load_demo_image(), list(DEMO_NAMES)), rounds=3)
 

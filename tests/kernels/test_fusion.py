@@ -59,9 +59,9 @@ def textbook(layer: GlipFusionLayer, vision: Tensor, text: Tensor, mask: Tensor)
     query, key = split(project(layer.query_vision, vision)), split(layer.key_text(text))
     scores = query @ key.transpose(2, 3) * width**-0.5
     to_text = scores.masked_fill(~mask[:, None, None], -9e15).softmax(-1)
-    to_picture = scores.transpose(2, 3).softmax(-1)
+    to_image = scores.transpose(2, 3).softmax(-1)
     dv = (to_text @ split(layer.value_text(text))).transpose(1, 2).flatten(2)
-    dl = (to_picture @ split(project(layer.value_vision, vision))).transpose(1, 2).flatten(2)
+    dl = (to_image @ split(project(layer.value_vision, vision))).transpose(1, 2).flatten(2)
     return (
         vision + layer.gamma_vision * project(layer.out_vision, dv),
         text + layer.gamma_text * layer.out_text(dl),
@@ -169,11 +169,11 @@ def test_gradients_equal_the_textbook(path, block, take, monkeypatch) -> None:
 
 def test_attentions_are_distributions() -> None:
     layer, inputs = make_layer("sdpa"), make_inputs()
-    *states, picture, sentence = layer(*inputs, output_attentions=True)
-    assert picture.shape == (2, 4, 37, 7) and sentence.shape == (2, 4, 7, 37)
-    torch.testing.assert_close(picture.sum(-1), torch.ones(2, 4, 37, dtype=torch.float64))
-    torch.testing.assert_close(sentence.sum(-1), torch.ones(2, 4, 7, dtype=torch.float64))
-    assert bool((picture[1, ..., LENGTHS[1] :] == 0).all())
+    *states, image, caption = layer(*inputs, output_attentions=True)
+    assert image.shape == (2, 4, 37, 7) and caption.shape == (2, 4, 7, 37)
+    torch.testing.assert_close(image.sum(-1), torch.ones(2, 4, 37, dtype=torch.float64))
+    torch.testing.assert_close(caption.sum(-1), torch.ones(2, 4, 7, dtype=torch.float64))
+    assert bool((image[1, ..., LENGTHS[1] :] == 0).all())
     for state, expected in zip(states, layer(*inputs)[:2]):
         torch.testing.assert_close(state, expected)
 
@@ -227,16 +227,16 @@ def test_gradients_of_blocks(dropout, block, residual) -> None:
 def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
     (vision, keys, bias, values), mask = arguments()
     found = AttendInBlocks.apply(vision, keys, bias, values, mask, 0.4, 11, 5, False)
-    *_, picture, sentence = written_out(vision, keys, bias, values, mask)
+    *_, image, caption = written_out(vision, keys, bias, values, mask)
     # Of both attentions of the first pair, then of the second; as they lie in a block: [N, H * T]
     dropping = RepeatableDropout(0.4, 11, torch.device("cpu"))
     masks = torch.stack([dropping.mask(torch.empty(5, 6, dtype=torch.float64)) for _ in range(4)]).unflatten(0, (2, 2))
     masks = masks.unflatten(3, (2, 3)).transpose(2, 3)  # [B, 2, H, N, T]
     assert not torch.equal(masks[:, 0], masks[:, 1])
-    picture, sentence = picture * masks[:, 0], sentence * masks[:, 1].transpose(2, 3)
-    torch.testing.assert_close(found[0], torch.einsum("bhnt,bhtd->bnd", picture, values))
-    torch.testing.assert_close(found[1], torch.einsum("bhtn,bnd->bhtd", sentence, vision))
-    torch.testing.assert_close(found[2], sentence.sum(-1))
+    image, caption = image * masks[:, 0], caption * masks[:, 1].transpose(2, 3)
+    torch.testing.assert_close(found[0], torch.einsum("bhnt,bhtd->bnd", image, values))
+    torch.testing.assert_close(found[1], torch.einsum("bhtn,bnd->bhtd", caption, vision))
+    torch.testing.assert_close(found[2], caption.sum(-1))
 
 
 def test_masks_of_dropout() -> None:
@@ -286,7 +286,7 @@ def test_autocast_trains(dropout) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         new_vision, new_text, *_ = layer(vision, text, mask)
         loss = new_vision.float().square().mean() + new_text.float().square().mean()
-    assert new_vision.dtype == torch.float32  # the picture itself is not rounded
+    assert new_vision.dtype == torch.float32  # the visual tokens themselves are not rounded
     loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in (vision, *layer.parameters()))
 
@@ -316,7 +316,7 @@ def test_huge_scores_stay_finite(path, take) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0], ids=["alike", "rising", "far apart"])
 def test_blocks_are_exact_for_any_range_of_scores(scale, dtype) -> None:
-    """Later blocks far above the first, places where every token lies far below its highest score, tokens far below
+    """Later blocks far above the first, locations where every token lies far below its highest score, tokens far below
     all others."""
     vision, text, mask = make_inputs()
     keys, bias, values, _ = absorb(make_layer(), text)

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""GLIP for Transformers: find what a sentence, or a list of names, speaks of in a picture.
+"""GLIP for Transformers: detect class names, or the phrases of a caption, in images.
 
 Importing this package registers GLIP with the Auto classes and `pipeline("zero-shot-object-detection")`.
 """

@@ -92,7 +92,9 @@ def test_recipe_defaults_by_mode(coco: Path) -> None:
 
 def test_validation_is_coco_ap(coco: Path) -> None:
     data = load_tuning_data(coco, coco.parent, validation=coco)
-    figures = Validation(data, random_processor())(random_model())
+    validation = Validation(data, random_processor())
+    coco.unlink()  # annotations are read once per run
+    figures = validation(random_model())
     assert 0 <= figures["AP"] <= figures["AP50"] <= 1
 
 

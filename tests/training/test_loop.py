@@ -126,7 +126,7 @@ def test_a_changed_order_of_samples_is_refused(uninterrupted: tuple[Path, dict])
     assert process.returncode != 0 and "data.batch_size=4, this one has 8" in text
 
 
-def test_what_would_be_passed_over_in_silence_is_refused(tmp_path: Path) -> None:
+def test_trackers_and_schedules_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     def started(*overrides: str) -> None:
         recipe = load_recipe(None, [f"run.output_dir={tmp_path}", *overrides])
         Run(recipe, None, None, lambda accelerator: None)

@@ -22,7 +22,7 @@ from .common import add_device_arguments, count, fraction, load_model, positive
 
 HELP = "COCO, LVIS, Flickr30k and ODinW, as in the papers"
 DESCRIPTION = """\
-Evaluate like the papers; one process, or several under `accelerate launch` or `torchrun`.
+Evaluate as in the papers; one process, or several under `accelerate launch` or `torchrun`.
 
   glip evaluate coco   --model DIR --annotations instances_val2017.json --images coco/val2017
   glip evaluate lvis   --model DIR --annotations lvis_v1_minival_inserted_image_name.json --images coco
@@ -30,7 +30,7 @@ Evaluate like the papers; one process, or several under `accelerate launch` or `
   glip evaluate odinw  --model DIR --config configs/odinw_13 --data-root DATASET
   glip evaluate lvis   --score-only predictions.json --annotations gt.json --output out
 
-A run that was interrupted goes on where it stopped when it is started again with the same --output."""
+An interrupted run resumes when it is started again with the same --output."""
 
 BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
 CHUNKS = {"lvis": 40}
@@ -132,9 +132,9 @@ def _task(arguments: argparse.Namespace) -> Task:
 
 
 def _subset(arguments: argparse.Namespace) -> str:
-    """Of Flickr30k: given, or said by the name of the annotations."""
-    said = re.search(r"(?<![a-z])(test|train|val)(?![a-z])", Path(arguments.annotations).name)
-    return arguments.subset or (said[1] if said else "test")
+    """The subset of Flickr30k: as given, or from the file name of the annotations."""
+    named = re.search(r"(?<![a-z])(test|train|val)(?![a-z])", Path(arguments.annotations).name)
+    return arguments.subset or (named[1] if named else "test")
 
 
 def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
@@ -153,21 +153,21 @@ def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
 
 
 def _entities(arguments: argparse.Namespace) -> Path:
-    """The folder of Flickr30k Entities: given, or in one of the places the data set's layout puts it.
+    """The folder of Flickr30k Entities: as given, or where the layout of the data set puts it.
 
     Raises:
-        FileNotFoundError: naming the places.
+        FileNotFoundError: naming the folders that were tried.
     """
     if arguments.entities:
         return Path(arguments.entities)
-    places = [Path(arguments.annotations)]
+    folders = [Path(arguments.annotations)]
     for base in (arguments.images, arguments.annotations):
         for parent in [] if base is None else [Path(base), *Path(base).absolute().parents][:3]:
-            places += [parent, parent / "flickr30k", parent / "flickr30k" / "flickr30k"]
-    for place in places:
-        if (place / "Sentences").is_dir() and (place / "Annotations").is_dir():
-            return place
-    listed = ", ".join(str(place) for place in dict.fromkeys(places))
+            folders += [parent, parent / "flickr30k", parent / "flickr30k" / "flickr30k"]
+    for folder in folders:
+        if (folder / "Sentences").is_dir() and (folder / "Annotations").is_dir():
+            return folder
+    listed = ", ".join(str(folder) for folder in dict.fromkeys(folders))
     raise FileNotFoundError(f"Sentences/ and Annotations/ of Flickr30k Entities are in none of {listed}: --entities.")
 
 
@@ -226,7 +226,7 @@ def _score_file(
 
 
 def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
-    """Every data set into a folder of its own, and the mean into this one."""
+    """Each data set in a subfolder of its own, and the mean in the output folder."""
     sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
     sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
     engine = None

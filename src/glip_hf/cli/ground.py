@@ -32,7 +32,7 @@ Find what you name in images.
   glip ground 'holiday/*.jpg' a.png --names cat dog --model DIR --save annotated/ --json
 
 WORDS are images first (files, a directory, quoted globs, URLs), then class names. A single text of three or more words
-is read as a caption: its noun phrases are found and grounded. --names and --caption say outright which it is."""
+is read as a caption: its noun phrases are found and grounded. --names and --caption state explicitly which it is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -322,9 +322,9 @@ def test_input_is_left_alone(processor):
 BAD_INPUTS = [
     ([], ValueError, "no image to process"),
     ([[], []], ValueError, "no image to process"),
-    (None, TypeError, "got NoneType"),
-    ([3], TypeError, "got int"),
-    ([make_rgb(), None], TypeError, "got NoneType"),
+    (None, TypeError, "not NoneType"),
+    ([3], TypeError, "not int"),
+    ([make_rgb(), None], TypeError, "not NoneType"),
     (np.zeros((0, 5, 3), np.uint8), ValueError, "at least one pixel.*0, 5, 3"),
     (Image.new("RGB", (0, 5)), ValueError, "at least one pixel"),
     (torch.zeros(3, 5, 0), ValueError, "at least one pixel"),
@@ -445,7 +445,7 @@ def test_return_types(processor):
     assert arrays["pixel_mask"].dtype == arrays["original_sizes"].dtype == np.int64
     lists = processor(images, do_pad=False)
     assert [tuple(values.shape) for values in lists["pixel_values"]] == [(3, 40, 53), (3, 53, 40)]
-    with pytest.raises(ValueError, match="do_pad=False"):
+    with pytest.raises(ValueError, match="do_pad=True to share a tensor"):
         processor(images, do_pad=False, return_tensors="pt")
 
 

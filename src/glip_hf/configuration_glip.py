@@ -163,8 +163,7 @@ class GlipConfig(PreTrainedConfig):
         ):
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is not divisible by {divisor}={getattr(self, divisor)}: change one "
-                    "of them."
+                    f"{name}={getattr(self, name)} is not divisible by {divisor}={getattr(self, divisor)}: change one."
                 )
         if self.dropblock_size % 2 == 0:
             raise ValueError(f"dropblock_size={self.dropblock_size} must be odd: a dropped square has a centre.")
@@ -192,22 +191,16 @@ class GlipConfig(PreTrainedConfig):
                 "out_indices=[2, 3, 4]."
             )
         if backbone.use_absolute_embeddings:
-            raise ValueError(
-                "backbone_config.use_absolute_embeddings=True ties the backbone to one image size: set it to False."
-            )
+            raise ValueError("backbone_config.use_absolute_embeddings=True fixes the image size: set it to False.")
         if backbone.patch_size not in (4, [4, 4], (4, 4)):
-            raise ValueError(
-                f"backbone_config.patch_size={backbone.patch_size}: strides 8, 16 and 32 need patch_size=4."
-            )
+            raise ValueError(f"backbone_config.patch_size={backbone.patch_size}: GLIP's strides need patch_size=4.")
 
     def _validate_text(self) -> None:
         text = self.text_config
         if text.model_type != "bert":
             raise ValueError(f"text_config.model_type={text.model_type!r}: GLIP's text side is BERT; use a BertConfig.")
         if text.is_decoder or text.add_cross_attention:
-            raise ValueError(
-                "text_config must describe an encoder: set is_decoder=False and add_cross_attention=False."
-            )
+            raise ValueError("text_config is not an encoder: set is_decoder=False and add_cross_attention=False.")
         if self.max_text_length > text.max_position_embeddings:
             raise ValueError(
                 f"max_text_length={self.max_text_length} must not exceed text_config.max_position_embeddings="

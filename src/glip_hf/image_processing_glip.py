@@ -29,10 +29,7 @@ class GlipImageProcessor(GlipImageProcessorMixin, TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[GlipImageProcessorKwargs]) -> None:
         if not is_torchvision_available():
-            raise ImportError(
-                "GlipImageProcessor needs torchvision, which is not installed. GlipImageProcessorPil does the same "
-                "without it."
-            )
+            raise ImportError("GlipImageProcessor needs torchvision, GlipImageProcessorPil does the same without it.")
         super().__init__(**kwargs)
 
     def _resize_to(

@@ -65,9 +65,7 @@ def load_image(source: str | os.PathLike) -> Image.Image:
     is_data = name.startswith("data:image/")
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
-        raise FileNotFoundError(
-            f"There is no image file {shown!r} (and it is neither an http(s) URL nor a data:image/ URI)."
-        )
+        raise FileNotFoundError(f"There is no image file {shown!r}, nor is it an http(s) URL or a data:image/ URI.")
     try:
         if is_url:
             request = urllib.request.Request(name, headers={"User-Agent": "glip_hf"})
@@ -96,8 +94,7 @@ def fetch_images(images: Any) -> Any:
     if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
         return images
     raise TypeError(
-        "An image is a PIL image, a numpy array, a torch tensor, a path or a URL (or a list of these), got "
-        f"{type(images).__name__}."
+        f"An image is a PIL image, an array, a tensor, a path, a URL, or a list of these, not {type(images).__name__}."
     )
 
 
@@ -160,7 +157,7 @@ def channels_first(
         channels = first if axis == ChannelDimension.FIRST else last
         if channels not in counts:
             raise ValueError(
-                f"Shape {shape} has {channels} channels by input_data_format={axis.value!r}; 1, 3 or 4 are possible."
+                f"Shape {shape} has {channels} channels by input_data_format={axis.value!r}, not 1, 3 or 4."
             )
     elif first not in counts and last not in counts:
         raise ValueError(f"Neither the first nor the last dimension of shape {shape} can be the channels: 1, 3 or 4.")
@@ -196,9 +193,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
         # A hair above 1 is rounding in the caller's arithmetic, not another scale.
         scale = 255.0 if high <= 1.001 else 1.0
         if low * scale < -0.5 or high * scale > 255.5 or 1.001 < high < 2:
-            raise ValueError(
-                f"Float pixels must be 0..1 or 0..255, got {low:g}..{high:g}. Undo any normalisation before this step."
-            )
+            raise ValueError(f"Float pixels must be 0..1 or 0..255, got {low:g}..{high:g}. Undo any normalisation.")
         return (values * scale).round().clamp(0, 255).to(torch.uint8)
 
     values = pixels.to(torch.int64)
@@ -212,7 +207,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
         return ((values + 128) // 257).to(torch.uint8)
     if low < 0 or high > 255:
         raise ValueError(
-            f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images (0..65535)."
+            f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images."
         )
     return values.to(torch.uint8)
 
@@ -334,8 +329,7 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     """
     if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= set(annotation):
         raise ValueError(
-            "An annotation is a dict with 'image_id' and 'annotations' (COCO detection format), got "
-            f"{shorten(repr(annotation))}."
+            f"An annotation has the keys 'image_id' and 'annotations' (COCO format), got {shorten(repr(annotation))}."
         )
     where = f"Image {annotation['image_id']!r}"
     for entry in annotation["annotations"]:
@@ -542,8 +536,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
             images, masks = self.pad(images, pad_size=pad_size, return_mask=True)
         elif return_tensors is not None and len(set(sizes)) > 1:
             raise ValueError(
-                f"Images of different sizes {sizes} cannot share a tensor with do_pad=False: pad, or leave out "
-                "return_tensors."
+                f"Images of different sizes {sizes} need do_pad=True to share a tensor (or no return_tensors)."
             )
         else:
             masks = [self._from_torch(torch.ones(size, dtype=torch.int64)) for size in sizes]

@@ -145,9 +145,7 @@ def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> 
         return None if original_sizes is None else [original_sizes[rows[0]].tolist() for rows in captions]
     sizes = target_sizes.tolist() if isinstance(target_sizes, Tensor) else [list(size) for size in target_sizes]
     if len(sizes) != len(captions):
-        raise ValueError(
-            f"target_sizes has {len(sizes)} entries for {len(captions)} images: give one (height, width) per image."
-        )
+        raise ValueError(f"target_sizes has {len(sizes)} entries for {len(captions)} images: give one per image.")
     return sizes
 
 

@@ -201,8 +201,7 @@ def build_prompts(
     separator_cost, tail_cost, costs = costs[0], costs[1], costs[2:]
     if tail_cost >= limit:
         raise ValueError(
-            f"the {len(negative_names)} negative names take {tail_cost} tokens of the {limit} that fit a caption: give "
-            "fewer."
+            f"the {len(negative_names)} negative names take {tail_cost} tokens of the {limit} of a caption: give fewer."
         )
     for name, cost in zip(names, costs, strict=True):
         if cost + tail_cost > limit:
@@ -275,8 +274,7 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
     begins = [match.start() for match in re.finditer(f"(?={re.escape(phrase)})", caption)]
     if not begins:
         raise ValueError(
-            f"the phrase {phrase!r} is not in the caption {caption!r}: phrases must match exactly, capitals and spaces "
-            "included."
+            f"the phrase {phrase!r} is not in the caption {caption!r}: phrases match exactly, case and spaces included."
         )
     if occurrence is None:
         if len(begins) > 1:
@@ -414,14 +412,14 @@ def read_text(
         raise ValueError("phrases and spans are two ways to say the same thing: give one of them.")
     if not isinstance(text, str | list | tuple):
         raise TypeError(
-            f"text is a {type(text).__name__}: give a caption (a string), a list of names, or a list of lists of names."
+            f"text is a {type(text).__name__}: give a caption, a list of names, or a list of lists of them."
         )
     if len(text) == 0:
         raise ValueError(f"text is empty ({text!r}): give at least one name or a caption.")
     for index, entry in enumerate(text):
         if not isinstance(entry, str | Mapping | list | tuple):
             raise TypeError(
-                f"text[{index}] is {shorten(repr(entry))}, a {type(entry).__name__}: give strings, or lists of strings."
+                f"text[{index}] is {shorten(repr(entry))}, a {type(entry).__name__}: give strings or lists of them."
             )
     given = phrases is not None or spans is not None
     shared = isinstance(text, str) or (not given and all(isinstance(entry, str | Mapping) for entry in text))
@@ -432,8 +430,7 @@ def read_text(
         phrases, spans = one_each("phrases", phrases, len(texts)), one_each("spans", spans, len(texts))
         if num_images is not None and num_images != len(texts):
             raise ValueError(
-                f"{len(texts)} texts for {num_images} images: give one per image, or one flat list of names for all of "
-                "them."
+                f"{len(texts)} texts for {num_images} images: give one per image, or one flat list of names for all."
             )
     queries = []
     for index, (entry, its_phrases, its_spans) in enumerate(zip(texts, phrases, spans, strict=True)):

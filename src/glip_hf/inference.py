@@ -93,7 +93,7 @@ class GroundingOptions:
     SPEED = ("batch_size", "pairs", "workers", "caption_multiple")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_detections", "workers", "caption_multiple"):
+        for name in ("batch_size", "workers", "caption_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
@@ -529,7 +529,7 @@ class GroundingEngine:
             made = self.processor.image_processor([upright], return_tensors="pt", **self._size(view))
         except Exception as error:  # decoders raise almost anything on damaged files
             name = "" if isinstance(image, bytes | Image.Image) or hasattr(image, "shape") else str(image)
-            if name in str(error) and isinstance(error, ValueError | OSError):
+            if name in str(error) and isinstance(error, ValueError | FileNotFoundError):
                 raise
             raise ValueError(f"{name}: {error}" if name else str(error)) from error
         if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
@@ -600,7 +600,8 @@ class GroundingEngine:
             captions: of each image, from `encode`. A pass holds pairs of as few captions as possible.
         """
         device = self.model.device
-        values, mask = (pixels[name].to(device, non_blocking=True) for name in ("pixel_values", "pixel_mask"))
+        pinned = device.type == "cuda"
+        values, mask = (pixels[name].to(device, non_blocking=pinned) for name in ("pixel_values", "pixel_mask"))
         try:
             features = self.model.get_image_features(values.to(self.model.dtype), mask, return_dict=True)
         except RuntimeError as error:

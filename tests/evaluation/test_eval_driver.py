@@ -7,12 +7,15 @@ import threading
 import time
 import types
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from eval_cases import NAMES, SIZES
 from PIL import Image, ImageOps
 
+from glip_hf.data.records import ImageRef
 from glip_hf.evaluation.run import predictions
 from glip_hf.evaluation.tasks import Sentence, Task, TaskImage, detection_task
 from glip_hf.inference import (
@@ -433,6 +436,32 @@ def test_a_run_that_is_given_up_leaves_no_thread(model, processor, task):
     assert readers()
     found.close()
     assert not readers()
+
+
+def test_images_of_every_kind(model, processor, task):
+    """A path, encoded bytes, a PIL image, an array and a record's image are one image; no text is no detection."""
+    path = Path(task.images[0].path)
+    kinds = [str(path), path, path.read_bytes(), Image.open(path), np.asarray(Image.open(path)), ImageRef(str(path))]
+    engine = GroundingEngine(model, processor, GroundingOptions(threshold=0.2))
+    first, *others = engine.ground(Request(image, NAMES) for image in kinds)
+    assert (first.width, first.height) == SIZES[0] and len(first.detections[0]["scores"])
+    assert first.detections[0]["text_labels"] == [NAMES[label] for label in first.detections[0]["labels"]]
+    for other in others:
+        assert torch.equal(other.detections[0]["boxes"], first.detections[0]["boxes"])
+    assert [one.detections for one in engine.ground([Request(path)])] == [[]]
+
+
+def test_broken_images_can_be_skipped(model, processor, task):
+    """In their turn, with the error; several captions of an image are answered apart."""
+    good = Request(task.images[0].path, ["a cat", "a dog and a cup"], spans=[[(2, 5)], [(2, 5), (12, 15)]])
+    options = GroundingOptions(threshold=0.2, batch_size=2, allow_padding=True)
+    engine = GroundingEngine(model, processor, options)
+    found = list(engine.ground([good, Request(b"not an image", ["cat"]), good], skip_broken=True))
+    assert [one.index for one in found] == [0, 1, 2]
+    assert [len(one.detections) for one in found] == [2, 0, 2]
+    assert "identify" in str(found[1].error) and found[0].error is None
+    with pytest.raises(ValueError, match="identify"):
+        list(engine.ground([Request(b"not an image", ["cat"])]))
 
 
 def test_options_are_checked():

@@ -94,6 +94,7 @@ def convert_checkpoint(
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
     # Own memory for every tensor: those of the file share one mapped storage, which safetensors refuses to write.
     ours = {key: tensor.to(dtype, copy=True).contiguous() for key, tensor in to_ours(weights).items()}
+    del checkpoint, tensors, weights
     model = GlipForGrounding.from_pretrained(None, config=glip_config, state_dict=ours, dtype=dtype)
     model.load_state_dict(ours, assign=True)  # these very tensors, whatever loading made of them
 

@@ -108,7 +108,7 @@ def is_fused(keys: Iterable[str]) -> bool:
 
 
 def match_original(key: str, fused: bool) -> tuple[Rule, tuple[str, ...]] | None:
-    """Looks an original key up: (rule, our keys); None if the table does not know it, in the tower at this position."""
+    """Looks an original key up: (rule, our keys); None if no row has it, or not at this position of the tower."""
     for rule in TABLE:
         if (found := rule.pattern.fullmatch(key)) is None:
             continue

@@ -1,3 +1,3 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Speed and quality measured; see README.md. A package so that scripts find what they share without this folder on the
-path, where `kernels.py` would hide the package of that name from Transformers."""
+"""Benchmarks of speed and quality; see README.md. A package, so that scripts import what they share without this folder
+on `sys.path`, where `kernels.py` would shadow the package `kernels` that Transformers looks for."""

@@ -173,7 +173,12 @@ def _operators():
 
 
 def test_compiled_dispatch_is_one_graph(monkeypatch) -> None:
-    kernel = Kernel("triton", lambda *_: True, lambda plain, *args: deform_conv2d_triton(*args), traceable=True)
+    kernel = Kernel(
+        "triton",
+        lambda features, *_: features.dtype == torch.float32,
+        lambda plain, *args: deform_conv2d_triton(*args),
+        traceable=True,
+    )
     monkeypatch.setitem(ops_glip._kernels, "deform_conv2d", [kernel])
     compare(case(1, 4, 3, 3, 4, 2, 2), 2, torch.compile(deform_conv2d, backend="eager", fullgraph=True, dynamic=True))
 

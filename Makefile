@@ -13,11 +13,11 @@ demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Transformers' own common suites, fetched with pip.
 suites: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/transformers_suite/run.py -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/transformers_suite/run.py -n $(WORKERS) --dist loadscope
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

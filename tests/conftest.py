@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,5 +45,10 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed_and_threads() -> Iterator[None]:
+    """Every test begins with the same seed, and with the number of threads that the process began with."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -46,16 +46,15 @@ def saved(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture
-def run_python(tmp_path) -> Callable[..., str]:
-    """Run code in another process with empty caches; returns what it printed.
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory) -> Callable[..., str]:
+    """Run code in another process with empty caches, in an empty directory; returns what it printed.
 
     `installed=False`: where glip_hf is not installed. `env`: further environment variables.
     """
 
     def run(code: str, *arguments: str | Path, installed: bool = True, env: dict | None = None) -> str:
-        home = tmp_path / f"home{len(list(tmp_path.iterdir()))}"
-        home.mkdir()
+        home, directory = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("directory")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON"))}
         fresh = {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
         flags = []
@@ -67,7 +66,7 @@ def run_python(tmp_path) -> Callable[..., str]:
         process = subprocess.run(
             [sys.executable, *flags, "-c", code, *map(str, arguments)],
             env={**inherited, **fresh, **(env or {})},
-            cwd=tmp_path,
+            cwd=directory,
             capture_output=True,
             text=True,
             timeout=300,

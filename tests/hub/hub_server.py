@@ -1,12 +1,12 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """A small Hub: the endpoints that pushing and loading a model need, on loopback, in memory.
 
-with HubServer() as hub:
-    subprocess.run(..., env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"})
-    hub.files("user/name")["README.md"]
+    with HubServer() as hub:
+        subprocess.run(..., env=os.environ | hub.environment)
+        hub.files("user/name")["README.md"]
 
-Small files are committed in place, weights and other large ones go by LFS, as on the real Hub. What
-is asked for and not offered is answered with 404 and noted in `hub.unknown`.
+Small files are committed directly, weights and other large ones through LFS, as on the real Hub. An unknown endpoint is
+answered with 404 and noted in `hub.unknown`.
 """
 
 import base64
@@ -35,6 +35,13 @@ class HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.environment = {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": self.token,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+        }
 
     def __enter__(self) -> "HubServer":
         Thread(target=self._server.serve_forever, daemon=True).start()
@@ -90,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if repo is not None and repo not in self.hub.repos:
                     return self._error(404, "RepoNotFound", f"no repository {repo}")
                 return respond(self, body, **match.groupdict())
-        if path != "/api/agent-harnesses":  # a list of programs that huggingface_hub does without
+        if path != "/api/agent-harnesses":  # optional for huggingface_hub
             self.hub.unknown.append(f"{self.command} {path}")
         self._error(404, "", f"not offered: {path}")
 
@@ -181,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self._error(404, "RevisionNotFound", f"no revision {revision}")
         if folder:
-            return self._error(404, "EntryNotFound", f"no folder {folder}: all files lie on top")
+            return self._error(404, "EntryNotFound", f"no folder {folder}: all files are at the top level")
         self._json(
             [
                 {"type": "file", "path": name, "size": len(content), "oid": _etag(name, content)}

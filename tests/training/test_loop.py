@@ -20,7 +20,7 @@ from glip_hf.training.recipe import RecipeError, load_recipe
 WORKER = Path(__file__).with_name("run_worker.py")
 IMPORTS = os.pathsep.join([str(WORKER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Despite its name the only option of accelerate that starts several processes on CPUs without MPI.
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
 
 
 def start(output: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:

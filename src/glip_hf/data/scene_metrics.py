@@ -52,11 +52,9 @@ def _hits(ious: np.ndarray, threshold: float) -> np.ndarray:
     return hits
 
 
-def _average_precision(queries: Sequence[Query], threshold: float) -> float | None:
-    """101-point average precision of one category; None if there is no true box of it."""
+def _average_precision(queries: Sequence[Query], threshold: float) -> float:
+    """101-point average precision of one category that has a true box."""
     num_true = sum(query.ious.shape[1] for query in queries)
-    if num_true == 0:
-        return None
     scores = np.concatenate([query.scores for query in queries])
     hits = np.concatenate([_hits(query.ious, threshold) for query in queries])
     hits = hits[np.argsort(-scores, kind="stable")]
@@ -78,15 +76,10 @@ def average_precision(queries: Iterable[Query], thresholds: Sequence[float] = IO
     categories: dict[str, list[Query]] = {}
     for query in queries:
         categories.setdefault(query.name, []).append(query)
-    values = [
-        value
-        for category in categories.values()
-        for threshold in thresholds
-        if (value := _average_precision(category, threshold)) is not None
-    ]
-    if not values:
+    found = [category for category in categories.values() if any(query.ious.shape[1] for query in category)]
+    if not found:
         raise ValueError("There is no true box to find: evaluate more scenes.")
-    return float(np.mean(values))
+    return float(np.mean([_average_precision(category, threshold) for category in found for threshold in thresholds]))
 
 
 def ground(
@@ -116,38 +109,18 @@ def ground(
     return [found.detections[0] for found in GroundingEngine(model, processor, options).ground(requests)]
 
 
-def _grounded(
+def _ground_rows(
     model: Any, processor: Any, dataset: SceneDataset, batch_size: int, **options: Any
-) -> Iterator[tuple[SceneSample, int, torch.Tensor, torch.Tensor]]:
-    """Every row of every scene: the scene, the row, and scores [D] and IoUs [D, K] of its detections with its boxes."""
+) -> Iterator[tuple[SceneSample, int, Query]]:
+    """Every row (class name or phrase) of every scene as a query."""
     for start in range(0, len(dataset), batch_size):
         samples = [dataset[k] for k in range(start, min(start + batch_size, len(dataset)))]
         for sample, found in zip(samples, ground(model, processor, samples, **options)):
             ious = box_iou(found["boxes"], torch.from_numpy(sample.boxes))
             for row in range(len(sample.rows)):
                 of_row = found["labels"] == row
-                yield sample, row, found["scores"][of_row], ious[of_row][:, sample.labels == row]
-
-
-def list_queries(model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16) -> list[Query]:
-    """Every listed class name of every scene as a query."""
-    return [
-        Query(sample.rows[row], scores.numpy(), ious.numpy())
-        for sample, row, scores, ious in _grounded(model, processor, dataset, batch_size)
-    ]
-
-
-def phrase_hits(
-    model: Any, processor: Any, dataset: SceneDataset, batch_size: int = 16
-) -> list[tuple[SceneSample, int, bool]]:
-    """Every phrase of every sentence: the scene, the row, and whether its best box has an IoU of at least 0.5 with any
-    of the phrase's boxes."""
-    # Every phrase must have a best box, however low its score: hence the low threshold.
-    options = {"score_threshold": 1e-4, "max_detections": 10_000}
-    return [
-        (sample, row, bool((ious[:1] >= 0.5).any()))
-        for sample, row, _, ious in _grounded(model, processor, dataset, batch_size, **options)
-    ]
+                own_ious = ious[of_row][:, sample.labels == row].numpy()
+                yield sample, row, Query(sample.rows[row], found["scores"][of_row].numpy(), own_ious)
 
 
 def _summary(queries: list[Query], prefix: str = "") -> dict[str, float]:
@@ -194,7 +167,7 @@ def evaluate_scenes(
     was_training = model.training
     model.eval()
     metrics: dict[str, float] = {}
-    kept: dict[str, tuple[str, Callable[[str], bool]]] = {
+    kept: dict[str, tuple[str, Callable[[str], bool]]] = {  # prefix of the metrics, class names that count
         "detection": ("", lambda name: True),
         "unseen": ("unseen_", lambda name: tuple(name.split(" ")) in HELD_OUT),
         "novel": ("novel_", lambda name: name.split(" ")[-1] in NOVEL_KINDS),
@@ -204,15 +177,17 @@ def evaluate_scenes(
             dataset = SceneDataset(split, num_scenes, seed, config)
             if split in kept:
                 prefix, keep = kept[split]
-                queries = list_queries(model, processor, dataset, batch_size)
-                metrics |= _summary([query for query in queries if keep(query.name)], prefix)
+                rows = _ground_rows(model, processor, dataset, batch_size)
+                metrics |= _summary([query for *_, query in rows if keep(query.name)], prefix)
                 continue
-            hits = phrase_hits(model, processor, dataset, batch_size)
-            if split == "sentences":
-                metrics["recall1"] = float(np.mean([hit for *_, hit in hits]))
-            else:
-                decided = [hit for sample, row, hit in hits if row == sample.by_relation]
-                metrics["relation_recall1"] = float(np.mean(decided))
+            # Every phrase must have a best box, however low its score: hence the low threshold.
+            rows = _ground_rows(model, processor, dataset, batch_size, score_threshold=1e-4, max_detections=10_000)
+            hits = [
+                (query.ious[:1] >= 0.5).any()
+                for sample, row, query in rows
+                if split == "sentences" or row == sample.by_relation
+            ]
+            metrics["recall1" if split == "sentences" else "relation_recall1"] = float(np.mean(hits))
     finally:
         model.train(was_training)
     return metrics

@@ -5,7 +5,7 @@ Boxes are xyxy in integer pixels, both corners inside (`boxes_glip`): x2 is the 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,7 @@ def random_pair(split: str, rng: Rng) -> Pair:
     """A colour and a kind that may occur in the split."""
     if split == "unseen" and rng.chance(0.5):
         return rng.choice(sorted(HELD_OUT))
-    kinds = KINDS
-    if split.startswith("novel"):
-        kinds = NOVEL_KINDS if rng.chance(0.2) else KINDS
+    kinds = NOVEL_KINDS if split.startswith("novel") and rng.chance(0.2) else KINDS
     return rng.choice(tuple(COLORS)), rng.choice(kinds)
 
 
@@ -52,8 +50,7 @@ def make_thing(
     if pattern is None:
         pattern = rng.choice(PATTERNS[1:]) if rng.chance(config.pattern_chance) else "plain"
     side = rng.uniform(*getattr(config, band)) * config.resolution
-    turn = config.rotation if kind else 180
-    silhouette = kind or rng.choice(NAMELESS)
+    silhouette, turn = (kind, config.rotation) if kind else (rng.choice(NAMELESS), 180)
     return Thing(kind, color, pattern, band, silhouette, side, rng.uniform(-turn, turn))
 
 
@@ -72,16 +69,6 @@ def choose_things(split: str, config: SceneConfig, rng: Rng, count: int) -> list
     return [make_thing(pair, config, rng) for pair in pairs]
 
 
-def _set_boxes(canvas: Canvas, placed: Iterable[tuple[Thing, tuple[slice, slice]]]) -> None:
-    """Give every thing the bounding box of the pixels that show it."""
-    for index, (thing, (ys, xs)) in enumerate(placed):
-        rows, columns = (canvas.owner[ys, xs] == index).nonzero()
-        if len(rows):
-            left, top = xs.start, ys.start
-            corners = left + columns.min(), top + rows.min(), left + columns.max(), top + rows.max()
-            thing.box = tuple(map(int, corners))
-
-
 def compose(plans: list[Plan], config: SceneConfig, rng: Rng) -> tuple[np.ndarray, list[Thing]]:
     """Paint a scene.
 
@@ -98,24 +85,26 @@ def compose(plans: list[Plan], config: SceneConfig, rng: Rng) -> tuple[np.ndarra
     ]
     # Small things mostly come last: behind large ones they would vanish.
     order = sorted([*plans, *distractors], key=lambda plan: -plan.thing.side * rng.uniform(0.5, 1))
-    placed: list[tuple[Thing, tuple[slice, slice]]] = []
+    placed: list[Thing] = []
     visible: list[int] = []  # pixels of each thing that may still be covered
     for plan in order:
         cutout = cut_out(plan.thing, rng)
         corner = _find_position(canvas, plan, cutout, visible, rng)
         if corner is None:
             continue
-        left, top = corner
-        area, patch = canvas.window(left, top, cutout.solid.shape)
+        area, patch = canvas.window(*corner, cutout.solid.shape)
         hidden = canvas.owner[area][cutout.solid[patch]]
-        for other, count in enumerate(np.bincount(hidden[hidden >= 0], minlength=0).tolist()):
+        for other, count in enumerate(np.bincount(hidden[hidden >= 0]).tolist()):
             visible[other] -= count
-        canvas.paint(plan.thing, cutout, left, top, len(placed))
-        placed.append((plan.thing, area))
+        canvas.paint(plan.thing, cutout, *corner, len(placed))
+        placed.append(plan.thing)
         cut_off = cutout.area - int(cutout.solid[patch].sum())
         visible.append(int(cutout.area * (1 - config.min_visible)) - cut_off)
-    _set_boxes(canvas, placed)
-    return canvas.finish(), [thing for thing, _ in placed if thing.box]
+    for index, thing in enumerate(placed):
+        rows, columns = (canvas.owner == index).nonzero()
+        if len(rows):
+            thing.box = tuple(map(int, (columns.min(), rows.min(), columns.max(), rows.max())))
+    return canvas.finish(), [thing for thing in placed if thing.box]
 
 
 def _find_position(canvas: Canvas, plan: Plan, cutout: Cutout, visible: list[int], rng: Rng) -> tuple[int, int] | None:
@@ -202,11 +191,8 @@ def _relation_centres(relation: str, sides: tuple[float, float], rng: Rng) -> li
         return rng.uniform(side * 0.6, 1 - side * 0.6), rng.uniform(side * 0.6, 1 - side * 0.6)
 
     def drawn(accepts: Callable[[float, float], bool]) -> tuple[float, float] | None:
-        for _ in range(3 * ATTEMPTS):
-            x, y = anywhere(twin)
-            if accepts(x - rx, y - ry):
-                return x, y
-        return None
+        tries = (anywhere(twin) for _ in range(3 * ATTEMPTS))
+        return next(((x, y) for x, y in tries if accepts(x - rx, y - ry)), None)
 
     rx, ry = anywhere(reference)
     touch = (reference + twin) / 2

@@ -174,20 +174,16 @@ class Canvas:
         y, x = _grid(side)
         angle = rng.uniform(0, 2 * math.pi)
         slope = rng.uniform(0, 0.5)
-        ground = self._mix(
-            _muted(rng),
-            _muted(rng),
-            _texture(rng, side) + (x * (math.cos(angle) * slope) + y * (math.sin(angle) * slope)),
-        )
+        ground = self._surface(x * (math.cos(angle) * slope) + y * (math.sin(angle) * slope))
         if rng.chance(0.35):  # a wall behind a floor
             row = round(rng.uniform(0.25, 0.7) * side)
-            ground[row:] = self._mix(_muted(rng), _muted(rng), _texture(rng, side))[row:]
+            ground[row:] = self._surface()[row:]
         return ground
 
-    @staticmethod
-    def _mix(first: np.ndarray, second: np.ndarray, field: np.ndarray) -> np.ndarray:
-        """Colours [3] blended to [S, S, 3]; `field` [S, S] is the share of the second one, less 0.5."""
-        share = np.clip(field + np.float32(0.5), 0, 1)[..., None]
+    def _surface(self, slope: np.ndarray | float = 0.0) -> np.ndarray:
+        """Two colours blended by a texture, plus a slope [S, S] of brightness: [S, S, 3]."""
+        first, second = _muted(self.rng), _muted(self.rng)
+        share = np.clip(_texture(self.rng, self.side) + slope + np.float32(0.5), 0, 1)[..., None]
         return first + (second - first) * (share * np.float32(0.7))
 
     def window(self, left: int, top: int, shape: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -213,11 +209,9 @@ class Canvas:
         bend = rng.uniform(0.1, 0.3) / thing.side
         # brighter towards the light, darker at the rim
         shade = 1 + (x * (lx * bend) + y * (ly * bend)) - (1 - cutout.blurred) * np.float32(0.35)
-        if share is None:
-            body = shade[..., None] * color
-        else:
-            body = color + (second_color(thing.color, color) - color) * share[..., None]
-            body *= shade[..., None]
+        if share is not None:
+            color = color + (second_color(thing.color, color) - color) * share[..., None]
+        body = color * shade[..., None]
 
         area, patch = self.window(left + self.shadow[0], top + self.shadow[1], (h, w))
         self.pixels[area] *= 1 - cutout.blurred[patch][..., None] * np.float32(0.4 * self.config.light)

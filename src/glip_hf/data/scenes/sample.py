@@ -17,9 +17,6 @@ from .painting import Thing
 from .wording import Wording, describe, describe_relation, list_names
 
 FAMILIES = ("list", "sentence", "relation")
-_FAMILY_OF_SPLIT = {"sentences": "sentence", "relations": "relation"} | dict.fromkeys(
-    ("detection", "unseen", "novel_train", "novel"), "list"
-)
 
 
 @dataclass
@@ -118,8 +115,9 @@ def make_scene(split: str, seed: int, index: int, config: SceneConfig | None = N
     if not (0 <= seed < 2**32 and 0 <= index < 2**32):
         raise ValueError(f"seed {seed} and index {index} must lie in 0 .. 2^32 - 1.")
     rng = Rng(SPLITS[split], seed, index)
-    shares = [weights for start, weights in config.families if start <= index][-1]
-    family = _FAMILY_OF_SPLIT.get(split) or rng.weighted_choice(FAMILIES, shares)
+    family = {"sentences": "sentence", "relations": "relation"}.get(split, "list")
+    if split == "train":
+        family = rng.weighted_choice(FAMILIES, [weights for start, weights in config.families if start <= index][-1])
     wording = None
     while wording is None:  # captions cannot always tell the things of a scene apart
         image, things, wording = _make(family, split, config, rng)
@@ -192,12 +190,10 @@ def contact_sheet(
     for k, sample in enumerate(samples):
         drawn = detections[k] if detections else {"boxes": sample.boxes, "labels": sample.labels}
         boxes = np.asarray(drawn["boxes"], dtype=np.float32).reshape(-1, 4)
-        labels = [int(label) for label in drawn["labels"]]
         shown = {
             **drawn,
             "boxes": (boxes + np.array([0, 0, 1, 1], np.float32)) * scale - [0, 0, 1, 1],
-            "labels": labels,
-            "text_labels": [sample.rows[j] for j in labels],
+            "text_labels": [sample.rows[label] for label in drawn["labels"]],
         }
         enlarged = sample.pil.resize((side, side), Image.Resampling.NEAREST)
         cell = Image.new("RGB", (side, side + 44), "white")

@@ -29,21 +29,9 @@ def _star(points: int, inner: float) -> Points:
 
 
 def _heart() -> Points:
-    made = []
-    for k in range(32):
-        t = 2 * math.pi * k / 32
-        x = 16 * math.sin(t) ** 3
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        made.append((x / 16, -y / 16))
-    return made
-
-
-def _cross(arm: float) -> Points:
-    a = arm
-    return [
-        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a),
-        (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a),
-    ]  # fmt: skip
+    angles = [2 * math.pi * k / 32 for k in range(32)]
+    heights = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in angles]
+    return [(16 * math.sin(t) ** 3 / 16, -y / 16) for t, y in zip(angles, heights)]
 
 
 # A bare list of points paints; a pair (points, False) cuts out.
@@ -53,7 +41,10 @@ _DRAWINGS: dict[str, list] = {
     "crescent": [_arc(0, 0, 1, 1, n=32), (_arc(0.52, -0.1, 0.8, 0.8), False)],
     "heart": [_heart()],
     "arrow": [[(-1, -0.24), (0.1, -0.24), (0.1, -0.72), (1, 0), (0.1, 0.72), (0.1, 0.24), (-1, 0.24)]],
-    "cross": [_cross(0.33)],
+    "cross": [
+        [(-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33)]
+        + [(0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33)]
+    ],
     "house": [
         [(-1, -0.1), (0, -1), (1, -0.1)],
         _box(0.42, -0.95, 0.72, -0.3),

@@ -20,8 +20,7 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 OPENINGS = ("", "", "", "look at ", "find ", "a picture of ", "we see ", "this picture shows ")
 JOINTS = (" and ", ", ", " and also ", ", then ")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-ATTRIBUTES = ("band", "pattern", "color")  # in the order they are spoken; the kind follows
-ATTRIBUTE_CHANCES = {"band": 0.3, "pattern": 0.35, "color": 0.7}
+ATTRIBUTE_CHANCES = {"band": 0.3, "pattern": 0.35, "color": 0.7}  # in the order they are spoken; the kind follows
 PLURALS = {"fish": "fish", "cross": "crosses", "butterfly": "butterflies"}
 
 
@@ -63,8 +62,7 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, rng: Rng) -
         here = list(dict.fromkeys(f"{t.color} thing" for t in things))
         absent = rng.shuffle([f"{color} thing" for color in COLORS if f"{color} thing" not in here])
     else:
-        here = [" ".join(pair) for pair in present]
-        absent = []
+        here, absent = [" ".join(pair) for pair in present], []
     wanted = [name for name in here if rng.chance(config.listed)]
     if not wanted and here and rng.chance(0.8):
         wanted = [rng.choice(here)]
@@ -80,9 +78,8 @@ def list_names(things: list[Thing], split: str, config: SceneConfig, rng: Rng) -
         if allowed(pair, split) and pair not in present and name not in absent:
             absent.append(name)
     names = rng.shuffle([*wanted, *absent[:count]])
-    prompt = build_prompt(make_names(names))
     rows = [[t for t in things if name in (t.kind, f"{t.color} thing", f"{t.color} {t.kind}")] for name in names]
-    return Wording(prompt, rows)
+    return Wording(build_prompt(make_names(names)), rows)
 
 
 # -- sentences -------------------------------------------------------------------------------------
@@ -96,42 +93,36 @@ class _Writer:
         self.spans: list[list[Span]] = []
         self.things: list[list[Thing]] = []
 
-    def say(self, text: str) -> None:
-        self.caption += text
-
-    def name(self, phrase: str, things: list[Thing]) -> None:
+    def name(self, phrase: str, things: list[Thing], before: str = "") -> None:
+        """Write `before`, which names nothing, and a phrase for these things."""
+        self.caption += before
         self.spans.append([(len(self.caption), len(self.caption) + len(phrase))])
         self.caption += phrase
         self.things.append(things)
 
     def close(self, rng: Rng, by_relation: int | None = None) -> Wording:
         if rng.chance(0.3):
-            self.say(".")
+            self.caption += "."
         return Wording(Prompt(self.caption, self.spans, list(range(len(self.spans)))), self.things, by_relation)
 
 
 def matching(things: list[Thing], like: Thing, attributes: Sequence[str]) -> list[Thing]:
     """The things that share these attributes and the kind with `like`."""
-    return [
-        t for t in things
-        if t.kind == like.kind and all(getattr(t, a) == getattr(like, a) for a in attributes)
-    ]  # fmt: skip
+    return [t for t in things if all(getattr(t, a) == getattr(like, a) for a in ("kind", *attributes))]
 
 
 def _attributes(things: list[Thing], thing: Thing, count: int, rng: Rng) -> list[str] | None:
     """Attributes that exactly `count` things share, this one included; None if there are none."""
-    usable = [a for a in ATTRIBUTES if a != "band" or thing.band != "medium"]
-    chosen = [
-        a for a in usable
-        if rng.chance(ATTRIBUTE_CHANCES[a] * (0.3 if getattr(thing, a) == "plain" else 1))
-    ]  # fmt: skip
+    usable = [a for a in ATTRIBUTE_CHANCES if a != "band" or thing.band != "medium"]
+    rarely = {"pattern": 0.3} if thing.pattern == "plain" else {}
+    chosen = [a for a in usable if rng.chance(ATTRIBUTE_CHANCES[a] * rarely.get(a, 1))]
     for more in rng.shuffle([a for a in usable if a not in chosen]):
         if len(matching(things, thing, chosen)) == count:
             break
         chosen.append(more)
     if len(matching(things, thing, chosen)) != count:
         return None
-    return [a for a in ATTRIBUTES if a in chosen]
+    return [a for a in ATTRIBUTE_CHANCES if a in chosen]
 
 
 def _phrase(thing: Thing, attributes: Sequence[str], rng: Rng, definite: float = 0.5) -> str:
@@ -140,8 +131,10 @@ def _phrase(thing: Thing, attributes: Sequence[str], rng: Rng, definite: float =
     return " ".join([article, *words])
 
 
-def _clause(writer: _Writer, things: list[Thing], used: list[Thing], config: SceneConfig, rng: Rng) -> list[Thing]:
-    """Write one clause about things not used yet; returns the things it names, perhaps none."""
+def _clause(
+    writer: _Writer, joint: str, things: list[Thing], used: list[Thing], config: SceneConfig, rng: Rng
+) -> list[Thing]:
+    """Write `joint` and a clause about things not used yet; returns the things it names, perhaps none."""
     fresh = [t for t in things if not any(t is u for u in used)]
     if not fresh:
         return []
@@ -152,7 +145,7 @@ def _clause(writer: _Writer, things: list[Thing], used: list[Thing], config: Sce
         group = matching(things, thing, attributes)
         if len(group) in NUMBERS and not any(t is u for t in group for u in used):
             words = [NUMBERS[len(group)], *(getattr(thing, a) for a in attributes)]
-            writer.name(" ".join([*words, plural(thing.kind)]), group)
+            writer.name(" ".join([*words, plural(thing.kind)]), group, joint)
             return group
     attributes = _attributes(things, thing, 1, rng)
     if attributes is None:
@@ -163,39 +156,27 @@ def _clause(writer: _Writer, things: list[Thing], used: list[Thing], config: Sce
         told = _attributes(things, other, 1, rng)
         true = [r for r in RELATIONS if holds(r, thing.box, other.box, config)]
         if told is not None and true:
-            _relate(writer, thing, attributes, rng.choice(true), other, told, rng)
+            _relate(writer, thing, attributes, rng.choice(true), other, told, rng, joint)
             return [thing, other]
-    writer.name(_phrase(thing, attributes, rng), [thing])
+    writer.name(_phrase(thing, attributes, rng), [thing], joint)
     return [thing]
 
 
 def _relate(
     writer: _Writer, thing: Thing, attributes: list[str], relation: str, other: Thing,
-    told: list[str], rng: Rng,
+    told: list[str], rng: Rng, joint: str = "",
 ) -> None:  # fmt: skip
-    writer.name(_phrase(thing, attributes, rng), [thing])
-    writer.say(f" {rng.choice(RELATION_WORDS[relation])} ")
-    writer.name(_phrase(other, told, rng, definite=0.8), [other])
+    writer.name(_phrase(thing, attributes, rng), [thing], joint)
+    relation = rng.choice(RELATION_WORDS[relation])
+    writer.name(_phrase(other, told, rng, definite=0.8), [other], f" {relation} ")
 
 
 def describe(things: list[Thing], config: SceneConfig, rng: Rng) -> Wording | None:
     """One to three clauses; None if nothing unambiguous could be said."""
     writer, used = _Writer(rng.choice(OPENINGS)), []
     for _ in range(rng.integer(1, 3)):
-        used += _next_clause(writer, rng.choice(JOINTS) if used else "", things, used, config, rng)
+        used += _clause(writer, rng.choice(JOINTS) if used else "", things, used, config, rng)
     return writer.close(rng) if used else None
-
-
-def _next_clause(
-    writer: _Writer, joint: str, things: list[Thing], used: list[Thing], config: SceneConfig, rng: Rng
-) -> list[Thing]:
-    """A clause after `joint`, which goes again if there is nothing to say."""
-    before = writer.caption
-    writer.say(joint)
-    named = _clause(writer, things, used, config, rng)
-    if not named:
-        writer.caption = before
-    return named
 
 
 def describe_relation(things: list[Thing], comparison: Comparison, config: SceneConfig, rng: Rng) -> Wording | None:
@@ -208,7 +189,7 @@ def describe_relation(things: list[Thing], comparison: Comparison, config: Scene
     _relate(writer, comparison.target, attributes, comparison.relation, comparison.reference, told, rng)
     if rng.chance(0.3):
         used = [comparison.target, comparison.twin, comparison.reference]
-        _next_clause(writer, rng.choice(JOINTS), things, used, config, rng)
+        _clause(writer, rng.choice(JOINTS), things, used, config, rng)
     return writer.close(rng, by_relation=0)
 
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Draw the photo that the package ships: two cats on a pink sofa, remote control, plant and lamp.
+"""Draw the image of the tests and of README.md's examples: two cats on a pink sofa, remote control, plant and lamp.
 
     python scripts/draw_photo.py [OUT.jpg]  # default: tests/fixtures/images/photo.jpg; 1 second
 
-All of it is drawn here with PIL and a fixed seed, so nobody else's rights are touched.
-tests/test_random_glip.py draws it again and compares.
+It is drawn with PIL and a fixed seed, so no third-party rights are involved. tests/test_demo.py draws it again and
+compares.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 WIDTH, HEIGHT = 640, 480
-SCALE = 3  # everything is drawn three times as large and reduced, which smooths the edges
+SCALE = 3  # drawn at three times the size and downsampled, which smooths the edges
 DEFAULT_OUT = Path(__file__).resolve().parents[1] / "tests/fixtures/images/photo.jpg"
 Color = tuple[int, int, int]
 
@@ -25,7 +25,7 @@ def shade(color: Color, factor: float) -> Color:
 
 
 class Brush:
-    """ImageDraw in photo coordinates: every number is multiplied by SCALE."""
+    """ImageDraw in image coordinates: every coordinate is multiplied by SCALE."""
 
     def __init__(self, image: Image.Image) -> None:
         self.draw = ImageDraw.Draw(image)
@@ -140,9 +140,7 @@ def draw_remote(brush: Brush) -> None:
 
 
 def draw_photo() -> Image.Image:
-    """The photo [480, 640] as an RGB image, with a little lens blur, light fall-off and sensor
-    noise.
-    """
+    """The image, 640 x 480 RGB, with slight lens blur, light fall-off and sensor noise."""
     image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE))
     brush = Brush(image)
     for part in (draw_room, draw_plant, draw_lamp, draw_sofa):

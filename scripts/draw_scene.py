@@ -1,9 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Draw the scene that the package ships as its example picture.
+"""Draw the scene that the package ships as its example image.
 
     python scripts/draw_scene.py [OUT.png]  # default: src/glip_hf/assets/scene.png; 1 second
 
-It is of a split that training never sees. tests/test_demo.py draws it again and compares.
+It belongs to a split that training never sees. tests/test_demo.py draws it again and compares.
 """
 
 import argparse
@@ -29,11 +29,11 @@ CONFIG = SceneConfig(
     noise=4.0,
     blur_chance=0.2,
 )
-"""Somewhat harder than what the model was trained on, and three times as large: processors resize."""
+"""Somewhat harder than the scenes of training, and three times as large: the processor resizes it."""
 
 
 def scene() -> SceneSample:
-    """The picture, and what is in it."""
+    """The image with its annotations."""
     return make_scene("relations", seed=7, index=5, config=CONFIG)
 
 

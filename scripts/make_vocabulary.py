@@ -1,13 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Write the vocabulary that the package ships: a small WordPiece one for the shipped model
-and the scenes.
+"""Write the small WordPiece vocabulary that the package ships, for its model and the generated scenes.
 
     python scripts/make_vocabulary.py [OUT.txt]        # default: src/glip_hf/assets/vocab.txt
 
-Whole words for what our scenes, the README and the names of COCO speak of; letters and common
-pieces spell any other English word. All of it is our own list. New words go to the end of WORDS:
-token ids are positions, and a shipped model knows its words by them. tests/data/test_scenes.py makes
-it again and compares.
+Whole words for the captions of our scenes, the README and the class names of COCO; letters and common pieces spell any
+other English word. The list is our own. Append new words to WORDS: token ids are positions in the file, and the shipped
+model depends on them. tests/data/test_scenes.py makes the vocabulary again and compares.
 """
 
 import argparse
@@ -27,8 +25,10 @@ sion able ible ish ive ous ant ent ance ence ist ism ity ize ise ate age ure ery
 per ber ger ker ler mer ner ver ser ward wise like man men ship hood land side line work way
 time room house board ball book light
 """
-SPOKEN_LATER = {"thing"}  # by the scenes; its place is among the other words
-OTHER_THINGS = "bell bells crown crowns hourglass hourglasses key keys"  # among the scenes' words, by their places
+SPOKEN_LATER = {"thing"}  # in captions of the scenes, but listed among WORDS
+OTHER_THINGS = (
+    "bell bells crown crowns hourglass hourglasses key keys"  # sorted among the words of the scenes, to keep the ids
+)
 WORDS = """
 an the this that these those one two three four five six seven eight nine ten some many several
 few each every no of on in at by to from with without and or near beside behind under over above
@@ -56,7 +56,7 @@ glasses kitchen room bathroom bedroom office park city photo background image sc
 
 
 def make_vocabulary() -> list[str]:
-    """The entries in order: special, signs, letters, pieces, words of the scenes, other words."""
+    """The entries in order: special tokens, punctuation, characters, pieces, words of the scenes, other words."""
     entries = [*SPECIAL, *SIGNS, *CHARACTERS, *(f"##{c}" for c in CHARACTERS)]
     entries += [f"##{piece}" for piece in PIECES.split()]
     entries += [*sorted({*vocabulary(), *OTHER_THINGS.split()} - SPOKEN_LATER), *WORDS.split()]

@@ -5,7 +5,7 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str = "train") -> ModuleType:
     """Import `module`, which the extra `extra` of this package installs.
 
     Raises:

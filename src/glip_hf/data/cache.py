@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ._extras import require
+from .._extras import require
 
 FORMAT_VERSION = 1
 """To be raised when the stored columns, or the meaning of one, change."""

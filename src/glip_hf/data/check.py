@@ -17,10 +17,8 @@ from .columns import DAMAGE, Columns, Problem
 from .json_stream import UnreadableJson
 from .records import ImageRef
 from .sources import NOT_READ, find_path, resolve_spec
-from .sources.coco import CocoFile, coco_file, number_categories, parse_coco
+from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories, parse_coco
 from .sources.hub import HubData
-from .sources.lvis import lvis_file
-from .sources.mdetr import mdetr_file
 from .sources.odinw import odinw_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
 
@@ -45,12 +43,7 @@ WARNINGS = frozenset(
 )
 """Kinds that training copes with; all others lose something."""
 
-_FILES: dict[str, Callable[..., CocoFile]] = {
-    "coco": coco_file,
-    "lvis": lvis_file,
-    "mdetr": mdetr_file,
-    "odinw": odinw_file,
-}
+_FILES: dict[str, Callable[..., CocoFile]] = dict(coco=coco_file, lvis=lvis_file, mdetr=mdetr_file, odinw=odinw_file)
 
 
 @dataclass
@@ -260,13 +253,9 @@ def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:
     for number, file, line, content in labels.rows():
         if number >= len(images):
             break
-        path, offset, length = images.locate(number)
-        with open(path, "rb") as handle:
-            handle.seek(offset)
-            found = handle.read(min(length, 1024)).split(b"\t", 1)[0]
-        expected = content.split(b"\t", 1)[0]
+        found, expected = images.key(number), content.split(b"\t", 1)[0]
         if found != expected:
-            detail = f"key {expected[:60]!r}, but {found[:60]!r} in {path}"
+            detail = f"key {expected[:60]!r}, but {found[:60]!r} in {images.locate(number)[0]}"
             yield Problem("key_mismatch", file, f"line {line + 1}", detail)
 
 

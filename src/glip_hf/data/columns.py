@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ._extras import require
+from .._extras import require
 from .records import arrow_schema
 
 _DTYPES = {"q": np.int64, "i": np.int32, "f": np.float32, "b": np.int8}  # by the type code of an array

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .._extras import require
 from ..image_processing_pil_glip import load_image
 from ..prompts_glip import Span
-from ._extras import require
 
 _ORIENTATION = 0x0112  # EXIF tag
 _REMOTE = ("http://", "https://")

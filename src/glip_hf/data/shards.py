@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ._extras import require
+from .._extras import require
 
 FORMATS = {".parquet": "parquet", ".tar": "tar"}
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ._extras import require
+from .._extras import require
 from .broken import BrokenImages, OnError
 from .collate import GroundingCollator
 from .dataset import SampleMaker

@@ -28,7 +28,8 @@ from ..data import (
     StreamingBatches,
     build_mixture,
 )
-from ..data.sources import NOT_READ, SceneSource
+from ..data.sources import NOT_READ
+from ..data.sources.scenes import SceneSource
 from ..processing_glip import GlipProcessor
 from .recipe import Recipe, RecipeError
 

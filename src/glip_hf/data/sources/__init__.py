@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path
-from .coco import read_coco
+from .coco import read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
-from .lvis import read_lvis
-from .mdetr import read_mdetr
 from .odinw import read_odinw
-from .scenes import SceneSource, read_scenes
+from .scenes import read_scenes
 from .tsv import read_tsv
+
+__all__ = ["CATALOGUE", "READERS", "HubColumns", "HubStream", "Source", "build_source", "find_path", "resolve_spec"]
 
 READERS = {
     "coco": read_coco,
@@ -29,28 +29,20 @@ READERS = {
 NOT_READ = ("format", "copies", "weight", "streaming")
 """Entries of a data set's dictionary that say how it is mixed and read; the others are its reader's arguments."""
 
-
-_COCO, _MDETR = "coco/annotations", "mdetr_annotations"
+_MDETR = "mdetr_annotations"
 _MIXED = {"format": "mdetr", "images": {"vg": "gqa/images", "coco": "coco/train2014"}}
-_LVIS = {"format": "lvis", "images": "coco"}
+
+
+def _coco(format: str, annotations: str, images: str, **options: Any) -> dict[str, Any]:
+    return {"format": format, "annotations": f"coco/annotations/{annotations}.json", "images": images, **options}
+
 
 CATALOGUE: dict[str, dict[str, Any]] = {
-    **{
-        f"coco_2017_{split}": {
-            "format": "coco",
-            "annotations": f"{_COCO}/instances_{split}2017.json",
-            "images": f"coco/{split}2017",
-            **options,
-        }
-        for split, options in {"train": {}, "val": {"drop_empty": False}}.items()
-    },
-    "lvis_v1_minival": {
-        **_LVIS,
-        "annotations": f"{_COCO}/lvis_v1_minival_inserted_image_name.json",
-        "drop_empty": False,
-    },
-    "lvis_v1_val": {**_LVIS, "annotations": f"{_COCO}/lvis_od_val.json", "drop_empty": False},
-    "lvis_v1_train": {**_LVIS, "annotations": f"{_COCO}/lvis_od_train.json"},
+    "coco_2017_train": _coco("coco", "instances_train2017", "coco/train2017"),
+    "coco_2017_val": _coco("coco", "instances_val2017", "coco/val2017", drop_empty=False),
+    "lvis_v1_minival": _coco("lvis", "lvis_v1_minival_inserted_image_name", "coco", drop_empty=False),
+    "lvis_v1_val": _coco("lvis", "lvis_od_val", "coco", drop_empty=False),
+    "lvis_v1_train": _coco("lvis", "lvis_od_train", "coco"),
     "object365_dt_train": {"format": "tsv", "yaml_file": "Objects365/objects365_train_vgoiv6.cas2000.yaml"},
     "mixed_train": {**_MIXED, "annotations": f"{_MDETR}/final_mixed_train.json"},
     "mixed_train_no_coco": {**_MIXED, "annotations": f"{_MDETR}/final_mixed_train_no_coco.json"},
@@ -120,23 +112,3 @@ def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 def _nearest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-__all__ = [
-    "CATALOGUE",
-    "READERS",
-    "HubColumns",
-    "HubStream",
-    "SceneSource",
-    "Source",
-    "build_source",
-    "find_path",
-    "read_coco",
-    "read_hub",
-    "read_lvis",
-    "read_mdetr",
-    "read_odinw",
-    "read_scenes",
-    "read_tsv",
-    "resolve_spec",
-]

@@ -4,6 +4,7 @@
 import copy
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class Source:
         table: the memory-mapped `datasets.Dataset`.
     """
 
+    prompts: Mapping[int, Name] | None = None
+
     def __init__(
         self,
         name: str,
@@ -45,16 +48,19 @@ class Source:
         info: Mapping[str, Any],
         rows: np.ndarray | None = None,
         captions: Captions = "given",
-        prompts: Mapping[int, Name] | None = None,
         encoded: Callable[[int], bytes] | None = None,
     ) -> None:
         self.name, self.table, self.info, self.captions = name, table, info, captions
-        self.names: dict[int, str] = dict(info.get("names") or {})
-        self.category_ids: dict[int, int] = dict(info.get("category_ids") or {})
-        self.dropped: dict[str, int] = dict(info.get("dropped") or {})
-        self.prompts = dict(prompts) if prompts else None
+        self.names: dict[int, str] = info["names"]
+        self.category_ids: dict[int, int] = info["category_ids"]
+        self.dropped: dict[str, int] = info["dropped"]
         self._length, self._rows, self._encoded = len(table), rows, encoded
         self._one_row = table.with_format("arrow")
+        if self.dropped:
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self.dropped.items()))
+            logger.warning(
+                f"{name}: damaged annotations were left out ({kinds}). `glip check-data` names each of them."
+            )
 
     def __len__(self) -> int:
         return self._length if self._rows is None else len(self._rows)
@@ -69,9 +75,7 @@ class Source:
         return index if self._rows is None else int(self._rows[index])
 
     def __getitem__(self, index: int) -> Record:
-        return self._record(self.row(index))
-
-    def _record(self, row: int) -> Record:
+        row = self.row(index)
         values = self._one_row[row].to_pylist()[0]
         data = self._encoded(values["offset"]) if self._encoded else None
         if data is not None:
@@ -120,13 +124,12 @@ def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: i
     order = list(range(len(label_sets)))
     if shuffle_seed:
         random.Random(shuffle_seed).shuffle(order)
-    quota: dict[int, int] = {}
+    taken: Counter[int] = Counter()
     chosen = []
     for index in order:
-        if any(quota.setdefault(label, shots) > 0 for label in label_sets[index]):
+        if any(taken[label] < shots for label in label_sets[index]):
             chosen.append(index)
-            for label in label_sets[index]:
-                quota[label] = quota.get(label, shots) - 1
+            taken.update(label_sets[index])
     return chosen
 
 
@@ -136,14 +139,11 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
     Raises:
         FileNotFoundError: if it does not exist; the message lists the paths tried.
     """
-    path = Path(path).expanduser()
-    if path.is_absolute():
-        tried = [path]
-    elif data_root is not None:
-        tried = [Path(data_root).expanduser() / path]
-    else:
-        roots = [os.path.expandvars(root) for root in DATA_ROOTS]
-        tried = [Path(root) / path for root in roots if not root.startswith("$")]
+    roots = [data_root]
+    if data_root is None:
+        roots = [root for root in map(os.path.expandvars, DATA_ROOTS) if not root.startswith("$")]
+    # Joined with an absolute path, every root gives that path.
+    tried = list(dict.fromkeys(Path(root).expanduser() / Path(path).expanduser() for root in roots))
     for candidate in tried:
         if candidate.exists():
             return candidate.absolute()
@@ -187,9 +187,3 @@ def sound_table(
             drop(columns.describe(kind, int(mask.argmax())), int(mask.sum()))
         keep &= ~mask
     return columns.to_table(keep, labels, drop_empty, by_id)
-
-
-def warn_dropped(name: str, dropped: Mapping[str, int]) -> None:
-    if dropped:
-        listed = ", ".join(f"{kind}: {count}" for kind, count in sorted(dropped.items()))
-        logger.warning(f"{name}: damaged annotations were left out ({listed}). `glip check-data` names each of them.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""COCO JSON, and what every COCO-shaped JSON has in common.
+"""COCO JSON and the formats of its shape: LVIS, and MDETR's grounding files.
 
 `CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `parse_coco` all annotations in
 `Columns`, crowd regions and damaged ones included (`check-data`): one parser, one validator.
@@ -16,7 +16,7 @@ from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
 from ..columns import Columns
 from ..json_stream import stream_json
-from .base import Captions, Source, find_path, sound_table, warn_dropped
+from .base import Captions, Source, find_path, sound_table
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,8 @@ class CocoFile:
             return {"file": str(self.path), "names": names, "category_ids": ids, "dropped": dropped}
 
         key = {**self.key, "drop_empty": drop_empty, "strict": strict}
-        table, info, rows = convert_once(name, [self.path], key, build, cache_dir)
-        source = Source(name, table, info, rows, captions)
+        source = Source(name, *convert_once(name, [self.path], key, build, cache_dir), captions)
         source.prompts = class_prompts(source.names, self.prompts)
-        warn_dropped(name, source.dropped)
         return source
 
 
@@ -139,6 +137,62 @@ def coco_file(
 
 
 read_coco = reader(coco_file)
+
+
+def lvis_file(annotations: str | Path, images: str | Path, *, data_root: str | Path | None = None) -> CocoFile:
+    """A detection set in LVIS's format; arguments as for `coco_file`.
+
+    An image lies in `images` under the last two parts of its `coco_url` (`train2017/000000000009.jpg`), as LVIS splits
+    COCO's images anew; where there is no `coco_url`, under `file_name`. What the annotations say about negative and not
+    exhaustively annotated categories is in `Record.extra`, by original id.
+    """
+    folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
+
+    def image_path(image: Mapping[str, Any]) -> str:
+        url = image.get("coco_url")
+        return f"{folder}/{'/'.join(url.split('/')[-2:]) if url else image['file_name']}"
+
+    key = {"reader": "lvis", "images": folder}
+    keep_keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    return CocoFile(path, image_path, key, path.stem, "sampled", keep_keys)
+
+
+read_lvis = reader(lvis_file)
+
+
+def mdetr_file(
+    annotations: str | Path, images: str | Path | Mapping[str, str | Path], *, data_root: str | Path | None = None
+) -> CocoFile:
+    """A grounding set in MDETR's format.
+
+    Args:
+        annotations: `final_flickr_separateGT_*.json`, `final_mixed_train.json`, `final_mixed_train_no_coco.json`,
+            `final_refexp_val.json`, ...
+        images: the folder of the images. For the mixed files a folder for each `data_source`:
+            `{"vg": "gqa/images", "coco": "coco/train2014"}`.
+
+    `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`, `original_img_id`,
+    `original_id`, `data_source`.
+    """
+    if isinstance(images, Mapping):
+        folders = {key: str(find_path(path, data_root, must_exist=False)) for key, path in images.items()}
+    else:
+        folders = str(find_path(images, data_root, must_exist=False))
+
+    def image_path(image: Mapping[str, Any]) -> str:
+        if isinstance(folders, str):
+            return f"{folders}/{image['file_name']}"
+        if image["data_source"] not in folders:
+            raise ValueError(f"data_source {image['data_source']!r} has no folder; images= names {sorted(folders)}")
+        return f"{folders[image['data_source']]}/{image['file_name']}"
+
+    path = find_path(annotations, data_root)
+    key = {"reader": "mdetr", "images": folders}
+    keep_keys = ("sentence_id", "original_img_id", "original_id", "data_source")
+    return CocoFile(path, image_path, key, path.stem, "given", keep_keys)
+
+
+read_mdetr = reader(mdetr_file)
 
 
 def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ..._extras import require
 from ...prompts_glip import find_phrase
-from .._extras import require
 from ..cache import TableWriter, convert_once
 from ..columns import Columns
 from ..records import Record, record_from_row, upright_size
-from .base import Captions, Source, sound_table, warn_dropped
+from .base import Captions, Source, sound_table
 
 BoxFormat = Literal["xywh", "xyxy", "xyxy_relative"]
 
@@ -152,8 +152,7 @@ class HubData:
     def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
         """Add a row to `collected`."""
         c = self.columns
-        image_id = row.get(c.image_id, number)
-        where = f"row {number}"
+        image_id, where = row.get(c.image_id, number), f"row {number}"
         try:
             width, height = row.get(c.width), row.get(c.height)
             if width is None or height is None:
@@ -167,23 +166,22 @@ class HubData:
         if not collected.add_image(image_id, path, width, height, caption, offset=number):
             return
         for number_in_row, thing in enumerate(_objects(row[c.objects])):
+            at, category, spans = f"{where}, object {number_in_row}", 1, ()
             try:
                 box = _as_xywh(thing[c.box], c.box_format, width, height)
-                category = 1 if self.grounded else self._number(thing[c.category])
-                spans = self._spans(thing, caption) if self.grounded else ()
+                if self.grounded:
+                    spans = self._spans(thing, caption)
+                elif not isinstance(category := thing[c.category], str):
+                    category += 1
+                elif category in self.names:
+                    category = list(self.names).index(category) + 1
+                else:
+                    collected.note("unknown_category", at, repr(category))
+                    continue
             except (KeyError, ValueError, TypeError) as error:
-                at = f"{where}, object {number_in_row}"
-                kind = "unknown_category" if isinstance(error, _UnknownName) else "malformed"
-                collected.note(kind, at, str(error))
+                collected.note("malformed", at, str(error))
                 continue
             collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
-
-    def _number(self, category: int | str) -> int:
-        if isinstance(category, str):
-            if category not in self.names:
-                raise _UnknownName(f"{category!r}")
-            return list(self.names).index(category) + 1
-        return category + 1
 
     def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
         if thing.get(self.columns.spans) is not None:
@@ -230,10 +228,8 @@ def read_hub(
         "drop_empty": drop_empty,
         "strict": strict,
     }
-    table, info, rows = convert_once(data.name, [], key, build, cache_dir)
-    source = Source(data.name, table, info, rows, captions or data.default_captions, encoded=data.encoded_images())
-    warn_dropped(data.name, source.dropped)
-    return source
+    stored = convert_once(data.name, [], key, build, cache_dir)
+    return Source(data.name, *stored, captions or data.default_captions, data.encoded_images())
 
 
 class HubStream:
@@ -272,41 +268,27 @@ class HubStream:
 
     def records(self, dataset: Any) -> Iterator[Record]:
         """Records of the rows of `dataset`: this data set, shuffled or a shard of it."""
+        labels = None if self.data.grounded else {label: label for label in self.names}
         for number, row in enumerate(dataset):
-            record = self.record(row, number)
-            if record is not None:
-                yield record
+            collected = Columns(self.name, grounded=self.data.grounded)
+            self.data.add(collected, row, number)
+            table = sound_table(collected, self.dropped, labels, labels, self.drop_empty)
+            broken = [str(problem) for problem in collected.problems if problem.kind == "broken_image"]
+            if len(table):
+                values = table.to_pylist()[0] | {"offset": -1, "length": -1}
+                try:
+                    image = _image_bytes(row[self.data.columns.image])
+                except (OSError, ValueError) as error:
+                    self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
+                    broken.append(f"{values['path']}, image {values['image_id']!r}: {error}")
+                else:
+                    yield record_from_row(values, self.name, self.names, image)
+            if self.on_broken is not None:
+                for what in broken:
+                    self.on_broken(what)
 
     def __iter__(self) -> Iterator[Record]:
         return self.records(self.dataset)
-
-    def record(self, row: Mapping[str, Any], number: int) -> Record | None:
-        """One row as a record; None where nothing usable is in it."""
-        collected = Columns(self.name, grounded=self.data.grounded)
-        self.data.add(collected, row, number)
-        labels = None if self.data.grounded else {i: i for i in self.names}
-        table = sound_table(collected, self.dropped, labels, labels, self.drop_empty)
-        for problem in collected.problems:
-            if problem.kind == "broken_image":
-                self._report(str(problem))
-        if not len(table):
-            return None
-        values = table.to_pylist()[0] | {"offset": -1, "length": -1}
-        try:
-            image = _image_bytes(row[self.data.columns.image])
-        except (OSError, ValueError) as error:
-            self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
-            self._report(f"{values['path']}, image {values['image_id']!r}: {error}")
-            return None
-        return record_from_row(values, self.name, self.names, image)
-
-    def _report(self, what: str) -> None:
-        if self.on_broken is not None:
-            self.on_broken(what)
-
-
-class _UnknownName(ValueError):
-    pass
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .._extras import require
+from ..._extras import require
 from .base import find_path
 from .coco import CocoFile, coco_file, reader
 

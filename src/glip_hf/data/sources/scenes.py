@@ -23,11 +23,11 @@ class SceneSource(Source):
         name: str = "scenes",
     ) -> None:
         self.name, self.split, self.seed, self.config = name, split, seed, config or SceneConfig()
-        self.captions, self.names, self.category_ids, self.prompts, self.dropped = "given", {}, {}, None, {}
+        self.captions, self.names, self.category_ids, self.dropped = "given", {}, {}, {}
         self._length, self._rows = length, None
 
-    def _record(self, row: int) -> Record:
-        record = make_scene(self.split, self.seed, row, self.config).record()
+    def __getitem__(self, index: int) -> Record:
+        record = make_scene(self.split, self.seed, self.row(index), self.config).record()
         record.source = self.name
         return record
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .._extras import require
+from ..._extras import require
 from ..cache import TableWriter, convert_once
 from ..columns import Columns
 from ..records import ImageRef
-from .base import Captions, Source, sound_table, warn_dropped
+from .base import Captions, Source, sound_table
 
 CHUNK_ROWS = 20_000
 
@@ -42,10 +42,16 @@ class TsvFiles:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} in {self.paths[0]}")
         part = int(np.searchsorted(self.first, row, side="right")) - 1
-        offsets, row = self.offsets[part], row - int(self.first[part])
-        path = self.paths[part]
-        end = int(offsets[row + 1]) if row + 1 < len(offsets) else path.stat().st_size
-        return str(path), int(offsets[row]), end - int(offsets[row])
+        path, offsets, row = self.paths[part], self.offsets[part], row - self.first[part]
+        end = offsets[row + 1] if row + 1 < len(offsets) else path.stat().st_size
+        return str(path), int(offsets[row]), int(end - offsets[row])
+
+    def key(self, row: int) -> bytes:
+        """First column of a row."""
+        path, offset, length = self.locate(row)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(min(length, 4096)).split(b"\t", 1)[0]
 
     def rows(self) -> Iterator[tuple[int, str, int, bytes]]:
         """All rows in order: number, file, line in it, and the bytes."""
@@ -89,8 +95,7 @@ def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a TSV set's YAML names at least 'img' and 'label'.")
 
     def find(value: Any) -> Path:
-        candidates = [Path(str(value)), path.parent / str(value)]
-        for candidate in candidates:
+        for candidate in (Path(str(value)), path.parent / str(value)):
             if candidate.is_file():
                 return candidate.absolute()
         raise FileNotFoundError(f"{path}: there is no {str(value)!r}, here or beside the YAML.")
@@ -161,9 +166,7 @@ def read_tsv(
             names.setdefault(index, text)
         return {"file": str(yaml_file), "names": names, "category_ids": ids, "dropped": dropped}
 
-    table, info, rows = convert_once(name, files, options, build, cache_dir)
-    source = Source(name, table, info, rows, captions)
-    warn_dropped(name, source.dropped)
+    source = Source(name, *convert_once(name, files, options, build, cache_dir), captions)
     if drop_empty:
         source = source.select([i for i, labels in enumerate(source._label_sets()) if labels])
     return source
@@ -175,10 +178,10 @@ def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
     Args:
         stored: the row of the label files behind each row of the table.
     """
-    label_files = TsvFiles(parts["label"], make_index=True)
-    position = np.full(len(label_files), -1, dtype=np.int64)
+    first = TsvFiles(parts["label"], make_index=True).first
+    position = np.full(first[-1], -1, dtype=np.int64)
     position[stored] = np.arange(len(stored))
-    wanted = read_line_list(parts["linelist"], label_files.first)
+    wanted = read_line_list(parts["linelist"], first)
     wrong = wanted[(wanted < 0) | (wanted >= len(position))]
     if len(wrong):
         raise ValueError(f"{parts['linelist']}: row {wrong[0]} was asked for, there are {len(position)}.")
@@ -202,10 +205,8 @@ def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
     return lines[:, 0] if lines.shape[1] == 1 else first[lines[:, 0]] + lines[:, 1]
 
 
-def parse_tsv(
-    parts: Mapping[str, Any], labels: Mapping[str, int], chunk_rows: int = CHUNK_ROWS
-) -> Iterator[tuple[Columns, list[int]]]:
-    """The set in pieces of `chunk_rows` images, each with the numbers of its rows.
+def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[tuple[Columns, list[int]]]:
+    """The set in pieces of `CHUNK_ROWS` images, each with the numbers of its rows.
 
     Damaged rows are noted as problems of the piece and left out.
     """
@@ -251,10 +252,10 @@ def parse_tsv(
                 columns.note("unknown_category", at, f"{thing.get('class')!r}")
             else:
                 columns.add_annotation(None, image_id, labels[thing["class"]], thing.get("rect"))
-        if len(numbers) >= chunk_rows:
+        if len(numbers) >= CHUNK_ROWS:
             yield columns, numbers
             columns, numbers = Columns(file, xywh=False), []
-    if len(numbers) or columns.problems:
+    if numbers or columns.problems:
         yield columns, numbers
 
 
@@ -272,16 +273,10 @@ class _Sizes:
         for row in rows:
             if row < len(self.rows):
                 name, _, text = self.rows[row].decode().partition("\t")
-                if len(rows) == 1 or name == self._image_key(image_row):
+                if len(rows) == 1 or name == self.images.key(image_row).decode():
                     return parse_size(text)
         image = ImageRef(*self.images.locate(image_row)).open()
         return image.height, image.width
-
-    def _image_key(self, row: int) -> str:
-        path, offset, _ = self.images.locate(row)
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(4096).split(b"\t", 1)[0].decode()
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -26,12 +26,6 @@ _SAMPLE_BYTES = 1 << 20
 ROWS_PER_BATCH = 1000
 
 
-def default_cache_dir() -> Path:
-    """`$GLIP_DATA_CACHE`, or `glip_hf` in the cache of `datasets`."""
-    given = os.environ.get("GLIP_DATA_CACHE")
-    return Path(given) if given else Path(require("datasets").config.HF_DATASETS_CACHE) / "glip_hf"
-
-
 def fingerprint(files: Sequence[str | Path], options: Mapping[str, Any]) -> str:
     """24 hexadecimal digits that change with the files or the options.
 
@@ -90,17 +84,17 @@ def convert_once(
         files: everything that the conversion reads.
         options: everything else that shapes it.
         build: writes the tables and returns what is stored beside them (JSON).
-        cache_dir: default `default_cache_dir()`.
+        cache_dir: default `$GLIP_DATA_CACHE`, or `glip_hf` in the cache of `datasets`.
 
     Returns:
         A memory-mapped `datasets.Dataset`, what `build` returned, and the line list if there is one (memory-mapped).
     """
     datasets, filelock = require("datasets"), require("filelock")
-    cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+    cache_dir = cache_dir or os.environ.get("GLIP_DATA_CACHE") or f"{datasets.config.HF_DATASETS_CACHE}/glip_hf"
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
-    folder = cache_dir / f"{safe}-{fingerprint(files, options)}"
+    folder = Path(cache_dir) / f"{safe}-{fingerprint(files, options)}"
     if not (folder / "info.json").is_file():
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
             if not (folder / "info.json").is_file():
                 _build(folder, build)

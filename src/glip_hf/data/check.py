@@ -195,9 +195,7 @@ def _check_categories(
     file: CocoFile, found: Sequence[Mapping[str, Any]] | None, report: DataReport
 ) -> Collection[int] | None:
     """The known category ids, if there are valid ones. `found`: the file's categories, None if it breaks off."""
-    if not (file.categories or found):
-        if found is not None:
-            report.add(Problem("malformed", str(file.path), "categories", "there are none"))
+    if not file.categories and found is None:
         return None
     try:
         categories, names = number_categories(file.categories or found, file.path)
@@ -269,10 +267,9 @@ def _check_images(
     """What is wrong with images. One that several entries name is opened once."""
     refs = [ImageRef(*place) for place in zip(columns.paths, columns.offsets, columns.lengths, strict=True)]
     checked.update(examine_images((ref for ref in refs if ref not in checked), decode, threads, load))
-    for row, (image_id, ref) in enumerate(zip(columns.index, refs, strict=True)):
-        size = checked[ref]
+    for row, (image_id, ref) in enumerate(zip(columns.ids, refs, strict=True)):
+        size, annotated = checked[ref], (columns.widths[row], columns.heights[row])
         where = f"image {image_id!r}, {ref}"
-        annotated = (columns.widths[row], columns.heights[row])
         if isinstance(size, Exception):
             kind = "missing_image" if isinstance(size, FileNotFoundError) else "broken_image"
             yield Problem(kind, columns.file, where, str(size))
@@ -284,7 +281,7 @@ def _check_images(
 def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Problem]:
     """Captions that are cut, and phrases that go with what is cut off."""
     owners = columns.array("ann_images")
-    for row, (image_id, caption) in enumerate(zip(columns.index, columns.captions, strict=True)):
+    for row, (image_id, caption) in enumerate(zip(columns.ids, columns.captions, strict=True)):
         if len(caption) < limit - 2:  # a token has at least one character
             continue
         offsets = tokenizer(caption, truncation=False, verbose=False).encodings[0].offsets

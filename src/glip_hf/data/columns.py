@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from .records import arrow_schema
-
-_DTYPES = {"q": np.int64, "i": np.int32, "f": np.float32, "b": np.int8}  # by the type code of an array
+from .records import arrow_schema, pairs
 
 DAMAGE = {
     "malformed": "a field is missing or of the wrong type",
@@ -67,7 +65,8 @@ class Columns:
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.index: dict[Any, int] = {}  # image id -> row; holds the ids in order of appearance
+        self.ids: list[Any] = []  # of the images, in order of appearance
+        self.index: dict[Any, int] = {}  # image id -> row
         self.paths: list[str] = []
         self.offsets, self.lengths = array("q"), array("q")
         self.widths, self.heights = array("i"), array("i")
@@ -78,7 +77,6 @@ class Columns:
         self.boxes, self.areas, self.crowd = array("f"), array("f"), array("b")
         self.spans, self.span_ends = array("i"), array("q")
         self._waiting: list[tuple[int, Any]] = []
-        self._ids: list[Any] = []  # keys of `index`, for messages
 
     # -- collecting -------------------------------------------------------------------------------------
 
@@ -115,7 +113,8 @@ class Columns:
         except (TypeError, ValueError, OverflowError) as error:
             self.note("malformed", where, str(error))
             return False
-        self.index[image_id] = len(self.paths)
+        self.index[image_id] = len(self.ids)
+        self.ids.append(image_id)
         self.paths.append(path)
         self.offsets.append(offset)
         self.lengths.append(length)
@@ -168,13 +167,11 @@ class Columns:
     # -- validating -------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.ids)
 
     def array(self, name: str) -> np.ndarray:
         """A numeric column as an array that shares its memory; `boxes` [M, 4], `spans` [spans, 2]."""
-        values = getattr(self, name)
-        shape = {"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1)
-        return np.frombuffer(values, dtype=_DTYPES[values.typecode]).reshape(shape)
+        return np.asarray(getattr(self, name)).reshape({"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1))
 
     def finish(self) -> None:
         """Find the images of annotations that came before them; note those that never came."""
@@ -190,8 +187,7 @@ class Columns:
 
     def spans_of(self, row: int) -> list[tuple[int, int]]:
         """The character spans of annotation `row`."""
-        flat = self.spans[self.span_ends[row - 1] if row else 0 : self.span_ends[row]]
-        return list(zip(flat[::2], flat[1::2], strict=True))
+        return pairs(self.spans[self.span_ends[row - 1] if row else 0 : self.span_ends[row]])
 
     def xyxy(self) -> np.ndarray:
         """Boxes [M, 4] float32 with both corners inside, otherwise as annotated."""
@@ -234,11 +230,9 @@ class Columns:
             "unknown_image": ~known,
             "duplicate_annotation": repeated & (ids >= 0),
         }
-        return found | self._span_damage(rows, known)
+        return found | (self._span_damage(rows, known) if self.grounded else {})
 
     def _span_damage(self, rows: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
-        if not self.grounded:
-            return {}
         spans, ends = self.array("spans"), self.array("span_ends") // 2
         owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
         characters = np.array([len(caption or "") for caption in self.captions] or [0])[rows]
@@ -251,8 +245,6 @@ class Columns:
     def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
         """The finding that annotation `row` has damage `kind`; `detail` replaces the default one."""
         image = self.ann_images[row]
-        if len(self._ids) != len(self.index):
-            self._ids = list(self.index)
         if detail is None and kind == "unknown_category":
             detail = f"category {self.categories[row]}"
         elif detail is None and kind.startswith("span"):
@@ -261,7 +253,7 @@ class Columns:
         elif detail is None:
             box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
             detail = f"box {box}" + (f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 else "")
-        owner = f" of image {self._ids[image]!r}" if image >= 0 else ""
+        owner = f" of image {self.ids[image]!r}" if image >= 0 else ""
         return Problem(kind, self.file, self._where(row) + owner, detail)
 
     # -- to Arrow ---------------------------------------------------------------------------------------
@@ -279,9 +271,8 @@ class Columns:
             by_id: images in ascending order of id (the original's order), else of appearance.
         """
         pa = require("pyarrow")
-        ids = list(self.index)
-        integer_ids = all(isinstance(value, int) for value in ids)
-        ids = np.array(ids, dtype=np.int64) if integer_ids else np.array([str(v) for v in ids], dtype=object)
+        integer_ids = all(isinstance(value, int) for value in self.ids)
+        ids = np.array(self.ids, np.int64) if integer_ids else np.array([str(value) for value in self.ids], object)
 
         boxes = self.xyxy()
         rows = np.flatnonzero(keep & (boxes[:, 2:] > boxes[:, :2]).all(1))

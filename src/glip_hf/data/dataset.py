@@ -63,12 +63,11 @@ class Mixture:
         if not 0 <= index < len(self):
             raise IndexError(f"The mixture has {len(self)} samples, {index} was asked for.")
         number = int(np.searchsorted(self.first, index, side="right")) - 1
-        index -= int(self.first[number])
         size = len(self.sources[number])
-        whole = self.lengths[number] // size * size
-        if index < whole:
-            return number, index % size
-        return number, int(self._subset(epoch, number)[index - whole])
+        copy, row = divmod(index - int(self.first[number]), size)
+        if copy < self.lengths[number] // size:
+            return number, row
+        return number, int(self._subset(epoch, number)[row])
 
     def _subset(self, epoch: int, number: int) -> np.ndarray:
         """Samples of a source in the fractional copy of this epoch."""

@@ -50,17 +50,15 @@ class _Reader:
     def fail(self, what: str) -> UnreadableJson:
         return UnreadableJson(f"{self.path}: unreadable JSON at character {self.before + self.at}: {what}")
 
-    def more(self, size: int = CHUNK_CHARACTERS) -> bool:
+    def more(self, size: int) -> bool:
         """Read on; False at the end of the file."""
         try:
             chunk = self.file.read(size)
         except UnicodeDecodeError as error:
             raise self.fail(f"not UTF-8 ({error})") from None
-        if not chunk:
-            self.ended = True
-            return False
+        self.ended = not chunk
         self.text, self.before, self.at = self.text[self.at :] + chunk, self.before + self.at, 0
-        return True
+        return not self.ended
 
     def peek(self) -> str:
         """The next character that is not whitespace."""
@@ -71,7 +69,7 @@ class _Reader:
             self.at = at
             if at < len(text):
                 return text[at]
-            if not self.more():
+            if not self.more(CHUNK_CHARACTERS):
                 raise self.fail("the file ends here")
 
     def expect(self, characters: str) -> str:
@@ -94,7 +92,6 @@ class _Reader:
 
     def value(self) -> Any:
         self.peek()
-        size = CHUNK_CHARACTERS
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
@@ -104,11 +101,8 @@ class _Reader:
                     return value
             except json.JSONDecodeError as error:
                 # Far from the end of the window, nothing that follows can repair it.
-                if self.ended or self._is_hopeless(error):
+                hopeless = error.pos < len(self.text) - 16 and not error.msg.startswith("Unterminated string")
+                if self.ended or hopeless:
                     raise self.fail(error.msg) from None
             # Doubling: an element larger than the window costs only a constant factor.
-            self.more(max(size, len(self.text) - self.at))
-
-    def _is_hopeless(self, error: json.JSONDecodeError) -> bool:
-        unterminated = error.msg.startswith("Unterminated string")
-        return not unterminated and error.pos < len(self.text) - 16
+            self.more(max(CHUNK_CHARACTERS, len(self.text) - self.at))

@@ -9,19 +9,16 @@ import base64
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .._extras import require
 from ..image_processing_pil_glip import load_image
 from ..prompts_glip import Span
-
-_ORIENTATION = 0x0112  # EXIF tag
-_REMOTE = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class ImageRef:
             FileNotFoundError, ValueError: if it is missing or is not a valid image; the message names it.
         """
         is_file = self.data is None and self.offset < 0
-        if is_file and self.path.startswith(_REMOTE):
+        if is_file and self.path.startswith(("http://", "https://")):
             return load_image(self.path)
         if is_file and not os.path.isfile(self.path):
             raise FileNotFoundError(f"There is no image file {self.path!r}.")
@@ -93,7 +90,7 @@ class ImageRef:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an opened image after EXIF rotation, without decoding pixels."""
     # Not `image.getexif()`: for PNG that decodes the whole file.
-    rotated = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5  # 5..8 swap the sides
+    rotated = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5  # 5..8 swap the sides
     return image.size[::-1] if rotated else image.size
 
 
@@ -174,6 +171,6 @@ def record_from_row(row: Mapping[str, Any], source: str, names: Mapping[int, str
     )
 
 
-def pairs(flat: list[int]) -> list[Span]:
+def pairs(flat: Sequence[int]) -> list[Span]:
     """`[b0, e0, b1, e1, ...]` as `[(b0, e0), (b1, e1), ...]`."""
     return list(zip(flat[::2], flat[1::2], strict=True))

@@ -101,9 +101,9 @@ def list_shards(patterns: Sequence[str]) -> list[str]:
         if "://" in pattern:
             fs, path = file_system(pattern)
             scheme = pattern.partition("://")[0]
-            matches = [
-                f"{scheme}://{match.removeprefix('/')}" if scheme != "file" else match for match in fs.glob(path)
-            ]
+            matches = fs.glob(path)
+            if scheme != "file":
+                matches = [f"{scheme}://{match.removeprefix('/')}" for match in matches]
         else:
             matches = glob.glob(pattern, recursive=True)
         if not matches:
@@ -254,33 +254,21 @@ def write_grounded(path: str, pairs: Sequence[GroundedPair]) -> None:
 def _write_parquet(local: Path, pairs: Sequence[GroundedPair]) -> None:
     datasets, pa = require("datasets"), require("pyarrow")
     value = datasets.Value
-    things = {
+    objects = {
         "bbox": datasets.List(value("float32")),
         "tokens_positive": datasets.List(datasets.List(value("int32"))),
         "score": value("float32"),
     }
-    features = datasets.Features(
-        {
-            "image_id": value("string"),
-            "image": datasets.Image(),
-            "width": value("int32"),
-            "height": value("int32"),
-            "caption": value("string"),
-            "objects": datasets.List(things),
-        }
-    )
-    rows = [
-        {
-            "image_id": grounded.pair.key,
-            "image": {"bytes": grounded.pair.image, "path": None},
-            "width": grounded.width,
-            "height": grounded.height,
-            "caption": grounded.pair.caption,
-            "objects": grounded.objects,
-        }
-        for grounded in pairs
-    ]
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    columns = {
+        "image_id": (value("string"), [grounded.pair.key for grounded in pairs]),
+        "image": (datasets.Image(), [{"bytes": grounded.pair.image, "path": None} for grounded in pairs]),
+        "width": (value("int32"), [grounded.width for grounded in pairs]),
+        "height": (value("int32"), [grounded.height for grounded in pairs]),
+        "caption": (value("string"), [grounded.pair.caption for grounded in pairs]),
+        "objects": (datasets.List(objects), [grounded.objects for grounded in pairs]),
+    }
+    features = datasets.Features({name: feature for name, (feature, _) in columns.items()})
+    table = pa.table({name: values for name, (_, values) in columns.items()}, schema=features.arrow_schema)
     # Small row groups: reading one image need not fetch a whole shard.
     require("pyarrow.parquet").write_table(table, local, row_group_size=ROWS_PER_READ)
 
@@ -291,11 +279,8 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
             pair = grounded.pair
             objects = json.dumps(grounded.objects, ensure_ascii=False)
             # All images under one extension, which makes one column; decoders look at the content.
-            for extension, content in (
-                ("jpg", pair.image),
-                ("caption.txt", pair.caption.encode()),
-                ("objects.json", objects.encode()),
-            ):
+            members = {"jpg": pair.image, "caption.txt": pair.caption.encode(), "objects.json": objects.encode()}
+            for extension, content in members.items():
                 info = tarfile.TarInfo(f"{pair.key}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -5,6 +5,7 @@ There is no index to draw from, so the randomness of a sample comes from (seed, 
 same for any number of processes and workers. Which samples share a batch does depend on these.
 """
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -79,7 +80,7 @@ class StreamingBatches(IterableDataset):
         Raises:
             ValueError: if this process has fewer shards than workers.
         """
-        self._check_workers(self._shard(0), num_workers)
+        self._shard(0, num_workers)
         loader = DataLoader(self, batch_size=None, num_workers=num_workers, **options)
         return (batch for batch in loader if batch is not None)
 
@@ -107,56 +108,51 @@ class StreamingBatches(IterableDataset):
 
     def _batches(self) -> Iterator[tuple[int, list[Record]]]:
         waiting: dict[bool, list[Record]] = {False: [], True: []}
-        epoch = 0
-        while True:
-            count = 0
+        for epoch in itertools.count():
+            empty = True
             for record in self.stream.records(self._shard(epoch)):
-                count += 1
+                empty = False
                 group = waiting[record.height >= record.width]
                 group.append(record)
                 if len(group) == self.batch_size:
                     yield epoch, list(group)
                     group.clear()
-            if not count:
+            if empty:
                 raise ValueError(
                     f"{self.stream.name}: nothing usable came from the stream for process {self.rank} of "
                     f"{self.world_size}: use fewer processes or workers than it has shards, or check its columns."
                 )
-            epoch += 1
 
-    def _shard(self, epoch: int) -> Any:
+    def _shard(self, epoch: int, num_workers: int = 0) -> Any:
         """What this process reads in an epoch. (`datasets` gives each worker its share of it.)"""
         dataset = self.stream.dataset
         if self.shuffle_buffer:
             dataset = dataset.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
         dataset = require("datasets.distributed").split_dataset_by_node(dataset, self.rank, self.world_size)
         worker = get_worker_info()
-        self._check_workers(dataset, worker.num_workers if worker else 0)
-        dataset.set_epoch(epoch)
-        return dataset
-
-    def _check_workers(self, dataset: Any, num_workers: int) -> None:
+        num_workers = worker.num_workers if worker else num_workers
         if num_workers > dataset.num_shards:
             raise ValueError(
                 f"{self.stream.name} has {dataset.num_shards} shards for this process, not enough for {num_workers} "
                 "workers: use num_workers no larger than that."
             )
+        dataset.set_epoch(epoch)
+        return dataset
 
     def _collate(self, epoch: int, records: list[Record]) -> dict[str, Any] | None:
         """The batch of these records; None if no image of it can be read."""
         samples: list[dict[str, Any] | None] = []
         failed: list[str] = []
         for record in records:
+            info = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}
             try:
                 checksum = zlib.crc32(record.image.encoded())
                 sample = self.maker.make(record, (self.seed, epoch, checksum))
+                samples.append(sample | {"info": info | {"epoch": epoch, "replaced": []}})
             except (OSError, ValueError) as error:
                 failed.append(f"{self.stream.name}, image {record.image_id!r}: {error}")
                 self.broken.report(failed[-1], error)
                 samples.append(None)
-                continue
-            info = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}
-            samples.append(sample | {"info": info | {"epoch": epoch, "replaced": []}})
         good = [sample for sample in samples if sample is not None]
         if not good:
             return None

@@ -90,15 +90,8 @@ def freeze_stages(model: GlipForGrounding, frozen_stages: int) -> None:
     if frozen_stages < 0:
         return
     swin = model.model.backbone.swin
-    swin["embeddings"].requires_grad_(False)
-    for stage in swin["encoder"]["layers"][:frozen_stages]:
-        stage.requires_grad_(False)
-
-
-def _tokenizer(source: str) -> BertTokenizer:
-    if Path(source).is_file():
-        return BertTokenizer(vocab=source, do_lower_case=True)
-    return AutoTokenizer.from_pretrained(source)
+    for module in (swin["embeddings"], *swin["encoder"]["layers"][:frozen_stages]):
+        module.requires_grad_(False)
 
 
 def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
@@ -114,14 +107,18 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         model = GlipForGrounding(GlipConfig(**{**scenes_config().to_dict(), **recipe.config}))
         processor = scenes_processor()
     elif recipe.preset in PRESETS:
-        tokenizer = recipe.tokenizer or recipe.text_weights
-        if tokenizer is None:
+        source = recipe.tokenizer or recipe.text_weights
+        if source is None:
             raise RecipeError(
                 f"model.preset={recipe.preset} needs model.tokenizer (a directory, Hub id or vocab.txt) or "
                 "model.text_weights, e.g. bert-base-uncased."
             )
         model = GlipForGrounding(GlipConfig.from_preset(recipe.preset, **recipe.config))
-        processor = GlipProcessor(GlipImageProcessorPil(), _tokenizer(tokenizer))
+        is_vocabulary = Path(source).is_file()
+        tokenizer = (
+            BertTokenizer(source, do_lower_case=True) if is_vocabulary else AutoTokenizer.from_pretrained(source)
+        )
+        processor = GlipProcessor(GlipImageProcessorPil(), tokenizer)
     else:
         raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, {', '.join(PRESETS)}.")
     if recipe.backbone_weights:

@@ -95,8 +95,8 @@ class _Reader:
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
-                # A number at the end of the window may continue after it.
-                if end < len(self.text) or self.ended:
+                # A number at the end of the window may continue after it: the 0 of `0.`, the 1.5 of `1.5e-`.
+                if end < len(self.text) - 2 or self.ended:
                     self.at = end
                     return value
             except json.JSONDecodeError as error:

@@ -81,8 +81,7 @@ def convert_once(
 
     Args:
         name: beginning of the folder's name, for people who look into the cache.
-        files: everything that the conversion reads.
-        options: everything else that shapes it.
+        files, options: everything that the conversion reads, and everything else that shapes it.
         build: writes the tables and returns what is stored beside them (JSON).
         cache_dir: default `$GLIP_DATA_CACHE`, or `glip_hf` in the cache of `datasets`.
 

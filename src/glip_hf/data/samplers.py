@@ -25,30 +25,28 @@ def aspect_groups(sizes: np.ndarray) -> np.ndarray:
 def grouped_batches(
     order: Sequence[int] | np.ndarray, groups: np.ndarray, batch_size: int, incomplete: Incomplete = "drop"
 ) -> list[np.ndarray]:
-    """Batches of one group each, in the order of their first samples.
+    """Samples taken in this order, in batches of one group each; the batches in the order of their first samples.
 
     Args:
-        order: samples, in the order to take them.
         groups: group of every sample (indexed by sample).
-        batch_size: samples per batch.
         incomplete: what becomes of a group's last batch if it is not full: "drop" it, "keep" it, or "wrap" it, i.e.
             fill it from the beginning of the group.
     """
     order = np.asarray(order, dtype=np.int64)
     group_of = np.asarray(groups)[order]
-    found = []
+    found = {}  # by the position of the first sample
     for group in np.unique(group_of):
         positions = np.flatnonzero(group_of == group)
         members = order[positions]
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            if len(batch) < batch_size:
-                if incomplete == "drop":
-                    continue
-                if incomplete == "wrap":
-                    batch = np.concatenate([batch, np.resize(members, batch_size - len(batch))])
-            found.append((positions[start], batch))
-    return [batch for _, batch in sorted(found, key=lambda item: item[0])]
+            missing = batch_size - len(batch)
+            if missing and incomplete == "drop":
+                continue
+            if missing and incomplete == "wrap":
+                batch = np.concatenate([batch, np.resize(members, missing)])
+            found[positions[start]] = batch
+    return [found[first] for first in sorted(found)]
 
 
 def contiguous_shard(order: Sequence[int], rank: int, world_size: int) -> np.ndarray:
@@ -139,17 +137,14 @@ class GroupedBatchSampler(Sampler):
 
     def __len__(self) -> int:
         """Total number of batches, if there is an end; else those of the current epoch."""
-        if self.num_batches is not None:
-            return self.num_batches
-        return len(self.epoch_batches(self._position[0]))
+        return len(self.epoch_batches(self.epoch)) if self.num_batches is None else self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Batches from the position on. Only `advance` and `load_state_dict` move the position itself, since loaders
         prefetch batches."""
         epoch, batch, total = self._position
         while self.num_batches is None or total < self.num_batches:
-            batches = self.epoch_batches(epoch)
-            for indices in batches[batch:]:
+            for indices in self.epoch_batches(epoch)[batch:]:
                 if self.num_batches is not None and total >= self.num_batches:
                     return
                 total += 1

@@ -85,21 +85,13 @@ def all_names_prompt(
 def fit_positives(
     labels: Sequence[int], costs: Mapping[int, int], limit: int, rng: np.random.Generator, separator: int = 1
 ) -> tuple[list[int], int]:
-    """The classes of an image that fit a caption, and the tokens they take.
+    """Those of an image's classes `labels` (each once) that fit `limit` tokens, and the tokens that they take.
 
     Classes are visited in random order until the first that does not fit; as in the original, shorter ones after it are
     not tried. Two exceptions: a class too long for any caption is skipped (in the original it ends the visit), and a
     single class needs no room for a separator (the original loses a name of exactly `limit` tokens).
 
-    Args:
-        labels: the classes, each once.
-        costs: tokens of each class name with a separator after it.
-        limit: tokens of a caption without special ones.
-        separator: tokens of a separator.
-
-    Returns:
-        the classes kept, in order of the visit, and the tokens of them all. More than `limit` means that not all fit:
-        the class that does not is counted, so that no room is left for negatives.
+    Where not all fit, the tokens returned are more than `limit`, so that no room is left for negatives.
     """
     fitting = [label for label in labels if costs[label] - separator <= limit]
     kept, used = [], 0
@@ -126,22 +118,17 @@ def sample_prompt(
     """A caption with the class names of an image and of absent classes, in random order.
 
     Args:
-        labels: classes of the image's boxes; repetition is allowed, all must be in `names`.
+        labels: classes of the image's boxes, keys of `names`; one that is not in the prompt found no room.
         names: all classes of the set, without `__background__`.
         costs, separator_cost: tokens of each name with a separator after it, and of a separator.
-
-    Returns:
-        a prompt with a row per name; a class of `labels` that is not among its `label_ids` found no room.
     """
     positives = sorted({int(label) for label in labels})
-    kept, used = fit_positives(positives, costs, settings.max_tokens, rng, separator_cost)
-    pool = sorted(names)
+    chosen, used = fit_positives(positives, costs, settings.max_tokens, rng, separator_cost)
+    pool, room = sorted(names), settings.max_tokens - used
     count = settings.draw_count(len(pool), len(positives), rng)
-    own, chosen = set(positives), list(kept)
-    room = settings.max_tokens - used
     for position in rng.choice(len(pool), size=count, replace=False):
         label = pool[position]
-        if label in own:
+        if label in positives:
             continue
         room -= costs[label]
         if room <= 0:

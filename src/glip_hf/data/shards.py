@@ -109,14 +109,12 @@ def list_shards(patterns: Sequence[str]) -> list[str]:
         if not matches:
             raise FileNotFoundError(f"no shard matches {pattern!r}.")
         found.update(matches)
-    shards = sorted(found)
     names: dict[str, str] = {}
-    for shard in shards:
+    for shard in sorted(found):
         shard_format(shard)
-        if (stem := shard_name(shard)) in names:
-            raise ValueError(f"{names[stem]} and {shard} have the same name: give them different ones.")
-        names[stem] = shard
-    return shards
+        if (other := names.setdefault(shard_name(shard), shard)) != shard:
+            raise ValueError(f"{other} and {shard} have the same name: give them different ones.")
+    return list(names.values())
 
 
 def shard_name(path: str) -> str:
@@ -180,8 +178,8 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
             number += 1
 
 
-def _key_and_extension(path: str) -> tuple[str, str]:
-    folder, slash, name = path.rpartition("/")
+def _key_and_extension(member: tarfile.TarInfo) -> tuple[str, str]:
+    folder, slash, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
@@ -190,8 +188,8 @@ def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair
     try:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
             members = (member for member in tar if member.isfile())
-            for key, group in itertools.groupby(members, lambda member: _key_and_extension(member.name)[0]):
-                parts = {_key_and_extension(member.name)[1]: tar.extractfile(member).read() for member in group}
+            for key, group in itertools.groupby(members, lambda member: _key_and_extension(member)[0]):
+                parts = {_key_and_extension(member)[1]: tar.extractfile(member).read() for member in group}
                 yield _pair(key, parts, caption_column)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UnreadableShard(f"{path} cannot be read as a tar file: {error}") from error
@@ -199,19 +197,16 @@ def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair
 
 def _pair(key: str, parts: Mapping[str, bytes], caption_column: str | None) -> Pair:
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
-    caption = None
     text = parts.get("txt", parts.get("caption.txt"))
     if text is not None and not caption_column:
-        caption = text.decode("utf-8", errors="replace").strip()
-    elif "json" in parts:
-        try:
-            values = json.loads(parts["json"])
-        except ValueError:
-            values = {}
-        names = (caption_column,) if caption_column else CAPTION_COLUMNS
-        if isinstance(values, Mapping):
-            caption = next((values[name] for name in names if isinstance(values.get(name), str)), None)
-    return Pair(key, image, caption)
+        return Pair(key, image, text.decode("utf-8", errors="replace").strip())
+    try:
+        values = json.loads(parts.get("json", b"{}"))
+    except ValueError:
+        values = {}
+    values = values if isinstance(values, Mapping) else {}
+    captions = (values.get(name) for name in ([caption_column] if caption_column else CAPTION_COLUMNS))
+    return Pair(key, image, next((caption for caption in captions if isinstance(caption, str)), None))
 
 
 # -- writing ---------------------------------------------------------------------------------------

@@ -185,16 +185,19 @@ def dataset_batches(
     return Batches(dataset, sampler, NamedCollator(pad_token_id), data.workers)
 
 
-def streamed_batches(
-    recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int
-) -> Batches:
-    """Batches of a recipe's single streamed source; see `StreamingBatches` for the order."""
-    data = recipe.data
+def recipe_batches(recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int) -> Batches:
+    """Batches of the recipe's data for one process; `config` is that of the model to train.
+
+    For the order of a streamed source see `StreamingBatches`.
+    """
+    data, pad_token_id = recipe.data, processor.tokenizer.pad_token_id
+    if not (data.sources and data.sources[0].get("streaming")):
+        return dataset_batches(build_dataset(recipe, processor, config), recipe, pad_token_id, rank, processes)
     options = {key: value for key, value in data.sources[0].items() if key not in NOT_READ}
     stream = StreamingBatches(
         HubStream(**options),
         sample_maker(recipe, processor, config),
-        NamedCollator(processor.tokenizer.pad_token_id),
+        NamedCollator(pad_token_id),
         per_process(data.batch_size, recipe.run.gradient_accumulation, processes),
         seed=recipe.run.seed,
         rank=rank,
@@ -206,11 +209,3 @@ def streamed_batches(
     if workers < data.workers:
         logger.warning(f"data.workers={data.workers}: the stream has shards for only {workers} of them.")
     return Batches(stream, workers=workers)
-
-
-def recipe_batches(recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int) -> Batches:
-    """Batches of the recipe's data for one process; `config` is that of the model to train."""
-    if recipe.data.sources and recipe.data.sources[0].get("streaming"):
-        return streamed_batches(recipe, processor, config, rank, processes)
-    dataset = build_dataset(recipe, processor, config)
-    return dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank, processes)

@@ -114,10 +114,10 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
                 "model.text_weights, e.g. bert-base-uncased."
             )
         model = GlipForGrounding(GlipConfig.from_preset(recipe.preset, **recipe.config))
-        is_vocabulary = Path(source).is_file()
-        tokenizer = (
-            BertTokenizer(source, do_lower_case=True) if is_vocabulary else AutoTokenizer.from_pretrained(source)
-        )
+        if Path(source).is_file():
+            tokenizer = BertTokenizer(vocab=source, do_lower_case=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
         processor = GlipProcessor(GlipImageProcessorPil(), tokenizer)
     else:
         raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, {', '.join(PRESETS)}.")

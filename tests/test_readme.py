@@ -109,6 +109,15 @@ def test_relative_links_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}, which is not there"
 
 
+def test_architecture_names_every_module_and_no_other() -> None:
+    text, package = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), ROOT / "src" / "glip_hf"
+    modules = {path.name for path in package.glob("*.py") if not path.name.startswith("_")}
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert [name for name in modules | packages if f"`{name}`" not in text] == []
+    paths = {name for name in re.findall(r"`([\w/]+(?:\.py|/))`", text)}
+    assert [path for path in paths if not (package / path).exists() and not (ROOT / path).exists()] == []
+
+
 def test_checkpoints_in_the_table_are_presets() -> None:
     from glip_hf.configuration_glip import PRESETS
 

@@ -70,11 +70,12 @@ def load_image(source: str | os.PathLike) -> Image.Image:
         if is_url:
             request = urllib.request.Request(name, headers={"User-Agent": "glip_hf"})
             with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-                image = Image.open(io.BytesIO(response.read()))
+                file = io.BytesIO(response.read())
         elif is_data:
-            image = Image.open(io.BytesIO(base64.b64decode(name.partition(",")[2])))
+            file = io.BytesIO(base64.b64decode(name.partition(",")[2]))
         else:
-            image = Image.open(name)
+            file = name
+        image = Image.open(file)
         image.load()
     except Exception as error:  # decoders raise almost anything on damaged files
         raise ValueError(f"Cannot read the image {shown!r}: {error}") from error
@@ -262,10 +263,7 @@ def shortest_edge_size(height: int, width: int, shortest_edge: int, longest_edge
         target = round(longest_edge * short / long)
     if target == short:
         return height, width
-    if target < 1:
-        new_short, new_long = 1, int(longest_edge)
-    else:
-        new_short, new_long = target, int(target * long / short)
+    new_short, new_long = (target, int(target * long / short)) if target >= 1 else (1, int(longest_edge))
     return (new_long, new_short) if width < height else (new_short, new_long)
 
 
@@ -507,9 +505,6 @@ class GlipImageProcessorMixin(GlipHubMixin):
                 raise ValueError(f"Image {index} of {len(images)}: {error}") from error
         return prepared
 
-    def _preprocess_image_like_inputs(self, images: Any, annotations: Any = None, **kwargs: Any) -> BatchFeature:
-        return self._preprocess(self._prepare_image_like_inputs(images, **kwargs), annotations, **kwargs)
-
     def _preprocess(
         self,
         images: list[Pixels],
@@ -524,7 +519,14 @@ class GlipImageProcessorMixin(GlipHubMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         original_sizes = [tuple(image.shape[-2:]) for image in images]
-        targets = _prepare_targets(annotations, original_sizes)
+        if annotations is not None:
+            annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+            if len(annotations) != len(images):
+                raise ValueError(
+                    f"{len(annotations)} annotations for {len(images)} images: give one per image (with an empty list "
+                    "of 'annotations' where there is nothing)."
+                )
+            targets = [coco_to_target(own, *size) for own, size in zip(annotations, original_sizes, strict=True)]
         if do_resize:
             images = [self.resize(image, size, resample) for image in images]
         sizes = [tuple(image.shape[-2:]) for image in images]
@@ -544,7 +546,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
         original_sizes = [self._from_torch(torch.tensor(size)) for size in original_sizes]
         data = {"pixel_values": images, "pixel_mask": masks, "original_sizes": original_sizes}
         batch = BatchFeature(data, tensor_type=return_tensors)
-        if targets is not None:
+        if annotations is not None:
             targets = map(resize_target, targets, sizes)
             batch["labels"] = [BatchFeature(target, tensor_type=return_tensors) for target in targets]
         return batch
@@ -581,20 +583,6 @@ class GlipImageProcessorMixin(GlipHubMixin):
         if do_normalize:
             image = self.normalize(image, image_mean, image_std)
         return image
-
-
-def _prepare_targets(annotations: Any, sizes: list[tuple[int, int]]) -> list[dict[str, np.ndarray]] | None:
-    """COCO records as targets on the original images; a record alone belongs to one image."""
-    if annotations is None:
-        return None
-    if isinstance(annotations, Mapping):
-        annotations = [annotations]
-    if len(annotations) != len(sizes):
-        raise ValueError(
-            f"{len(annotations)} annotations for {len(sizes)} images: give one per image (with an empty list of "
-            "'annotations' where there is nothing)."
-        )
-    return [coco_to_target(annotation, *size) for annotation, size in zip(annotations, sizes, strict=True)]
 
 
 class GlipImageProcessorPil(GlipImageProcessorMixin, PilBackend):

@@ -14,9 +14,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file, logging
@@ -54,8 +56,7 @@ class GlipPromptTableMixin:
         length = self.config.max_text_length if length is None else length
         if length < 1:
             raise ValueError(f"a prompt table of {length} rows: give at least 1.")
-        base = self.base_model
-        width = self.config.text_config.hidden_size
+        base, width = self.base_model, self.config.text_config.hidden_size
         base.prompt_table = nn.Parameter(torch.zeros(length, width, dtype=base.dtype, device=base.device))
         self.config.prompt_table_length = length
         return base.prompt_table
@@ -100,6 +101,7 @@ class GlipPromptTableMixin:
         """
         source = os.fspath(source)
         info = json.loads(Path(cached_file(source, INFO_FILE, **hub_options)).read_text(encoding="utf-8"))
+        origin = info.get("base_model") or "another model"
         if info.get("format") != FORMAT:
             raise ValueError(f"{source}: {INFO_FILE} has format {info.get('format')!r}, this version reads {FORMAT}.")
         table = load_file(cached_file(source, TABLE_FILE, **hub_options))["prompt_table"]
@@ -107,12 +109,12 @@ class GlipPromptTableMixin:
         if table.ndim != 2 or table.shape[1] != width:
             raise ValueError(
                 f"{source}: a prompt table of shape {tuple(table.shape)} does not fit a text encoder of width "
-                f"{width}: it was trained on {info.get('base_model') or 'another model'}."
+                f"{width}: it was trained on {origin}."
             )
         if info.get("base_config_hash") != config_hash(self.config):
             logger.warning(
-                f"The prompt table {source} was trained on {info.get('base_model') or 'another model'}, whose "
-                "configuration differs from this model's: expect worse results here."
+                f"The prompt table {source} was trained on {origin}, whose configuration differs from this model's: "
+                "expect worse results here."
             )
         parameter = self.add_prompt_table(len(table))
         with torch.no_grad():
@@ -121,10 +123,6 @@ class GlipPromptTableMixin:
 
     def push_prompt_table(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the table to a Hub repository, which is created if there is none; returns its URL."""
-        from tempfile import TemporaryDirectory
-
-        from huggingface_hub import HfApi
-
         api = HfApi(token=token)
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as directory:

@@ -7,6 +7,7 @@
 Letters: K detections. Boxes are xyxy in pixels of the upright image, after its EXIF orientation is applied.
 """
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -92,8 +93,7 @@ def draw_detections(
     """
     canvas = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # what the model sees, upright
     boxes, scores, labels, names = _unpack(detections)
-    width, height = canvas.size
-    short = min(width, height)
+    short = min(canvas.size)
     if line_width is None:
         line_width = max(1, round(short / 200))
     if font_size is None:
@@ -109,8 +109,7 @@ def draw_detections(
     taken: list[Rect] = []
     for k in order:
         score = f"{scores[k]:.2f}" if show_scores and scores[k] is not None else ""
-        name = _printable_name(names[k], labels[k])
-        fitted = _fit_label(name, score, font_size, canvas.size)
+        fitted = _fit_label(_printable_name(names[k], labels[k]), score, font_size, canvas.size)
         if fitted is None:
             continue
         text, font, pad, size = fitted
@@ -142,21 +141,15 @@ def _unpack(
         if column is not None and len(column) != len(boxes):
             raise ValueError(f"{len(boxes)} boxes but {len(column)} {key}: they must pair up.")
         columns.append([None] * len(boxes) if column is None else column)
+    boxes = [[float(v) for v in box] for box in boxes]
     for k, box in enumerate(boxes):
-        box = [float(v) for v in box]
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")
-        boxes[k] = box
-    scores, labels, names = columns
-    return boxes, scores, labels, names
+    return boxes, *columns
 
 
 def _draw_box(
-    draw: ImageDraw.ImageDraw,
-    box: Sequence[float],
-    color: tuple[int, int, int],
-    width: int,
-    size: tuple[int, int],
+    draw: ImageDraw.ImageDraw, box: Sequence[float], color: tuple[int, int, int], width: int, size: tuple[int, int]
 ) -> None:
     """Outline, clipped to the image, with a thin border of the opposite brightness: visible on any background."""
     left, top, right, bottom = _clip(box, size)
@@ -195,11 +188,9 @@ def _has_glyph(font_index: int, char: str) -> bool:
     return mask.size != missing.size or bytes(mask) != bytes(missing)
 
 
-def _font_for(text: str, size: int) -> Font:
-    """The first font that has every character of `text`, else the one that has most of them."""
-    fonts = _fonts(size)
-    known = [sum(_has_glyph(i, c) for c in text) for i in range(len(fonts))]
-    return fonts[known.index(max(known))]
+def _best_font(text: str) -> int:
+    """Index of the first font that has every character of `text`, else of the one that has most of them."""
+    return max(range(len(_fonts(24))), key=lambda index: sum(_has_glyph(index, c) for c in text))
 
 
 def _printable_name(name: str | None, label: int | None) -> str:
@@ -211,7 +202,7 @@ def _printable_name(name: str | None, label: int | None) -> str:
     if name is None:
         return number
     text = " ".join(name.split())
-    index = _fonts(24).index(_font_for(text, 24))
+    index = _best_font(text)
     shown = "".join(c if _has_glyph(index, c) else "?" for c in text)
     return shown if shown.strip("? ") else number or shown
 
@@ -225,7 +216,7 @@ def _fit_label(
     """
     smallest = min(font_size, max(SMALLEST_FONT, font_size * 2 // 3))
     for size in (font_size, (font_size + smallest) // 2, smallest, SMALLEST_FONT):
-        font = _font_for(name, size)
+        font = _fonts(size)[_best_font(name)]
         pad = max(1, size // 6)
         ascent, descent = font.getmetrics()
         height = ascent + descent + 2 * pad
@@ -252,28 +243,17 @@ def _place(size: tuple[int, int], box: Sequence[float], taken: list[Rect], image
     the one that overlaps least with them."""
     width, height = size
     left, top, right, bottom = _clip(box, image_size)
-    corners = [
-        (left, top - height),  # above, flush left
-        (left, top),  # inside
-        (right - width + 1, top - height),
-        (right - width + 1, top),
-        (left, bottom + 1),  # below
-        (left, bottom - height + 1),
-        (right - width + 1, bottom + 1),
-        (right - width + 1, bottom - height + 1),
-    ]
+    above, below = (top - height, top), (bottom + 1, bottom - height + 1)  # outside the box, inside it
     best, least = None, float("inf")
-    for x, y in corners:
-        inside_x = min(max(x, 0), image_size[0] - width)
-        inside_y = min(max(y, 0), image_size[1] - height)
-        rect = (inside_x, inside_y, inside_x + width, inside_y + height)
-        cost = sum(_common_area(rect, other) for other in taken)
-        if inside_y != y:
-            cost += 0.5  # prefer a free position that need not be moved into the image
-        if cost < least:
-            best, least = rect, cost
-        if least == 0:
-            break
+    for rows in (above, below):
+        for x, y in itertools.product((left, right - width + 1), rows):
+            inside_x = min(max(x, 0), image_size[0] - width)
+            inside_y = min(max(y, 0), image_size[1] - height)
+            rect = (inside_x, inside_y, inside_x + width, inside_y + height)
+            # Prefer a free position that need not be moved into the image.
+            cost = sum(_common_area(rect, other) for other in taken) + (0.5 if inside_y != y else 0)
+            if cost < least:
+                best, least = rect, cost
     return best
 
 

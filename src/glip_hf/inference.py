@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .boxes_glip import box_iou
 from .image_processing_pil_glip import load_image, read_pixels
@@ -166,37 +167,33 @@ class Captions:
 
     def tokens(self, rows: Sequence[int], multiple: int = 1) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` of these captions, padded to the longest, and that to a multiple."""
-        lengths = torch.tensor([len(self.input_ids[row]) for row in rows], device=self.input_ids[rows[0]].device)
-        longest = int(lengths.max())
+        ids = [self.input_ids[row] for row in rows]
+        longest = max(map(len, ids))
         longest += -longest % multiple
-        return {
-            "input_ids": _stack([self.input_ids[row] for row in rows], longest),
-            "attention_mask": (torch.arange(longest, device=lengths.device) < lengths[:, None]).long(),
-        }
+        mask = _stack([torch.ones_like(own) for own in ids], longest)
+        return {"input_ids": _stack(ids, longest), "attention_mask": mask}
 
     def take(
         self, rows: Sequence[int], multiple: int = 1, encode: Callable[[int], Tensor] | None = None
     ) -> dict[str, Any]:
-        """The model's inputs for these captions, padded to the longest of them, and that to a multiple.
-
-        Args:
-            encode: gives the text features of a caption that has none.
-        """
+        """The model's inputs for these captions, padded like `tokens`; `encode` gives text features that are None."""
         tokens = self.tokens(rows, multiple)
-        longest, classes = tokens["input_ids"].shape[1], max(len(self.label_ids[row]) for row in rows)
+        longest = tokens["input_ids"].shape[1]
         hidden = [encode(row) if self.hidden[row] is None else self.hidden[row] for row in rows]
         return {
             "text_features": GlipTextFeatures(last_hidden_state=_stack(hidden, longest), **tokens),
-            "positive_map": _stack([self.positive_maps[row] for row in rows], classes, longest),
-            "label_ids": _stack([self.label_ids[row] for row in rows], classes, fill=-1),
+            "positive_map": _stack([self.positive_maps[row] for row in rows], 0, longest),
+            "label_ids": _stack([self.label_ids[row] for row in rows], fill=-1),
         }
 
 
-def _stack(values: list[Tensor], *sizes: int, fill: int = 0) -> Tensor:
-    """Values in one tensor, padded at the end where one is smaller than `sizes` in the first dimensions."""
-    if len(values) == 1 and tuple(values[0].shape[: len(sizes)]) == sizes:
+def _stack(values: list[Tensor], *least: int, fill: int = 0) -> Tensor:
+    """Values in one tensor, padded at the end to the largest size (and at least `least`) of every dimension."""
+    shapes = [value.shape for value in values] + [least]
+    sizes = [max(lengths) for lengths in zip_longest(*shapes, fillvalue=0)]
+    if len(values) == 1 and list(values[0].shape) == sizes:
         return values[0][None]
-    stacked = values[0].new_full((len(values), *sizes, *values[0].shape[len(sizes) :]), fill)
+    stacked = values[0].new_full((len(values), *sizes), fill)
     for row, value in zip(stacked, values):
         row[tuple(slice(size) for size in value.shape)] = value
     return stacked
@@ -271,15 +268,6 @@ class _Shown:
     error: Exception | None = None
 
 
-@dataclass
-class _Progress:
-    """What is known of an image so far: detections per view and caption."""
-
-    captions: Captions
-    result: Grounded
-    views: dict[View, list[Detections]] = field(default_factory=dict)
-
-
 # -- memory ----------------------------------------------------------------------------------------
 
 
@@ -306,11 +294,11 @@ class PairBudget:
             raise ValueError(f"pairs={fixed}: at least one pair has to run at a time.")
         self.fixed = fixed
         if probe is None and device.type == "cuda":
-            probe = _cuda_probe(device)
+            probe = partial(_cuda_memory, device)
         self._probe = probe if fixed is None else None
         self._bytes = 0.0  # per pair and location, the most seen
         self._tried = 0  # the largest number of pair-locations that ran
-        self._ceiling = sys.maxsize  # pair-locations that may run, after running out of memory
+        self._ceiling = NO_LIMIT  # pair-locations that may run, after running out of memory
 
     def size(self, locations: int) -> int:
         """Pairs for the next pass, over images with so many locations."""
@@ -336,20 +324,18 @@ class PairBudget:
 
     def halve(self, pairs: int, locations: int) -> int:
         """Pairs to try after `pairs` did not fit; 0 if that was one already."""
-        self._ceiling = min(self._ceiling, pairs // 2 * locations) if pairs > 1 else self._ceiling
+        if pairs > 1:
+            self._ceiling = min(self._ceiling, pairs // 2 * locations)
         return pairs // 2
 
 
-def _cuda_probe(device: torch.device) -> Callable[[], tuple[int, int, int]]:
-    def probe() -> tuple[int, int, int]:
-        in_use = torch.cuda.memory_allocated(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        # What the allocator holds and does not use is free to us as well.
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - in_use
-        return free, peak, in_use
-
-    return probe
+def _cuda_memory(device: torch.device) -> tuple[int, int, int]:
+    in_use = torch.cuda.memory_allocated(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    # What the allocator holds and does not use is free to us as well.
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - in_use
+    return free, peak, in_use
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -474,7 +460,8 @@ class GroundingEngine:
         Raises:
             ValueError, FileNotFoundError: naming the image that cannot be read.
         """
-        progress: dict[int, _Progress] = {}
+        # Of each image whose views are not all done: its captions, its result, and the detections of each view.
+        progress: dict[int, tuple[Captions, Grounded, dict[View, list[Detections]]]] = {}
         with closing(self._batches(requests, skip_broken)) as batches:  # whatever happens, no thread outlives this
             for batch in batches:
                 for shown in batch:
@@ -482,21 +469,20 @@ class GroundingEngine:
                         asked, captions = shown.request, Captions()
                         if asked.text is not None and shown.error is None:
                             captions = self.encode(asked.text, asked.phrases, asked.spans)
-                        progress[shown.index] = _Progress(captions, Grounded(shown.index))
-                captions = [progress[shown.index].captions for shown in batch]
-                for shown, found in zip(batch, self._detect_views(batch, captions)):
-                    one = progress[shown.index]
-                    one.views[shown.view] = found
+                        progress[shown.index] = captions, Grounded(shown.index), {}
+                found = self._detect_views(batch, [progress[shown.index][0] for shown in batch])
+                for shown, of_view in zip(batch, found):
+                    captions, result, views = progress[shown.index]
+                    views[shown.view] = of_view
                     if shown.error is None:
-                        one.result.height, one.result.width = shown.pixels["original_sizes"][0].tolist()
+                        result.height, result.width = shown.pixels["original_sizes"][0].tolist()
                     else:
-                        one.result.error = shown.error
-                for index in dict.fromkeys(shown.index for shown in batch):
-                    if len(progress[index].views) == len(self.views):
-                        one = progress.pop(index)
-                        if one.result.error is None:
-                            one.result.detections = self.merge(one.captions, one.views, one.result.width)
-                        yield one.result
+                        result.error = shown.error
+                    if len(views) == len(self.views):
+                        if result.error is None:
+                            result.detections = self.merge(captions, views, result.width)
+                        del progress[shown.index]
+                        yield result
 
     def ground_inputs(self, inputs: Any) -> list[Detections]:
         """The detections of each image of what the processor made of images and their texts."""
@@ -510,7 +496,7 @@ class GroundingEngine:
         if not asked:
             return [[] for _ in batch]
         views = [batch[row].pixels for row in asked]
-        pixels = {name: _pad_together([view.pop(name) for view in views]) for name in ("pixel_values", "pixel_mask")}
+        pixels = {name: _stack([view.pop(name)[0] for view in views]) for name in ("pixel_values", "pixel_mask")}
         pixels["original_sizes"] = torch.cat([view["original_sizes"] for view in views])
         found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))
         return [found.get(row, []) for row in range(len(batch))]
@@ -610,12 +596,10 @@ class GroundingEngine:
             features = None
         if features is None:
             half = len(values) // 2
-            parts = (slice(half), slice(half, None))
-            return [
-                found
-                for part in parts
-                for found in self.detect({name: value[part] for name, value in pixels.items()}, captions[part])
-            ]
+            first, second = (
+                {name: value[part] for name, value in pixels.items()} for part in (slice(half), slice(half, None))
+            )
+            return self.detect(first, captions[:half]) + self.detect(second, captions[half:])
         del values
         joined, starts = _join_captions(captions)
         lengths, locations = joined.lengths, features.last_hidden_state.shape[1]
@@ -686,14 +670,6 @@ class GroundingEngine:
             best = merge_detections(parts, limit)
             merged.append({**best, "text_labels": [names[label] for label in best["labels"].tolist()]})
         return merged
-
-
-def _pad_together(values: list[Tensor]) -> Tensor:
-    """Images or masks in one batch, padded with zeros on the right and below."""
-    if len(values) == 1:
-        return values[0]
-    height, width = (max(value.shape[side] for value in values) for side in (-2, -1))
-    return torch.cat([pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2])) for value in values])
 
 
 __all__ = [

@@ -7,6 +7,7 @@ the backbone once per image, the text encoder once per caption, and the head onc
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -19,10 +20,11 @@ from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
 _TEXT = ("candidate_labels", "caption", "phrases")
-_PREPROCESS = (*_TEXT, "timeout")
-_FORWARD = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold", *PROMPT_OPTIONS)
-_POSTPROCESS = ("top_k",)
-_RUN = ("batch_size", "num_workers")
+_STEPS = (  # the options of `preprocess`, `_forward` and `postprocess`
+    (*_TEXT, "timeout"),
+    ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold", *PROMPT_OPTIONS),
+    ("top_k",),
+)
 
 
 class _Results(Iterator):
@@ -106,7 +108,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             TypeError: for an unknown option.
             ValueError: for an image with neither class names nor a caption, or both; for lists that differ in length.
         """
-        known = (*_PREPROCESS, *_FORWARD, *_POSTPROCESS, *_RUN)
+        known = (*chain(*_STEPS), "batch_size", "num_workers")
         if unknown := sorted(set(options).difference(known)):
             raise TypeError(f"unknown options {unknown}: known are {', '.join(known)}.")
         text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
@@ -119,9 +121,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        return tuple(
-            {name: kwargs[name] for name in names if name in kwargs} for names in (_PREPROCESS, _FORWARD, _POSTPROCESS)
-        )
+        return tuple({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
 
     def get_iterator(
         self,
@@ -191,18 +191,14 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         except ValueError as error:
             names = [name if len(name) <= 200 else name[:197] + "..." for item in items if (name := item["name"])]
             raise ValueError(f"{', '.join(names)}: {error}" if names else str(error)) from error
-        texts = [(item["text"], item["phrases"]) for item in items]
-        return {"pixels": dict(pixels), "texts": texts}
+        return {"pixels": dict(pixels), "texts": [(item["text"], item["phrases"]) for item in items]}
 
     def _forward(
         self,
         model_inputs: dict[str, Any],
         threshold: float = 0.1,
-        aggregation: str = "mean",
-        nms_threshold: float = 0.6,
         max_detections: int = 100,
-        score_threshold: float = 0.05,
-        **prompt_options: Any,
+        **options: Any,
     ) -> list[dict[str, Any]]:
         """Detections of every image of a batch, see `inference.Detections`.
 
@@ -211,15 +207,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         """
         engine, texts = self._engine, model_inputs["texts"]
         engine.max_kept_captions = self.max_kept_captions
-        engine.options = GroundingOptions(
-            threshold=threshold,
-            aggregation=aggregation,
-            nms_threshold=nms_threshold,
-            max_detections=max_detections,
-            merged_limit=max_detections,
-            score_threshold=score_threshold,
-            **prompt_options,
-        )
+        limits = {"max_detections": max_detections, "merged_limit": max_detections}
+        engine.options = GroundingOptions(threshold=threshold, **limits, **options)
         engine.budget = PairBudget(self.device, len(texts))  # the batch with one caption at a time
         captions = [engine.encode(text, phrases) for text, phrases in texts]
         found = engine.detect(model_inputs["pixels"], captions)

@@ -13,6 +13,7 @@ and ties in score are broken by the position of the image in the annotations.
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,10 @@ class Evaluator(ABC):
     primary: str
     """The metric that papers quote, a key of `summarize()`."""
 
+    def __init__(self) -> None:
+        self._predictions: dict[Any, Any] = {}
+        self._accumulated = False
+
     @abstractmethod
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Add the predictions for some images; a second one for the same image is ignored with a warning."""
@@ -47,13 +52,19 @@ class Evaluator(ABC):
     def results(self) -> Iterator[dict[str, Any]]:
         """The predictions as entries of a result file (JSON)."""
 
-    @abstractmethod
     def gather(self) -> None:
         """Give every process the predictions of all of them. All processes have to call it."""
+        self._predictions, self._accumulated = distributed.merge(self._predictions), False
+
+    def accumulate(self) -> None:
+        """Compare with the ground truth, if that was not done since the last prediction came."""
+        if not self._accumulated:
+            self._accumulate()
+            self._accumulated = True
 
     @abstractmethod
-    def accumulate(self) -> None:
-        """Compare with the ground truth."""
+    def _accumulate(self) -> None:
+        """What `summarize` and `per_class` need."""
 
     @abstractmethod
     def summarize(self) -> dict[str, float]:
@@ -98,6 +109,9 @@ class Detections:
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows])
 
 
+NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+
+
 def to_array(values: Any) -> np.ndarray:
     """A tensor, an array or a list as an array; float32 stays float32, lists become float64."""
     if hasattr(values, "detach"):
@@ -136,19 +150,16 @@ class DetectionEvaluator(Evaluator):
         category_ids: Iterable[int],
         only: Iterable[int | str] | None = None,
     ) -> None:
+        super().__init__()
         known = list(image_ids)
-        self.image_ids = known
-        if only is not None:
-            wanted = set(only)
-            if unknown := wanted.difference(known):
-                raise ValueError(f"image {min(map(str, unknown))} is not in the annotations.")
-            self.image_ids = [image_id for image_id in known if image_id in wanted]
+        wanted = set(known if only is None else only)
+        if unknown := wanted.difference(known):
+            raise ValueError(f"image {min(map(str, unknown))} is not in the annotations.")
+        self.image_ids = [image_id for image_id in known if image_id in wanted]
         self._rank = {image_id: rank for rank, image_id in enumerate(self.image_ids)}
         self._elsewhere = set(known).difference(self._rank)
         self.category_ids = list(category_ids)
         self._categories = np.array(sorted(self.category_ids), dtype=np.int64)
-        self._predictions: dict[int | str, Detections] = {}
-        self._accumulated = False
 
     @property
     def num_detections(self) -> int:
@@ -210,17 +221,13 @@ class DetectionEvaluator(Evaluator):
         self._predictions[image_id] = Detections(boxes, scores, labels)
         self._accumulated = False
 
-    def gather(self) -> None:
-        self._predictions = distributed.merge(self._predictions)
-        self._accumulated = False
+    def _ordered(self) -> dict[int | str, Detections]:
+        """Predictions in the order of the images."""
+        return {i: self._predictions[i] for i in self.image_ids if i in self._predictions}
 
-    def results(self) -> Iterator[dict[str, Any]]:
-        """Entries of a COCO result file, image by image; boxes to a thousandth of a pixel."""
-        return self._entries(decimals=3)
-
-    def _entries(self, decimals: int | None = None) -> Iterator[dict[str, Any]]:
-        for image_id in sorted(self._predictions, key=self._rank.__getitem__):
-            found = self._predictions[image_id]
+    def results(self, decimals: int | None = 3) -> Iterator[dict[str, Any]]:
+        """Entries of a COCO result file, image by image; boxes to a thousandth of a pixel, or (None) as they are."""
+        for image_id, found in self._ordered().items():
             boxes = found.boxes if decimals is None else found.boxes.round(decimals)
             for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
                 yield {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
@@ -237,11 +244,9 @@ class DetectionEvaluator(Evaluator):
         """Ground-truth boxes that count, per category id."""
 
     def per_class(self) -> list[dict[str, Any]]:
-        if not self._accumulated:
-            self.accumulate()
+        self.accumulate()
         objects = self.objects_by_category()
-        labels = np.concatenate([np.zeros(0, np.int64), *(found.labels for found in self._predictions.values())])
-        detections = dict(zip(*(column.tolist() for column in np.unique(labels, return_counts=True))))
+        detections = Counter(label for found in self._predictions.values() for label in found.labels.tolist())
         return [
             {
                 "id": category,
@@ -251,7 +256,7 @@ class DetectionEvaluator(Evaluator):
                 "AP75": average(self.precision[5, :, index]),
                 "AR": average(self.recall[:, index]),
                 "objects": objects.get(category, 0),
-                "detections": detections.get(category, 0),
+                "detections": detections[category],
             }
             for index, category in enumerate(self.category_ids)
         ]
@@ -279,9 +284,7 @@ class DetectionEvaluator(Evaluator):
 
     def _best(self, image_id: int | str, number: int) -> Detections:
         """The best detections of an image, of categories that count."""
-        found = self._predictions.get(image_id)
-        if found is None:
-            return Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+        found = self._predictions.get(image_id, NOTHING)
         evaluated = self.evaluated_categories(image_id)
         if evaluated is not None:
             found = found.select(np.isin(found.labels, evaluated))
@@ -328,6 +331,7 @@ def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, thresho
 __all__ = [
     "IOU_THRESHOLDS",
     "MISSING",
+    "NOTHING",
     "RECALL_POINTS",
     "DetectionEvaluator",
     "Detections",

@@ -71,12 +71,13 @@ class CocoEvaluator(DetectionEvaluator):
             }
             self._truth.createIndex()
 
-    def accumulate(self) -> None:
-        entries = list(self._entries())  # not rounded: half a thousandth of a pixel may decide at a threshold
+    def _accumulate(self) -> None:
+        entries = list(
+            self.results(decimals=None)
+        )  # not rounded: half a thousandth of a pixel may decide at a threshold
         self.precision = np.full((10, 101, len(self.category_ids)), MISSING)
         self.recall = np.full((10, len(self.category_ids)), MISSING)
         self.stats = dict.fromkeys(STATS, MISSING)
-        self._accumulated = True
         if not entries:
             # The backends refuse an empty result; it is AP 0 wherever there is something to find.
             truth = self.objects_by_category()
@@ -98,8 +99,7 @@ class CocoEvaluator(DetectionEvaluator):
         self.stats = {name: float(value) for name, value in zip(STATS, evaluation.stats)}
 
     def summarize(self) -> dict[str, float]:
-        if not self._accumulated:
-            self.accumulate()
+        self.accumulate()
         return dict(self.stats)
 
     def objects_by_category(self) -> Mapping[int, int]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from . import distributed
 from .base import Evaluator, GalleryItem, to_array
 from .files import check_records, numbers
 
@@ -181,6 +180,7 @@ class FlickrEvaluator(Evaluator):
         iou_threshold: float = 0.5,
         sentences: Iterable[tuple[int | str, int | str]] | None = None,
     ) -> None:
+        super().__init__()
         if protocol == "separate":
             protocol = "any"
         if protocol not in PROTOCOLS:
@@ -194,12 +194,10 @@ class FlickrEvaluator(Evaluator):
             key = image_id, number
             if wanted is None or key in wanted:
                 self._texts[key] = text
-                self.truth[key] = [(phrase, self._target(boxes)) for phrase, boxes in known]
-        self._predictions: dict[Key, dict[str, Any]] = {}
-        self._hits: dict[int, dict[str, list[int]]] | None = None
-
-    def _target(self, boxes: list[list[int]]) -> np.ndarray:
-        return np.array(boxes if self.protocol == "any" else [enclosing_box(boxes)], dtype=np.float64)
+                self.truth[key] = [
+                    (phrase, np.array(boxes if protocol == "any" else [enclosing_box(boxes)], dtype=np.float64))
+                    for phrase, boxes in known
+                ]
 
     @property
     def num_phrases(self) -> int:
@@ -223,8 +221,7 @@ class FlickrEvaluator(Evaluator):
                 continue  # another subset, or nothing in the sentence to find
             if key in self._predictions:
                 warnings.warn(
-                    f"multiple predictions for sentence {key[1]} of image {key[0]}: the first counts",
-                    stacklevel=2,
+                    f"multiple predictions for sentence {key[1]} of image {key[0]}: the first counts", stacklevel=2
                 )
                 continue
             if len(prediction["boxes"]) != len(self.truth[key]):
@@ -235,7 +232,7 @@ class FlickrEvaluator(Evaluator):
             for boxes in prediction["boxes"]:
                 numbers(boxes, 4, f"sentence {key[1]} of image {key[0]}: box")
             self._predictions[key] = {**prediction, "boxes": list(prediction["boxes"])}
-            self._hits = None
+            self._accumulated = False
 
     load_results = update
 
@@ -260,10 +257,7 @@ class FlickrEvaluator(Evaluator):
         for key in sorted(self._predictions):
             yield self._predictions[key]
 
-    def gather(self) -> None:
-        self._predictions, self._hits = distributed.merge(self._predictions), None
-
-    def accumulate(self) -> None:
+    def _accumulate(self) -> None:
         """
         Raises:
             PredictionError: if a sentence has no prediction.
@@ -274,64 +268,42 @@ class FlickrEvaluator(Evaluator):
                 f"Missing predictions for {len(missing)} of {len(self.truth)} sentences, the first is sentence "
                 f"{missing[0][1]} of image {missing[0][0]}."
             )
-        # k -> type -> [hits, phrases]
-        self._hits = {k: {"all": [0, 0]} for k in self.top_k}
+        hits: dict[str, list[list[bool]]] = {"all": []}  # of each type and phrase, for each k
         for key, phrases in self.truth.items():
             for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
                 found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
                 overlaps = box_iou(found, target).max(1, initial=0)
-                for k, counts in self._hits.items():
-                    first = overlaps if k == ALL else overlaps[:k]
-                    hit = int(first.max(initial=0) >= self.iou_threshold)
-                    for kind in ("all", *phrase.types):
-                        count = counts.setdefault(kind, [0, 0])
-                        count[0] += hit
-                        count[1] += 1
+                first = (overlaps if k == ALL else overlaps[:k] for k in self.top_k)
+                of_phrase = [bool(values.max(initial=0) >= self.iou_threshold) for values in first]
+                for kind in ("all", *phrase.types):
+                    hits.setdefault(kind, []).append(of_phrase)
+        names = ["Upper_bound" if k == ALL else f"Recall@{k}" for k in self.top_k]
+        self._recalls = {
+            kind: {name: sum(row[n] for row in rows) / max(len(rows), 1) for n, name in enumerate(names)}
+            for kind, rows in sorted(hits.items())
+        }
+        self._counts = {kind: len(rows) for kind, rows in hits.items()}
 
     def summarize(self) -> dict[str, float]:
         """`Recall@1_all`, `Recall@5_people`, ..., `Upper_bound_all`."""
-        if self._hits is None:
-            self.accumulate()
-        return {
-            f"{'Upper_bound' if k == ALL else f'Recall@{k}'}_{kind}": hits / max(count, 1)
-            for k, counts in self._hits.items()
-            for kind, (hits, count) in sorted(counts.items())
-        }
+        self.accumulate()
+        names = self._recalls["all"]
+        return {f"{name}_{kind}": recalls[name] for name in names for kind, recalls in self._recalls.items()}
 
     def per_class(self) -> list[dict[str, Any]]:
-        if self._hits is None:
-            self.accumulate()
-        kinds = sorted(next(iter(self._hits.values())))
-        rows = []
-        for kind in kinds:
-            row: dict[str, Any] = {"name": kind, "phrases": self._hits[self.top_k[0]][kind][1]}
-            for k, counts in self._hits.items():
-                name = "Upper_bound" if k == ALL else f"Recall@{k}"
-                row[name] = counts[kind][0] / max(counts[kind][1], 1)
-            rows.append(row)
-        return rows
+        self.accumulate()
+        return [{"name": kind, "phrases": self._counts[kind], **own} for kind, own in self._recalls.items()]
 
     def gallery_items(self) -> list[GalleryItem]:
         """Sentences; the score is the fraction of phrases whose first box is correct."""
-        if self._hits is None:
-            self.accumulate()
-        return [
-            GalleryItem(
-                key[0],
-                sum(self._first_hits(key)) / len(phrases),
-                len(phrases),
-                partial(self._show, key),
-                self._texts[key],
-            )
-            for key, phrases in self.truth.items()
-        ]
-
-    def _first_hits(self, key: Key) -> list[bool]:
-        pairs = zip(self.truth[key], self._predictions[key]["boxes"], strict=True)
-        return [
-            bool((box_iou(np.asarray(boxes[:1], np.float64).reshape(-1, 4), target) >= self.iou_threshold).any())
-            for (_, target), boxes in pairs
-        ]
+        self.accumulate()
+        items = []
+        for key, phrases in self.truth.items():
+            firsts = (np.array(boxes[:1], np.float64).reshape(-1, 4) for boxes in self._predictions[key]["boxes"])
+            hits = [(box_iou(first, known) >= self.iou_threshold).any() for first, (_, known) in zip(firsts, phrases)]
+            score = int(sum(hits)) / len(phrases)
+            items.append(GalleryItem(key[0], score, len(phrases), partial(self._show, key), self._texts[key]))
+        return items
 
     def _show(self, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
         found: dict[str, Any] = {"boxes": [], "labels": [], "text_labels": []}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import IOU_THRESHOLDS, MISSING, RECALL_POINTS, DetectionEvaluator, Detections, average, iou_xywh
+from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
 from .files import listed_boxes, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
@@ -74,12 +74,9 @@ class LvisEvaluator(DetectionEvaluator):
         self._evaluated[self._truth["image"], self._truth["category"]] = True
         self._partial = np.zeros(shape, dtype=bool)
         for rank, image_id in enumerate(self.image_ids):
-            for key, table in (
-                ("neg_category_ids", self._evaluated),
-                ("not_exhaustive_category_ids", self._partial),
-            ):
-                listed = [column[c] for c in images[image_id].get(key, ()) if c in column]
-                table[rank, listed] = True
+            tables = {"neg_category_ids": self._evaluated, "not_exhaustive_category_ids": self._partial}
+            for key, table in tables.items():
+                table[rank, [column[c] for c in images[image_id].get(key, ()) if c in column]] = True
 
     # -- limits ------------------------------------------------------------------------------------
 
@@ -99,70 +96,50 @@ class LvisEvaluator(DetectionEvaluator):
                 self._predictions[image_id] = found.select(best)
         if self.max_per_category < 0 or not self._predictions:
             return
-        rank, scores, labels, _ = self._flatten()
-        order = np.lexsort((-scores, labels))  # stable: ties by image, then by position in the image
+        ranks, scores, columns, _ = self._flatten()
+        order = np.lexsort((-scores, columns))  # stable: ties by image, then by position in the image
         keep = np.zeros(len(order), dtype=bool)
-        keep[order] = place_in_group(labels[order]) < self.max_per_category
-        start = 0
-        for image_id in self._in_order():
-            found = self._predictions[image_id]
-            rows = keep[start : start + len(found.scores)]
-            start += len(rows)
-            if not rows.all():
-                self._predictions[image_id] = found.select(rows)
+        keep[order] = place_in_group(columns[order]) < self.max_per_category
+        for rank in np.unique(ranks[~keep]):
+            image_id, rows = self.image_ids[rank], slice(*np.searchsorted(ranks, [rank, rank + 1]))
+            self._predictions[image_id] = self._predictions[image_id].select(keep[rows])
 
     def gather(self) -> None:
         self._limit()  # less to send
         super().gather()
 
-    def _in_order(self) -> list[int | str]:
-        return sorted(self._predictions, key=self._rank.__getitem__)
-
     def _flatten(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rank of the image, score, category column and box of all detections, in the order of images."""
-        ids = self._in_order()
-        parts: list[Detections] = [self._predictions[image_id] for image_id in ids]
-        counts = [len(part.scores) for part in parts]
-        labels = np.concatenate([part.labels for part in parts] or [np.zeros(0, np.int64)])
+        found = self._ordered()
+        counts = [len(part.scores) for part in found.values()]
+        parts = [NOTHING, *found.values()]
         return (
-            np.repeat([self._rank[image_id] for image_id in ids], counts).astype(np.int64),
-            np.concatenate([part.scores for part in parts] or [np.zeros(0)]),
-            np.searchsorted(self._categories, labels),
-            np.concatenate([part.boxes for part in parts] or [np.zeros((0, 4))]),
+            np.repeat([self._rank[image_id] for image_id in found], counts).astype(np.int64),
+            np.concatenate([part.scores for part in parts]),
+            np.searchsorted(self._categories, np.concatenate([part.labels for part in parts])),
+            np.concatenate([part.boxes for part in parts]),
         )
 
     # -- metrics -----------------------------------------------------------------------------------
 
-    def accumulate(self) -> None:
+    def _accumulate(self) -> None:
         self._limit()
         ranks, scores, columns, boxes = self._flatten()
-        counted = self._evaluated[ranks, columns]
-        ranks, scores, columns, boxes = (a[counted] for a in (ranks, scores, columns, boxes))
         order = np.lexsort((-scores, columns))
-        ranks, scores, columns, boxes = (a[order] for a in (ranks, scores, columns, boxes))
+        order = order[self._evaluated[ranks, columns][order]]
+        ranks, columns, boxes = ranks[order], columns[order], boxes[order]
         ground_truth_order = np.lexsort((self._truth["image"], self._truth["category"]))
         truth = {name: values[ground_truth_order] for name, values in self._truth.items()}
 
-        number = len(self.category_ids)
-        found_at = np.searchsorted(columns, np.arange(number + 1))
-        truth_at = np.searchsorted(truth["category"], np.arange(number + 1))
-        sizes = len(AREAS), len(IOU_THRESHOLDS)
+        sizes, number = (len(AREAS), len(IOU_THRESHOLDS)), len(self.category_ids)
         # [areas, thresholds, recall points, categories] and without the recall points
         self.area_precision = np.full((*sizes, len(RECALL_POINTS), number), MISSING)
         self.area_recall = np.full((*sizes, number), MISSING)
         self.precision, self.recall = self.area_precision[0], self.area_recall[0]
-        for category in range(number):
-            found = slice(found_at[category], found_at[category + 1])
-            real = slice(truth_at[category], truth_at[category + 1])
-            if real.start == real.stop:
-                continue
-            self._score_category(
-                category,
-                ranks[found],
-                boxes[found],
-                {name: values[real] for name, values in truth.items()},
-            )
-        self._accumulated = True
+        for category in np.unique(truth["category"]):
+            found, real = (slice(*np.searchsorted(of, [category, category + 1])) for of in (columns, truth["category"]))
+            own = {name: values[real] for name, values in truth.items()}
+            self._score_category(category, ranks[found], boxes[found], own)
 
     def _score_category(
         self, category: int, ranks: np.ndarray, boxes: np.ndarray, truth: dict[str, np.ndarray]
@@ -205,8 +182,7 @@ class LvisEvaluator(DetectionEvaluator):
 
     def summarize(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl, APr, APc, APf, and AR, ARs, ARm, ARl "@" the limit per image."""
-        if not self._accumulated:
-            self.accumulate()
+        self.accumulate()
         frequency = np.array(self.frequencies)
         whole = self.precision
         metrics = {"AP": average(whole), "AP50": average(whole[0]), "AP75": average(whole[5])}
@@ -220,10 +196,9 @@ class LvisEvaluator(DetectionEvaluator):
         return Counter(self._categories[self._truth["category"]].tolist())
 
     def per_class(self) -> list[dict[str, Any]]:
-        rows = super().per_class()
         return [
-            {"id": row.pop("id"), "name": row.pop("name"), "frequency": frequency, **row}
-            for row, frequency in zip(rows, self.frequencies)
+            {"id": row["id"], "name": row["name"], "frequency": frequency, **row}
+            for row, frequency in zip(super().per_class(), self.frequencies)
         ]
 
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from ..data.shards import (
     write_bytes,
     write_grounded,
 )
-from ..inference import Detections, Grounded, GroundingEngine, GroundingOptions, Request
+from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor
@@ -142,24 +142,21 @@ class CaptionLabeller:
     def _outcome(self, pair: Pair, spans: Sequence[Span], found: Grounded) -> tuple[str, GroundedPair | None, str]:
         if found.error is not None:
             return "broken_image", None, f"{pair.key}: {found.error}"
-        objects = self._objects(found.detections[0], spans)
+        boxes, scores, labels = (found.detections[0][name] for name in ("boxes", "scores", "labels"))
+        objects = []
+        for row, merged in merge_boxes(boxes, scores, labels, self.options.merge_threshold):
+            x1, y1, x2, y2 = boxes[row].tolist()
+            corner_and_size = x1, y1, x2 - x1 + 1, y2 - y1 + 1  # both corners lie inside the box
+            objects.append(
+                {
+                    "bbox": [round(value, 3) for value in corner_and_size],
+                    "tokens_positive": [list(spans[label]) for label in sorted(merged)],
+                    "score": round(scores[row].item(), 6),
+                }
+            )
         if not objects:
             return "no_box", None, ""
         return "labelled", GroundedPair(pair, found.width, found.height, objects), ""
-
-    def _objects(self, found: Detections, spans: Sequence[Span]) -> list[dict[str, Any]]:
-        objects = []
-        for row, labels in merge_boxes(found["boxes"], found["scores"], found["labels"], self.options.merge_threshold):
-            x1, y1, x2, y2 = found["boxes"][row].tolist()
-            objects.append(
-                {
-                    # both corners lie inside the box
-                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1 + 1, y2 - y1 + 1)],
-                    "tokens_positive": [list(spans[label]) for label in sorted(labels)],
-                    "score": round(found["scores"][row].item(), 6),
-                }
-            )
-        return objects
 
 
 def label_shard(

@@ -234,8 +234,8 @@ class GlipConvParameters(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, size, size))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        conv = nn.Conv2d(in_channels, out_channels, size)
+        self.weight, self.bias = conv.weight, conv.bias
 
 
 class GlipDeformableKernel(GlipConvParameters):

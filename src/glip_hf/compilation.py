@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from .modeling_glip import GlipForGrounding
 
@@ -18,8 +19,6 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 
 CAPTION_MULTIPLE = 64
 """Tokens that captions are padded to a multiple of where CUDA graphs are recorded: one for each size."""
-
-_ENCODERS = ("get_image_features", "get_text_features")
 
 
 def _records_graphs(mode: str | None) -> bool:
@@ -32,32 +31,17 @@ def caption_multiple(mode: str | None) -> int:
     return CAPTION_MULTIPLE if _records_graphs(mode) else 1
 
 
-def _copied(value: Any) -> Any:
-    """The same with tensors of its own."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(map(_copied, value))
-    if isinstance(value, dict):  # an output of a model
-        return type(value)(**{name: _copied(item) for name, item in value.items()})
-    return value
-
-
 def _as_a_step(function: Callable[..., Any]) -> Callable[..., Any]:
     """A recorded graph writes over what its last run gave: every call begins anew and hands out copies."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
-        return _copied(function(*args, **kwargs))
+        return tree_map_only(Tensor, Tensor.clone, function(*args, **kwargs))
 
     return call
 
 
 def _check_compiler(device: torch.device) -> None:
-    """
-    Raises:
-        FileNotFoundError: on a CPU without a C++ compiler.
-    """
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(name) is None:
         raise FileNotFoundError(
@@ -101,7 +85,8 @@ def compile_for_inference(
     base._modules = {**model.model._modules, "tower": nn.ModuleDict({"blocks": blocks})}
     for part in (*blocks, compiled.head):
         part.compile(**options)
-    functions = {name: torch.compile(getattr(base, name), **options) for name in _ENCODERS}
+    encoders = ("get_image_features", "get_text_features")
+    functions = {name: torch.compile(getattr(base, name), **options) for name in encoders}
     functions["forward"] = compiled.forward
     for name, function in functions.items():
         setattr(compiled, name, _as_a_step(function) if _records_graphs(mode) else function)

@@ -4,9 +4,8 @@
 The graph takes what a processor gives and returns what post-processing reads; preprocessing, tokenisation and NMS stay
 outside. `glip export` is the command, docs/export.md the manual.
 
-ONNX goes through Transformers' own exporter (`transformers.exporters`), by its rules: what ONNX says better in another
-way is patched in while it traces. Here that is the deformable convolution, one `DeformConv` node (opset 19), and the
-fusion, whose scores no mask is expanded over.
+ONNX goes through Transformers' own exporter (`transformers.exporters`), which patches in while it traces what ONNX says
+better in another way: the deformable convolution, one `DeformConv` node (opset 19), and the fusion.
 
 Letters: B images, N captions or (image, caption) pairs, T tokens, C classes per caption, A locations, L levels.
 """
@@ -69,9 +68,6 @@ TOLERANCE = 1e-3
 """Largest difference to the model in probabilities and in boxes (normalised) that a check lets pass."""
 
 
-# ------------------------------------------------------------------------------------------- the graph
-
-
 class GlipGraph(nn.Module):
     """The forward of `GlipForGrounding` with tensors in, and a dictionary of tensors out: the keys of `OUTPUT_AXES`."""
 
@@ -98,7 +94,25 @@ class GlipGraph(nn.Module):
         return {name: outputs[name] for name in OUTPUT_AXES}
 
 
-def _check_request(model: GlipForGrounding, height: int | None, width: int | None, caption_length: int | None) -> None:
+def _open_sides(window: int) -> tuple[int, int]:
+    """Height and width to trace with where any may come.
+
+    A trace takes for granted what is so in its sample. So here no two levels have equal sides, each holds more than one
+    window of Swin's, and none a whole number of windows (but at strides where all images do).
+    """
+
+    def fits(cells: int) -> bool:
+        return cells > window and all(cells * scale % window or scale % window == 0 for scale in (1, 2, 4, 8))
+
+    height = next(cells for cells in range(13, 13 + 3 * window) if fits(cells))
+    width = next(cells for cells in range(height + 4, height + 4 + 3 * window) if fits(cells))
+    return height * DIVISOR, width * DIVISOR
+
+
+def _traced_inputs(
+    model: GlipForGrounding, height: int | None, width: int | None, caption_length: int | None
+) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
+    """Inputs to trace with, of the sizes given, and `dynamic_shapes` of `torch.export`: their axes of any size."""
     if (height is None) != (width is None):
         raise ValueError(f"height={height} and width={width}: give both for one image size, or neither for all sizes.")
     for name, side in (("height", height), ("width", width)):
@@ -119,43 +133,22 @@ def _check_request(model: GlipForGrounding, height: int | None, width: int | Non
             f"the model is {found.dtype} on {found.device}: load it in float32 on cpu for the export. Runtimes convert "
             "graphs to other precisions and devices."
         )
-
-
-def _open_sides(window: int) -> tuple[int, int]:
-    """Height and width to trace with where any may come.
-
-    A trace takes for granted what is so in its sample. So here no two levels have equal sides, each holds more than one
-    window of Swin's, and none a whole number of windows (but at strides where all images do).
-    """
-
-    def fits(cells: int) -> bool:
-        return cells > window and all(cells * scale % window or scale % window == 0 for scale in (1, 2, 4, 8))
-
-    height = next(cells for cells in range(13, 13 + 3 * window) if fits(cells))
-    width = next(cells for cells in range(height + 4, height + 4 + 3 * window) if fits(cells))
-    return height * DIVISOR, width * DIVISOR
-
-
-def _sample(model: GlipForGrounding, height: int | None, width: int | None, length: int | None) -> dict[str, Tensor]:
-    """Inputs to trace with, of the sizes given."""
     if height is None or width is None:
-        height, width = _open_sides(getattr(model.config.backbone_config, "window_size", 1))
-    tokens = torch.ones(1, length or min(11, model.config.max_text_length), dtype=torch.int64)
-    return {  # no tensor twice: to a trace that would be one input
-        "pixel_values": torch.zeros(1, 3, height, width),
-        "pixel_mask": torch.ones(1, height, width, dtype=torch.int64),
+        sides, open_axes = _open_sides(getattr(model.config.backbone_config, "window_size", 1)), {"height", "width"}
+    else:
+        sides, open_axes = (height, width), set()
+    if caption_length is None:
+        open_axes.add("tokens")
+    tokens = torch.ones(1, caption_length or min(11, longest), dtype=torch.int64)
+    inputs = {  # no tensor twice: to a trace that would be one input
+        "pixel_values": torch.zeros(1, 3, *sides),
+        "pixel_mask": torch.ones(1, *sides, dtype=torch.int64),
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
         "token_type_ids": torch.zeros_like(tokens),
     }
-
-
-def _open_axes(height: int | None, caption_length: int | None) -> dict[str, dict[int, Any]]:
-    """`dynamic_shapes` of `torch.export`: each input's axes that may have any size."""
-    names = set() if height else {"height", "width"}
-    names |= set() if caption_length else {"tokens"}
-    return {
-        name: {i: torch.export.Dim.AUTO for i, axis in enumerate(axes) if axis in names}
+    return inputs, {
+        name: {i: torch.export.Dim.AUTO for i, axis in enumerate(axes) if axis in open_axes}
         for name, axes in INPUT_AXES.items()
     }
 
@@ -176,10 +169,7 @@ def _ready(model: GlipForGrounding, **attention: str) -> Iterator[GlipGraph]:
 
 
 def export_program(
-    model: GlipForGrounding,
-    height: int | None = None,
-    width: int | None = None,
-    caption_length: int | None = None,
+    model: GlipForGrounding, height: int | None = None, width: int | None = None, caption_length: int | None = None
 ) -> torch.export.ExportedProgram:
     """Trace the model with `torch.export`: one image and one caption per run.
 
@@ -194,15 +184,9 @@ def export_program(
     Raises:
         ValueError: for sizes that no processor gives or the model does not read, and models of other precision.
     """
-    _check_request(model, height, width, caption_length)
+    inputs, axes = _traced_inputs(model, height, width, caption_length)
     with _ready(model) as graph:
-        return torch.export.export(
-            graph,
-            (),
-            _sample(model, height, width, caption_length),
-            dynamic_shapes=_open_axes(height, caption_length),
-            strict=False,
-        )
+        return torch.export.export(graph, (), inputs, dynamic_shapes=axes, strict=False)
 
 
 def save_program(model: GlipForGrounding, output: str | os.PathLike[str], **sizes: int | None) -> Path:
@@ -212,9 +196,6 @@ def save_program(model: GlipForGrounding, output: str | os.PathLike[str], **size
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path)
     return path
-
-
-# ---------------------------------------------------------------------------------------------- to ONNX
 
 
 @register_patch("onnx", "glip_hf.modeling_glip.deform_conv2d")
@@ -308,7 +289,7 @@ def export_onnx(
         ValueError: as `export_program`, and for an opset without deformable convolution.
         ImportError: without the extra `export`.
     """
-    _check_request(model, height, width, caption_length)
+    inputs, axes = _traced_inputs(model, height, width, caption_length)
     if opset < FIRST_OPSET:
         raise ValueError(
             f"opset={opset} has no deformable convolution: take {FIRST_OPSET} or later ({OPSET} is the default)."
@@ -320,14 +301,10 @@ def export_onnx(
 
     path = Path(output)
     with _quiet(), _ready(model, backbone_config="eager", text_config="eager") as graph:
-        program, _ = exporter.OnnxExporter().export_program(
-            graph,
-            _sample(model, height, width, caption_length),
-            exporter.OnnxConfig(dynamic_shapes=_open_axes(height, caption_length), opset_version=opset),
-        )
+        config = exporter.OnnxConfig(dynamic_shapes=axes, opset_version=opset)
+        program, _ = exporter.OnnxExporter().export_program(graph, inputs, config)
     _name_axes(program.graph, ir)
-    about = {"max_text_length": model.config.max_text_length, "divisor": DIVISOR}
-    program.metadata_props[METADATA] = json.dumps(about)
+    program.metadata_props[METADATA] = json.dumps({"max_text_length": model.config.max_text_length, "divisor": DIVISOR})
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and moved: a session that still reads the older files keeps them.
     with tempfile.TemporaryDirectory(dir=path.parent) as staging:
@@ -335,9 +312,6 @@ def export_onnx(
         for file in sorted(Path(staging).iterdir(), reverse=True):
             os.replace(file, path.parent / file.name)
     return path
-
-
-# -------------------------------------------------------------------------------------------- to run ONNX
 
 
 class OnnxGlip:
@@ -395,11 +369,8 @@ class OnnxGlip:
         self.processor = processor
         self.max_text_length = json.loads(about)["max_text_length"]
         shapes = {value.name: value.shape for value in self.session.get_inputs()}
-        height, width = shapes["pixel_values"][2:]
-        self.height = height if isinstance(height, int) else None
-        self.width = width if isinstance(width, int) else None
-        length = shapes["input_ids"][1]
-        self.caption_length = length if isinstance(length, int) else None
+        sizes = (*shapes["pixel_values"][2:], shapes["input_ids"][1])
+        self.height, self.width, self.caption_length = (size if isinstance(size, int) else None for size in sizes)
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -413,11 +384,8 @@ class OnnxGlip:
     def prepare(self, images: Any, text: Any, **options: Any) -> GlipBatchFeature:
         """Model inputs from images and text, for the sizes of this file.
 
-        Names that do not fit a file's caption length are split into several captions. Photos for a file of one size are
-        scaled to the largest that fits it.
-
-        Args:
-            images, text, **options: see `GlipProcessor.__call__`.
+        Class names that do not fit a file's caption length are split into several captions. Images for a file of one
+        size are scaled to the largest that fits it. Arguments are those of `GlipProcessor.__call__`.
         """
         processor = self._processor()
         if self.height is not None:
@@ -473,7 +441,7 @@ class OnnxGlip:
     ) -> GlipGroundingOutput:
         """Run every (image, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
 
-        Pictures are padded to the size the file takes, captions to its length; logits come back as long as the captions
+        Images are padded to the size the file takes, captions to its length; logits come back as long as the captions
         given.
 
         Raises:
@@ -490,18 +458,14 @@ class OnnxGlip:
         pairs = max(len(pixel_values), len(input_ids))
         image_rows = torch.arange(pairs) if images is None else images
         caption_rows = torch.arange(pairs) if captions is None else captions
-        pixels = self._fit_images(pixel_values.float(), pixel_mask.long())
-        tokens = self._fit_captions(
-            {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        )
-        runs = [
-            self._run(
-                {name: value[i : i + 1] for name, value in pixels.items()},
-                {name: value[n : n + 1] for name, value in tokens.items()},
-            )
-            for i, n in zip(image_rows.tolist(), caption_rows.tolist())
-        ]
-        outputs = {name: torch.cat([run[name] for run in runs]) for name in OUTPUT_AXES}
+        pixels = self._fit_images(pixel_values=pixel_values.float(), pixel_mask=pixel_mask.long())
+        tokens = self._fit_captions(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        names, runs = list(OUTPUT_AXES), []
+        for i, n in zip(image_rows.tolist(), caption_rows.tolist()):
+            feed = {name: value[i : i + 1] for name, value in pixels.items()}
+            feed |= {name: value[n : n + 1] for name, value in tokens.items()}
+            runs.append(self.session.run(names, feed))
+        outputs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in zip(names, zip(*runs))}
         outputs["logits"] = outputs["logits"][..., : input_ids.shape[1]]
         if original_sizes is not None and images is not None:
             original_sizes = original_sizes[images]
@@ -515,31 +479,20 @@ class OnnxGlip:
             image_indices=images,
         )
 
-    def _run(self, pixels: dict[str, Tensor], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        feed = {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in (pixels | tokens).items()}
-        return {
-            name: torch.from_numpy(value) for name, value in zip(OUTPUT_AXES, self.session.run(list(OUTPUT_AXES), feed))
-        }
-
-    def _fit_images(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Tensor]:
-        """Pictures and masks padded with zeros, right and below, to sides the graph takes."""
-        sides = [
-            fixed or -(-side // DIVISOR) * DIVISOR
-            for side, fixed in zip(pixel_values.shape[-2:], (self.height, self.width))
-        ]
-        below, right = (wanted - side for wanted, side in zip(sides, pixel_values.shape[-2:]))
+    def _fit_images(self, **pixels: Tensor) -> dict[str, np.ndarray]:
+        """Images and masks padded with zeros, right and below, to sides the graph takes."""
+        sides = pixels["pixel_values"].shape[-2:]
+        below, right = (
+            (fixed or -(-side // DIVISOR) * DIVISOR) - side for side, fixed in zip(sides, (self.height, self.width))
+        )
         if below < 0 or right < 0:
             raise ValueError(
-                f"images of {tuple(pixel_values.shape[-2:])} for a file exported for {self.height}x{self.width}: "
+                f"images of {tuple(sides)} for a file exported for {self.height}x{self.width}: "
                 "let OnnxGlip.prepare scale them, or export with --dynamic."
             )
-        margins = (0, right, 0, below)
-        return {
-            "pixel_values": nn.functional.pad(pixel_values, margins),
-            "pixel_mask": nn.functional.pad(pixel_mask, margins),
-        }
+        return _padded(pixels, (0, right, 0, below))
 
-    def _fit_captions(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _fit_captions(self, **tokens: Tensor) -> dict[str, np.ndarray]:
         """Token tensors padded with zeros, which the attention mask hides, to the length the graph takes."""
         length = tokens["input_ids"].shape[1]
         longest = self.caption_length or self.max_text_length
@@ -548,11 +501,13 @@ class OnnxGlip:
                 f"captions of {length} tokens for a file that takes {longest}: let OnnxGlip.prepare split the class "
                 "names, or export with a larger --caption-length."
             )
-        more = self.caption_length - length if self.caption_length else 0
-        return {name: nn.functional.pad(value.long(), (0, more)) for name, value in tokens.items()}
+        tokens = {name: value.long() for name, value in tokens.items()}
+        return _padded(tokens, (0, (self.caption_length or length) - length))
 
 
-# ---------------------------------------------------------------------------------------------- to compare
+def _padded(tensors: dict[str, Tensor], margins: tuple[int, ...]) -> dict[str, np.ndarray]:
+    padded = {name: nn.functional.pad(value, margins) for name, value in tensors.items()}
+    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in padded.items()}
 
 
 def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeature, rounds: int = 0) -> dict[str, float]:

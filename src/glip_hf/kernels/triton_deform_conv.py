@@ -8,11 +8,9 @@ The plain version writes [M, 9 C] columns and multiplies. Here a program gathers
 blends them in registers and hands the tile to the matrix unit; the backward kernels sample again in place of keeping
 columns. Coordinates and sums are float32, whatever the maps are.
 
-There is no kernel for the fusion. Both softmax directions from one matrix of scores would save one of four products
-(see `fusion`). But whoever holds all scores of a block of visual tokens, which the image's softmax over T needs,
-sums the text side for every head and token: 8 x 256 rows of 256 float32 are 2 MiB, a multiprocessor has 256 KiB of
-registers. Kept in memory instead, those sums cost more traffic than the product. So CUDA stays with two calls of
-`scaled_dot_product_attention`: an argument from sizes, not a measurement.
+There is no kernel for the fusion. Both softmax directions from one matrix of scores would save one of four products,
+but the sums of the text side, 8 heads x 256 tokens x 256 float32, are 2 MiB and a multiprocessor has 256 KiB of
+registers. So CUDA stays with two calls of `scaled_dot_product_attention`: an argument from sizes, not a measurement.
 
 Letters: B maps, C channels in, D channels out, H x W map, h x w output positions, P = h * w, M = B * P, K = 9 taps.
 """
@@ -25,8 +23,6 @@ import torch
 from torch import Tensor
 from transformers.utils import is_triton_available
 
-TAPS = 9
-
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Of features, weight and bias."""
 
@@ -35,9 +31,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 
 NAMESPACE = re.sub(r"\W", "_", __name__)
 """Of the operators below: a copy of this file from the Hub registers its own beside those of an installed package."""
-
-SMALLEST_BUCKET, LARGEST_BUCKET = 256, 65536
-"""Positions, in powers of two, that blocks are chosen for; beyond both ends the choice is the same."""
 
 
 if is_triton_available():
@@ -74,34 +67,19 @@ if is_triton_available():
         return tl.dot(a, b, sums, input_precision=PRECISION)
 
     @triton.jit
-    def _locate(
-        offset_ptr,
-        mask_ptr,
-        m,
-        live,
-        point,
-        features_stride,
-        offset_stride,
-        mask_stride,
-        height,
-        width,
-        out_width,
-        positions,
-        channels,
-        STRIDE: tl.constexpr,
-    ):
-        """Where one sampling point of the positions `m` [BLOCK_M] is read.
+    def _locate(offset_at, mask_at, p, live, point, height, width, out_width, positions, STRIDE: tl.constexpr):
+        """Where one sampling point of the output positions `p` [BLOCK_M] is read.
 
-        Returns the element offset of the upper left corner (it may lie outside: the rows and columns that follow say
-        what may be read), the distance from it to the point in y and x, 0..1, the modulation, and whether the upper and
-        lower row and the left and right column exist.
+        offset_at, mask_at: pointers to these positions in the planes of point 0.
+
+        Returns the cell of the upper left corner (it may lie outside: the rows and columns that follow say what may be
+        read), the distance from it to the point in y and x, 0..1, the modulation, and whether the upper and lower row
+        and the left and right column exist.
         """
-        b = (m // positions).to(tl.int64)
-        p = m % positions
-        offsets = offset_ptr + b * offset_stride + 2 * point * positions + p
+        offsets = offset_at + 2 * point * positions
         y = tl.load(offsets, mask=live, other=0.0).to(tl.float32) + (p // out_width * STRIDE + point // 3 - 1)
         x = tl.load(offsets + positions, mask=live, other=0.0).to(tl.float32) + (p % out_width * STRIDE + point % 3 - 1)
-        modulation = tl.load(mask_ptr + b * mask_stride + point * positions + p, mask=live, other=0.0).to(tl.float32)
+        modulation = tl.load(mask_at + point * positions, mask=live, other=0.0).to(tl.float32)
         # Two cells away nothing is read any more, so int32 holds what is left. NaN passes both comparisons, reads
         # nothing, and reaches the result through the weights.
         y = tl.where(y < -2, -2.0, tl.where(y > height + 1, height + 1.0, y))
@@ -111,7 +89,7 @@ if is_triton_available():
         row = tl.where(top == top, top, 0.0).to(tl.int32).to(tl.int64)
         column = tl.where(left == left, left, 0.0).to(tl.int32)
         return (
-            b * features_stride + (row * width + column) * channels,
+            row * width + column,
             y - top,
             x - left,
             modulation,
@@ -142,72 +120,35 @@ if is_triton_available():
         )
 
     @triton.autotune(
-        _configs(
-            [
-                (16, 64, 64, 4, 3),
-                (32, 64, 64, 4, 2),
-                (32, 64, 256, 8, 2),
-                (64, 32, 128, 4, 3),
-                (64, 32, 256, 8, 2),
-                (64, 64, 128, 8, 2),
-                (64, 64, 256, 8, 3),
-                (128, 32, 128, 8, 3),
-                (128, 32, 256, 8, 2),
-            ]
-        ),
+        _configs([
+            (16, 64, 64, 4, 3), (32, 64, 64, 4, 2), (32, 64, 256, 8, 2), (64, 32, 128, 4, 3), (64, 32, 256, 8, 2),
+            (64, 64, 128, 8, 2), (64, 64, 256, 8, 3), (128, 32, 128, 8, 3), (128, 32, 256, 8, 2),
+        ]),
         key=KEY,
-    )
+    )  # fmt: skip
     @triton.jit(do_not_specialize=VARYING)
     def _forward_kernel(
-        features_ptr,  # [B, H, W, C]
-        offset_ptr,  # [B, 18, P]
-        mask_ptr,  # [B, 9, P]
-        weight_ptr,  # [9, C, D]
-        bias_ptr,  # [D]
-        out_ptr,  # [M, D]
-        features_stride,
-        offset_stride,
-        mask_stride,
-        height,
-        width,
-        out_width,
-        positions,
-        total,
-        bucket,
-        channels,
-        filters,
-        STRIDE: tl.constexpr,
-        PRECISION: tl.constexpr,
-        BLOCK_M: tl.constexpr,
-        BLOCK_C: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ):
-        """One tile [BLOCK_M, BLOCK_D] of the result."""
+        features_ptr, offset_ptr, mask_ptr, weight_ptr, bias_ptr, out_ptr,
+        features_stride, offset_stride, mask_stride, height, width, out_width, positions, total, bucket,
+        channels, filters, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        """One tile [BLOCK_M, BLOCK_D] of the result [M, D]; features [B, H, W, C], weight [9, C, D]."""
         m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         live, in_d = m < total, (d < filters)[None, :]
+        b, p = (m // positions).to(tl.int64), m % positions
+        offset_at, mask_at = offset_ptr + b * offset_stride + p, mask_ptr + b * mask_stride + p
         sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         for point in range(9):
             cell, fy, fx, modulation, upper, lower, left, right = _locate(
-                offset_ptr,
-                mask_ptr,
-                m,
-                live,
-                point,
-                features_stride,
-                offset_stride,
-                mask_stride,
-                height,
-                width,
-                out_width,
-                positions,
-                channels,
-                STRIDE,
+                offset_at, mask_at, p, live, point, height, width, out_width, positions, STRIDE
             )
+            read_at = features_ptr + b * features_stride + cell * channels
             for start in range(0, channels, BLOCK_C):
                 c = start + tl.arange(0, BLOCK_C)
                 in_c = c < channels
-                at = features_ptr + cell[:, None] + c[None, :]
+                at = read_at[:, None] + c[None, :]
                 v00, v01, v10, v11 = _gather(at, width, channels, in_c[None, :], upper, lower, left, right)
                 columns = _blend(v00, v01, v10, v11, fy, fx, modulation)
                 weight_at = weight_ptr + (point * channels + c)[:, None] * filters + d[None, :]
@@ -217,70 +158,35 @@ if is_triton_available():
         tl.store(out_ptr + m.to(tl.int64)[:, None] * filters + d[None, :], sums, mask=live[:, None] & in_d)
 
     @triton.autotune(
-        _configs(
-            [
-                (16, 64, 64, 4, 2),
-                (32, 32, 64, 4, 2),
-                (32, 64, 32, 4, 2),
-                (32, 64, 64, 4, 2),
-                (64, 32, 64, 4, 2),
-                (64, 64, 64, 8, 2),
-                (128, 32, 64, 8, 2),
-            ]
-        ),
+        _configs([
+            (16, 64, 64, 4, 2), (32, 32, 64, 4, 2), (32, 64, 32, 4, 2), (32, 64, 64, 4, 2), (64, 32, 64, 4, 2),
+            (64, 64, 64, 8, 2), (128, 32, 64, 8, 2),
+        ]),
         key=KEY,
         reset_to_zero=["grad_features_ptr"],
-    )
+    )  # fmt: skip
     @triton.jit(do_not_specialize=VARYING)
     def _backward_input_kernel(
-        grad_ptr,  # [M, D]
-        features_ptr,  # [B, H, W, C]
-        offset_ptr,  # [B, 18, P]
-        mask_ptr,  # [B, 9, P]
-        weight_ptr,  # [9, D, C]
-        grad_features_ptr,  # [B, H, W, C] float32, zero before
-        grad_offset_ptr,  # [B, 18, P]
-        grad_mask_ptr,  # [B, 9, P]
-        features_stride,
-        offset_stride,
-        mask_stride,
-        height,
-        width,
-        out_width,
-        positions,
-        total,
-        bucket,
-        channels,
-        filters,
-        STRIDE: tl.constexpr,
-        PRECISION: tl.constexpr,
-        BLOCK_M: tl.constexpr,
-        BLOCK_C: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-    ):
-        """Gradients of one sampling point of BLOCK_M positions: of the cells it read, its offset and its modulation."""
+        grad_ptr, features_ptr, offset_ptr, mask_ptr, weight_ptr, grad_features_ptr, grad_offset_ptr, grad_mask_ptr,
+        features_stride, offset_stride, mask_stride, height, width, out_width, positions, total, bucket,
+        channels, filters, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        """Gradients of one sampling point of BLOCK_M positions: of the cells it read, its offset and its modulation.
+
+        grad [M, D], features [B, H, W, C], weight [9, D, C]; grad_features float32, zero before.
+        """
         m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         point = tl.program_id(1)
         live = m < total
-        cell, fy, fx, modulation, upper, lower, left, right = _locate(
-            offset_ptr,
-            mask_ptr,
-            m,
-            live,
-            point,
-            features_stride,
-            offset_stride,
-            mask_stride,
-            height,
-            width,
-            out_width,
-            positions,
-            channels,
-            STRIDE,
-        )
         b, p = (m // positions).to(tl.int64), m % positions
+        offset_at, mask_at = offset_ptr + b * offset_stride + p, mask_ptr + b * mask_stride + p
+        cell, fy, fx, modulation, upper, lower, left, right = _locate(
+            offset_at, mask_at, p, live, point, height, width, out_width, positions, STRIDE
+        )
+        read_at = features_ptr + b * features_stride + cell * channels
         # The gradient's map has no gap between samples, the features' may.
-        grad_cell = cell + b * ((height * width).to(tl.int64) * channels - features_stride)
+        add_at = grad_features_ptr + (b * height * width + cell) * channels
         s00 = tl.zeros([BLOCK_M], tl.float32)
         s01 = tl.zeros([BLOCK_M], tl.float32)
         s10 = tl.zeros([BLOCK_M], tl.float32)
@@ -297,39 +203,22 @@ if is_triton_available():
                 grad_at = grad_ptr + m.to(tl.int64)[:, None] * filters + d[None, :]
                 grad = tl.load(grad_at, mask=live[:, None] & in_d[None, :], other=0.0)
                 grad_columns = _multiply(grad.to(weight.dtype), weight, grad_columns, PRECISION)
-            at = features_ptr + cell[:, None] + c[None, :]
+            at = read_at[:, None] + c[None, :]
             v00, v01, v10, v11 = _gather(at, width, channels, in_c, upper, lower, left, right)
             s00 += tl.sum(grad_columns * v00, axis=1)
             s01 += tl.sum(grad_columns * v01, axis=1)
             s10 += tl.sum(grad_columns * v10, axis=1)
             s11 += tl.sum(grad_columns * v11, axis=1)
-            to = grad_features_ptr + grad_cell[:, None] + c[None, :]
+            to, below = add_at[:, None] + c[None, :], width * channels
             grad_columns *= modulation[:, None]
-            below, next_to = width * channels, channels
-            tl.atomic_add(
-                to,
-                grad_columns * ((1 - fy) * (1 - fx))[:, None],
-                mask=(upper & left)[:, None] & in_c,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                to + next_to,
-                grad_columns * ((1 - fy) * fx)[:, None],
-                mask=(upper & right)[:, None] & in_c,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                to + below,
-                grad_columns * (fy * (1 - fx))[:, None],
-                mask=(lower & left)[:, None] & in_c,
-                sem="relaxed",
-            )
-            tl.atomic_add(
-                to + below + next_to,
-                grad_columns * (fy * fx)[:, None],
-                mask=(lower & right)[:, None] & in_c,
-                sem="relaxed",
-            )
+            g00 = grad_columns * ((1 - fy) * (1 - fx))[:, None]
+            g01 = grad_columns * ((1 - fy) * fx)[:, None]
+            g10 = grad_columns * (fy * (1 - fx))[:, None]
+            g11 = grad_columns * (fy * fx)[:, None]
+            tl.atomic_add(to, g00, mask=(upper & left)[:, None] & in_c, sem="relaxed")
+            tl.atomic_add(to + channels, g01, mask=(upper & right)[:, None] & in_c, sem="relaxed")
+            tl.atomic_add(to + below, g10, mask=(lower & left)[:, None] & in_c, sem="relaxed")
+            tl.atomic_add(to + below + channels, g11, mask=(lower & right)[:, None] & in_c, sem="relaxed")
         grad_y = modulation * ((1 - fx) * (s10 - s00) + fx * (s11 - s01))
         grad_x = modulation * ((1 - fy) * (s01 - s00) + fy * (s11 - s10))
         grad_modulation = (1 - fy) * ((1 - fx) * s00 + fx * s01) + fy * ((1 - fx) * s10 + fx * s11)
@@ -339,46 +228,24 @@ if is_triton_available():
         tl.store(grad_mask_ptr + (b * 9 + point) * positions + p, grad_modulation, mask=live)
 
     @triton.autotune(
-        _configs(
-            [
-                (32, 64, 64, 4, 2),
-                (32, 64, 128, 4, 2),
-                (32, 64, 256, 8, 2),
-                (32, 128, 128, 8, 2),
-                (64, 64, 64, 4, 2),
-                (64, 64, 128, 8, 2),
-            ],
-            STEPS=2 if INTERPRETED else 16,
-        ),
+        _configs([
+            (32, 64, 64, 4, 2), (32, 64, 128, 4, 2), (32, 64, 256, 8, 2), (32, 128, 128, 8, 2), (64, 64, 64, 4, 2),
+            (64, 64, 128, 8, 2),
+        ], STEPS=2 if INTERPRETED else 16),
         key=KEY,
         reset_to_zero=["grad_weight_ptr"],
-    )
+    )  # fmt: skip
     @triton.jit(do_not_specialize=VARYING)
     def _backward_weight_kernel(
-        grad_ptr,  # [M, D]
-        features_ptr,  # [B, H, W, C]
-        offset_ptr,  # [B, 18, P]
-        mask_ptr,  # [B, 9, P]
-        grad_weight_ptr,  # [9, C, D] float32, zero before
-        features_stride,
-        offset_stride,
-        mask_stride,
-        height,
-        width,
-        out_width,
-        positions,
-        total,
-        bucket,
-        channels,
-        filters,
-        STRIDE: tl.constexpr,
-        PRECISION: tl.constexpr,
-        BLOCK_M: tl.constexpr,
-        BLOCK_C: tl.constexpr,
-        BLOCK_D: tl.constexpr,
-        STEPS: tl.constexpr,
-    ):
-        """What STEPS * BLOCK_M positions add to a tile [BLOCK_C, BLOCK_D] of one point's weight."""
+        grad_ptr, features_ptr, offset_ptr, mask_ptr, grad_weight_ptr,
+        features_stride, offset_stride, mask_stride, height, width, out_width, positions, total, bucket,
+        channels, filters, STRIDE: tl.constexpr, PRECISION: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STEPS: tl.constexpr,
+    ):  # fmt: skip
+        """What STEPS * BLOCK_M positions add to a tile [BLOCK_C, BLOCK_D] of one point's weight.
+
+        grad [M, D], features [B, H, W, C]; grad_weight [9, C, D] float32, zero before.
+        """
         blocks = tl.cdiv(channels, BLOCK_C)
         point = tl.program_id(1) // blocks
         c = tl.program_id(1) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -388,23 +255,12 @@ if is_triton_available():
         for step in range(STEPS):
             m = (tl.program_id(0) * STEPS + step) * BLOCK_M + tl.arange(0, BLOCK_M)
             live = m < total
+            b, p = (m // positions).to(tl.int64), m % positions
+            offset_at, mask_at = offset_ptr + b * offset_stride + p, mask_ptr + b * mask_stride + p
             cell, fy, fx, modulation, upper, lower, left, right = _locate(
-                offset_ptr,
-                mask_ptr,
-                m,
-                live,
-                point,
-                features_stride,
-                offset_stride,
-                mask_stride,
-                height,
-                width,
-                out_width,
-                positions,
-                channels,
-                STRIDE,
+                offset_at, mask_at, p, live, point, height, width, out_width, positions, STRIDE
             )
-            at = features_ptr + cell[:, None] + c[None, :]
+            at = (features_ptr + b * features_stride + cell * channels)[:, None] + c[None, :]
             v00, v01, v10, v11 = _gather(at, width, channels, in_c[None, :], upper, lower, left, right)
             columns = _blend(v00, v01, v10, v11, fy, fx, modulation)
             grad_at = grad_ptr + m.to(tl.int64)[:, None] * filters + d[None, :]
@@ -414,15 +270,14 @@ if is_triton_available():
         tl.atomic_add(to, sums, mask=in_c[:, None] & in_d, sem="relaxed")
 
 
-def _rows(maps: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, H, W, C], each sample without gaps; a view where the memory allows."""
-    rows = maps.permute(0, 2, 3, 1)
-    return rows if rows[:1].is_contiguous() else rows.contiguous()
-
-
-def _planes(maps: Tensor) -> Tensor:
-    """[B, K, h, w], each sample without gaps."""
+def _dense(maps: Tensor) -> Tensor:
+    """The same with no gaps within a sample; between samples they may stay."""
     return maps if maps[:1].is_contiguous() else maps.contiguous()
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, H, W, C]; a view where the memory allows."""
+    return _dense(maps.permute(0, 2, 3, 1))
 
 
 def _arguments(rows: Tensor, offset: Tensor, mask: Tensor, filters: int, stride: int) -> dict[str, Any]:
@@ -430,6 +285,8 @@ def _arguments(rows: Tensor, offset: Tensor, mask: Tensor, filters: int, stride:
     batch, _, out_height, out_width = offset.shape
     _, height, width, channels = rows.shape
     total = batch * out_height * out_width
+    # Blocks are chosen per power of two of positions; beyond both ends the choice is the same.
+    bucket = min(max(triton.next_power_of_2(total), 256), 65536)
     # "tf32" where the process allows it for every matrix product of PyTorch's.
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     return {
@@ -441,7 +298,7 @@ def _arguments(rows: Tensor, offset: Tensor, mask: Tensor, filters: int, stride:
         "out_width": out_width,
         "positions": out_height * out_width,
         "total": total,
-        "bucket": min(max(triton.next_power_of_2(total), SMALLEST_BUCKET), LARGEST_BUCKET),
+        "bucket": bucket,
         "channels": channels,
         "filters": filters,
         "STRIDE": stride,
@@ -453,7 +310,7 @@ def _arguments(rows: Tensor, offset: Tensor, mask: Tensor, filters: int, stride:
 def _deform_conv2d(features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     batch, _, out_height, out_width = offset.shape
     filters = weight.shape[0]
-    rows, offset, mask = _rows(features), _planes(offset), _planes(mask)
+    rows, offset, mask = _rows(features), _dense(offset), _dense(mask)
     out = features.new_empty(batch, out_height, out_width, filters)
     numbers = _arguments(rows, offset, mask, filters, stride)
 
@@ -476,14 +333,13 @@ def _(features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tens
 def _backward_input(
     grad: Tensor, features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, offset, mask, grad_rows = _rows(features), _planes(offset), _planes(mask), _rows(grad).contiguous()
+    rows, offset, mask, grad_rows = _rows(features), _dense(offset), _dense(mask), _rows(grad).contiguous()
     grad_features = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
-    grad_offset = torch.empty(offset.shape, dtype=offset.dtype, device=offset.device)
-    grad_mask = torch.empty(mask.shape, dtype=mask.dtype, device=mask.device)
+    grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
     numbers = _arguments(rows, offset, mask, weight.shape[0], stride)
 
     def grid(chosen: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(numbers["total"], chosen["BLOCK_M"]), TAPS
+        return triton.cdiv(numbers["total"], chosen["BLOCK_M"]), 9
 
     with torch.cuda.device_of(features):
         kernel = weight.permute(2, 3, 0, 1).contiguous()
@@ -497,18 +353,15 @@ def _backward_input(
 def _(
     grad: Tensor, features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        features.permute(0, 2, 3, 1).new_empty([features.shape[i] for i in (0, 2, 3, 1)]).permute(0, 3, 1, 2),
-        offset.new_empty(offset.shape),
-        mask.new_empty(mask.shape),
-    )
+    grad_features = torch.empty_like(features, memory_format=torch.channels_last)
+    return grad_features, offset.new_empty(offset.shape), mask.new_empty(mask.shape)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::deform_conv2d_backward_weight", mutates_args=())
 def _backward_weight(
     grad: Tensor, features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int
 ) -> Tensor:
-    rows, offset, mask, grad_rows = _rows(features), _planes(offset), _planes(mask), _rows(grad).contiguous()
+    rows, offset, mask, grad_rows = _rows(features), _dense(offset), _dense(mask), _rows(grad).contiguous()
     filters, channels = weight.shape[:2]
     grad_weight = torch.zeros(3, 3, channels, filters, dtype=torch.float32, device=weight.device)
     numbers = _arguments(rows, offset, mask, filters, stride)
@@ -516,7 +369,7 @@ def _backward_weight(
     def grid(chosen: dict[str, int]) -> tuple[int, int, int]:
         return (
             triton.cdiv(numbers["total"], chosen["BLOCK_M"] * chosen["STEPS"]),
-            TAPS * triton.cdiv(channels, chosen["BLOCK_C"]),
+            9 * triton.cdiv(channels, chosen["BLOCK_C"]),
             triton.cdiv(filters, chosen["BLOCK_D"]),
         )
 
@@ -527,7 +380,7 @@ def _backward_weight(
 
 @_backward_weight.register_fake
 def _(grad: Tensor, features: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int) -> Tensor:
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    return weight.new_empty(weight.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -5,14 +5,7 @@ Every refusal is a ValueError whose message names the value and the remedy.
 """
 
 from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, sha256_of
-from .convert import (
-    DEFAULT_TOKENIZER,
-    MAX_SHARD_SIZE,
-    Conversion,
-    convert_checkpoint,
-    load_tokenizer,
-    push_to_hub,
-)
+from .convert import DEFAULT_TOKENIZER, MAX_SHARD_SIZE, Conversion, convert_checkpoint, load_tokenizer, push_to_hub
 from .model_card import build_model_card
 from .record import ConversionError, ConversionRecord, RecordError
 from .restore import WRAPPING_CHOICES, model_directory, read_config, restore_checkpoint, restored_tensors
@@ -21,8 +14,6 @@ from .weight_map import TABLE, WeightMapError, to_original, to_ours
 
 __all__ = ["Checkpoint", "CheckpointError", "read_checkpoint", "sha256_of"]
 __all__ += ["DEFAULT_TOKENIZER", "MAX_SHARD_SIZE", "Conversion", "convert_checkpoint", "load_tokenizer", "push_to_hub"]
-__all__ += ["build_model_card"]
-__all__ += ["ConversionError", "ConversionRecord", "RecordError"]
+__all__ += ["build_model_card", "ConversionError", "ConversionRecord", "RecordError"]
 __all__ += ["WRAPPING_CHOICES", "model_directory", "read_config", "restore_checkpoint", "restored_tensors"]
-__all__ += ["VariantError", "build_config", "recognise"]
-__all__ += ["TABLE", "WeightMapError", "to_original", "to_ours"]
+__all__ += ["VariantError", "build_config", "recognise", "TABLE", "WeightMapError", "to_original", "to_ours"]

@@ -113,10 +113,7 @@ def convert_checkpoint(
 def load_tokenizer(
     source: str | os.PathLike[str] | PreTrainedTokenizerBase, config: GlipConfig
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, checked against its embedding table.
-
-    Args:
-        source: directory, Hub id, vocab.txt, tokenizer.json, or a tokenizer.
+    """The tokenizer of a model (see `convert_checkpoint`), checked against its embedding table.
 
     Raises:
         ConversionError: if it cannot be loaded, has another vocabulary size than the model, or lacks [CLS] or [SEP].

@@ -20,12 +20,7 @@ checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
-    """The model card of a converted checkpoint, as text with metadata.
-
-    Args:
-        record: provenance.
-        name: title, usually the directory's or repository's name.
-    """
+    """The model card of a converted checkpoint; `name` is its title, usually that of the directory or repository."""
     source = f"weights `{record.wrapping}`" if record.wrapping else "bare state dict"
     tools = ", ".join(f"{tool} {version}" for tool, version in record.tools.items())
     buffers = (
@@ -48,10 +43,7 @@ bit.{buffers}"""
     return hub_glip.build_model_card(
         name,
         architecture=record.family or "a size that was not released, see config.json",
-        sections=[
-            ("Where the weights come from", provenance),
-            ("Published results", _published(record)),
-        ],
+        sections=[("Where the weights come from", provenance), ("Published results", _published(record))],
     )
 
 

@@ -21,11 +21,7 @@ WRAPPING_CHOICES = ("recorded", *LAYOUTS)
 
 
 def restore_checkpoint(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    wrapping: str = "recorded",
-    force: bool = False,
+    source: str | os.PathLike[str], output: str | os.PathLike[str], *, wrapping: str = "recorded", force: bool = False
 ) -> Path:
     """Writes a converted (or trained) model back as a `.pth` with original keys.
 

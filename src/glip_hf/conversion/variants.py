@@ -149,12 +149,10 @@ def build_config(
         chosen = config if isinstance(config, GlipConfig) else load_config(config)
     differences, problems = _differences(fields, chosen), mismatches(tensors, chosen)
     if differences:
-        culprits = "\n  ".join(problems[:20])
-        raise VariantError(
-            "The config contradicts the checkpoint.\n  "
-            + "\n  ".join(differences)
-            + (f"\nTensors concerned:\n  {culprits}" if culprits else "")
-        )
+        message = "\n  ".join(["The config contradicts the checkpoint.", *differences])
+        if problems:
+            message += "\n  ".join(["\nTensors concerned:", *problems[:20]])
+        raise VariantError(message)
     if problems:
         raise VariantError("The checkpoint does not fit its config:\n  " + "\n  ".join(problems[:40]))
     return chosen, family
@@ -191,9 +189,8 @@ def load_config(source: str | os.PathLike[str]) -> GlipConfig:
         VariantError: if there is none.
     """
     path = Path(source)
-    if path.is_dir():
-        path = path / "config.json"
     try:
+        path = path / "config.json" if path.is_dir() else path
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VariantError(f"--config {source}: {error}") from error

@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -64,15 +64,12 @@ class Rule:
     ours: tuple[str, ...]
     slot: int | None = None
 
-    @cached_property
+    @property
     def pattern(self) -> re.Pattern[str]:
         return _compile(self.original)
 
-    @cached_property
-    def our_patterns(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(map(_compile, self.ours))
 
-
+@cache
 def _compile(template: str) -> re.Pattern[str]:
     expression = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
     groups = {"s": r"\d+", "i": r"\d+", "p": "weight|bias"}
@@ -130,8 +127,8 @@ def is_buffer(key: str) -> bool:
 def match_ours(key: str, fused: bool) -> tuple[Rule, str, int] | None:
     """Looks one of our keys up: (rule, original key, which row block of it this is)."""
     for rule in TABLE:
-        for part, pattern in enumerate(rule.our_patterns):
-            if (found := pattern.fullmatch(key)) is None or (rule.slot not in (None, DYCONV) and not fused):
+        for part, target in enumerate(rule.ours):
+            if (found := _compile(target).fullmatch(key)) is None or (rule.slot not in (None, DYCONV) and not fused):
                 continue
             groups = found.groupdict()
             if rule.slot is not None and fused:
@@ -172,9 +169,11 @@ def standard_order(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=rank)
 
 
-def _listing(title: str, lines: list[str]) -> str:
-    shown = lines[:40] + ([f"... and {len(lines) - 40} more"] if len(lines) > 40 else [])
-    return "\n  ".join([f"{title} ({len(lines)}):", *shown])
+def _refuse(lines: list[str], title: str) -> None:
+    """Raise a `WeightMapError` that lists these keys, if there are any."""
+    if lines:
+        shown = lines[:40] + ([f"... and {len(lines) - 40} more"] if len(lines) > 40 else [])
+        raise WeightMapError("\n  ".join([f"{title} ({len(lines)}):", *shown]))
 
 
 def to_ours(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,17 +189,15 @@ def to_ours(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = {}
     unmatched: list[str] = []
     for key, tensor in original.items():
-        match = match_original(key, fused)
-        if match is None:
+        if (match := match_original(key, fused)) is None:
             unmatched.append(f"{key} {list(tensor.shape)}")
             continue
-        _, ours = match
+        ours = match[1]
         parts = len(ours)
         if parts > 1 and (tensor.dim() == 0 or tensor.shape[0] % parts):
             raise WeightMapError(f"{key} {list(tensor.shape)} does not split into {parts} equal row blocks.")
         converted.update(zip(ours, tensor.chunk(parts) if parts > 1 else [tensor] * parts, strict=True))
-    if unmatched:
-        raise WeightMapError(_listing("Keys of the checkpoint that have no place in GLIP's layout", unmatched))
+    _refuse(unmatched, "Keys of the checkpoint that have no place in GLIP's layout")
     return converted
 
 
@@ -235,17 +232,14 @@ def to_original(ours: Mapping[str, Tensor], anchor_scale: int = 8) -> dict[str, 
     groups: dict[str, list[Tensor | None]] = {}
     unmatched: list[str] = []
     for key, tensor in ours.items():
-        matched = match_ours(key, fused)
-        if matched is None:
+        if (match := match_ours(key, fused)) is None:
             unmatched.append(f"{key} {list(tensor.shape)}")
             continue
-        rule, original, part = matched
+        rule, original, part = match
         groups.setdefault(original, [None] * len(rule.ours))[part] = tensor
-    if unmatched:
-        raise WeightMapError(_listing("Keys of this model that GLIP's original layout has no place for", unmatched))
+    _refuse(unmatched, "Keys of this model that GLIP's original layout has no place for")
     incomplete = [key for key, parts in groups.items() if any(part is None for part in parts)]
-    if incomplete:
-        raise WeightMapError(_listing("Tensors of which q, k or v is missing", incomplete))
+    _refuse(incomplete, "Tensors of which q, k or v is missing")
     restored = {key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in groups.items()}
     restored |= _original_buffers(restored, anchor_scale)
     return {key: restored[key] for key in standard_order(restored)}

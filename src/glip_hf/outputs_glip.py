@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-# -- outputs ---------------------------------------------------------------------------------------
-
 
 @dataclass
 class GlipImageFeatures(ModelOutput):
@@ -142,9 +140,6 @@ class GlipGroundingOutput(ModelOutput):
     text_attentions: tuple[Tensor, ...] | None = None
 
 
-# -- pairs -----------------------------------------------------------------------------------------
-
-
 def select(features: Any, rows: Tensor | None) -> Any:
     """The images or captions `rows` of a features output; None takes all."""
     if rows is None:
@@ -170,11 +165,7 @@ def keep_states(states: list[Tensor], requested: bool | int | list[int] | None) 
 
 
 def check_inputs(raw: Tensor | None, features: Any, raw_name: str, features_name: str) -> None:
-    """Refuse a forward without, or with two sources for, one of its two sides.
-
-    Raises:
-        ValueError: naming both ways.
-    """
+    """Raise a ValueError unless exactly one of two ways to give an input is used."""
     if (raw is None) == (features is None):
         both = "neither" if raw is None else "both"
         raise ValueError(f"{both} of {raw_name} and {features_name} given: pass one of the two.")

@@ -109,16 +109,9 @@ class GlipSwinStage(nn.Module):
 
     def __init__(self, config: SwinConfig, stage: int, drop_path_rates: list[float]) -> None:
         super().__init__()
-        dim = config.embed_dim * 2**stage
+        dim, shift = config.embed_dim * 2**stage, config.window_size // 2
         self.blocks = nn.ModuleList(
-            GlipSwinLayer(
-                config,
-                dim,
-                input_resolution=None,
-                num_heads=config.num_heads[stage],
-                drop_path_rate=rate,
-                shift_size=config.window_size // 2 if i % 2 else 0,
-            )
+            GlipSwinLayer(config, dim, None, config.num_heads[stage], drop_path_rate=rate, shift_size=shift * (i % 2))
             for i, rate in enumerate(drop_path_rates)
         )
         self.downsample = GlipSwinPatchMerging(dim) if stage < len(config.depths) - 1 else None
@@ -139,18 +132,12 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
         depths = config.depths
         self.num_features = [config.embed_dim] + [config.embed_dim * 2**stage for stage in range(len(depths))]
         rates = [config.drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
-        stages = [
-            GlipSwinStage(config, stage, rates[sum(depths[:stage]) : sum(depths[: stage + 1])])
-            for stage in range(len(depths))
-        ]
+        starts = [sum(depths[:stage]) for stage in range(len(depths))]
+        stages = [GlipSwinStage(config, i, rates[start:][: depths[i]]) for i, start in enumerate(starts)]
         encoder = nn.ModuleDict({"layers": nn.ModuleList(stages)})
         self.swin = nn.ModuleDict({"embeddings": SwinEmbeddings(config), "encoder": encoder})
-        self.hidden_states_norms = nn.ModuleDict(
-            {
-                name: nn.LayerNorm(channels, eps=config.layer_norm_eps)
-                for name, channels in zip(self.out_features, self.channels)
-            }
-        )
+        norms = [nn.LayerNorm(channels, eps=config.layer_norm_eps) for channels in self.channels]
+        self.hidden_states_norms = nn.ModuleDict(dict(zip(self.out_features, norms)))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -166,10 +153,7 @@ class GlipSwinBackbone(BackboneMixin, SwinPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, output_attentions: bool | None = None
     ) -> BackboneOutput:
         """
         Args:

@@ -10,11 +10,6 @@ NAME = re.compile(r"step_(\d{8})")
 UNFINISHED = ".unfinished"
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Directory of the checkpoint after update number `step`."""
-    return folder / f"step_{step:08d}"
-
-
 def find_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not folder.is_dir():
@@ -39,12 +34,7 @@ def resolve_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def write_checkpoint(
-    folder: Path,
-    step: int,
-    keep: int,
-    save: Callable[[Path], None],
-    is_main: bool,
-    wait: Callable[[], None],
+    folder: Path, step: int, keep: int, save: Callable[[Path], None], is_main: bool, wait: Callable[[], None]
 ) -> Path:
     """Write a checkpoint that is either complete or not there, whenever the run is killed, then delete the oldest.
 
@@ -54,7 +44,7 @@ def write_checkpoint(
         is_main: whether this process renames and deletes directories.
         wait: barrier over all processes.
     """
-    target = checkpoint_path(folder, step)
+    target = folder / f"step_{step:08d}"
     unfinished = target.with_name(target.name + UNFINISHED)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)

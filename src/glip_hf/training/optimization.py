@@ -43,12 +43,8 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(
-        parameter_groups(model, recipe),
-        betas=tuple(recipe.betas),
-        eps=recipe.eps,
-        fused=recipe.fused or None,
-    )
+    groups = parameter_groups(model, recipe)
+    return torch.optim.AdamW(groups, betas=tuple(recipe.betas), eps=recipe.eps, fused=recipe.fused or None)
 
 
 def lr_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[[int], float]:

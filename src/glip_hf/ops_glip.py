@@ -45,11 +45,16 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_enabled(kernel_name: str) -> bool:
+    """Whether a kernel has not been turned off."""
+    return kernel_name not in _disabled
+
+
 def select_kernel(operation_name: str, *args: Any, **kwargs: Any) -> Kernel | None:
     """The first registered kernel that accepts the arguments, or None for the plain form."""
     traced = is_traced()
     for kernel in _kernels.get(operation_name, ()):
-        if kernel.name not in _disabled and (kernel.traceable or not traced) and kernel.accepts(*args, **kwargs):
+        if is_enabled(kernel.name) and (kernel.traceable or not traced) and kernel.accepts(*args, **kwargs):
             return kernel
     return None
 
@@ -275,6 +280,7 @@ __all__ = [
     "NUM_POINTS",
     "Kernel",
     "deform_conv2d",
+    "is_enabled",
     "is_traced",
     "once_differentiable",
     "operation",

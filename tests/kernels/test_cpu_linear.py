@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny import tiny_inputs, tiny_model
 from torch import Tensor, nn
 
+from glip_hf import kernels
 from glip_hf.kernels import cpu_linear
 from glip_hf.kernels.cpu_linear import FastLinear, linear, onednn_is_faster, pack, product_over_rows
 
@@ -156,6 +157,8 @@ def test_only_plain_float32_goes_by_onednn() -> None:
         assert product_over_rows(x, x).shape == (24, 24)
     assert pack(weight.double(), 10).dtype == torch.float64
     with torch.backends.mkldnn.flags(enabled=False):
+        torch.testing.assert_close(linear(x, weight, bias), expected)
+    with kernels.disable("cpu_linear"):
         torch.testing.assert_close(linear(x, weight, bias), expected)
     layer = FastLayer(24, 40)
     with pytest.raises(AssertionError, match="went by oneDNN"):

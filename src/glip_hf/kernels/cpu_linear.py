@@ -4,7 +4,8 @@
 PyTorch multiplies float32 matrices by MKL, which keeps to vectors of 256 bits on processors that are not Intel's, and
 convolves by oneDNN, which takes those of 512 bits wherever they are: on an AMD EPYC with AVX-512 the first reached 218
 GFLOP/s on two cores and the second 490. A product is a convolution with a 1x1 kernel, so each can do the work of the
-other; the results differ by rounding. Which one serves is a fact of the processor, or of `GLIP_CPU_MATMUL`.
+other; the results differ by rounding. Which one serves is a fact of the processor, or of `GLIP_CPU_MATMUL`; without
+the kernel `cpu_linear` it is MKL, in the products of the other kernels too.
 
 The forward pass of training stays with MKL, as the original's did: which feature-map cells a deformable convolution
 reads depends on the sampling point, and a point that rounding moves across a border shows in the gradients (of a
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..ops_glip import is_traced, register_kernel
+from ..ops_glip import is_enabled, is_traced, register_kernel
 
 MATMUL_VARIABLE = "GLIP_CPU_MATMUL"
 """Environment variable that chooses the library: "mkl" or "onednn"."""
@@ -95,6 +96,7 @@ def _may_use_onednn(*matrices: Tensor) -> bool:
         and not is_traced()
         and not torch.is_autocast_enabled("cpu")
         and not _mkl_only.get()
+        and is_enabled("cpu_linear")
         and onednn_available()
         and onednn_is_faster()
     )

@@ -79,17 +79,15 @@ def build_model_card(
     """
     fields = {"library_name": "transformers", "pipeline_tag": "zero-shot-object-detection", "license": "mit"}
     fields |= {"tags": list(TAGS), "language": "en", **metadata}
+    code = {"package": "glip_hf", "model": "GlipForGrounding", "processor": "GlipProcessor", "trust": ""}
     if with_code:
-        package, model, processor = "transformers", "AutoModelForZeroShotObjectDetection", "AutoProcessor"
-    else:
-        package, model, processor = "glip_hf", "GlipForGrounding", "GlipProcessor"
-    trust = ", trust_remote_code=True" if with_code else ""
-    snippet = _SNIPPET.format(name=name, package=package, model=model, processor=processor, trust=trust)
+        code = {"package": "transformers", "model": "AutoModelForZeroShotObjectDetection", "processor": "AutoProcessor"}
+        code["trust"] = ", trust_remote_code=True"
     parts = [
         f"---\n{ModelCardData(**fields).to_yaml()}\n---",
         f"# {name}",
         _INTRODUCTION + (f" Architecture: {architecture}." if architecture else ""),
-        snippet,
+        _SNIPPET.format(name=name, **code),
         *(f"## {heading}\n\n{text}" for heading, text in sections),
         _LIMITS,
     ]
@@ -118,11 +116,10 @@ def _auto_map(owner: Any, auto_map: dict[str, Any], with_code: bool) -> Iterator
     An object that was loaded from a directory with code still has the map of that directory, which a save without code
     must not repeat.
     """
-    before = vars(owner).get("auto_map")
+    before = vars(owner).pop("auto_map", None)
     elsewhere = {key: value for key, value in (before or {}).items() if "--" in str(value)}
     now = auto_map if with_code else elsewhere
     try:
-        vars(owner).pop("auto_map", None)
         if now:
             owner.auto_map = dict(now)
         yield

@@ -126,12 +126,8 @@ def mean_over_processes(value: Tensor) -> Tensor:
 def _match(
     labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The positive locations of a batch.
-
-    Returns:
-        of each its image, its location, the row of its box among all boxes of the batch, its target box [P, 4] xyxy
-        pixels, and its centerness target.
-    """
+    """The positive locations of a batch: their images, locations, rows of their boxes among all boxes of the batch,
+    target boxes [P, 4] xyxy pixels, and centerness targets."""
     boxes = [label["boxes"].float() for label in labels]
     owners = assign_atss_batch(anchors, level_sizes, boxes, top_k)
     images, locations = (owners >= 0).nonzero(as_tuple=True)

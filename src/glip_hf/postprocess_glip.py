@@ -120,8 +120,7 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
     boxes = clip_boxes(boxes * boxes.new_tensor([width, height, width, height]), height, width)
     # Rows, not labels: two rows may carry the same label only in different captions.
     keep = nms(boxes, scores, classes, options["nms_threshold"])
-    detections = {"scores": scores[keep], "boxes": boxes[keep], "labels": label_ids[classes[keep]]}
-    return merge_detections([detections], options["max_detections"])
+    return {"scores": scores[keep], "boxes": boxes[keep], "labels": label_ids[classes[keep]]}
 
 
 def merge_detections(parts: Sequence[dict[str, Tensor]], limit: int = 100) -> dict[str, Tensor]:

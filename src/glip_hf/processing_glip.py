@@ -107,11 +107,10 @@ class GlipProcessor(GlipHubProcessorMixin):
 
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_options: dict | None = None):
         super().__init__(image_processor, tokenizer)
-        unknown = set(prompt_options or {}) - set(PROMPT_OPTIONS)
+        self.prompt_options = PROMPT_OPTIONS | (prompt_options or {})
+        unknown = sorted(set(self.prompt_options) - set(PROMPT_OPTIONS))
         if unknown:
-            known = ", ".join(PROMPT_OPTIONS)
-            raise ValueError(f"prompt_options has unknown entries {sorted(unknown)}: known are {known}.")
-        self.prompt_options = {**PROMPT_OPTIONS, **(prompt_options or {})}
+            raise ValueError(f"prompt_options has unknown entries {unknown}: known are {', '.join(PROMPT_OPTIONS)}.")
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
         return [(self, AUTO_PROCESSOR), (self.image_processor, AUTO_IMAGE_PROCESSOR)]
@@ -206,7 +205,6 @@ class GlipProcessor(GlipHubProcessorMixin):
                     boxes, annotations = _index_boxes(annotations)
             data = dict(self.image_processor(images, annotations=annotations, **merged["images_kwargs"]))
 
-        queries = None
         if text is not None:
             options = self.prompt_options | {key: merged[key] for key in PROMPT_OPTIONS if key in kwargs}
             num_images = len(data["pixel_values"]) if images is not None else None
@@ -220,7 +218,7 @@ class GlipProcessor(GlipHubProcessorMixin):
                     target["positive_map"], target["class_labels"] = tensor(box_map), tensor(class_labels)
             data |= text_data
         batch = GlipBatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["labels"])
-        batch.text_labels = None if queries is None else [query.names for query in queries]
+        batch.text_labels = None if text is None else [query.names for query in queries]
         return batch
 
     def _encode(self, queries: list[Query], text_kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[Offsets]]:
@@ -328,19 +326,13 @@ class GlipProcessor(GlipHubProcessorMixin):
 def _warn_of_lost_rows(
     queries: list[Query], rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], max_length: int
 ) -> None:
-    """Warn of class names and phrases that can only score 0, or whose words are not in the vocabulary.
-
-    Args:
-        rows: for each caption its positive map as cut and as a whole, and whether a row holds an unknown token.
-
-    Raises:
-        ValueError: for an image none of whose class names has a token.
-    """
-    empty, beyond, partly, unknown, n = [], [], [], [], 0
+    """Warn of class names and phrases that can only score 0, or whose words are not in the vocabulary; `rows` are, for
+    each caption, its positive map as cut and as a whole, and which rows hold an unknown token."""
+    empty, beyond, partly, unknown, rows = [], [], [], [], iter(rows)
     for image, query in enumerate(queries):
         found = False
         for prompt in query.prompts:
-            for label, kept, tokens, has_unknown in zip(prompt.label_ids, *rows[n], strict=True):
+            for label, kept, tokens, has_unknown in zip(prompt.label_ids, *next(rows), strict=True):
                 found = found or tokens.any()
                 if has_unknown:
                     unknown.append(query.names[label])
@@ -348,7 +340,6 @@ def _warn_of_lost_rows(
                     empty.append(query.names[label])
                 elif kept.sum() < tokens.sum():
                     (partly if kept.any() else beyond).append(query.names[label])
-            n += 1
         if not found and all(prompt.exact for prompt in query.prompts):
             raise ValueError(
                 f"None of the names {_listed(query.names)} for image {image} has a token: give at least one with a "
@@ -365,14 +356,9 @@ def _warn_of_lost_rows(
             warnings.warn(reason.format(_listed(list(dict.fromkeys(names)))), UserWarning, stacklevel=4)
 
 
-def _index_boxes(
-    records: list[Mapping[str, Any]],
-) -> tuple[list[list[Mapping[str, Any]]], list[dict[str, Any]]]:
-    """The boxes of each record, and the records with indices into these lists for category ids.
-
-    The image processor drops boxes (crowds, outside the image) and returns the category ids of those it kept, which
-    tells which.
-    """
+def _index_boxes(records: list[Mapping[str, Any]]) -> tuple[list[list[Mapping[str, Any]]], list[dict[str, Any]]]:
+    """The boxes of each record, and the records with indices into these lists for category ids: they tell which boxes
+    the image processor dropped (crowds, outside the image)."""
     boxes, indexed = [], []
     for image, record in enumerate(records):
         if not isinstance(record, Mapping) or "annotations" not in record:
@@ -436,8 +422,7 @@ def _box_maps(
                 reason = "is not in category_ids."
                 if ids is None:
                     reason = (
-                        f"is not an index of its {len(query.names)} names (from 0): pass category_ids, the id of each "
-                        "name in the order of the names."
+                        f"is not an index of its {len(query.names)} names (from 0): pass category_ids, one per name."
                     )
                 raise ValueError(f"image {image}: category_id {category} {reason}")
             classes[row] = index_of[category]

@@ -120,9 +120,7 @@ def chunk(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
 
 
 def make_names(
-    names: Sequence[NameInput],
-    prefix: str | Sequence[str] | None = None,
-    suffix: str | Sequence[str] | None = None,
+    names: Sequence[NameInput], prefix: str | Sequence[str] | None = None, suffix: str | Sequence[str] | None = None
 ) -> list[Name]:
     """The user's class names -> `Name`s, in order; the label of a class is its index in the list.
 
@@ -276,15 +274,14 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
         raise ValueError(
             f"the phrase {phrase!r} is not in the caption {caption!r}: phrases match exactly, case and spaces included."
         )
-    if occurrence is None:
-        if len(begins) > 1:
-            contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins]
-            listed = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
-            raise ValueError(
-                f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} ({listed}): say which "
-                f"one, for example ({phrase!r}, 0)."
-            )
-        occurrence = 0
+    if occurrence is None and len(begins) > 1:
+        contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins]
+        listed = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
+        raise ValueError(
+            f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} ({listed}): say which one, "
+            f"for example ({phrase!r}, 0)."
+        )
+    occurrence = 0 if occurrence is None else occurrence
     if not 0 <= operator.index(occurrence) < len(begins):
         raise ValueError(
             f"occurrence {occurrence} of the phrase {phrase!r} was asked for, but the caption {caption!r} has "

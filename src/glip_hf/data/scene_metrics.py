@@ -26,17 +26,11 @@ SEED = 20_260
 
 @dataclass
 class Query:
-    """Detections and true boxes of one class name in one image.
-
-    Attributes:
-        name: the category.
-        scores: [D] float, descending.
-        ious: [D, K] float, of detections with true boxes.
-    """
+    """Detections and true boxes of one class name in one image."""
 
     name: str
-    scores: np.ndarray
-    ious: np.ndarray
+    scores: np.ndarray  # [D], descending
+    ious: np.ndarray  # [D, K], of detections with true boxes
 
 
 def _hits(ious: np.ndarray, threshold: float) -> np.ndarray:

@@ -44,17 +44,12 @@ class Thing:
 
 @dataclass
 class Cutout:
-    """A thing's silhouette on its own patch.
+    """A thing's silhouette on its own patch."""
 
-    Attributes:
-        coverage: [h, w] float32 in 0..1; blurred: the same, for shading and shadow.
-        solid: [h, w] bool, where it covers at least half of a pixel; area: the number of these pixels.
-    """
-
-    coverage: np.ndarray
-    solid: np.ndarray
-    blurred: np.ndarray
-    area: int
+    coverage: np.ndarray  # [h, w] float32 in 0..1
+    solid: np.ndarray  # [h, w] bool, where it covers at least half of a pixel
+    blurred: np.ndarray  # as coverage, for shading and shadow
+    area: int  # number of solid pixels
 
 
 def cut_out(thing: Thing, rng: Rng) -> Cutout:

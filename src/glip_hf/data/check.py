@@ -88,14 +88,13 @@ class DataReport:
                 f"{counts['images_without_boxes']:,} images without boxes"
             )
         for kind in KINDS:
-            if not self.counts[kind]:
+            if not (count := self.counts[kind]):
                 continue
-            severity = "warning" if kind in WARNINGS else "error"
-            yield f"{severity}: {kind}: {self.counts[kind]:,} ({KINDS[kind]})"
+            yield f"{'warning' if kind in WARNINGS else 'error'}: {kind}: {count:,} ({KINDS[kind]})"
             shown = [problem for problem in self.problems if problem.kind == kind][:examples]
             yield from (f"    {p.file}: {p.where}{f': {p.detail}' if p.detail else ''}" for p in shown)
-            if self.counts[kind] > len(shown):
-                yield f"    and {self.counts[kind] - len(shown):,} more"
+            if count > len(shown):
+                yield f"    and {count - len(shown):,} more"
         yield f"{self.errors:,} errors, {sum(self.counts.values()) - self.errors:,} warnings"
 
     def __str__(self) -> str:
@@ -174,8 +173,8 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         report.add(_check_tsv(parts))
         yield from ((columns, None, None) for columns, _ in parse_tsv(parts, labels))
     elif reader == "hub":
-        unused = ("drop_empty", "captions", "strict", "cache_dir")
-        data = HubData.load(**{key: value for key, value in spec.items() if key not in unused})
+        unused = ("drop_empty", "strict", "cache_dir")
+        data = HubData(**{key: value for key, value in spec.items() if key not in unused})
         columns, categories, _ = data.collect()
         encoded = data.encoded_images()
         yield columns, categories, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from ..image_processing_pil_glip import common_padded_size
 from .transforms import stack_padded
@@ -37,27 +39,22 @@ class GroundingCollator:
         images = [sample["pixel_values"] for sample in samples]
         size = common_padded_size([tuple(p.shape[1:]) for p in images], self.size_divisor)
         pixel_values, pixel_mask = stack_padded(images, size)
-        length = max(len(sample["input_ids"]) for sample in samples)
-        input_ids = torch.full((len(samples), length), self.pad_token_id, dtype=torch.int64)
-        attention_mask = torch.zeros(len(samples), length, dtype=torch.int64)
+        tokens = [torch.tensor(sample["input_ids"]) for sample in samples]
+        input_ids = pad_sequence(tokens, batch_first=True, padding_value=self.pad_token_id)
         labels = []
-        for index, sample in enumerate(samples):
-            tokens = len(sample["input_ids"])
-            input_ids[index, :tokens] = torch.tensor(sample["input_ids"])
-            attention_mask[index, :tokens] = 1
-            positive_map = torch.zeros(len(sample["boxes"]), length)
-            positive_map[:, :tokens] = torch.from_numpy(sample["positive_map"])
-            label = {"boxes": torch.from_numpy(sample["boxes"]), "positive_map": positive_map}
-            if "greenlight_map" in sample:
-                label["greenlight_map"] = torch.zeros(length)
-                label["greenlight_map"][:tokens] = torch.from_numpy(sample["greenlight_map"])
+        for sample in samples:
+            label = {"boxes": torch.from_numpy(sample["boxes"])}
+            for key in ("positive_map", "greenlight_map"):
+                if key in sample:
+                    values = torch.from_numpy(sample[key]).float()
+                    label[key] = pad(values, (0, input_ids.shape[1] - values.shape[-1]))
             labels.append(label)
         batch = {
             "pixel_values": pixel_values,
             "pixel_mask": pixel_mask,
             "original_sizes": torch.tensor([sample["original_size"] for sample in samples]),
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True),
             "labels": labels,
         }
         if self.with_info:

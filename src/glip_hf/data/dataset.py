@@ -38,7 +38,7 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Source], copies: Sequence[float] | None = None, seed: int = 0) -> None:
         self.sources, self.seed = list(sources), seed
-        self.copies = list(copies) if copies is not None else [1] * len(self.sources)
+        self.copies = [1] * len(self.sources) if copies is None else list(copies)
         if not self.sources or len(self.copies) != len(self.sources) or min(self.copies) <= 0:
             raise ValueError(
                 f"A mixture needs sources and a positive number of copies for each, got {len(self.sources)} sources "
@@ -246,15 +246,8 @@ class GroundingDataset(Dataset):
                 failed.append(f"{source.name}, sample {row}: {error}")
                 self.broken.report(failed[-1], error)
                 continue
-            info = {
-                "source": record.source,
-                "image_id": record.image_id,
-                "image": str(record.image),
-                "epoch": epoch,
-                "index": position,
-                "replaced": failed,
-            }
-            return sample | {"info": info}
+            origin = {"source": record.source, "image_id": record.image_id, "image": str(record.image)}
+            return sample | {"info": origin | {"epoch": epoch, "index": position, "replaced": failed}}
         raise TooManyBrokenImages("No image of the whole mixture could be read.")
 
 

@@ -48,12 +48,9 @@ class ImageRef:
         """
         if self.data is not None:
             return self.data
-        # pread leaves no file position behind that forked workers would share.
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            row = os.pread(handle, self.length, self.offset)
-        finally:
-            os.close(handle)
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            row = file.read(self.length)
         try:
             return base64.b64decode(row.rstrip(b"\r\n").rsplit(b"\t", 1)[-1], validate=True)
         except ValueError as error:

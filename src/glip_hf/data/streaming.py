@@ -92,19 +92,15 @@ class StreamingBatches(IterableDataset):
         skip = len(range(number, self.skip_batches, workers))
         if number < self.skip_batches % workers:
             yield None
-        broken = 0
-        for epoch, records in self._batches():
-            if skip:
-                skip -= 1
-                continue
+        copies = 1
+        for epoch, records in itertools.islice(self._batches(), skip, None):
             batch = self._collate(epoch, records)
             if batch is None:
-                broken += 1
+                copies += 1
                 continue
             # A batch without an image is replaced by the next: both count, as they do for a resumed run.
-            for _ in range(broken + 1):
-                yield batch
-            broken = 0
+            yield from [batch] * copies
+            copies = 1
 
     def _batches(self) -> Iterator[tuple[int, list[Record]]]:
         waiting: dict[bool, list[Record]] = {False: [], True: []}

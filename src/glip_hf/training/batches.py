@@ -9,6 +9,7 @@ what P processes see together.
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,10 +40,11 @@ ON_ERROR = {"skip": "replace", "fail": "raise"}
 """`data.on_broken` of a recipe in the terms of `BrokenImages`."""
 
 
+@dataclass
 class Batches:
     """What the loop trains on: this process's micro-batches.
 
-    Args:
+    Attributes:
         dataset: sample by key `(epoch, index)`, depending on nothing else; or a stream, which makes its own batches.
         sampler: lists of keys (`GroupedBatchSampler`, `SequentialBatchSampler`); None for a stream.
         collate: samples to keyword arguments of `GlipForGrounding.forward` (tensors on the CPU, `labels` a list of
@@ -50,14 +52,10 @@ class Batches:
         workers: loader processes.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        sampler: GroupedBatchSampler | SequentialBatchSampler | None = None,
-        collate: Callable[[list[Any]], dict[str, Any]] | None = None,
-        workers: int = 0,
-    ) -> None:
-        self.dataset, self.sampler, self.collate, self.workers = dataset, sampler, collate, workers
+    dataset: Dataset
+    sampler: GroupedBatchSampler | SequentialBatchSampler | None = None
+    collate: Callable[[list[Any]], dict[str, Any]] | None = None
+    workers: int = 0
 
     def steps_per_epoch(self) -> int:
         """Micro-batches of one pass over the data, the same on every process.
@@ -72,6 +70,7 @@ class Batches:
     def batches(self, start: int) -> Iterator[dict[str, Any]]:
         """This process's micro-batches from number `start` of the run on, without end."""
         options = {
+            "num_workers": self.workers,
             "worker_init_fn": outlive_sigterm,
             # Its own generator: a loader otherwise draws its workers' seed from the global one, which would shift
             # every later dropout of a resumed run.
@@ -80,18 +79,10 @@ class Batches:
         }
         if self.sampler is None:
             self.dataset.skip_batches = start
-            return self.dataset.loader(self.workers, **options)
+            return self.dataset.loader(**options)
         self.sampler.advance(start)
-        return iter(
-            DataLoader(
-                self.dataset,
-                batch_sampler=self.sampler,
-                collate_fn=self.collate,
-                num_workers=self.workers,
-                persistent_workers=self.workers > 0,
-                **options,
-            )
-        )
+        options |= {"batch_sampler": self.sampler, "collate_fn": self.collate}
+        return iter(DataLoader(self.dataset, persistent_workers=self.workers > 0, **options))
 
 
 def outlive_sigterm(worker_id: int) -> None:

@@ -112,8 +112,7 @@ class Source:
         return self.select(few_shot_indices(self._label_sets(), shots, shuffle_seed))
 
     def _label_sets(self) -> list[set[int]]:
-        column = self.table.data.column("labels")
-        per_row = [set(chunk) for part in column.chunks for chunk in part.to_pylist()]
+        per_row = [set(labels) for labels in self.table.data.column("labels").to_pylist()]
         return [per_row[self.row(index)] for index in range(len(self))]
 
 

@@ -4,7 +4,7 @@ streamed."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -68,42 +68,32 @@ def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
         return file.read()
 
 
-@dataclass(frozen=True)
 class HubData:
     """A data set of `datasets`, stored or streamed, and how its rows become columns of ours.
 
-    Attributes:
-        names: of the classes 0, 1, ...; None where they are unknown or the set is `grounded`, i.e. has captions.
+    Args:
+        dataset: a `datasets.Dataset` or `IterableDataset`, or what `datasets.load_dataset` takes (a Hub id, a folder,
+            "parquet" with `data_files=`).
+        name: of the data set.
+        columns: where the data set keeps what, if not where `HubColumns` says.
+        names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else, in a stored data set, all the
+            texts that occur (None until they are collected).
+        captions: "given", "all" or "sampled"; default "given" where there is a caption column (`grounded`), else "all".
+        split, load_options: passed to `load_dataset`.
     """
 
-    name: str
-    dataset: Any
-    columns: HubColumns
-    names: Sequence[str] | None
-    grounded: bool
-
-    @classmethod
-    def load(
-        cls,
+    def __init__(
+        self,
         dataset: Any,
         name: str | None = None,
         *,
-        split: str = "train",
         columns: HubColumns | Mapping[str, str] | None = None,
         names: Sequence[str] | None = None,
+        captions: Captions | None = None,
+        split: str = "train",
         **load_options: Any,
-    ) -> "HubData":
-        """
-        Args:
-            dataset: a `datasets.Dataset` or `IterableDataset`, or what `datasets.load_dataset` takes (a Hub id, a
-                folder, "parquet" with `data_files=`).
-            name: of the data set.
-            split, load_options: passed to `load_dataset`.
-            columns: where the data set keeps what, if not where `HubColumns` says.
-            names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else, in a stored data set, all
-                the texts that occur.
-        """
-        name = name or (dataset if isinstance(dataset, str) else "dataset")
+    ) -> None:
+        self.name = name or (dataset if isinstance(dataset, str) else "dataset")
         if isinstance(dataset, str):
             dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
         columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
@@ -119,11 +109,8 @@ class HubData:
             feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
             category = feature.get(columns.category) if isinstance(feature, Mapping) else None
             names = getattr(getattr(category, "feature", category), "names", None)
-        return cls(name, dataset, columns, names, columns.caption in present)
-
-    @property
-    def default_captions(self) -> Captions:
-        return "given" if self.grounded else "all"
+        self.dataset, self.columns, self.names, self.grounded = dataset, columns, names, columns.caption in present
+        self.captions: Captions = captions or ("given" if self.grounded else "all")
 
     def encoded_images(self) -> Callable[[int], bytes]:
         """Encoded images of a stored data set by row number."""
@@ -133,21 +120,21 @@ class HubData:
 
     def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
         """All annotations, the known categories (None in a grounding set), and the class names."""
-        data, c = self, self.columns
-        if not data.grounded and data.names is None:
+        c = self.columns
+        if not self.grounded and self.names is None:
             objects = self.dataset.select_columns([c.objects])
             texts = {thing.get(c.category) for row in objects for thing in _objects(row[c.objects])}
-            data = replace(data, names=sorted(text for text in texts if isinstance(text, str)))
+            self.names = sorted(text for text in texts if isinstance(text, str))
         rows, wanted = self.dataset, [c.objects, c.caption, c.image_id, c.width, c.height]
         if not {c.width, c.height} <= set(rows.column_names):  # else no image is read
             wanted.append(c.image)
             rows = rows.cast_column(c.image, require("datasets").Image(decode=False))
         collected = Columns(self.name, grounded=self.grounded)
         for number, row in enumerate(rows.select_columns([name for name in wanted if name in rows.column_names])):
-            data.add(collected, row, number)
-        if data.grounded:
+            self.add(collected, row, number)
+        if self.grounded:
             return collected, None, ()
-        return collected, {i: i for i in range(1, len(data.names) + 1)}, data.names
+        return collected, {i: i for i in range(1, len(self.names) + 1)}, self.names
 
     def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
         """Add a row to `collected`."""
@@ -194,7 +181,6 @@ def read_hub(
     name: str | None = None,
     *,
     drop_empty: bool = True,
-    captions: Captions | None = None,
     strict: bool = False,
     cache_dir: str | Path | None = None,
     **load_options: Any,
@@ -202,13 +188,12 @@ def read_hub(
     """A data set of `datasets`, stored on this machine. (To stream one, see `HubStream`.)
 
     Args:
-        dataset, name, load_options: see `HubData.load`.
+        dataset, name, load_options: see `HubData`.
         drop_empty, strict, cache_dir: see `CocoFile.read`.
-        captions: default "given" where there is a caption column, else "all".
 
     Class 0 of the data set has the number 1 here; `category_ids` leads back.
     """
-    data = HubData.load(dataset, name, **load_options)
+    data = HubData(dataset, name, **load_options)
     if not hasattr(data.dataset, "_fingerprint"):
         raise ValueError(f"{data.name} is a stream: read it with HubStream, or as the single source of a recipe.")
 
@@ -229,16 +214,15 @@ def read_hub(
         "strict": strict,
     }
     stored = convert_once(data.name, [], key, build, cache_dir)
-    return Source(data.name, *stored, captions or data.default_captions, data.encoded_images())
+    return Source(data.name, *stored, data.captions, data.encoded_images())
 
 
 class HubStream:
     """A data set of `datasets` that is read as it comes: iterating gives `Record`s, one pass.
 
     Args:
-        dataset, name, load_options: see `HubData.load`; the class names are needed unless the data set has a
+        dataset, name, load_options: see `HubData`; the class names are needed unless the data set has a
             `ClassLabel` feature or captions.
-        captions: "given", "all" or "sampled"; default as for `read_hub`.
         drop_empty: skip images without usable boxes.
 
     What is damaged is left out and counted in `dropped` (by the process that reads it); images that cannot be read are
@@ -248,21 +232,13 @@ class HubStream:
     on_broken: Callable[[str], None] | None = None
     prompts = None
 
-    def __init__(
-        self,
-        dataset: Any,
-        name: str | None = None,
-        *,
-        drop_empty: bool = True,
-        captions: Captions | None = None,
-        **load_options: Any,
-    ) -> None:
-        data = HubData.load(dataset, name, streaming=True, **load_options)
+    def __init__(self, dataset: Any, name: str | None = None, *, drop_empty: bool = True, **load_options: Any) -> None:
+        data = HubData(dataset, name, streaming=True, **load_options)
         self.name, self.data, self.drop_empty = data.name, data, drop_empty
         if not data.grounded and data.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
         self.dataset = data.dataset.cast_column(data.columns.image, require("datasets").Image(decode=False))
-        self.captions = captions or data.default_captions
+        self.captions = data.captions
         self.names = {} if data.grounded else dict(enumerate(data.names, start=1))
         self.dropped: dict[str, int] = {}
 

@@ -132,11 +132,9 @@ def read_tsv(
     strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Source:
-    """A detection set in TSV files.
+    """A detection set in the TSV files that a YAML lists (`load_tsv_yaml`).
 
-    Args:
-        yaml_file: lists the files (`load_tsv_yaml`).
-        drop_empty, captions, strict, cache_dir, name: see `CocoFile.read`; by default images without boxes stay.
+    For the other arguments see `CocoFile.read`; by default images without boxes stay.
 
     With `imageid2idx` the original reports height = width for every image, which breaks aspect-ratio batches; here
     sizes are those of the `hw` row with the image's key, or of the image itself.
@@ -190,11 +188,8 @@ def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
 
 
 def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
-    """Row numbers over all files, from one column of them or two columns (file, row in it).
-
-    Args:
-        first: number of the first row of every file.
-    """
+    """Row numbers over all files, from one column of them or two columns (file, row in it); every file's first row has
+    the number in `first`."""
     columns = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
     try:
         lines = np.array(columns, dtype=np.int64)

@@ -60,8 +60,8 @@ def parse_sentence(line: str) -> tuple[str, list[Phrase]]:
     text, phrases, at = "", [], 0
     for found in _PHRASE.finditer(line):
         text += line[at : found.start()]
-        chain, types, words = found.group(1), found.group(2)[1:].split("/"), found.group(3)
-        phrases.append(Phrase(words, chain, types, len(text.split()), len(text)))
+        chain, types, words = found.groups()
+        phrases.append(Phrase(words, chain, types[1:].split("/"), len(text.split()), len(text)))
         text += words
         at = found.end()
     return text + line[at:], phrases
@@ -89,10 +89,9 @@ def read_boxes(path: str | Path) -> ImageBoxes:
             for chain in chains:
                 image.boxes.setdefault(chain, []).append(box)
             continue
-        for chain in chains:
-            for flag, listed in (("nobndbox", image.no_box), ("scene", image.scene)):
-                if int(thing.findtext(flag, "0")):
-                    listed.append(chain)
+        for flag, listed in (("nobndbox", image.no_box), ("scene", image.scene)):
+            if int(thing.findtext(flag, "0")):
+                listed += chains
     return image
 
 
@@ -146,12 +145,8 @@ def boxes_by_phrase(
     """
     boxes, scores, labels = to_array(boxes).reshape(-1, 4), to_array(scores), to_array(labels)
     order = np.argsort(-scores, kind="stable")
-    grouped_boxes, grouped_scores = [], []
-    for phrase in range(num_phrases):
-        rows = order[labels[order] == phrase]
-        grouped_boxes.append([*boxes[rows].tolist(), list(ZERO_BOX)])
-        grouped_scores.append(scores[rows].tolist())
-    return grouped_boxes, grouped_scores
+    groups = [order[labels[order] == phrase] for phrase in range(num_phrases)]
+    return [[*boxes[rows].tolist(), list(ZERO_BOX)] for rows in groups], [scores[rows].tolist() for rows in groups]
 
 
 class FlickrEvaluator(Evaluator):
@@ -262,8 +257,7 @@ class FlickrEvaluator(Evaluator):
         Raises:
             PredictionError: if a sentence has no prediction.
         """
-        missing = [key for key in self.truth if key not in self._predictions]
-        if missing:
+        if missing := [key for key in self.truth if key not in self._predictions]:
             raise PredictionError(
                 f"Missing predictions for {len(missing)} of {len(self.truth)} sentences, the first is sentence "
                 f"{missing[0][1]} of image {missing[0][0]}."
@@ -306,8 +300,7 @@ class FlickrEvaluator(Evaluator):
         return items
 
     def _show(self, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
-        found: dict[str, Any] = {"boxes": [], "labels": [], "text_labels": []}
-        truth: dict[str, Any] = {"boxes": [], "labels": [], "text_labels": []}
+        found, truth = ({"boxes": [], "labels": [], "text_labels": []} for _ in range(2))
         for label, (phrase, target) in enumerate(self.truth[key]):
             boxes = [box for box in self._predictions[key]["boxes"][label][:1] if list(box) != ZERO_BOX]
             for into, its_boxes in ((found, boxes), (truth, target.tolist())):

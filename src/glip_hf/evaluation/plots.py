@@ -43,7 +43,8 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     order = sorted(sets, key=lambda name: sets[name]["AP"])
     values = [100 * max(sets[name]["AP"], 0) for name in order]
     figure, (axis,) = _figure(10, 1.2 + 0.28 * len(order))
-    drawn = axis.barh([_short(name) for name in order], values, color=COLORS[0], height=0.65)
+    names = [name if len(name) <= 34 else name[:33] + "…" for name in order]
+    drawn = axis.barh(names, values, color=COLORS[0], height=0.65)
     marks = [f"{100 * sets[name]['AP']:.1f}" if sets[name]["AP"] >= 0 else "none" for name in order]
     background = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the line of the mean out of the labels
     axis.bar_label(drawn, marks, fontsize=9, color=INK, padding=3, bbox=background)
@@ -55,22 +56,17 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     return _png(figure)
 
 
-def _short(name: str, limit: int = 34) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
     require("matplotlib", "eval")
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
         axis.grid(True, color=GRID, linewidth=0.6)
         axis.set_axisbelow(True)
         axis.tick_params(colors=INK, labelsize=9)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -78,12 +74,6 @@ def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _class_mean(precision: np.ndarray) -> np.ndarray | None:
-    """Mean over the classes that have objects: [recall points, classes] -> [recall points]."""
-    present = precision[:, (precision > MISSING).all(0)]
-    return present.mean(1) if present.shape[1] else None
 
 
 def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
@@ -100,9 +90,11 @@ def _precision_recall(evaluator: DetectionEvaluator) -> bytes:
 
 
 def _draw_curves(axis: Any, curves: dict[str, np.ndarray], title: str) -> None:
+    """Means over the classes that have objects; curves are [recall points, classes]."""
     for (name, values), color in zip(curves.items(), COLORS):
-        mean = _class_mean(values)
-        if mean is not None:
+        present = values[:, (values > MISSING).all(0)]
+        if present.shape[1]:
+            mean = present.mean(1)
             axis.plot(RECALL_POINTS, mean, color=color, linewidth=1.8, label=f"{name}  ({100 * mean.mean():.1f})")
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axis.set_title(title, fontsize=10, color=INK, loc="left")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -42,14 +43,12 @@ def require_images(tasks: Sequence[Task], output: str | Path) -> None:
     Raises:
         MissingImages: for those of all tasks; they are also listed in `missing_pictures.txt`.
     """
-    total = sum(len(task.images) for task in tasks)
     missing = [path for task in tasks for path in task.missing_images()]
-    if not missing:
-        return
-    if distributed.world()[0] == 0:
+    if missing and distributed.world()[0] == 0:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / "missing_pictures.txt").write_text("".join(f"{path}\n" for path in missing))
-    raise MissingImages(missing, total)
+    if missing:
+        raise MissingImages(missing, sum(len(task.images) for task in tasks))
 
 
 def predictions(
@@ -72,19 +71,16 @@ def predictions(
 
 
 def _request(image: TaskImage, task: Task) -> Request:
-    if task.names:
-        return Request(image.path, task.names)
-    if not image.sentences:
-        return Request(image.path)
-    sentences = image.sentences
-    return Request(image.path, [one.text for one in sentences], spans=[one.spans for one in sentences])
+    if task.names or not image.sentences:
+        return Request(image.path, task.names or None)
+    return Request(image.path, [one.text for one in image.sentences], spans=[one.spans for one in image.sentences])
 
 
 def _prediction(found: Grounded, image: TaskImage, task: Task) -> dict[str, Any]:
-    def rounded(name: str, decimals: int) -> list[Any]:
-        return [one[name].double().numpy().round(decimals).tolist() for one in found.detections]
-
-    boxes, scores = rounded("boxes", BOX_DECIMALS), rounded("scores", SCORE_DECIMALS)
+    boxes, scores = (
+        [one[name].double().numpy().round(decimals).tolist() for one in found.detections]
+        for name, decimals in (("boxes", BOX_DECIMALS), ("scores", SCORE_DECIMALS))
+    )
     if task.names:
         labels = [task.category_ids[label] for label in found.detections[0]["labels"].tolist()]
         return {"image_id": image.image_id, "boxes": boxes[0], "scores": scores[0], "labels": labels}
@@ -119,18 +115,14 @@ def predict(
         settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
     store = PredictionStore(output, settings, fresh)
     todo = [image for image in task.images if image.image_id not in store.done][rank::size]
-    total = len(task.images)
     # The bar counts this process's share; the others have as much to do.
     bar = tqdm(total=len(todo), unit="image", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
     if before := sum(image.image_id in store.done for image in task.images):
-        bar.set_postfix_str(f"{before} of {total} done before")
-    try:
+        bar.set_postfix_str(f"{before} of {len(task.images)} done before")
+    with closing(store), bar:
         for prediction in predictions(engine, task, todo):
             store.append(prediction)
             bar.update()
-    finally:
-        bar.close()
-        store.close()
     return store
 
 
@@ -147,14 +139,9 @@ def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str,
     """Metrics of the stored predictions, over all processes; the same in each."""
     wanted = {image.image_id for image in task.images}
     for prediction in store.own():
-        if prediction["image_id"] not in wanted:
-            continue  # of an earlier run without --limit
-        sentences = prediction.get("sentences")
-        evaluator.update(
-            [prediction]
-            if sentences is None
-            else [{"image_id": prediction["image_id"], **sentence} for sentence in sentences]
-        )
+        image_id = prediction["image_id"]
+        if image_id in wanted:  # an earlier run may have had no --limit
+            evaluator.update({"image_id": image_id, **one} for one in prediction.get("sentences", [prediction]))
     evaluator.gather()
     return distributed.broadcast(evaluator.summarize() if distributed.world()[0] == 0 else None)
 
@@ -187,10 +174,16 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
 
 def provenance(model: Any = None, source: str | None = None, options: GroundingOptions | None = None) -> dict[str, Any]:
     """Where metrics come from: command, commit, versions, model, machine."""
+    from .. import __version__
+
+    versions = {"python": platform.python_version(), "glip_hf": __version__}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     info: dict[str, Any] = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "processes": distributed.world()[1],
     }
@@ -202,18 +195,6 @@ def provenance(model: Any = None, source: str | None = None, options: GroundingO
     if options is not None:
         info["options"] = asdict(options)
     return info
-
-
-def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    found = {"glip_hf": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str | None:
@@ -238,7 +219,6 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document."""
     with atomic_writer(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")

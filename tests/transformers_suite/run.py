@@ -50,7 +50,6 @@ def main(arguments: list[str]) -> int:
     environment = os.environ | {"TRANSFORMERS_SUITES": str(fetch_suites())}
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--override-ini=addopts=", str(HERE)]
     command += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]  # the suites' own markers
-    command += ["--override-ini=verbosity_subtests=0"]  # ten thousand of them
     return subprocess.run(command + arguments, cwd=ROOT, env=environment).returncode
 
 

@@ -115,9 +115,8 @@ def _overlapping_pairs(boxes: Tensor, labels: Tensor, iou_threshold: float) -> t
     ends = torch.searchsorted(labels, labels, right=True)
     firsts, seconds = [], []
     for start in range(0, len(boxes), NMS_BLOCK):
-        stop = min(start + NMS_BLOCK, len(boxes))
-        end = int(ends[stop - 1])
-        rows, columns = slice(start, stop), slice(start, end)
+        rows = slice(start, min(start + NMS_BLOCK, len(boxes)))
+        columns = slice(start, int(ends[rows.stop - 1]))
         hit = box_iou(boxes[rows], boxes[columns]) > iou_threshold
         hit &= labels[rows, None] == labels[None, columns]
         first, second = hit.triu(1).nonzero(as_tuple=True)

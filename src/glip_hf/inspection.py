@@ -25,10 +25,8 @@ def describe(source: str) -> dict[str, Any]:
     Raises:
         ValueError: if it is none of these.
     """
-    return _describe_checkpoint(source) if Path(source).is_file() else _describe_model(source)
-
-
-def _describe_model(source: str) -> dict[str, Any]:
+    if Path(source).is_file():
+        return _describe_checkpoint(source)
     config = read_config(source)
     with torch.device("meta"):
         model = GlipForGrounding(config)

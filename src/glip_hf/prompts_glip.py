@@ -36,18 +36,12 @@ SpanInput = Sequence[int] | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Name:
-    """One class name on its way into a caption.
+    """One class name on its way into a caption."""
 
-    Attributes:
-        text: what stands in the caption and owns the tokens.
-        label_id: index of the class in the user's list.
-        prefix, suffix: text around the class name that belongs to no label.
-    """
-
-    text: str
-    label_id: int
-    prefix: str = ""
-    suffix: str = ""
+    text: str  # what stands in the caption and owns the tokens
+    label_id: int  # index of the class in the user's list
+    prefix: str = ""  # text before the class name that belongs to no label
+    suffix: str = ""  # the same, after it
 
     @property
     def full_text(self) -> str:
@@ -56,19 +50,12 @@ class Name:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption and what its characters stand for.
+    """A caption and what its characters stand for."""
 
-    Attributes:
-        caption: the text the tokenizer sees.
-        spans: for each row (class name or phrase), the spans that name it; length C.
-        label_ids: the label of each row; length C.
-        exact: rows are class names, whose spans cover the name and nothing else (see `positive_map`).
-    """
-
-    caption: str
-    spans: list[list[Span]]
-    label_ids: list[int]
-    exact: bool = False
+    caption: str  # the text the tokenizer sees
+    spans: list[list[Span]]  # for each row (class name or phrase), the spans that name it; length C
+    label_ids: list[int]  # the label of each row; length C
+    exact: bool = False  # rows are class names, whose spans cover the name and nothing else (see `positive_map`)
 
 
 @dataclass

@@ -21,25 +21,16 @@ MARGIN = 4  # empty pixels around a silhouette in its patch; shading and shadows
 
 @dataclass
 class Thing:
-    """One thing of a scene.
+    """One thing of a scene; kind, colour, pattern and band as captions name them."""
 
-    Attributes:
-        kind, color, pattern, band: its attributes as captions name them; `band` is "small", "medium" or "large". The
-            `kind` of a distractor is None.
-        silhouette: key of `SILHOUETTES`.
-        side: longer side when upright, in pixels.
-        angle: degrees, clockwise.
-        box: xyxy of the visible pixels, both corners inside; set when the scene is finished.
-    """
-
-    kind: str | None
+    kind: str | None  # None for a distractor
     color: str
     pattern: str
-    band: str
-    silhouette: str
-    side: float
-    angle: float
-    box: tuple[int, int, int, int] | None = None
+    band: str  # "small", "medium" or "large"
+    silhouette: str  # key of `SILHOUETTES`
+    side: float  # longer side when upright, in pixels
+    angle: float  # degrees, clockwise
+    box: tuple[int, int, int, int] | None = None  # xyxy of the visible pixels, set when the scene is finished
 
 
 @dataclass

@@ -26,17 +26,11 @@ PLURALS = {"fish": "fish", "cross": "crosses", "butterfly": "butterflies"}
 
 @dataclass
 class Wording:
-    """A caption and the things that its phrases name.
+    """A caption and the things that its phrases name."""
 
-    Attributes:
-        prompt: caption and spans, one row per phrase or class name.
-        things: the things of each row; empty for a class name that is absent.
-        by_relation: the row that only a relation decides, if there is one.
-    """
-
-    prompt: Prompt
-    things: list[list[Thing]]
-    by_relation: int | None = None
+    prompt: Prompt  # caption and spans, one row per phrase or class name
+    things: list[list[Thing]]  # of each row; empty for a class name that is absent
+    by_relation: int | None = None  # the row that only a relation decides
 
 
 def plural(kind: str) -> str:

@@ -83,12 +83,10 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def _kind_of(path: Path) -> str:
     """The format by content: zip, legacy or safetensors; an error that says what else it is."""
     if path.is_dir():
-        hint = (
-            " It looks converted already: use it as a model directory."
-            if (path / "config.json").is_file()
-            else " Give the checkpoint file itself."
-        )
-        raise CheckpointError(f"{path} is a directory, not a checkpoint file.{hint}")
+        hint = "Give the checkpoint file itself."
+        if (path / "config.json").is_file():
+            hint = "It looks converted already: use it as a model directory."
+        raise CheckpointError(f"{path} is a directory, not a checkpoint file. {hint}")
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
     with path.open("rb") as file:

@@ -81,9 +81,8 @@ def write_card(
     if history:
         rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in history[-1].items() if isinstance(value, float))
         weights = ", with the averaged weights" if measured_average else ""
-        sections.append(
-            ("Measured results", f"At the end of the run{weights}:\n\n| metric | value |\n|---|---|\n{rows}")
-        )
+        table = f"| metric | value |\n|---|---|\n{rows}"
+        sections.append(("Measured results", f"At the end of the run{weights}:\n\n{table}"))
     sections.append(("Recipe", f"```yaml\n{dump_recipe(recipe)}```"))
     name = recipe.run.push_to_hub or directory.resolve().parent.name
     card = build_model_card(name, sections=sections, **_base_model(recipe))

@@ -7,7 +7,7 @@ OUT := out/demo
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo test suites slow lint format clean
+.PHONY: demo test suites adapters slow lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
@@ -18,6 +18,12 @@ test: $(READY)
 # Transformers' own common suites, fetched with pip.
 suites: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/transformers_suite/run.py -n $(WORKERS) --dist loadscope
+
+# Libraries that wrap or replace linear layers; beside the environment, since Transformers imports some of them at start.
+adapters: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade \
+		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao
+	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -44,6 +44,7 @@ CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: m
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
+DETECTION_OPTIONS = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold")
 _PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden")  # the lists of `Captions` with one entry for each
 
 Detections = dict[str, Any]
@@ -640,14 +641,7 @@ class GroundingEngine:
             original_sizes=original_sizes[rows],
             **captions.take([caption for caption, _ in pairs], options.caption_multiple, encode),
         )
-        found = post_process_grounding(
-            outputs,
-            threshold=options.threshold,
-            aggregation=options.aggregation,
-            score_threshold=options.score_threshold,
-            nms_threshold=options.nms_threshold,
-            max_detections=options.max_detections,
-        )
+        found = post_process_grounding(outputs, **{name: getattr(options, name) for name in DETECTION_OPTIONS})
         return [{name: value.cpu() for name, value in one.items()} for one in found]
 
     def merge(self, captions: Captions, views: Mapping[View, Sequence[Detections]], width: int = 0) -> list[Detections]:
@@ -673,6 +667,7 @@ class GroundingEngine:
 
 
 __all__ = [
+    "DETECTION_OPTIONS",
     "Captions",
     "Detections",
     "Grounded",

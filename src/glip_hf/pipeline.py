@@ -15,14 +15,14 @@ from transformers import ZeroShotObjectDetectionPipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .inference import GroundingEngine, GroundingOptions, PairBudget, View, prefetch
+from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
 _TEXT = ("candidate_labels", "caption", "phrases")
 _STEPS = (  # the options of `preprocess`, `_forward` and `postprocess`
     (*_TEXT, "timeout"),
-    ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold", *PROMPT_OPTIONS),
+    (*DETECTION_OPTIONS, *PROMPT_OPTIONS),
     ("top_k",),
 )
 
@@ -174,8 +174,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:
             raise ValueError("phrases belong to a caption: give it, or leave them out.")
-        is_url = isinstance(image, str) and image.startswith(("http://", "https://"))
-        if is_url and timeout is not None:
+        if timeout is not None and isinstance(image, str) and image.startswith(("http://", "https://")):
             image = load_image(image, timeout=timeout)
         text = caption if candidate_labels is None else list(candidate_labels)
         return {

@@ -20,9 +20,9 @@ from .base import MISSING, DetectionEvaluator
 from .files import listed_boxes, read_annotations
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-BACKENDS = {
-    "faster_coco_eval": ("faster_coco_eval", "COCO", "faster_coco_eval", "COCOeval_faster"),
-    "pycocotools": ("pycocotools.coco", "COCO", "pycocotools.cocoeval", "COCOeval"),
+BACKENDS = {  # modules of `COCO` and of the evaluation, and the evaluation's class; the first that is installed is used
+    "faster_coco_eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
+    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
 }
 
 
@@ -48,27 +48,19 @@ class CocoEvaluator(DetectionEvaluator):
         self.names = {category["id"]: category["name"] for category in document["categories"]}
         super().__init__(ids, sorted(self.names), image_ids)
         self.plus = plus
-        if backend is None:
-            faster = importlib.util.find_spec("faster_coco_eval") is not None
-            backend = "faster_coco_eval" if faster else "pycocotools"
-        self.backend = backend
-        coco_module, coco_name, eval_module, eval_name = BACKENDS[backend]
-        self._coco_class = getattr(require(coco_module, "eval"), coco_name)
+        installed = (name for name in BACKENDS if importlib.util.find_spec(name))
+        self.backend = backend or next(installed, "pycocotools")
+        coco_module, eval_module, eval_name = BACKENDS[self.backend]
+        self._truth = require(coco_module, "eval").COCO()
         self._eval_class = getattr(require(eval_module, "eval"), eval_name)
         # A copy of what the backend may change; it wants `area` and `iscrowd`, which small data sets leave out.
-        boxes = [
+        self._boxes = [
             {"iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3], **box, "id": index}
             for index, box in enumerate(listed_boxes(document), start=1)
         ]
-        self._boxes = boxes
+        own = {name: list(document[name]) for name in ("images", "categories")}
+        self._truth.dataset = {"info": {}, "annotations": self._boxes, **own}
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = self._coco_class()
-            self._truth.dataset = {
-                "info": {},
-                "images": list(document["images"]),
-                "annotations": boxes,
-                "categories": list(document["categories"]),
-            }
             self._truth.createIndex()
 
     def _accumulate(self) -> None:
@@ -81,10 +73,9 @@ class CocoEvaluator(DetectionEvaluator):
         if not entries:
             # The backends refuse an empty result; it is AP 0 wherever there is something to find.
             truth = self.objects_by_category()
-            for index, category in enumerate(self.category_ids):
-                if truth.get(category):
-                    self.precision[:, :, index] = self.recall[:, index] = 0
-            if any(truth.values()):
+            present = [category in truth for category in self.category_ids]
+            self.precision[:, :, present] = self.recall[:, present] = 0
+            if truth:
                 self.stats = dict.fromkeys(STATS, 0.0)
             return
         with contextlib.redirect_stdout(io.StringIO()):

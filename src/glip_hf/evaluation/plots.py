@@ -15,6 +15,8 @@ INK, GRID = "#333333", "#dddddd"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito, apart to colour-blind eyes
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 SIZE_NAMES = {"s": "small\n< 32²", "m": "medium\n32² to 96²", "l": "large\n≥ 96²"}
+TITLE = {"fontsize": 10, "color": INK, "loc": "left"}
+LEGEND = {"frameon": False, "fontsize": 9}
 DPI = 110
 
 
@@ -51,8 +53,8 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     axis.axvline(100 * mean, color=COLORS[1], linewidth=1.4, label=f"mean  {100 * mean:.1f}")
     axis.set(xlabel="AP, %", xlim=(0, max(10, 1.1 * max(values))), ylim=(-0.6, len(order) - 0.4))
     axis.grid(False, axis="y")
-    axis.set_title("AP by data set", fontsize=10, color=INK, loc="left")
-    axis.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars
+    axis.set_title("AP by data set", **TITLE)
+    axis.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars
     return _png(figure)
 
 
@@ -97,19 +99,18 @@ def _draw_curves(axis: Any, curves: dict[str, np.ndarray], title: str) -> None:
             mean = present.mean(1)
             axis.plot(RECALL_POINTS, mean, color=color, linewidth=1.8, label=f"{name}  ({100 * mean.mean():.1f})")
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axis.set_title(title, fontsize=10, color=INK, loc="left")
+    axis.set_title(title, **TITLE)
     if axis.lines:
-        axis.legend(frameon=False, fontsize=9, title="area under the curve, %", title_fontsize=8)
+        axis.legend(**LEGEND, title="area under the curve, %", title_fontsize=8)
 
 
 def _size_frequency(evaluator: DetectionEvaluator, metrics: dict[str, float]) -> bytes:
     """AP by object size (and class frequency), and AP of each class against its number of objects."""
     figure, (bars, cloud) = _figure(10, 4.2, 2)
     ticker = require("matplotlib.ticker", "eval")
-    labels = {f"AP{key}": name for key, name in SIZE_NAMES.items()}
-    if isinstance(evaluator, LvisEvaluator):
-        labels |= {f"AP{key}": name for key, name in FREQUENCY_NAMES.items()}
-    labels = {"AP": "all", **labels}
+    frequencies = FREQUENCY_NAMES if isinstance(evaluator, LvisEvaluator) else {}
+    names = {"": "all"} | SIZE_NAMES | frequencies
+    labels = {f"AP{key}": name for key, name in names.items()}
     values = [max(metrics[key], 0) * 100 for key in labels]
     colors = [COLORS[0]] + [COLORS[2]] * 3 + [COLORS[1]] * 3
     drawn = bars.bar(list(labels.values()), values, color=colors[: len(values)], width=0.65)
@@ -118,11 +119,10 @@ def _size_frequency(evaluator: DetectionEvaluator, metrics: dict[str, float]) ->
     bars.set(ylabel="AP, %", ylim=(0, max(10, 1.15 * max(values))))
     bars.grid(False, axis="x")
     bars.tick_params(axis="x", labelsize=8)
-    title = "AP by size of objects" + (" and frequency" if len(values) > 4 else "")
-    bars.set_title(title, fontsize=10, color=INK, loc="left")
+    bars.set_title("AP by size of objects" + (" and frequency" if len(values) > 4 else ""), **TITLE)
 
     rows = [row for row in evaluator.per_class() if row["AP"] > MISSING and row["objects"]]
-    groups = {"": "classes"} if not isinstance(evaluator, LvisEvaluator) else FREQUENCY_NAMES
+    groups = frequencies or {"": "classes"}
     for (key, name), color in zip(groups.items(), COLORS):
         own = [row for row in rows if not key or row["frequency"] == key]
         points = [row["objects"] for row in own], [100 * row["AP"] for row in own]
@@ -134,9 +134,9 @@ def _size_frequency(evaluator: DetectionEvaluator, metrics: dict[str, float]) ->
         cloud.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         cloud.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         cloud.xaxis.set_minor_formatter(ticker.NullFormatter())
-    cloud.set_title("AP and number of objects", fontsize=10, color=INK, loc="left")
+    cloud.set_title("AP and number of objects", **TITLE)
     if rows and len(groups) > 1:
-        cloud.legend(frameon=False, fontsize=9)
+        cloud.legend(**LEGEND)
     return _png(figure)
 
 
@@ -153,9 +153,8 @@ def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
     axis.set_xticks(range(len(rows)), [f"{row['name']}\n{row['phrases']}" for row in rows])
     axis.set(ylabel="recall, %", ylim=(0, 104))
     axis.grid(False, axis="x")
-    title = "phrases found among the first k boxes, by type (and number of phrases)"
-    axis.set_title(title, fontsize=10, color=INK, loc="left")
-    axis.legend(frameon=False, fontsize=9, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))
+    axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", **TITLE)
+    axis.legend(**LEGEND, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))
     return _png(figure)
 
 

@@ -119,7 +119,7 @@ def _write_page(
     jinja2 = require("jinja2", "eval")
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True)
     environment.filters |= {
-        "base64": _base64,
+        "base64": lambda data: base64.b64encode(data).decode("ascii"),
         "metric_name": _metric_name,
         "percent": lambda value: f"{100 * value:.1f}" if value >= 0 else "–",
         "quote": quote,
@@ -128,8 +128,7 @@ def _write_page(
     info = result.info
     page = environment.get_template("report.html.j2").render(
         title=f"{info.get('benchmark', 'evaluation')}: {info.get('model') or info.get('predictions', '')}",
-        info=info,
-        metrics=result.metrics,
+        **vars(result),
         primary=primary,
         rows=rows,
         phrases=bool(rows) and "phrases" in rows[0],
@@ -171,13 +170,9 @@ def _cards(items: list[GalleryItem], paths: dict[str, str]) -> list[dict[str, An
             boxes["boxes"] = np.asarray(boxes["boxes"], dtype=np.float64).reshape(-1, 4) * scale
             buffer = io.BytesIO()
             draw_detections(small, boxes).save(buffer, "JPEG", quality=85)
-            images[name] = _base64(buffer.getvalue())
+            images[name] = buffer.getvalue()
         cards.append({**vars(item), "correct": round(item.score * item.objects), "images": images})
     return cards
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 __all__ = ["write_report", "write_summary"]

@@ -57,9 +57,8 @@ class PredictionStore:
             path.unlink(missing_ok=True)
         if path.is_file():
             before = json.loads(path.read_text())
-            names = sorted(set(before) | set(settings))
-            different = [name for name in names if before.get(name) != settings.get(name)]
-            if different:
+            names = sorted(before.keys() | settings.keys())
+            if different := [name for name in names if before.get(name) != settings.get(name)]:
                 shown = ", ".join(f"{n}: {before.get(n)!r}, now {settings.get(n)!r}" for n in different)
                 return (
                     f"{self.folder} holds predictions made with other settings ({shown}): choose another --output, "

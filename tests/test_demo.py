@@ -140,10 +140,11 @@ def test_images_are_reproduced_by_our_scripts(script, draw, path, size, toleranc
     assert path.stat().st_size < 500_000
 
 
-def test_contact_sheet_of_predictions(tmp_path, monkeypatch) -> None:
+def test_drawn_predictions(tmp_path, monkeypatch) -> None:
     script = load_script("draw_predictions.py")
     monkeypatch.setattr(script, "EACH", 1)
-    monkeypatch.setattr("sys.argv", ["draw_predictions.py", str(tmp_path / "new" / "sheet.png")])
+    monkeypatch.setattr("sys.argv", ["draw_predictions.py", str(tmp_path / "new")])
     script.main()
-    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+    with Image.open(tmp_path / "new" / "scenes.png") as sheet, Image.open(tmp_path / "new" / "grounded.png") as image:
         assert sheet.height > 4 * sheet.width  # four splits below each other
+        assert image.size == load_demo_image().size

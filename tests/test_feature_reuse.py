@@ -4,6 +4,9 @@
 import pytest
 import torch
 from random_glip import load_photo, random_model, random_processor
+from tiny import tiny_inputs, tiny_model
+
+from glip_hf.outputs_glip import select
 
 CAPTIONS = [["cat", "remote control"], ["sofa"], ["dog", "table", "window"]]
 TOLERANCE = 1e-4  # on logits of some 10; other batch sizes sum in another order
@@ -113,3 +116,22 @@ def test_pairs_by_index(model, processor, images) -> None:
         alone = model(**pixels, **one)
         torch.testing.assert_close(outputs.logits[caption], alone.logits[0], rtol=0, atol=TOLERANCE)
         torch.testing.assert_close(outputs.pred_boxes[caption], alone.pred_boxes[0], rtol=0, atol=TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attentions_of_the_backbone_follow_their_image(implementation) -> None:
+    model = tiny_model()
+    model.set_attn_implementation(implementation)
+    inputs = tiny_inputs(2, 4)
+    features = model.get_image_features(inputs["pixel_values"], output_attentions=True)
+    chosen = select(features, torch.tensor([1, 0, 1]))
+    single = select(features, torch.tensor([1]))
+    for whole, some, one in zip(features.attentions, chosen.attentions, single.attentions):
+        if implementation == "sdpa":
+            assert whole is some is one is None
+        else:
+            assert torch.equal(some[: len(one)], one) and torch.equal(one, whole[len(whole) // 2 :])
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    indices = torch.tensor([0, 0, 1, 1])
+    assert len(model(image_features=features, image_indices=indices, **text).logits) == 4

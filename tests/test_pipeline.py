@@ -433,3 +433,33 @@ def test_wrong_pictures_say_so(detector) -> None:
         detector("nowhere.jpg", candidate_labels=NAMES)
     with pytest.raises(ValueError, match="'image' is missing"):
         detector({"picture": 1, "candidate_labels": NAMES})
+
+
+def test_threads_with_other_options_do_not_disturb_each_other(detector, photo) -> None:
+    thresholds = (0.0, 0.9)
+    alone = [len(detector(photo, candidate_labels=NAMES, threshold=threshold)) for threshold in thresholds]
+    assert alone[0] > alone[1]
+    found: list[set[int]] = [set(), set()]
+
+    def ask(which: int) -> None:
+        for _ in range(4):
+            found[which].add(len(detector(photo, candidate_labels=NAMES, threshold=thresholds[which])))
+
+    threads = [threading.Thread(target=ask, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{alone[0]}, {alone[1]}]
+
+
+def test_a_replaced_model_is_the_one_that_runs(processor, photo) -> None:
+    pipe = GlipZeroShotObjectDetectionPipeline(model=random_model(), processor=processor, device="cpu")
+    before = pipe(photo, candidate_labels=NAMES, threshold=0.0)
+    other = random_model()
+    with torch.no_grad():
+        other.head.bias0.add_(3)
+    pipe.model = other
+    expected = GlipZeroShotObjectDetectionPipeline(model=other, processor=processor, device="cpu")
+    after = pipe(photo, candidate_labels=NAMES, threshold=0.0)
+    assert after != before and after == expected(photo, candidate_labels=NAMES, threshold=0.0)

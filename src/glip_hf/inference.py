@@ -21,6 +21,7 @@ import io
 import json
 import os
 import sys
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,7 @@ CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: m
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
+_ENCODING = threading.RLock()  # copies of an engine share the texts that they keep
 DETECTION_OPTIONS = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold")
 _PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden")  # the lists of `Captions` with one entry for each
 
@@ -98,6 +100,8 @@ class GroundingOptions:
         for name in ("batch_size", "workers", "caption_multiple"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.max_detections < 0:
+            raise ValueError(f"max_detections={self.max_detections} must not be negative; 0 keeps nothing.")
 
 
 @dataclass(frozen=True)
@@ -396,7 +400,7 @@ class GroundingEngine:
         self.budget = PairBudget(model.device, self.options.pairs)
         self.max_kept_captions = max_kept_captions
         self._texts: OrderedDict[str, Captions] = OrderedDict()
-        self._text_state: Any = None
+        self._text_state: list[Any] = [None]  # a list, so that copies of the engine share it
 
     # -- text --------------------------------------------------------------------------------------
 
@@ -406,15 +410,19 @@ class GroundingEngine:
         Args:
             text, phrases, spans: as `GlipProcessor` takes them without images.
         """
+        with _ENCODING:
+            return self._kept_captions(text, phrases, spans)
+
+    def _kept_captions(self, text: Any, phrases: Any, spans: Any) -> Captions:
         prompt = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
         key = json.dumps([text, phrases, spans, prompt], sort_keys=True)
         base = getattr(self.model, "model", None)  # an exported model has none, and never changes
         parameters = () if base is None else base.text_model.parameters()
         # Address and version of each parameter: new weights, another device or dtype void what was kept.
         state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if state != self._text_state:
+        if state != self._text_state[0]:
             self._texts.clear()
-            self._text_state = state
+            self._text_state[0] = state
         captions = self._texts.pop(key, None)
         if captions is None:
             if self.max_kept_captions is None:
@@ -422,7 +430,7 @@ class GroundingEngine:
             given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
             captions = self._encode(self.processor(text=text, return_tensors="pt", **given, **prompt))
         self._texts[key] = captions
-        while len(self._texts) > 1 and sum(map(len, self._texts.values())) > self.max_kept_captions:
+        while len(self._texts) > 1 and sum(map(len, self._texts.values())) > (self.max_kept_captions or 0):
             self._texts.popitem(last=False)
         return captions
 

@@ -145,9 +145,16 @@ def select(features: Any, rows: Tensor | None) -> Any:
     if rows is None:
         return features
 
+    count = len(features.last_hidden_state)
+
     def pick(value: Any) -> Any:
+        if value is None:
+            return None
         if isinstance(value, Tensor):
-            return value[rows.to(value.device)]  # parts of a dispatched model lie on different devices
+            own = rows.to(value.device)  # parts of a dispatched model lie on different devices
+            if len(value) == count:
+                return value[own]
+            return value.unflatten(0, (count, -1))[own].flatten(0, 1)  # attentions of windows, image after image
         return tuple(pick(item) for item in value)
 
     return type(features)(**{name: pick(value) for name, value in features.items()})

@@ -5,6 +5,7 @@ Transformers' `pipeline("zero-shot-object-detection")` works too, but runs the w
 the backbone once per image, the text encoder once per caption, and the head once per image and caption.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
@@ -204,7 +205,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         Boxes are computed here and not in `postprocess`, caption by caption: the logits of a long vocabulary would not
         fit in memory, and this way they never leave the device.
         """
-        engine, texts = self._engine, model_inputs["texts"]
+        texts = model_inputs["texts"]
+        # A copy, because another thread may ask with other options; and the model may have been replaced.
+        engine = copy.copy(self._engine)
+        engine.model, engine.processor = self.model, self.processor
         engine.max_kept_captions = self.max_kept_captions
         limits = {"max_detections": max_detections, "merged_limit": max_detections}
         engine.options = GroundingOptions(threshold=threshold, **limits, **options)

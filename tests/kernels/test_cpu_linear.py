@@ -232,6 +232,15 @@ def test_the_forward_pass_of_training_stays_with_mkl() -> None:
 
 
 @pytest.mark.usefixtures("library")
+@torch.no_grad()
+def test_every_way_to_call_a_linear_function() -> None:
+    x, weight, bias = matrices(100, 24, 40)
+    with FastLinear():
+        found = [nn.functional.linear(input=x, weight=weight, bias=bias), nn.functional.linear(x, weight[0])]
+    torch.testing.assert_close(found, [nn.functional.linear(x, weight, bias), nn.functional.linear(x, weight[0])])
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_linear_layers_within_gradient_checkpointing(use_reentrant: bool) -> None:
     grads = []

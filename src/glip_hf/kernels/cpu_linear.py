@@ -249,19 +249,20 @@ class FastLinear(TorchFunctionMode):
     is, with its hooks and adapters."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is nn.functional.linear:
-            return linear(*args, **kwargs)
-        return function(*args, **kwargs)
+        return (_linear_of_matrices if function is nn.functional.linear else function)(*args, **(kwargs or {}))
+
+
+def _linear_of_matrices(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`nn.functional.linear`, its arguments by name or position; of vectors as PyTorch computes it."""
+    if weight.dim() != 2 or input.dim() < 2:
+        return nn.functional.linear(input, weight, bias)
+    return linear(input, weight, bias)
 
 
 def _accepts(module: nn.Module, *_args: Any, **_kwargs: Any) -> bool:
-    # Non-reentrant checkpointing computes a layer again outside the mode, and saved tensors would differ.
-    checkpointed = torch.is_grad_enabled() and any(
-        getattr(m, "gradient_checkpointing", False) for m in module.modules()
-    )
+    # With gradients, checkpointing may compute a layer again outside the mode, and saved tensors would differ.
     parameter = next(module.parameters(), None)
-    return not checkpointed and parameter is not None and _may_use_onednn(parameter)
+    return not torch.is_grad_enabled() and parameter is not None and _may_use_onednn(parameter)
 
 
 @register_kernel("linear", "cpu_linear", _accepts)

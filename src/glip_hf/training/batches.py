@@ -6,6 +6,7 @@ G samples over all processes, of which process r of P takes the r-th of P equal 
 what P processes see together.
 """
 
+import copy
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -80,8 +81,9 @@ class Batches:
         if self.sampler is None:
             self.dataset.skip_batches = start
             return self.dataset.loader(**options)
-        self.sampler.advance(start)
-        options |= {"batch_sampler": self.sampler, "collate_fn": self.collate}
+        sampler = copy.copy(self.sampler)  # so that a second call begins at its own `start`
+        sampler.advance(start)
+        options |= {"batch_sampler": sampler, "collate_fn": self.collate}
         return iter(DataLoader(self.dataset, persistent_workers=self.workers > 0, **options))
 
 

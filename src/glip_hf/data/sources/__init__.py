@@ -14,7 +14,23 @@ from .odinw import read_odinw
 from .scenes import read_scenes
 from .tsv import read_tsv
 
-__all__ = ["CATALOGUE", "READERS", "HubColumns", "HubStream", "Source", "build_source", "find_path", "resolve_spec"]
+__all__ = [
+    "CATALOGUE",
+    "READERS",
+    "HubColumns",
+    "HubStream",
+    "Source",
+    "build_source",
+    "find_path",
+    "read_coco",
+    "read_hub",
+    "read_lvis",
+    "read_mdetr",
+    "read_odinw",
+    "read_scenes",
+    "read_tsv",
+    "resolve_spec",
+]
 
 READERS = {
     "coco": read_coco,

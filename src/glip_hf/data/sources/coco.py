@@ -97,9 +97,12 @@ def reader(make: Callable[..., CocoFile]) -> Callable[..., Source]:
     """A function that takes the arguments of `make` and those of `CocoFile.read`, and returns the source."""
     makes, reads = (list(inspect.signature(function).parameters.values()) for function in (make, CocoFile.read))
     options = {parameter.name for parameter in reads[1:]}
+    positional = sum(parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in makes)
 
     def read(*arguments: Any, **keywords: Any) -> Source:
         how = {key: keywords.pop(key) for key in options & keywords.keys()}
+        if len(arguments) == positional + 1 and "name" not in how:
+            *arguments, how["name"] = arguments
         return make(*arguments, **keywords).read(**how)
 
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in reads[1:]]

@@ -233,7 +233,7 @@ class HubStream:
     prompts = None
 
     def __init__(self, dataset: Any, name: str | None = None, *, drop_empty: bool = True, **load_options: Any) -> None:
-        data = HubData(dataset, name, streaming=True, **load_options)
+        data = HubData(dataset, name, **load_options | {"streaming": True})
         self.name, self.data, self.drop_empty = data.name, data, drop_empty
         if not data.grounded and data.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")

@@ -31,6 +31,7 @@ from transformers.exporters.utils import register_patch
 from transformers.utils import logging as transformers_logging
 
 from ._extras import require
+from ._writing import patient_file, replacing, writing
 from .demo import DEMO_NAMES, load_demo_image
 from .inference import GroundingEngine, GroundingOptions
 from .modeling_glip import GlipForGrounding
@@ -193,8 +194,8 @@ def save_program(model: GlipForGrounding, output: str | os.PathLike[str], **size
     """Write `export_program(model, **sizes)` to a file, conventionally .pt2, for `torch.export.load`."""
     path = Path(output)
     program = export_program(model, **sizes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path)
+    with replacing(path) as new, patient_file(new) as file:
+        torch.export.save(program, file)
     return path
 
 
@@ -305,12 +306,13 @@ def export_onnx(
         program, _ = exporter.OnnxExporter().export_program(graph, inputs, config)
     _name_axes(program.graph, ir)
     program.metadata_props[METADATA] = json.dumps({"max_text_length": model.config.max_text_length, "divisor": DIVISOR})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and moved: a session that still reads the older files keeps them.
-    with tempfile.TemporaryDirectory(dir=path.parent) as staging:
-        ir.save(program, Path(staging) / path.name, external_data=f"{path.name}.data")
-        for file in sorted(Path(staging).iterdir(), reverse=True):
-            os.replace(file, path.parent / file.name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and moved: a session that still reads the older files keeps them.
+        with tempfile.TemporaryDirectory(dir=path.parent) as staging:
+            ir.save(program, Path(staging) / path.name, external_data=f"{path.name}.data")
+            for file in sorted(Path(staging).iterdir(), reverse=True):
+                os.replace(file, path.parent / file.name)
     return path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from .._writing import replacing
 from ..image_processing_pil_glip import load_image
 from ..inference import GroundingEngine, GroundingOptions, Request
 from ..visualize import draw_detections
@@ -201,8 +202,8 @@ def _print_detections(record: dict[str, Any], threshold: float) -> None:
 
 def _save(image: Image.Image, result: dict[str, Any], target: Path) -> str:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draw_detections(image, result).save(target)
+        with replacing(target) as path:
+            draw_detections(image, result).save(path)
     except OSError as error:
-        raise CliError(f"--save {target}: cannot be written ({first_line(error)})") from None
+        raise CliError(f"--save {first_line(error)}") from None
     return str(target)

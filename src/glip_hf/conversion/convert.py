@@ -16,13 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
+from .._writing import replacing
 from ..configuration_glip import GlipConfig
 from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .checkpoint import read_checkpoint, sha256_of
 from .model_card import build_model_card
-from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout, replacing
+from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout
 from .variants import build_config, expected_tensors
 from .weight_map import differing_buffers, is_buffer, to_ours
 

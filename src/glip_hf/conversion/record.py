@@ -1,13 +1,9 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What both directions share: `conversion.json`, which makes the way back bit-exact, and the writing of output."""
+"""What both directions share: `conversion.json`, which makes the way back bit-exact."""
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,28 +102,3 @@ def describe_layout(tensors: Mapping[str, Tensor], standard: Sequence[str]) -> d
         "keys": None if list(tensors) == standard_order(tensors) else list(tensors),
         "absent_buffers": [key for key in standard if key not in tensors],
     }
-
-
-@contextlib.contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A temporary path for a file or directory that replaces `output` at the end and is removed on an error."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    new, old = work / output.name, work / f"{output.name}.old"
-    try:
-        yield new
-        # The files that safetensors writes are readable by their owner only.
-        mask = os.umask(0)
-        os.umask(mask)
-        for path in new.rglob("*"):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        if output.is_dir():
-            os.rename(output, old)
-        try:
-            os.replace(new, output)
-        except OSError:
-            if old.exists():
-                os.rename(old, output)
-            raise
-    finally:
-        shutil.rmtree(work)

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from .._writing import patient_file, replacing
 from ..configuration_glip import GlipConfig
 from ..modeling_glip import GlipForGrounding
-from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, replacing
+from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
 from .weight_map import is_buffer, to_original
 
 LAYOUTS = {"plain": (None, ""), "model": ("model", ""), "model-module": ("model", "module.")}
@@ -49,8 +50,8 @@ def restore_checkpoint(
     recorded = (record.wrapping, record.prefix) if record else LAYOUTS["model"]
     key, prefix = recorded if wrapping == "recorded" else LAYOUTS[wrapping]
     state_dict = {prefix + name: tensor for name, tensor in tensors.items()}
-    with replacing(output) as path:
-        torch.save(state_dict if key is None else {key: state_dict}, path)
+    with replacing(output) as path, patient_file(path) as file:
+        torch.save(state_dict if key is None else {key: state_dict}, file)
     return output
 
 

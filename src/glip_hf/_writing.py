@@ -1,0 +1,113 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Files and directories that are written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from safetensors import SafetensorError
+
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "write(): fd")
+"""What the messages of PyTorch's writers contain; few say why they failed."""
+
+
+class NotWrittenError(OSError):
+    """A file or directory could not be written; what was there before is still there."""
+
+
+@contextlib.contextmanager
+def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path for a file or directory that replaces `output` at the end and is removed on an error.
+
+    Raises:
+        NotWrittenError: if the disk is full, read-only, ...; names `output`, the reason and the remedy.
+    """
+    output = Path(output)
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name[:50]}.", suffix=".partial", dir=output.parent))
+    new, old = work / output.name, work / f"{output.name}.old"
+    try:
+        with writing(output):
+            yield new
+            # The files that safetensors writes are readable by their owner only.
+            mask = os.umask(0)
+            os.umask(mask)
+            for path in new.rglob("*"):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            if output.is_dir():
+                os.rename(output, old)
+            try:
+                os.replace(new, output)
+            except OSError:
+                if old.exists():
+                    os.rename(old, output)
+                raise
+    finally:
+        shutil.rmtree(work)
+
+
+@contextlib.contextmanager
+def replacing_text(output: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """The same for a text file (UTF-8), open for writing."""
+    with replacing(output) as path, open(path, "w", encoding="utf-8") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def patient_file(path: Path) -> Iterator[BinaryIO]:
+    """A file for PyTorch's writers, which hide why a write failed or, in `torch.export.save`, abort the process.
+
+    Raises:
+        OSError: at the end, the first that occurred.
+    """
+    with open(path, "wb") as file:
+        patient = _PatientFile(file)
+        yield patient
+        if patient.error is not None:
+            raise patient.error
+
+
+class _PatientFile:
+    """Keeps the first error of a file and drops what follows."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Errors of the block as one that names `output`, the reason and the remedy.
+
+    Raises:
+        NotWrittenError: for errors of the system and of the writers of PyTorch, safetensors and Pillow.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        message = str(error)
+        foreign = isinstance(error, RuntimeError) and not any(part in message for part in TORCH_WRITER)
+        if foreign or isinstance(error, FileNotFoundError | NotWrittenError):
+            raise
+        folder = next(folder for folder in output.absolute().parents if folder.is_dir())
+        free = shutil.disk_usage(folder).free
+        # Writers of PyTorch and Pillow hide the system's reason.
+        reason = getattr(error, "strerror", None) or ("No space left on device" if free < 1e6 else message)
+        raise NotWrittenError(
+            f"{output} cannot be written: {reason} ({free / 1e6:,.0f} MB are free there). Make room, or name another "
+            "place, and start it again; nothing is left half-written."
+        ) from error

@@ -1,0 +1,100 @@
+"""Files and directories that are written whole or not at all, whatever the disk says."""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from glip_hf._writing import NotWrittenError, patient_file, replacing, replacing_text
+
+LARGE = torch.zeros(500_000)
+
+
+def with_torch(path: Path) -> None:
+    with patient_file(path) as file:
+        torch.save({"large": LARGE}, file)
+
+
+def with_torch_by_name(path: Path) -> None:
+    torch.save({"large": LARGE}, path)
+
+
+def with_export(path: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(700, 700), (torch.zeros(1, 700),))
+    with patient_file(path) as file:
+        torch.export.save(program, file)
+
+
+def with_pillow(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)).save(path, "PNG")
+
+
+def into_a_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "first.json").write_text("{}")
+    save_file({"large": LARGE}, path / "model.safetensors")
+
+
+WRITERS = [
+    with_torch,
+    with_torch_by_name,
+    with_export,
+    with_pillow,
+    into_a_directory,
+    lambda path: save_file({"large": LARGE}, path),
+    lambda path: path.write_text("x" * 2_000_000),
+]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 1 MB; a full disk fails at the same calls."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_does_not_fit_leaves_nothing(write, existing: bool, tmp_path: Path, small_files: None) -> None:
+    output = tmp_path / "deep" / "out.bin"
+    if existing:
+        output.parent.mkdir()
+        output.write_text("earlier")
+    with pytest.raises(NotWrittenError, match="out.bin cannot be written: .* Make room, or name another place"):
+        with replacing(output) as path:
+            write(path)
+    assert [item.name for item in output.parent.iterdir()] == (["out.bin"] if existing else [])
+    assert not existing or output.read_text() == "earlier"
+
+
+@pytest.mark.parametrize("write", [with_torch, with_export, with_pillow, into_a_directory])
+def test_what_fits_takes_the_place(write, tmp_path: Path) -> None:
+    output = tmp_path / "out.bin"
+    for _ in range(2):
+        with replacing(output) as path:
+            write(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["out.bin"]
+    if write is with_torch:
+        assert torch.equal(torch.load(output)["large"], LARGE)
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (RuntimeError("a shape"), KeyError("x"), FileNotFoundError("other.json"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), replacing_text(tmp_path / "out.txt") as file:
+            file.write("half")
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWrittenError, match="file/out.txt cannot be written: (Not a directory|File exists)"):
+        with replacing_text(tmp_path / "file" / "out.txt"):
+            pass

@@ -2,12 +2,11 @@
 """Predictions on disk while they are made: a JSON line per image, a file per process; a killed run can resume."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from ..runs import atomic_writer
 from . import distributed
 
 FOLDER, SETTINGS = "partial", "settings.json"
@@ -92,15 +91,6 @@ class PredictionStore:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def atomic_writer(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        yield file
-    os.replace(temporary, path)
 
 
 def _cut_broken_end(path: Path) -> None:

@@ -84,6 +84,17 @@ def onednn_is_faster() -> bool:
     return wide and torch.backends.mkl.is_available() and "AuthenticAMD" in _processor_vendor()
 
 
+def settle_library(recorded: str | None = None) -> str:
+    """The library that serves from here on: that of `GLIP_CPU_MATMUL`, else the one `recorded` by an earlier part of
+    this run or by its main process, so that a run keeps its library on other machines too."""
+    own = "onednn" if onednn_available() and onednn_is_faster() else "mkl"
+    if recorded not in ("mkl", "onednn") or recorded == own or os.environ.get(MATMUL_VARIABLE):
+        return own
+    os.environ[MATMUL_VARIABLE] = recorded
+    onednn_is_faster.cache_clear()
+    return settle_library()
+
+
 _mkl_only: ContextVar[bool] = ContextVar("mkl_only", default=False)
 """Whether products stay with MKL for now; see `apply_function`."""
 

@@ -1,0 +1,363 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Folders that one run owns: a lock while it works, and a manifest of what its result follows from.
+
+Training, evaluation and self-training leave results that take hours, in folders whose names have defaults. So a folder
+that holds a run is not used again unless that run is resumed or replaced, and a run is resumed only with the same
+inputs and settings. Inputs are compared by content, not by path or time: data may move, and files may change in place.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells two runs in one folder apart there
+    fcntl = None
+
+MANIFEST, LOCK = "run.json", "run.lock"
+FORMAT = 1
+"""Of manifests; to be raised when the meaning of an entry changes."""
+
+WHOLE_BYTES, SAMPLES, SAMPLE_BYTES = 4 << 30, 64, 1 << 20
+"""Files up to the first size are hashed whole, at about a gigabyte per second, which parsing takes ten times over. Of
+larger ones (TSV files of images) the size and so many samples, evenly spaced, beginning and end included."""
+
+PACKAGES = ("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow")
+SHOWN_VALUE, SHOWN_DIFFERENCES = 100, 3
+
+T = TypeVar("T")
+
+
+class RunFolderError(ValueError):
+    """A folder that this run may not use; the message is one line that says why, and what to do."""
+
+
+@dataclass
+class Manifest:
+    """What a run's result follows from.
+
+    Attributes:
+        kind: "training", "evaluation", ...
+        settings: name -> JSON value; a resumed run needs equal ones.
+        inputs: name -> digest of the content (`file_digest`); a resumed run needs equal ones.
+        environment: versions, processes, matrix library (`environment`). Another one is told, and is no obstacle.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The manifest as it comes back from a JSON file."""
+        return json.loads(json.dumps({"format": FORMAT, **asdict(self)}, default=str))
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Manifest":
+        """
+        Raises:
+            ValueError: for anything but what `as_json` gives.
+        """
+        names = {"format": int, "kind": str, "settings": dict, "inputs": dict, "environment": dict}
+        if not isinstance(value, dict) or value.keys() != names.keys():
+            raise ValueError(f"it must have the keys {', '.join(names)} and no others")
+        for name, kind in names.items():
+            if not isinstance(value[name], kind):
+                raise ValueError(f"{name}={shown(value[name])} must be of type {kind.__name__}")
+        if value["format"] != FORMAT:
+            raise ValueError(f"its format is {value['format']}, this version of glip_hf reads {FORMAT}")
+        return cls(**{name: value[name] for name in names if name != "format"})
+
+    def differences(self, now: "Manifest") -> list[str]:
+        """What forbids to go on with this run as `now`, one entry per difference."""
+        before, after = self.as_json(), now.as_json()
+        if before["kind"] != after["kind"]:
+            return [f"it is a run of {before['kind']}, not of {after['kind']}"]
+        found = [
+            f"{name}: {shown(one)}, now {shown(other)}"
+            for name, one, other in _unequal(before["settings"], after["settings"])
+        ]
+        for name, one, other in _unequal(before["inputs"], after["inputs"]):
+            what = f"{shown(one)}, now {shown(other)}" if None in (one, other) else "its content is another than before"
+            found.append(f"{name}: {what}")
+        return found
+
+    def notes(self, now: "Manifest") -> list[str]:
+        """Differences of the environment, which may move the last bits of a result."""
+        return [f"{name} {one}, now {other}" for name, one, other in _unequal(self.environment, now.environment)]
+
+
+def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield name, before.get(name), after.get(name)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: at most `SHOWN_VALUE` characters of it, on one line."""
+    text = str(value[: 2 * SHOWN_VALUE] if isinstance(value, str) else value)
+    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= SHOWN_VALUE else text[: SHOWN_VALUE - 3] + "..."
+
+
+def in_one_line(differences: Sequence[str]) -> str:
+    """The first few differences, and how many more there are."""
+    more = len(differences) - SHOWN_DIFFERENCES
+    return "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+
+
+# -- inputs and environment ------------------------------------------------------------------------
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content (of large ones see `WHOLE_BYTES`), independent of its name and time.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    with open(path, "rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(SAMPLE_BYTES):
+                digest.update(block)
+        else:
+            digest.update(str(size).encode())
+            for number in range(SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def sizes_digest(paths: Sequence[str | Path], limit: int | None = None) -> str:
+    """SHA-256 of the names and sizes of files, -1 for missing ones: tells folders of images apart without reading them.
+
+    Args:
+        limit: look at so many only, evenly spaced.
+    """
+    step = max(len(paths) // limit, 1) if limit else 1
+    digest = hashlib.sha256(str(len(paths)).encode())
+    for path in paths[::step]:
+        try:
+            size = os.path.getsize(path)
+        except (OSError, ValueError):
+            size = -1
+        digest.update(f"\0{os.path.basename(path)}\0{size}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def environment(processes: int = 1, matmul: str | None = None) -> dict[str, Any]:
+    """Versions, and what else may move the last bits of a result.
+
+    Args:
+        matmul: the library of matrix products on CPUs (`kernels.cpu_linear.settle_library`).
+    """
+    found: dict[str, Any] = {"python": platform.python_version(), "processes": processes, "matmul": matmul}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+_held: dict[Path, "FolderLock"] = {}
+"""Locks of this process, which the operating system would give it twice."""
+
+
+class FolderLock:
+    """Exclusive use of a folder by this process, until `release` or its end, whatever ends it.
+
+    A record lock (`fcntl.lockf`) on `run.lock`: unlike `flock` it is not inherited by the workers of a data loader, who
+    may outlive a killed run for seconds, and it holds between machines that share a disk. On file systems without locks
+    nothing is locked.
+
+    Raises:
+        RunFolderError: naming process and machine that use the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self._file: TextIO | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            resolved = self.folder.resolve()
+            if resolved in _held:
+                raise RunFolderError(self._in_use(f"this process ({os.getpid()})"))
+            self._file = open(self.folder / LOCK, "a+", encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunFolderError(f"{folder} cannot be written to ({reason}): choose another output folder.") from error
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
+            self._file.seek(0)
+            owner = " ".join(self._file.read(200).split()) or "another process"
+            self._file.close()
+            raise RunFolderError(self._in_use(owner)) from None
+        except OSError:
+            pass  # no locks on this file system: as before there were any
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self._file.flush()
+        _held[resolved] = self
+        self._resolved = resolved
+
+    def _in_use(self, owner: str) -> str:
+        return f"{self.folder} is in use by {owner}: wait for it, stop it, or choose another output folder."
+
+    def release(self) -> None:
+        """Give the folder up; again is harmless."""
+        if _held.pop(self._resolved, None) is not None and self._file is not None:
+            self._file.close()
+
+
+def claim(
+    folder: str | Path,
+    manifest: Manifest,
+    made: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    resume_with: str = "--resume latest",
+    overwrite_with: str = "--overwrite",
+    output_with: str = "--output-dir",
+) -> tuple[FolderLock, Manifest | None]:
+    """Lock a folder for a run and write the run's manifest into it; of several processes one does this (`on_main`).
+
+    Args:
+        made: glob patterns of what such a run leaves in its folder; if any is there, the folder is used.
+        resume: go on with the run that is there, if it has the same settings and inputs; if none is, begin.
+        overwrite: delete what is there of `made`.
+        resume_with, overwrite_with, output_with: options that messages name.
+
+    Returns:
+        the lock, and the manifest of the run that is resumed (None for a new one).
+
+    Raises:
+        RunFolderError: if another process uses the folder; if it is used, and neither to be resumed nor to be
+            overwritten; if it belongs to a run of other settings or inputs. Nothing has been changed then.
+    """
+    folder = Path(folder)
+    lock = FolderLock(folder)
+    try:
+        used = sorted({str(path.relative_to(folder)) for pattern in made for path in folder.glob(pattern)})
+        otherwise = f"{overwrite_with} replaces it; or choose another {output_with}."
+        before = None
+        if used and not overwrite:
+            names = ", ".join(used[:5])
+            if not resume:
+                raise RunFolderError(
+                    f"{folder} holds an earlier run ({names}): {resume_with} goes on with it; {otherwise}"
+                )
+            before = read_manifest(folder, overwrite_with, output_with)
+            if before is None:
+                raise RunFolderError(
+                    f"{folder} holds a run without {MANIFEST} ({names}), of an older glip_hf: it cannot be resumed, as "
+                    f"what it was made with is unknown. {otherwise}"
+                )
+            if different := before.differences(manifest):
+                raise RunFolderError(
+                    f"{folder} holds a run that was made otherwise ({in_one_line(different)}): go on with what it "
+                    f"began with; {otherwise}"
+                )
+        if overwrite:
+            for name in used:
+                remove(folder / name)
+        write_manifest(folder, manifest)
+    except BaseException:
+        lock.release()
+        raise
+    return lock, before
+
+
+def read_manifest(
+    folder: str | Path, overwrite_with: str = "--overwrite", output_with: str = "--output-dir"
+) -> Manifest | None:
+    """The manifest in a folder, None if there is none.
+
+    Raises:
+        RunFolderError: if it is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} is damaged ({shown(str(error))}): what the run in this folder was made with is unknown. "
+            f"{overwrite_with} replaces it; or choose another {output_with}."
+        ) from error
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> None:
+    with atomic_writer(Path(folder) / MANIFEST) as file:
+        json.dump(manifest.as_json(), file, indent=1)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when it is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def on_main(action: Callable[[], T], is_main: bool, share: Callable[[Any], Any]) -> T | None:
+    """What `action` gives in the main process, None in the others; its `RunFolderError` is raised in all of them.
+
+    Args:
+        share: gives every process the main one's value (`evaluation.distributed.broadcast`).
+    """
+    result, problem = None, None
+    if is_main:
+        try:
+            result = action()
+        except RunFolderError as error:
+            problem = str(error)
+    if (problem := share(problem)) is not None:
+        raise RunFolderError(problem)
+    return result
+
+
+__all__ = [
+    "FolderLock",
+    "Manifest",
+    "RunFolderError",
+    "atomic_writer",
+    "claim",
+    "environment",
+    "file_digest",
+    "in_one_line",
+    "on_main",
+    "read_manifest",
+    "shown",
+    "sizes_digest",
+]

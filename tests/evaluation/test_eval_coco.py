@@ -121,7 +121,10 @@ def test_only_some_images(case):
         ({"image_id": 5}, "image 5 is not in the annotations"),
         ({"labels": [0]}, "category 0 is not in the annotations"),
         ({"scores": [0.5, 0.4]}, "1 boxes, 2 scores and 1 labels"),
-        ({"boxes": [[0, 0, float("nan"), 1]]}, "not finite"),
+        ({"boxes": [[0, 0, float("nan"), 1]]}, "box .0, 0, nan, 1. is not a list of 4 finite numbers"),
+        ({"boxes": [[0, 0, 1]]}, "box .0, 0, 1. is not a list of 4"),
+        ({"boxes": None}, "box: None is not a list"),
+        ({"scores": np.array(0.5)}, "score: array.0.5. is not a list"),
     ],
 )
 def test_errors_name_the_value(change, message):

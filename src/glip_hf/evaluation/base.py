@@ -14,7 +14,7 @@ and ties in score are broken by the position of the image in the annotations.
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import distributed
-from .files import check_records, integers, numbers
+from .files import check_records, numbers
 
 RECALL_POINTS = np.linspace(0, 1, 101)
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -99,7 +99,8 @@ class GalleryItem:
 
 @dataclass
 class Detections:
-    """Of one image. boxes: [K, 4] float64 xywh, pixels; scores: [K] float64; labels: [K] int64."""
+    """Of one image. boxes: [K, 4] float64 xywh, pixels; scores: [K] float64; labels: [K] int64, positions in the
+    evaluator's `category_ids`."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -134,9 +135,12 @@ def to_xywh(boxes: Any, plus: float) -> np.ndarray:
 class DetectionEvaluator(Evaluator):
     """Boxes with category ids, one set per image: what COCO and LVIS have in common.
 
+    Ids are numbers of any size or text. Within, images and categories are counted from 0 (`_rank`, `_column`), so that
+    no backend sees an id.
+
     Args:
         image_ids: all images of the annotations, in their order.
-        category_ids: all categories.
+        category_ids: all categories, in their order.
         plus: see `to_xywh`; 1 where boxes include both corners, as GLIP's do.
         only: evaluate these images alone (default: all; an image without predictions has no detections).
     """
@@ -147,7 +151,7 @@ class DetectionEvaluator(Evaluator):
     def __init__(
         self,
         image_ids: Iterable[int | str],
-        category_ids: Iterable[int],
+        category_ids: Iterable[int | str],
         only: Iterable[int | str] | None = None,
     ) -> None:
         super().__init__()
@@ -159,7 +163,7 @@ class DetectionEvaluator(Evaluator):
         self._rank = {image_id: rank for rank, image_id in enumerate(self.image_ids)}
         self._elsewhere = set(known).difference(self._rank)
         self.category_ids = list(category_ids)
-        self._categories = np.array(sorted(self.category_ids), dtype=np.int64)
+        self._column = {category_id: column for column, category_id in enumerate(self.category_ids)}
 
     @property
     def num_detections(self) -> int:
@@ -178,12 +182,14 @@ class DetectionEvaluator(Evaluator):
         """
         for prediction in predictions:
             check_records([prediction], ("image_id", "boxes", "scores", "labels"), "the predictions")
-            self._add(
-                prediction["image_id"],
-                to_xywh(prediction["boxes"], self.plus),
-                to_array(prediction["scores"]).astype(np.float64).reshape(-1),
-                to_array(prediction["labels"]).astype(np.int64).reshape(-1),
-            )
+            where = f"image {prediction['image_id']!r}:"
+            boxes, scores, labels = prediction["boxes"], prediction["scores"], prediction["labels"]
+            numbers(boxes, 4, f"{where} box")
+            scores = numbers(scores, None, f"{where} score")
+            labels = (
+                labels.tolist() if hasattr(labels, "tolist") else labels
+            )  # not an array: ids of text are among them
+            self._add(prediction["image_id"], to_xywh(boxes, self.plus), scores, labels)
 
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Add COCO results, each `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`."""
@@ -198,27 +204,32 @@ class DetectionEvaluator(Evaluator):
                 image_id,
                 numbers([entry["bbox"] for entry in found], 4, f"{where} bbox"),
                 numbers([entry["score"] for entry in found], None, f"{where} score"),
-                integers([entry["category_id"] for entry in found], f"{where} category_id"),
+                [entry["category_id"] for entry in found],
             )
 
-    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: Any) -> None:
         if image_id not in self._rank:
             if image_id in self._elsewhere:
                 return  # in the annotations, but left out of this evaluation
             raise ValueError(f"image {image_id!r} is not in the annotations: wrong file, or wrong ids?")
+        if not isinstance(labels, list | tuple):
+            raise ValueError(f"image {image_id!r}: labels {labels!r:.100} are not a list of category ids.")
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(f"image {image_id!r}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels.")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError(f"image {image_id!r} has boxes or scores that are not finite.")
-        if len(labels) and not (known := np.isin(labels, self._categories)).all():
+        known = self._column
+        unknown = [x for x in labels if not isinstance(x, Hashable) or isinstance(x, bool) or x not in known]
+        if unknown:
             raise ValueError(
-                f"image {image_id!r}: category {labels[~known][0]} is not in the annotations: labels are category ids, "
+                f"image {image_id!r}: category {unknown[0]!r:.100} is not in the annotations: labels are category ids, "
                 "not positions in the list of class names."
             )
+        columns = np.array([known[label] for label in labels], dtype=np.int64)
         if image_id in self._predictions:
             warnings.warn(f"multiple predictions for image {image_id}: the first counts", stacklevel=3)
             return
-        self._predictions[image_id] = Detections(boxes, scores, labels)
+        self._predictions[image_id] = Detections(boxes, scores, columns)
         self._accumulated = False
 
     def _ordered(self) -> dict[int | str, Detections]:
@@ -230,18 +241,20 @@ class DetectionEvaluator(Evaluator):
         for image_id, found in self._ordered().items():
             boxes = found.boxes if decimals is None else found.boxes.round(decimals)
             for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
-                yield {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+                category_id = self.category_ids[label]
+                yield {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
 
     # -- classes -----------------------------------------------------------------------------------
 
-    names: dict[int, str]
+    names: list[str]
+    """Of each category, in the order of `category_ids`."""
     precision: np.ndarray
     """Of all areas, [IoU thresholds, recall points, categories]; `recall` without the recall points."""
     recall: np.ndarray
 
     @abstractmethod
     def objects_by_category(self) -> Mapping[int, int]:
-        """Ground-truth boxes that count, per category id."""
+        """Ground-truth boxes that count, per position in `category_ids`."""
 
     def per_class(self) -> list[dict[str, Any]]:
         self.accumulate()
@@ -250,13 +263,13 @@ class DetectionEvaluator(Evaluator):
         return [
             {
                 "id": category,
-                "name": self.names[category],
+                "name": self.names[index],
                 "AP": average(self.precision[:, :, index]),
                 "AP50": average(self.precision[0, :, index]),
                 "AP75": average(self.precision[5, :, index]),
                 "AR": average(self.recall[:, index]),
-                "objects": objects.get(category, 0),
-                "detections": detections[category],
+                "objects": objects.get(index, 0),
+                "detections": detections[index],
             }
             for index, category in enumerate(self.category_ids)
         ]
@@ -265,10 +278,10 @@ class DetectionEvaluator(Evaluator):
 
     @abstractmethod
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [G, 4] xywh and categories [G] of what counts in an image."""
+        """Boxes [G, 4] xywh and labels [G] of what counts in an image."""
 
     def evaluated_categories(self, image_id: int | str) -> np.ndarray | None:
-        """Categories whose detections count in this image; None for all."""
+        """Labels whose detections count in this image; None for all."""
         return None
 
     def gallery_items(self) -> list[GalleryItem]:

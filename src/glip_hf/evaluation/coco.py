@@ -17,7 +17,7 @@ import numpy as np
 
 from .._extras import require
 from .base import MISSING, DetectionEvaluator
-from .files import listed_boxes, read_annotations
+from .files import in_order, listed_boxes, read_annotations
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = {  # modules of `COCO` and of the evaluation, and the evaluation's class; the first that is installed is used
@@ -44,43 +44,58 @@ class CocoEvaluator(DetectionEvaluator):
         plus: float = 1.0,
     ) -> None:
         document = read_annotations(annotations, "images", "annotations", "categories")
-        ids = sorted((image["id"] for image in document["images"]), key=lambda i: (str(type(i)), i))
-        self.names = {category["id"]: category["name"] for category in document["categories"]}
-        super().__init__(ids, sorted(self.names), image_ids)
+        categories = in_order(document["categories"])
+        self.names = [category["name"] for category in categories]
+        super().__init__(
+            [image["id"] for image in in_order(document["images"])], [one["id"] for one in categories], image_ids
+        )
         self.plus = plus
         installed = (name for name in BACKENDS if importlib.util.find_spec(name))
         self.backend = backend or next(installed, "pycocotools")
         coco_module, eval_module, eval_name = BACKENDS[self.backend]
         self._truth = require(coco_module, "eval").COCO()
         self._eval_class = getattr(require(eval_module, "eval"), eval_name)
-        # A copy of what the backend may change; it wants `area` and `iscrowd`, which small data sets leave out.
+        # The backend's own records, which it changes, with ids from 1: it takes an annotation's id of 0 for "no match".
         self._boxes = [
-            {"iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3], **box, "id": index}
-            for index, box in enumerate(listed_boxes(document), start=1)
+            {
+                "id": number,
+                "image_id": self._rank[box["image_id"]] + 1,
+                "category_id": self._column[box["category_id"]] + 1,
+                "bbox": box["bbox"],
+                "area": box.get("area", box["bbox"][2] * box["bbox"][3]),
+                "iscrowd": box.get("iscrowd", 0),
+            }
+            for number, box in enumerate(listed_boxes(document), start=1)
+            if box["image_id"] in self._rank
         ]
-        own = {name: list(document[name]) for name in ("images", "categories")}
-        self._truth.dataset = {"info": {}, "annotations": self._boxes, **own}
+        self._truth.dataset = {
+            "info": {},
+            "annotations": self._boxes,
+            "images": [{"id": rank + 1} for rank in range(len(self.image_ids))],
+            "categories": [{"id": column + 1, "name": name} for column, name in enumerate(self.names)],
+        }
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth.createIndex()
 
     def _accumulate(self) -> None:
-        entries = list(
-            self.results(decimals=None)
-        )  # not rounded: half a thousandth of a pixel may decide at a threshold
         self.precision = np.full((10, 101, len(self.category_ids)), MISSING)
         self.recall = np.full((10, len(self.category_ids)), MISSING)
         self.stats = dict.fromkeys(STATS, MISSING)
-        if not entries:
+        if not self.num_detections:
             # The backends refuse an empty result; it is AP 0 wherever there is something to find.
             truth = self.objects_by_category()
-            present = [category in truth for category in self.category_ids]
+            present = [column in truth for column in range(len(self.category_ids))]
             self.precision[:, :, present] = self.recall[:, present] = 0
             if truth:
                 self.stats = dict.fromkeys(STATS, 0.0)
             return
+        entries = [  # not rounded: half a thousandth of a pixel may decide at a threshold
+            {"image_id": self._rank[image_id] + 1, "category_id": label + 1, "bbox": box, "score": score}
+            for image_id, found in self._ordered().items()
+            for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+        ]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._eval_class(self._truth, self._truth.loadRes(entries), "bbox")
-            evaluation.params.imgIds = list(self.image_ids)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -94,15 +109,13 @@ class CocoEvaluator(DetectionEvaluator):
         return dict(self.stats)
 
     def objects_by_category(self) -> Mapping[int, int]:
-        return Counter(
-            box["category_id"] for box in self._boxes if not box["iscrowd"] and box["image_id"] in self._rank
-        )
+        return Counter(box["category_id"] - 1 for box in self._boxes if not box["iscrowd"])
 
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
-        boxes = [box for box in self._truth.imgToAnns[image_id] if not box["iscrowd"]]
+        boxes = [box for box in self._truth.imgToAnns[self._rank[image_id] + 1] if not box["iscrowd"]]
         return (
             np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
-            np.array([box["category_id"] for box in boxes], dtype=np.int64),
+            np.array([box["category_id"] - 1 for box in boxes], dtype=np.int64),
         )
 
 

@@ -4,7 +4,7 @@
 import json
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Ma
         numbers([box["bbox"] for box in boxes], 4, f"{name}, annotations: bbox")
     if "categories" in needed:
         for category in document["categories"]:
-            if not isinstance(category["id"], int | np.integer):
+            if not isinstance(category["id"], int | np.integer | str):
                 raise ValueError(
                     f"{name}: the id of category {category['name']!r}, {category['id']!r}, is not an integer."
                 )
@@ -76,6 +76,11 @@ def listed_boxes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return kept
 
 
+def in_order(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Images or categories by ascending id, numbers before text."""
+    return sorted(records, key=lambda record: (isinstance(record["id"], str), record["id"]))
+
+
 def check_records(records: Any, needed: Sequence[str], what: str) -> None:
     """
     Raises:
@@ -89,18 +94,21 @@ def check_records(records: Any, needed: Sequence[str], what: str) -> None:
         if missing := [key for key in needed if key not in record]:
             raise ValueError(f"{what}: entry {index} has no {', '.join(missing)}.")
         for key in ("id", "image_id", "category_id"):
-            if not isinstance(record.get(key), Hashable):
+            if not isinstance(record.get(key), Hashable) or isinstance(record.get(key), bool):
                 raise ValueError(
                     f"{what}: {key} {record[key]!r:.60} of entry {index} is neither a number nor a string."
                 )
 
 
-def numbers(values: Sequence[Any], width: int | None, what: str) -> np.ndarray:
+def numbers(values: Sequence[Any] | np.ndarray, width: int | None, what: str) -> np.ndarray:
     """Numbers of a file as float64: [K], or [K, width] from lists of that length.
 
     Raises:
         ValueError: naming the first value that is not a finite number; `what` says what the values are.
     """
+    if not (values.ndim if hasattr(values, "ndim") else isinstance(values, list | tuple)):
+        raise ValueError(f"{what}: {values!r:.100} is not a list.")
+    values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     shape = () if width is None else (width,)
     array = _numeric(values)
     if array is None or array.shape != (len(values), *shape) or not np.isfinite(array).all():
@@ -113,15 +121,6 @@ def numbers(values: Sequence[Any], width: int | None, what: str) -> np.ndarray:
     return array
 
 
-def integers(values: Sequence[Any], what: str) -> np.ndarray:
-    """The same for integers, int64 [K]."""
-    array = numbers(values, None, what)
-    whole = array.astype(np.int64)
-    if not (same := whole == array).all():
-        raise ValueError(f"{what} {values[int((~same).argmax())]!r} is not an integer.")
-    return whole
-
-
 def _numeric(value: Any) -> np.ndarray | None:
     """As float64, if it consists of numbers alone and is not ragged."""
     try:
@@ -131,4 +130,4 @@ def _numeric(value: Any) -> np.ndarray | None:
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
 
 
-__all__ = ["check_records", "integers", "listed_boxes", "numbers", "read_annotations", "read_json"]
+__all__ = ["check_records", "in_order", "listed_boxes", "numbers", "read_annotations", "read_json"]

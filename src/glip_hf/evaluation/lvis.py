@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
-from .files import listed_boxes, read_annotations
+from .files import in_order, listed_boxes, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 FREQUENCIES = ("r", "c", "f")  # rare (1-10 training images), common (11-100), frequent
@@ -49,18 +49,18 @@ class LvisEvaluator(DetectionEvaluator):
         max_per_category: int | None = None,
     ) -> None:
         document = read_annotations(annotations, "images", "annotations", "categories")
-        images = {image["id"]: image for image in document["images"]}
-        categories = sorted(document["categories"], key=lambda category: category["id"])
-        super().__init__(sorted(images), [category["id"] for category in categories], image_ids)
+        images = {image["id"]: image for image in in_order(document["images"])}
+        categories = in_order(document["categories"])
+        super().__init__(images, [category["id"] for category in categories], image_ids)
         self.fixed = fixed
         default = (-1, FIXED_LIMIT) if fixed else (STANDARD_LIMIT, -1)
         self.max_per_image = default[0] if max_per_image is None else max_per_image
         self.max_per_category = default[1] if max_per_category is None else max_per_category
-        self.names = {category["id"]: category["name"] for category in categories}
+        self.names = [category["name"] for category in categories]
         self.frequencies = [category.get("frequency", "f") for category in categories]
         self._held, self._prune_at = 0, PRUNE_FROM
 
-        column = {category: index for index, category in enumerate(self.category_ids)}
+        column = self._column
         boxes = [box for box in listed_boxes(document) if box["image_id"] in self._rank]
         self._truth = {
             "image": np.array([self._rank[box["image_id"]] for box in boxes], dtype=np.int64),
@@ -80,7 +80,7 @@ class LvisEvaluator(DetectionEvaluator):
 
     # -- limits ------------------------------------------------------------------------------------
 
-    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> None:
+    def _add(self, image_id: int | str, boxes: np.ndarray, scores: np.ndarray, labels: Any) -> None:
         super()._add(image_id, boxes, scores, labels)
         self._held += len(scores)
         if self._held > self._prune_at:
@@ -116,7 +116,7 @@ class LvisEvaluator(DetectionEvaluator):
         return (
             np.repeat([self._rank[image_id] for image_id in found], counts).astype(np.int64),
             np.concatenate([part.scores for part in parts]),
-            np.searchsorted(self._categories, np.concatenate([part.labels for part in parts])),
+            np.concatenate([part.labels for part in parts]),
             np.concatenate([part.boxes for part in parts]),
         )
 
@@ -193,7 +193,7 @@ class LvisEvaluator(DetectionEvaluator):
         }
 
     def objects_by_category(self) -> Mapping[int, int]:
-        return Counter(self._categories[self._truth["category"]].tolist())
+        return Counter(self._truth["category"].tolist())
 
     def per_class(self) -> list[dict[str, Any]]:
         return [
@@ -203,10 +203,10 @@ class LvisEvaluator(DetectionEvaluator):
 
     def ground_truth(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray]:
         rows = (self._truth["image"] == self._rank[image_id]) & ~self._truth["ignore"]
-        return self._truth["box"][rows], self._categories[self._truth["category"][rows]]
+        return self._truth["box"][rows], self._truth["category"][rows]
 
     def evaluated_categories(self, image_id: int | str) -> np.ndarray:
-        return self._categories[self._evaluated[self._rank[image_id]]]
+        return np.flatnonzero(self._evaluated[self._rank[image_id]])
 
 
 def place_in_group(sorted_groups: np.ndarray) -> np.ndarray:

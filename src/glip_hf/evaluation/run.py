@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from . import distributed
 from .base import Evaluator
-from .files import check_records, integers, numbers, read_json
+from .files import check_records, numbers, read_json
 from .flickr import boxes_by_phrase
 from .store import PredictionStore, atomic_writer
 from .tasks import MissingImages, Task, TaskImage
@@ -165,8 +165,8 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
         {
             "image_id": entry["image_id"],
             "boxes": numbers(entry["boxes"], 4, f"image {entry['image_id']!r}: box").astype(np.float32),
-            "scores": numbers(entry["scores"], None, f"image {entry['image_id']!r}: score"),
-            "labels": integers(entry["labels"], f"image {entry['image_id']!r}: label"),
+            "scores": entry["scores"],
+            "labels": entry["labels"],
         }
         for entry in entries
     )

@@ -1,11 +1,20 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Where images are that annotation files name: as other tools and systems write it, and inside the folder."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
+from PIL import ExifTags, Image, ImageOps
 
 from glip_hf.data.images import ImageFinder, RefusedImage, list_files, missing_files
+from glip_hf.data.records import ImageRef
+from glip_hf.data.sources import build_source
+from glip_hf.image_processing_pil_glip import read_pixels
+from tests.data.original_formats import encoded_image
+
+pytest.importorskip("datasets")
 
 
 @pytest.fixture
@@ -147,3 +156,101 @@ def test_a_folder_that_changed(folder):
     assert finder.has_changed(absent, False)
     (folder / "a.png").unlink()
     assert finder.has_changed(present, True)
+
+
+# -- readers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def build(tmp_path):
+    return lambda spec, **more: build_source({**spec, **more}, cache_dir=tmp_path / "cache")
+
+
+def rewrite(spec, change):
+    """Change the images' entries of a set's file, one by one."""
+    path = Path(spec["annotations"])
+    content = json.loads(path.read_text())
+    for entry in content["images"]:
+        change(entry)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{folder}/{name}", "photos/{name}", "C:\\me\\{name}", "http://host/photos/{name}", "{coded}", "../photos/{name}"],
+)
+def test_images_as_other_tools_name_them(build, coco_set, form):
+    def change(entry):
+        name = entry["file_name"]
+        entry["file_name"] = form.format(name=name, folder=coco_set["images"], coded=name.replace(".", "%2E"))
+
+    expected = [record.image.path for record in build(coco_set)]
+    rewrite(coco_set, change)
+    assert [os.path.realpath(record.image.path) for record in build(coco_set)] == expected
+
+
+@pytest.mark.parametrize("field", ["coco_url", "flickr_url", "url"])
+def test_images_named_by_urls_alone(build, coco_set, field):
+    rewrite(coco_set, lambda entry: entry.update({field: f"https://host/x/{entry.pop('file_name')}?size=big"}))
+    assert [Path(record.image.path).name for record in build(coco_set)] == ["0.png", "1.png", "2.png", "4.png"]
+    rewrite(coco_set, lambda entry: entry.update(coco_url=None, file_name=entry[field]))  # null is missing
+    assert len(build(coco_set)) == 4
+
+
+def test_images_outside_the_folder_are_refused(build, coco_set, tmp_path):
+    (tmp_path / "secret.png").write_bytes(encoded_image(40, 30))
+    rewrite(coco_set, lambda entry: entry.update(file_name="../secret.png") if entry["id"] == 10 else None)
+    with pytest.raises(ValueError, match="image 10: the file name '../secret.png' leads out of .*--allow-outside"):
+        build(coco_set)
+    assert build(coco_set, allow_outside=True)[0].image.load().size == (40, 30)
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1}])
+def test_sizes_are_read_from_images(build, coco_set, size):
+    expected = [(record.width, record.height) for record in build(coco_set)]
+
+    def change(entry):
+        del entry["width"], entry["height"]
+        entry.update(size)
+
+    rewrite(coco_set, change)
+    assert [(record.width, record.height) for record in build(coco_set)] == expected
+    (Path(coco_set["images"]) / "2.png").write_bytes(b"damaged")
+    rewrite(coco_set, lambda entry: entry.update(seen=True))
+    assert build(coco_set).dropped["broken_image"] == 1
+    (Path(coco_set["images"]) / "1.png").unlink()
+    rewrite(coco_set, lambda entry: entry.update(seen=2))
+    with pytest.raises(ValueError, match="image 11: There is no image file .*1.png"):
+        build(coco_set)
+
+
+def test_images_that_come_later_are_found(build, coco_set):
+    """A stored conversion does not keep places of an incomplete folder."""
+    rewrite(coco_set, lambda entry: entry.update(file_name=f"train/{entry['file_name']}"))
+    folder = Path(coco_set["images"])
+    (folder / "1.png").rename(folder / "later.png")
+    assert build(coco_set)[1].image.path == str(folder / "train" / "1.png")
+    (folder / "later.png").rename(folder / "1.png")
+    source = build(coco_set)
+    assert source[1].image.path == str(folder / "1.png")
+    assert build(coco_set).table.cache_files == source.table.cache_files
+    (folder / "train").mkdir()
+    for path in folder.glob("*.png"):
+        path.rename(folder / "train" / path.name)
+    assert build(coco_set)[1].image.load().size == (30, 40)
+
+
+def save_turned(path, width, height, orientation=6):
+    """A photo of this size as stored, whose EXIF orientation turns it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (width, height)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_turned_photos_are_in_the_frame_of_their_boxes(suffix, tmp_path):
+    save_turned(tmp_path / f"p.{suffix}", 40, 30)
+    for annotated, shown in (((40, 30), (40, 30)), ((30, 40), (30, 40)), (None, (30, 40)), ((80, 60), (30, 40))):
+        image = ImageRef(str(tmp_path / f"p.{suffix}"), size=annotated).load()
+        assert ImageOps.exif_transpose(image).size == shown
+        assert tuple(read_pixels(image).shape[1:]) == shown[::-1]

@@ -19,7 +19,7 @@ import numpy as np
 
 from .._extras import require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """To be raised when the stored columns, or the meaning of one, change."""
 
 _SAMPLE_BYTES = 1 << 20
@@ -76,6 +76,7 @@ def convert_once(
     options: Mapping[str, Any],
     build: Callable[[TableWriter], dict[str, Any]],
     cache_dir: str | Path | None = None,
+    is_current: Callable[[Mapping[str, Any]], bool] = lambda info: True,
 ) -> tuple[Any, dict[str, Any], np.ndarray | None]:
     """The converted annotations, from the cache or made now.
 
@@ -84,6 +85,7 @@ def convert_once(
         files, options: everything that the conversion reads, and everything else that shapes it.
         build: writes the tables and returns what is stored beside them (JSON).
         cache_dir: default `$GLIP_DATA_CACHE`, or `glip_hf` in the cache of `datasets`.
+        is_current: from what `build` returned earlier, whether its conversion may still be used.
 
     Returns:
         A memory-mapped `datasets.Dataset`, what `build` returned, and the line list if there is one (memory-mapped).
@@ -92,13 +94,20 @@ def convert_once(
     cache_dir = cache_dir or os.environ.get("GLIP_DATA_CACHE") or f"{datasets.config.HF_DATASETS_CACHE}/glip_hf"
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
     folder = Path(cache_dir) / f"{safe}-{fingerprint(files, options)}"
-    if not (folder / "info.json").is_file():
+
+    def stored() -> dict[str, Any] | None:
+        if not (folder / "info.json").is_file():
+            return None
+        # JSON keys are text; ours are integers.
+        return json.loads((folder / "info.json").read_text(), object_pairs_hook=_integer_keys)
+
+    if (info := stored()) is None or not is_current(info):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
-            if not (folder / "info.json").is_file():
+            if (info := stored()) is None or not is_current(info):  # another process may have converted meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, build)
-    # JSON keys are text; ours are integers.
-    info = json.loads((folder / "info.json").read_text(), object_pairs_hook=_integer_keys)
+                info = stored()
     rows = folder / "rows.npy"
     table = datasets.Dataset.from_file(str(folder / "records.arrow"))
     return table, info, np.load(rows, mmap_mode="r") if rows.is_file() else None

@@ -25,6 +25,7 @@ from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read
 KINDS = DAMAGE | {
     "unreadable": "a file or a row of it cannot be read",
     "missing_image": "an image file is missing",
+    "refused_image": "a file name leads out of the image folder, or to the file of another image",
     "broken_image": "an image cannot be decoded",
     "wrong_size": "an image has another size than annotated",
     "key_mismatch": "rows of image and label files do not belong together",

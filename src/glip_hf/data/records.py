@@ -21,6 +21,10 @@ from ..image_processing_pil_glip import load_image
 from ..prompts_glip import Span
 
 
+class UnreadableImage(ValueError):
+    """An image that is damaged, or larger than allowed."""
+
+
 @dataclass(frozen=True)
 class ImageRef:
     """Where an image is: a file, a row of a TSV file, or encoded bytes.
@@ -29,12 +33,15 @@ class ImageRef:
         path: the file (a URL works too); with `data` a description for messages.
         offset, length: bytes of the TSV row in the file, -1 for an image file.
         data: the encoded image, where the data set holds it.
+        size: (width, height) in pixels as annotated. They tell in which frame boxes are: a photo whose EXIF
+            orientation turns it, but which is annotated as it is stored, is loaded as it is stored.
     """
 
     path: str
     offset: int = -1
     length: int = -1
     data: bytes | None = field(default=None, repr=False)
+    size: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.path if self.offset < 0 else f"{self.path} (row at byte {self.offset})"
@@ -60,7 +67,7 @@ class ImageRef:
         """The image with its header read and its pixels not yet decoded.
 
         Raises:
-            FileNotFoundError, ValueError: if it is missing or is not a valid image; the message names it.
+            FileNotFoundError, UnreadableImage: if it is missing or is not a valid image; the message names it.
         """
         is_file = self.data is None and self.offset < 0
         if is_file and self.path.startswith(("http://", "https://")):
@@ -72,7 +79,7 @@ class ImageRef:
         except FileNotFoundError:
             raise
         except Exception as error:  # decoders raise almost anything on damaged files
-            raise ValueError(f"Cannot read the image {self}: {error}") from error
+            raise UnreadableImage(f"Cannot read the image {self}: {error}") from error
 
     def load(self) -> Image.Image:
         """The image, fully decoded; raises as `open`, and for truncated or damaged pixels."""
@@ -80,7 +87,9 @@ class ImageRef:
         try:
             image.load()
         except Exception as error:
-            raise ValueError(f"Cannot read the image {self}: {error}") from error
+            raise UnreadableImage(f"Cannot read the image {self}: {error}") from error
+        if self.size == image.size != upright_size(image):
+            image.getexif()[ExifTags.Base.Orientation] = 1
         return image
 
 
@@ -99,7 +108,7 @@ class Record:
         source: name of the data set.
         image_id: as in the annotations.
         image: where the pixels are.
-        width, height: pixels of the upright image, as annotated.
+        width, height: pixels of the image, as annotated.
         boxes: [K, 4] float32 xyxy pixels with both corners inside the box (COCO's x, y, w, h is here
             x, y, x + w - 1, y + h - 1). As annotated: not clipped.
         labels: [K] int64, keys of `names`; 1 for all boxes of a grounding set.
@@ -154,7 +163,7 @@ def record_from_row(row: Mapping[str, Any], source: str, names: Mapping[int, str
     return Record(
         source=source,
         image_id=row["image_id"],
-        image=ImageRef(row["path"], row["offset"], row["length"], data),
+        image=ImageRef(row["path"], row["offset"], row["length"], data, (row["width"], row["height"])),
         width=row["width"],
         height=row["height"],
         boxes=np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),

@@ -15,7 +15,9 @@ from typing import Any
 from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
 from ..columns import Columns
+from ..images import URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
+from ..records import ImageRef, UnreadableImage, upright_size
 from .base import Captions, Source, find_path, sound_table
 
 
@@ -25,28 +27,43 @@ class CocoFile:
 
     Attributes:
         path: the file.
-        image_path: from an image's entry to the path of the image.
+        finders: of the image folders, by `data_source` or "".
         key: what shapes the result besides the file, for the cache.
         name: default name of the data set.
         captions: default of the option.
         keep_keys: of an image's entry, stored with it as `Record.extra`.
         categories: `[{"id", "name"}, ...]` to use instead of the file's.
         prompts: a `{"prefix", "name", "suffix"}` per category, in order of their ids.
+        name_fields: where an image's entry names its file, in order of preference.
     """
 
     path: Path
-    image_path: Callable[[Mapping[str, Any]], str]
+    finders: Mapping[str, ImageFinder]
     key: Mapping[str, Any]
     name: str
     captions: Captions = "all"
     keep_keys: Sequence[str] = ()
     categories: Sequence[Mapping[str, Any]] | None = None
     prompts: Sequence[Mapping[str, str]] | None = None
+    name_fields: Sequence[str] = ("file_name", *URL_FIELDS)
 
     @property
     def grounded(self) -> bool:
         """Whether annotations have spans of their image's caption; categories mean nothing then."""
         return self.captions == "given"
+
+    def image_path(self, image: Mapping[str, Any]) -> str:
+        """The file of an image's entry, or where it should be; raises as `ImageFinder.find`."""
+        part = "" if "" in self.finders else image.get("data_source")
+        if part not in self.finders:
+            raise ValueError(f"data_source {part!r:.100} has no folder; images= names {sorted(self.finders)}")
+        return self.finders[part].find(*map(image.get, self.name_fields))
+
+    def _is_current(self, info: Mapping[str, Any]) -> bool:
+        """Whether the image folder still gives what a stored conversion found there."""
+        path, existed = info["probe"]
+        finders = [one for one in self.finders.values() if path.startswith(one.folder)] or self.finders.values()
+        return not any(finder.has_changed(path, existed) for finder in finders)
 
     def read(
         self,
@@ -79,16 +96,24 @@ class CocoFile:
         def build(writer: TableWriter) -> dict[str, Any]:
             columns = Columns(str(self.path), grounded=self.grounded)
             found = parse_coco(self, columns)
+            for kind in ("refused_image", "missing_image"):
+                if problems := [problem for problem in columns.problems if problem.kind == kind]:
+                    more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
+                    raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
             labels, names = None, {}
             if not self.grounded:
                 labels, names = number_categories(self.categories or found, self.path)
             dropped: dict[str, int] = {}
             writer.write(sound_table(columns, dropped, labels, labels, drop_empty, strict))
             ids = {label: category for category, label in (labels or {}).items()}
-            return {"file": str(self.path), "names": names, "category_ids": ids, "dropped": dropped}
+            missing = missing_files(columns.paths)[:1]
+            probe = [(missing or columns.paths or [""])[0], not missing]
+            return {"file": str(self.path), "names": names, "category_ids": ids, "dropped": dropped, "probe": probe}
 
-        key = {**self.key, "drop_empty": drop_empty, "strict": strict}
-        source = Source(name, *convert_once(name, [self.path], key, build, cache_dir), captions)
+        folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
+        key = {**self.key, "images": folders, "drop_empty": drop_empty, "strict": strict}
+        converted = convert_once(name, [self.path], key, build, cache_dir, self._is_current)
+        source = Source(name, *converted, captions)
         source.prompts = class_prompts(source.names, self.prompts)
         return source
 
@@ -112,6 +137,10 @@ def reader(make: Callable[..., CocoFile]) -> Callable[..., Source]:
     return read
 
 
+def _finder(images: str | Path, data_root: str | Path | None, allow_outside: bool) -> ImageFinder:
+    return ImageFinder(find_path(images, data_root, must_exist=False), allow_outside)
+
+
 def coco_file(
     annotations: str | Path,
     images: str | Path,
@@ -119,52 +148,51 @@ def coco_file(
     data_root: str | Path | None = None,
     categories: Sequence[Mapping[str, Any]] | None = None,
     prompts: Sequence[Mapping[str, str]] | None = None,
+    allow_outside: bool = False,
 ) -> CocoFile:
     """A detection set in COCO's format.
 
     Args:
         annotations: the JSON file.
-        images: the folder that `file_name` is relative to.
+        images: the folder of the images; how a `file_name` or a URL is looked for in it, see `ImageFinder`.
         data_root: where relative paths begin, see `find_path`.
         categories, prompts: see `CocoFile`.
+        allow_outside: read images outside the folder, too.
     """
-    folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
-    return CocoFile(
-        path,
-        lambda image: f"{folder}/{image['file_name']}",
-        {"reader": "coco", "images": folder, "categories": list(categories) if categories else None},
-        path.stem,
-        categories=categories,
-        prompts=prompts,
-    )
+    path = find_path(annotations, data_root)
+    key = {"reader": "coco", "categories": list(categories) if categories else None}
+    finders = {"": _finder(images, data_root, allow_outside)}
+    return CocoFile(path, finders, key, path.stem, categories=categories, prompts=prompts)
 
 
 read_coco = reader(coco_file)
 
 
-def lvis_file(annotations: str | Path, images: str | Path, *, data_root: str | Path | None = None) -> CocoFile:
+def lvis_file(
+    annotations: str | Path, images: str | Path, *, data_root: str | Path | None = None, allow_outside: bool = False
+) -> CocoFile:
     """A detection set in LVIS's format; arguments as for `coco_file`.
 
-    An image lies in `images` under the last two parts of its `coco_url` (`train2017/000000000009.jpg`), as LVIS splits
-    COCO's images anew; where there is no `coco_url`, under `file_name`. What the annotations say about negative and not
+    An image lies in `images` under the path of its `coco_url` (`train2017/000000000009.jpg`), as LVIS splits COCO's
+    images anew; where there is no `coco_url`, under `file_name`. What the annotations say about negative and not
     exhaustively annotated categories is in `Record.extra`, by original id.
     """
-    folder, path = str(find_path(images, data_root, must_exist=False)), find_path(annotations, data_root)
-
-    def image_path(image: Mapping[str, Any]) -> str:
-        url = image.get("coco_url")
-        return f"{folder}/{'/'.join(url.split('/')[-2:]) if url else image['file_name']}"
-
-    key = {"reader": "lvis", "images": folder}
+    path = find_path(annotations, data_root)
+    finders = {"": _finder(images, data_root, allow_outside)}
     keep_keys = ("neg_category_ids", "not_exhaustive_category_ids")
-    return CocoFile(path, image_path, key, path.stem, "sampled", keep_keys)
+    fields = ("coco_url", "file_name")
+    return CocoFile(path, finders, {"reader": "lvis"}, path.stem, "sampled", keep_keys, name_fields=fields)
 
 
 read_lvis = reader(lvis_file)
 
 
 def mdetr_file(
-    annotations: str | Path, images: str | Path | Mapping[str, str | Path], *, data_root: str | Path | None = None
+    annotations: str | Path,
+    images: str | Path | Mapping[str, str | Path],
+    *,
+    data_root: str | Path | None = None,
+    allow_outside: bool = False,
 ) -> CocoFile:
     """A grounding set in MDETR's format.
 
@@ -173,26 +201,16 @@ def mdetr_file(
             `final_refexp_val.json`, ...
         images: the folder of the images. For the mixed files a folder for each `data_source`:
             `{"vg": "gqa/images", "coco": "coco/train2014"}`.
+        data_root, allow_outside: as for `coco_file`.
 
     `Record.eval_spans` holds `tokens_positive_eval`; `Record.extra` what there is of `sentence_id`, `original_img_id`,
     `original_id`, `data_source`.
     """
-    if isinstance(images, Mapping):
-        folders = {key: str(find_path(path, data_root, must_exist=False)) for key, path in images.items()}
-    else:
-        folders = str(find_path(images, data_root, must_exist=False))
-
-    def image_path(image: Mapping[str, Any]) -> str:
-        if isinstance(folders, str):
-            return f"{folders}/{image['file_name']}"
-        if image["data_source"] not in folders:
-            raise ValueError(f"data_source {image['data_source']!r} has no folder; images= names {sorted(folders)}")
-        return f"{folders[image['data_source']]}/{image['file_name']}"
-
+    folders = images if isinstance(images, Mapping) else {"": images}
+    finders = {part: _finder(folder, data_root, allow_outside) for part, folder in folders.items()}
     path = find_path(annotations, data_root)
-    key = {"reader": "mdetr", "images": folders}
     keep_keys = ("sentence_id", "original_img_id", "original_id", "data_source")
-    return CocoFile(path, image_path, key, path.stem, "given", keep_keys)
+    return CocoFile(path, finders, {"reader": "mdetr"}, path.stem, "given", keep_keys)
 
 
 read_mdetr = reader(mdetr_file)
@@ -228,22 +246,34 @@ def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:
 
 
 def _add_image(columns: Columns, entry: Mapping[str, Any], file: CocoFile) -> None:
+    where, width, height = f"image {entry.get('id')!r:.100}", entry.get("width"), entry.get("height")
     try:
         path = file.image_path(entry)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-        columns.note("malformed", f"image {entry.get('id')!r}", missing)
+        if _is_missing(width) or _is_missing(height):
+            with ImageRef(path).open() as image:
+                width, height = upright_size(image)
+    except (OSError, TypeError, ValueError) as error:
+        kinds = {RefusedImage: "refused_image", FileNotFoundError: "missing_image", UnreadableImage: "broken_image"}
+        columns.note(kinds.get(type(error), "malformed"), where, str(error))
         return
     extra = {key: entry[key] for key in file.keep_keys if entry.get(key) is not None}
     columns.add_image(
         entry.get("id"),
         path,
-        entry.get("width"),
-        entry.get("height"),
+        width,
+        height,
         entry.get("caption", "") if columns.grounded else None,
         entry.get("tokens_positive_eval") or (),
         json.dumps(extra) if extra else "",
     )
+
+
+def _is_missing(side: Any) -> bool:
+    """Whether a width or height is none: absent, null, empty, 0, -1, NaN. (What is not a number is damage.)"""
+    try:
+        return side is None or side == "" or not float(side) >= 1
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def number_categories(

@@ -20,6 +20,7 @@ def odinw_file(
     seed: int = 3,
     use_prompts: bool = True,
     data_root: str | Path | None = None,
+    allow_outside: bool = False,
 ) -> CocoFile:
     """One split of an ODinW task, called "<task>/<split>".
 
@@ -28,7 +29,7 @@ def odinw_file(
         split: a key of `REGISTER`: "train", "val", "test", "minival", ...
         shots, seed: the few-shot file of the split with so many shots (1, 3, 5, 10) and this seed (3, 30, 300).
         use_prompts: write captions with the task's prompts, where it has some.
-        data_root: as for `coco_file`.
+        data_root, allow_outside: as for `coco_file`.
 
     Raises:
         ValueError: for a split that the task does not have, and a malformed task file.
@@ -47,6 +48,7 @@ def odinw_file(
         data_root=data_root,
         categories=settings["OVERRIDE_CATEGORY"],
         prompts=settings["CAPTION_PROMPT"] if use_prompts else None,
+        allow_outside=allow_outside,
     )
     return replace(file, name=f"{path.stem}/{split}")
 

@@ -176,3 +176,25 @@ def test_nms_equals_torchvision() -> None:
         labels = torch.randint(0, 3, (200,), generator=generator)
         expected = nms_torchvision(boxes, scores, labels, 0.5)
         assert nms_torch(boxes, scores, labels, 0.5).tolist() == expected.tolist()
+
+
+def test_iou_of_empty_boxes_is_zero() -> None:
+    inverted = tensor([[9, 9, 3, 3], [5, 5, 9, 9]])
+    assert box_iou(inverted, inverted).tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"boxes": torch.full((2, 4), float("nan"))}, "NaN"),
+        ({"scores": torch.tensor([0.5, float("nan")])}, "NaN"),
+        ({"iou_threshold": float("nan")}, "iou_threshold=nan must be a number"),
+        ({"boxes": torch.zeros(2, 5)}, r"\[K, 4\]"),
+        ({"scores": torch.zeros(3)}, r"\[K, 4\]"),
+        ({"labels": torch.zeros(1, dtype=torch.int64)}, r"\[K, 4\]"),
+    ],
+)
+def test_nms_of_what_makes_no_sense(change, words) -> None:
+    given = {"boxes": torch.zeros(2, 4), "scores": torch.ones(2), "labels": torch.zeros(2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=words):
+        nms(**given | {"iou_threshold": 0.5} | change)

@@ -229,6 +229,21 @@ def test_one_caption_for_many_images() -> None:
         ({"input_ids": None}, "neither of input_ids and text_features"),
         ({"image_features": object()}, "both of pixel_values and image_features"),
         ({"image_indices": torch.zeros(3, dtype=torch.int64)}, "3 entries for 2 captions"),
+        ({"image_indices": torch.tensor([0, -1])}, r"image_indices=\[0, -1\] must be from 0 to 1"),
+        ({"image_indices": torch.tensor([0, 2])}, r"image_indices=\[0, 2\] must be from 0 to 1"),
+        ({"image_indices": torch.tensor([True, False])}, "must be a tensor with an index per caption"),
+        ({"pixel_values": torch.zeros(3, 64, 96)}, r"pixel_values has the shape \(3, 64, 96\): it must be"),
+        ({"pixel_values": torch.zeros(2, 1, 64, 96)}, r"it must be \(1 or more, 3, 1 or more, 1 or more\)"),
+        ({"pixel_values": torch.zeros(0, 3, 64, 96)}, "pixel_values has the shape"),
+        ({"pixel_values": torch.zeros(2, 3, 64, 96, dtype=torch.uint8)}, "pixel_values are torch.uint8"),
+        ({"pixel_mask": torch.ones(2, 64, 95)}, r"pixel_mask has the shape .* it must be \(2, 64, 96\)"),
+        ({"input_ids": torch.zeros(0, 9, dtype=torch.int64)}, r"input_ids has the shape \(0, 9\)"),
+        ({"input_ids": torch.zeros(2, 0, dtype=torch.int64)}, r"input_ids has the shape \(2, 0\)"),
+        ({"input_ids": torch.zeros(9, dtype=torch.int64)}, r"input_ids has the shape \(9,\)"),
+        ({"input_ids": torch.zeros(2, 9)}, "input_ids are torch.float32"),
+        ({"input_ids": torch.full((2, 9), 60)}, "vocabulary has 60 entries: the tokenizer"),
+        ({"input_ids": torch.full((2, 9), -1)}, "input_ids go from -1"),
+        ({"attention_mask": torch.ones(2, 8)}, "attention_mask has the shape"),
     ],
 )
 def test_inputs_that_do_not_fit(change, words) -> None:
@@ -237,7 +252,39 @@ def test_inputs_that_do_not_fit(change, words) -> None:
             model(**tiny_inputs() | change)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"positive_map": torch.ones(2, 9)}, r"positive_map has the shape \(2, 9\)"),
+        ({"positive_map": torch.ones(2, 3, 8)}, r"positive_map .* it must be \(2, 3, 9\)"),
+        ({"positive_map": torch.ones(3, 3, 9)}, r"positive_map .* it must be \(2, 3, 9\)"),
+        ({"label_ids": torch.zeros(2, 2)}, r"label_ids .* it must be \(2, 1\)"),
+        ({"original_sizes": torch.tensor([64, 96])}, r"original_sizes .* it must be \(2, 2\)"),
+        ({"original_sizes": torch.tensor([[64, 96]])}, r"original_sizes .* it must be \(2, 2\)"),
+    ],
+)
+def test_maps_and_sizes_that_do_not_fit(change, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        tiny_model()(**tiny_inputs() | change)
+
+
+def test_misspelt_inputs_are_refused() -> None:
+    with pytest.raises(TypeError, match="positive_maps"):
+        tiny_model()(**tiny_inputs(), positive_maps=torch.ones(2, 1, 9))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pixels_take_the_dtype_of_the_model(dtype) -> None:
+    model, inputs = tiny_model().to(dtype), tiny_inputs()
+    expected = model(**inputs | {"pixel_values": inputs["pixel_values"].to(dtype)})
+    assert torch.equal(model(**inputs).logits, expected.logits) and expected.logits.dtype == dtype
+
+
 def test_pairs_that_do_not_fit() -> None:
+    for images, captions in ((0, 1), (1, 0), (0, 0)):
+        with pytest.raises(ValueError, match=f"{captions} captions for {images} images: give at least one of each"):
+            pair_captions(images, captions, None, torch.device("cpu"))
     with pytest.raises(ValueError, match="3 captions for 2 images: pass image_indices"):
         tiny_model()(**tiny_inputs(2, 3))
     device = torch.device("cpu")

@@ -4,6 +4,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -222,3 +223,123 @@ def test_half_precision_outputs() -> None:
 def test_integer_positive_maps() -> None:
     made = outputs(at((3, 1, 0.25)), ONE_TOKEN_EACH.long())
     assert post_process_grounding(made)[0]["labels"].tolist() == [1]
+
+
+# --- arguments that make no sense
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"threshold": NAN}, ValueError, "threshold=nan must be a number"),
+        ({"threshold": None}, TypeError, "threshold=None must be one number"),
+        ({"threshold": "0.3"}, TypeError, "threshold='0.3' must be one number"),
+        ({"threshold": [0.1, 0.2]}, TypeError, r"threshold=\[0.1, 0.2\] must be one number: .*filter the detections"),
+        ({"threshold": torch.tensor([0.1])}, TypeError, "threshold=tensor.* must be one number"),
+        ({"score_threshold": torch.tensor(NAN)}, ValueError, "score_threshold=nan must be a number"),
+        ({"nms_threshold": np.float32("nan")}, ValueError, "nms_threshold=nan must be a number"),
+        ({"max_detections": 2.5}, TypeError, "max_detections=2.5 must be one whole number"),
+        ({"max_detections": True}, TypeError, "max_detections=True must be one whole number"),
+        ({"pre_nms_top_k": None}, TypeError, "pre_nms_top_k=None must be one whole number"),
+        ({"aggregation": None}, ValueError, "aggregation=None is not known"),
+        ({"aggregation": ["mean"]}, ValueError, "aggregation=.* is not known"),
+        ({"box_threshold": 0.4}, TypeError, "'box_threshold': here it is 'threshold'"),
+        ({"text_threshold": 0.25}, TypeError, "'text_threshold': leave it out"),
+        *[
+            ({"target_sizes": sizes}, ValueError, r"target_sizes=.* must have \(height, width\)")
+            for sizes in (
+                (480, 640),
+                torch.tensor([480, 640]),
+                480,
+                "ab",
+                [None],
+                [(480, 640, 3)],
+                [(0, 640)],
+                [(-480, 640)],
+                [(NAN, 640)],
+                [(math.inf, 640)],
+            )
+        ],
+    ],
+)
+def test_options_that_make_no_sense(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        post_process_grounding(outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH), **options)
+
+
+def test_options_of_other_types_and_odd_values_mean_what_they_say() -> None:
+    made = outputs(at((0, 0, 0.9), (1, 0, 0.5)), ONE_TOKEN_EACH)
+
+    def count(**options) -> int:
+        return len(post_process_grounding(made, **options)[0]["scores"])
+
+    for threshold in (np.float32(0.8), torch.tensor(0.8), np.array(0.8)):
+        assert count(threshold=threshold) == 1
+    assert count(threshold=-1) == count(threshold=-math.inf) == count(nms_threshold=7) == 2
+    assert count(threshold=math.inf) == count(score_threshold=1) == 0
+    assert count(nms_threshold=-0.1) == 1  # every other box of the class overlaps by more
+    assert count(max_detections=np.int64(1)) == count(max_detections=torch.tensor(1)) == 1
+    scaled = post_process_grounding(made, target_sizes=np.array([SIZE]))[0]
+    assert torch.equal(scaled["boxes"], post_process_grounding(made, target_sizes=[SIZE])[0]["boxes"])
+
+
+@pytest.mark.parametrize("name", ["logits", "centerness_logits", "pred_boxes"])
+def test_outputs_that_are_nan(name) -> None:
+    made = outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH)
+    setattr(made, name, getattr(made, name).clone())
+    getattr(made, name)[0, 0] = NAN
+    with pytest.raises(ValueError, match="NaN"):
+        post_process_grounding(made)
+
+
+def test_nan_where_nobody_looks_does_not_matter() -> None:
+    made = outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH[:, :1], label_ids=torch.zeros(1, 1, dtype=torch.int64))
+    made.pred_boxes = made.pred_boxes.clone()
+    made.pred_boxes[0, 5] = NAN  # of no candidate
+    assert len(post_process_grounding(made)[0]["scores"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"positive_map": ONE_TOKEN_EACH[..., :3]}, ValueError, r"positive_map \(1, 4, 3\)"),
+        ({"positive_map": ONE_TOKEN_EACH[0]}, ValueError, r"positive_map \(4, 4\)"),
+        ({"label_ids": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, r"label_ids \(1, 3\) do not fit"),
+        ({"image_indices": torch.tensor([-1])}, ValueError, "image_indices=.* must not be negative"),
+        ({"image_sizes": torch.tensor([[0, 0]])}, ValueError, "Image 0 has no pixels"),
+        ({"original_sizes": torch.tensor([[0, 0]])}, ValueError, "original_sizes"),
+    ],
+)
+def test_outputs_that_do_not_fit(change, error, words) -> None:
+    with pytest.raises(error, match=words):
+        post_process_grounding(outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH, **change))
+
+
+def test_outputs_of_another_kind() -> None:
+    made = outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH)
+    for other in (tuple(vars(made).values()), vars(made), None):
+        with pytest.raises(TypeError, match="without 'logits': give what GlipForGrounding returned"):
+            post_process_grounding(other)
+
+
+def test_an_image_without_captions_has_no_detections() -> None:
+    made = outputs(
+        at((0, 0, 0.9)), ONE_TOKEN_EACH, image_indices=torch.tensor([1]), original_sizes=torch.tensor([SIZE])
+    )
+    for sizes in (None, [SIZE, SIZE]):
+        none, one = post_process_grounding(made, target_sizes=sizes)
+        assert none["scores"].shape == none["labels"].shape == (0,) and none["boxes"].shape == (0, 4)
+        assert one["labels"].tolist() == [0] and {k: v.dtype for k, v in one.items()} == {
+            k: v.dtype for k, v in none.items()
+        }
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, None])
+def test_merging_with_a_limit_that_makes_no_sense(limit) -> None:
+    part = {"scores": torch.tensor([0.9, 0.5, 0.1])}
+    with pytest.raises((TypeError, ValueError), match=f"limit={limit} must"):
+        merge_detections([part], limit)
+    assert len(merge_detections([part], 0)["scores"]) == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 from .ops_glip import shape_constants
+from .prompts_glip import read_number
 
 PIXEL = 1.0
 """Added to a difference of coordinates by the inclusive convention."""
@@ -93,11 +94,12 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Intersection over union [K1, K2] of boxes [K1, 4] and [K2, 4]; inclusive convention."""
+    """Intersection over union [K1, K2] of boxes [K1, 4] and [K2, 4]; inclusive convention, 0 between empty boxes."""
     top_left = torch.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
     bottom_right = torch.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
     intersection = (bottom_right - top_left + PIXEL).clamp(min=0).prod(-1)
-    return intersection / (box_area(boxes1)[:, None] + box_area(boxes2) - intersection)
+    union = box_area(boxes1)[:, None] + box_area(boxes2) - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def clip_boxes(boxes: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
@@ -175,7 +177,16 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> 
 
     Returns:
         indices of the kept boxes, int64, by descending score.
+
+    Raises:
+        ValueError: for other shapes, and for NaN anywhere.
     """
+    shapes = [tuple(value.shape) for value in (boxes, scores, labels)]
+    if shapes != [(len(boxes), 4), (len(boxes),), (len(boxes),)]:
+        raise ValueError(f"boxes, scores and labels of shapes {shapes} are not [K, 4], [K] and [K].")
+    iou_threshold = read_number("iou_threshold", iou_threshold)
+    if boxes.isnan().any() or scores.isnan().any():
+        raise ValueError("boxes or scores are NaN: the weights or the input of the model that made them are damaged.")
     if boxes.is_cuda and is_torchvision_available():
         return nms_torchvision(boxes, scores, labels, iou_threshold)
     return nms_torch(boxes, scores, labels, iou_threshold)

@@ -35,7 +35,7 @@ from ._writing import patient_file, replacing, writing
 from .demo import DEMO_NAMES, load_demo_image
 from .inference import GroundingEngine, GroundingOptions
 from .modeling_glip import GlipForGrounding
-from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatures, pair_captions
+from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatures, class_maps, pair_captions
 from .processing_glip import GlipBatchFeature, GlipProcessor
 
 DIVISOR = 32
@@ -469,15 +469,17 @@ class OnnxGlip:
             runs.append(self.session.run(names, feed))
         outputs = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in zip(names, zip(*runs))}
         outputs["logits"] = outputs["logits"][..., : input_ids.shape[1]]
+        input_ids, attention_mask = input_ids[caption_rows], attention_mask[caption_rows]
+        positive_map, label_ids = class_maps(positive_map, label_ids, attention_mask, captions is not None)
         if original_sizes is not None and images is not None:
             original_sizes = original_sizes[images]
         return GlipGroundingOutput(
             **outputs,
             original_sizes=original_sizes,
-            input_ids=input_ids[caption_rows],
-            attention_mask=attention_mask[caption_rows],
-            positive_map=(positive_map[caption_rows] != 0).long(),
-            label_ids=label_ids[caption_rows],
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            positive_map=positive_map,
+            label_ids=label_ids,
             image_indices=images,
         )
 

@@ -17,6 +17,7 @@ Letters: B images (views) per batch, N captions, P pairs per pass, T tokens, E w
 caption, K detections.
 """
 
+import copy
 import io
 import json
 import os
@@ -38,8 +39,8 @@ from torch import Tensor
 from .boxes_glip import box_iou
 from .image_processing_pil_glip import load_image, read_pixels
 from .modeling_glip import GlipTextFeatures, select
-from .postprocess_glip import merge_detections, post_process_grounding
-from .prompts_glip import PROMPT_OPTIONS
+from .postprocess_glip import merge_detections, post_process_grounding, read_options
+from .prompts_glip import PROMPT_OPTIONS, read_number
 
 CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
@@ -97,11 +98,16 @@ class GroundingOptions:
     SPEED = ("batch_size", "pairs", "workers", "caption_multiple")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "caption_multiple"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.max_detections < 0:
-            raise ValueError(f"max_detections={self.max_detections} must not be negative; 0 keeps nothing.")
+        for name in ("batch_size", "workers", "caption_multiple", "pairs", "max_size"):
+            if getattr(self, name) is not None or name not in ("pairs", "max_size"):
+                read_number(name, getattr(self, name), least=1, whole=True)
+        vars(self).update(read_options({name: getattr(self, name) for name in DETECTION_OPTIONS}))
+        if self.merged_limit is not None:
+            read_number("merged_limit", self.merged_limit, least=0, whole=True)
+        read_number("vote_threshold", self.vote_threshold)
+        for name, sides in (("scales", self.scales), ("size", (self.size or {}).values())):
+            for side in sides:
+                read_number(name, side, least=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -361,16 +367,25 @@ def prefetch(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _open_upright(image: Any) -> Image.Image:
-    """The image of a request as a PIL image, turned upright by its EXIF orientation."""
+    """The image of a request as a decoded PIL image, turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError, OSError: if it cannot be read. Other errors are not the image's, memory that ran out among them.
+    """
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
-    elif isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif not isinstance(image, Image.Image) and hasattr(image, "load"):
+    elif not isinstance(image, bytes | Image.Image) and hasattr(image, "load"):
         image = image.load()
-    if not isinstance(image, Image.Image):
+    if not isinstance(image, bytes | Image.Image):
         return Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())
-    return ImageOps.exif_transpose(image)
+    try:
+        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+        opened.load()
+        return ImageOps.exif_transpose(opened)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise ValueError(f"Cannot read the image: {error}") from error
 
 
 # -- the engine ------------------------------------------------------------------------------------
@@ -436,7 +451,7 @@ class GroundingEngine:
 
     @torch.inference_mode()
     def _encode(self, inputs: Any) -> Captions:
-        inputs = inputs.to(self.model.device)
+        inputs = copy.copy(inputs).to(self.model.device)  # `to` would move the caller's
         count = len(inputs["input_ids"])
         captions = Captions(text_labels=inputs.text_labels, hidden=[None] * count)
         captions.queries = inputs["image_indices"].tolist() if "image_indices" in inputs else list(range(count))
@@ -514,7 +529,8 @@ class GroundingEngine:
         """Read and preprocess one view of an image; runs in a worker thread.
 
         Raises:
-            ValueError, FileNotFoundError: naming the image.
+            ValueError, FileNotFoundError: naming the image that cannot be read.
+            RuntimeError: naming the image, for what goes wrong in the preparation of any.
         """
         image = request.image
         try:
@@ -522,11 +538,14 @@ class GroundingEngine:
             if view.flip:
                 upright = ImageOps.mirror(upright)
             made = self.processor.image_processor([upright], return_tensors="pt", **self._size(view))
-        except Exception as error:  # decoders raise almost anything on damaged files
+        except MemoryError:
+            raise
+        except Exception as error:
             name = "" if isinstance(image, bytes | Image.Image) or hasattr(image, "shape") else str(image)
             if name in str(error) and isinstance(error, ValueError | FileNotFoundError):
                 raise
-            raise ValueError(f"{name}: {error}" if name else str(error)) from error
+            kind = ValueError if isinstance(error, ValueError | OSError) else RuntimeError  # not the image's fault
+            raise kind(f"{name}: {error}" if name else str(error)) from error
         if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
             made |= {name: made[name].pin_memory() for name in ("pixel_values", "pixel_mask")}
         return _Shown(index, request, view, dict(made))

@@ -39,6 +39,9 @@ from .outputs_glip import (
     GlipModelOutput,
     GlipTextFeatures,
     check_inputs,
+    check_shape,
+    check_tokens,
+    class_maps,
     concatenate,
     keep_states,
     pair_captions,
@@ -554,9 +557,15 @@ class GlipModel(GlipPreTrainedModel):
                 For the backbone: `output_hidden_states`, `output_attentions`.
 
         Raises:
-            ValueError: if the backbone's feature maps are not at strides 8, 16 and 32.
+            ValueError: for other shapes, whole numbers, and a backbone whose feature maps are not at strides 8, 16, 32.
         """
+        channels = getattr(self.config.backbone_config, "num_channels", None)
+        check_shape("pixel_values", pixel_values, None, channels, None, None)
         batch, _, height, width = pixel_values.shape
+        check_shape("pixel_mask", pixel_mask, batch, height, width)
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values are {pixel_values.dtype}: give what the image processor makes of images.")
+        pixel_values = pixel_values.to(self.backbone.dtype)
         backbone = self.backbone(pixel_values, return_dict=True, **kwargs)
         for stride, feature_map in zip(PYRAMID_STRIDES, backbone.feature_maps):
             if tuple(feature_map.shape[-2:]) != (-(-height // stride), -(-width // stride)):
@@ -604,8 +613,10 @@ class GlipModel(GlipPreTrainedModel):
                 For the text encoder: `output_hidden_states`, `output_attentions`.
 
         Raises:
-            ValueError: for captions longer than `config.max_text_length`.
+            ValueError: for other shapes, captions longer than `config.max_text_length`, and tokens that are not in the
+                vocabulary (not looked for on an accelerator).
         """
+        check_tokens(input_ids, attention_mask, token_type_ids, self.config.text_config.vocab_size)
         if input_ids.shape[1] > self.config.max_text_length:
             raise ValueError(
                 f"captions of {input_ids.shape[1]} tokens exceed max_text_length={self.config.max_text_length}: "
@@ -803,7 +814,7 @@ class GlipForGrounding(GlipPreTrainedModel):
                 and `positive_map` of shape `(num_boxes, sequence_length)`; see `loss_glip.grounding_loss`.
 
         Raises:
-            ValueError: for captions that are too long, or that cannot be paired with the images.
+            ValueError: for captions that are too long, or that cannot be paired with the images, and for other shapes.
         """
         check_inputs(pixel_values, image_features, "pixel_values", "image_features")
         check_inputs(input_ids, text_features, "input_ids", "text_features")
@@ -827,17 +838,8 @@ class GlipForGrounding(GlipPreTrainedModel):
         outputs = concatenate([outputs for outputs, _ in groups])
         predictions = concatenate([predictions for _, predictions in groups])
 
-        if positive_map is None:
-            position = outputs.attention_mask.cumsum(1)
-            inner = (position > 1) & (position < position[:, -1:]) & outputs.attention_mask.bool()
-            positive_map = inner[:, None]
-        elif captions is not None and len(positive_map) == 1:
-            positive_map = positive_map.repeat(num_pairs, 1, 1)
-        if label_ids is None:
-            label_ids = torch.arange(positive_map.shape[1], device=positive_map.device)
-            label_ids = label_ids.repeat(num_pairs, 1)
-        elif captions is not None and len(label_ids) == 1:
-            label_ids = label_ids.repeat(num_pairs, 1)
+        positive_map, label_ids = class_maps(positive_map, label_ids, outputs.attention_mask, captions is not None)
+        check_shape("original_sizes", original_sizes, num_images, 2)
         if original_sizes is not None and images is not None:
             original_sizes = original_sizes[images.to(original_sizes.device)]
 
@@ -876,7 +878,7 @@ class GlipForGrounding(GlipPreTrainedModel):
             original_sizes=original_sizes,
             input_ids=outputs.input_ids,
             attention_mask=outputs.attention_mask,
-            positive_map=(positive_map != 0).long(),
+            positive_map=positive_map,
             label_ids=label_ids,
             image_indices=images,
             hidden_states=outputs.hidden_states,

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .ops_glip import is_traced
+from .prompts_glip import shorten
+
 
 @dataclass
 class GlipImageFeatures(ModelOutput):
@@ -171,11 +174,69 @@ def keep_states(states: list[Tensor], requested: bool | int | list[int] | None) 
     return tuple(state if i in kept else None for i, state in enumerate(states))
 
 
+_INTEGERS = (torch.int64, torch.int32)
+
+
 def check_inputs(raw: Tensor | None, features: Any, raw_name: str, features_name: str) -> None:
     """Raise a ValueError unless exactly one of two ways to give an input is used."""
     if (raw is None) == (features is None):
         both = "neither" if raw is None else "both"
         raise ValueError(f"{both} of {raw_name} and {features_name} given: pass one of the two.")
+
+
+def check_shape(name: str, value: Tensor | None, *sizes: int | None) -> None:
+    """Raise a ValueError unless a tensor that is given has these sizes; None is any but 0. Not while traced."""
+    if value is None or is_traced():
+        return
+    shape = tuple(value.shape)
+    if len(shape) != len(sizes) or not all(own if size is None else own == size for own, size in zip(shape, sizes)):
+        wanted = ", ".join("1 or more" if size is None else str(size) for size in sizes)
+        raise ValueError(f"{name} has the shape {shape}: it must be ({wanted}).")
+
+
+def check_tokens(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, vocabulary: int
+) -> None:
+    """Raise a ValueError for other shapes than [N, T], or tokens that are not in a vocabulary of this size (which an
+    accelerator is not asked, as it would have to be waited for)."""
+    check_shape("input_ids", input_ids, None, None)
+    check_shape("attention_mask", attention_mask, *input_ids.shape)
+    check_shape("token_type_ids", token_type_ids, *input_ids.shape)
+    if input_ids.is_floating_point():
+        raise ValueError(f"input_ids are {input_ids.dtype}: they must be whole numbers, what a tokenizer gives.")
+    if input_ids.is_cpu and not is_traced() and not 0 <= input_ids.min() <= input_ids.max() < vocabulary:
+        raise ValueError(
+            f"input_ids go from {input_ids.min()} to {input_ids.max()}, but the model's vocabulary has {vocabulary} "
+            "entries: the tokenizer is that of another model."
+        )
+
+
+def class_maps(
+    positive_map: Tensor | None, label_ids: Tensor | None, attention_mask: Tensor, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """`positive_map` [N, C, T] and `label_ids` [N, C] of each pair, as given or by default; see
+    `GlipForGrounding.forward`.
+
+    Args:
+        attention_mask: [N, T] of each pair; shared: whether all pairs have the same caption.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    num_pairs, num_tokens = attention_mask.shape
+    if positive_map is None:
+        position = attention_mask.cumsum(1)
+        positive_map = ((position > 1) & (position < position[:, -1:]) & attention_mask.bool())[:, None]
+    elif shared and len(positive_map) == 1:
+        positive_map = positive_map.repeat(num_pairs, 1, 1)
+    num_classes = positive_map.shape[1] if positive_map.ndim == 3 else None
+    check_shape("positive_map", positive_map, num_pairs, num_classes, num_tokens)
+    if label_ids is None:
+        label_ids = torch.arange(num_classes, device=positive_map.device).repeat(num_pairs, 1)
+    elif shared and len(label_ids) == 1:
+        label_ids = label_ids.repeat(num_pairs, 1)
+    check_shape("label_ids", label_ids, num_pairs, num_classes)
+    return (positive_map != 0).long(), label_ids
 
 
 def pair_captions(
@@ -187,14 +248,22 @@ def pair_captions(
     `image_indices` [N] gives them explicitly.
 
     Raises:
-        ValueError: where the counts fit none of these.
+        ValueError: where the counts fit none of these, or an index is that of no image.
     """
+    if not is_traced() and not (num_images and num_captions):
+        raise ValueError(f"{num_captions} captions for {num_images} images: give at least one of each.")
     if image_indices is not None:
         if len(image_indices) != num_captions:
             raise ValueError(
                 f"image_indices has {len(image_indices)} entries for {num_captions} captions: give each caption "
                 "the index of its image."
             )
+        if not isinstance(image_indices, Tensor) or image_indices.ndim != 1 or image_indices.dtype not in _INTEGERS:
+            raise ValueError(
+                f"image_indices={shorten(repr(image_indices))} must be a tensor with an index per caption."
+            )
+        if not is_traced() and num_captions and not 0 <= image_indices.min() <= image_indices.max() < num_images:
+            raise ValueError(f"image_indices={image_indices.tolist()} must be from 0 to {num_images - 1}.")
         return image_indices, None
     if num_images == num_captions:
         return None, None
@@ -235,6 +304,9 @@ __all__ = [
     "GlipModelOutput",
     "GlipTextFeatures",
     "check_inputs",
+    "check_shape",
+    "check_tokens",
+    "class_maps",
     "concatenate",
     "keep_states",
     "pair_captions",

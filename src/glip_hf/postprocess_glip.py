@@ -4,7 +4,8 @@
 Letters: B images, N captions, A locations (p3 to p7, row-major), T text tokens, C classes of a caption, K detections.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
-from .prompts_glip import refuse_unknown
+from .prompts_glip import read_number, refuse_unknown, shorten
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
 
@@ -43,6 +44,31 @@ DEFAULTS = GlipPostProcessKwargs(
 )
 
 
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked options of post-processing, `threshold` among them: one number each, and a known aggregation.
+
+    Raises:
+        TypeError, ValueError: naming the option.
+    """
+    read = dict(options)
+    for name in ("threshold", "score_threshold", "nms_threshold"):
+        if name in read:
+            if isinstance(read[name], list | tuple) or getattr(read[name], "ndim", 0):
+                raise TypeError(
+                    f"{name}={shorten(repr(read[name]))} must be one number: give the lowest that any class needs, and "
+                    "filter the detections by their labels."
+                )
+            read[name] = read_number(name, read[name])
+    for name in ("pre_nms_top_k", "max_detections"):
+        if name in read:
+            read[name] = read_number(name, read[name], least=0, whole=True)
+    if read.get("aggregation", "mean") not in AGGREGATIONS:
+        raise ValueError(
+            f"aggregation={shorten(repr(read['aggregation']))} is not known: choose one of {', '.join(AGGREGATIONS)}."
+        )
+    return read
+
+
 def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: str = "mean") -> Tensor:
     """Class scores from token probabilities.
 
@@ -58,8 +84,7 @@ def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: s
     Raises:
         ValueError: for an unknown aggregation, or `"onehot"` with more classes than tokens.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation={aggregation!r} is not known: choose one of {', '.join(AGGREGATIONS)}.")
+    read_options({"aggregation": aggregation})
     if aggregation == "onehot":
         if len(positive_map) > probabilities.shape[1]:
             raise ValueError(
@@ -109,9 +134,16 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
     height, width = outputs.image_sizes[index].tolist()
     probabilities = outputs.logits[index].float().sigmoid()
     class_scores = aggregate_tokens(probabilities, outputs.positive_map[index].bool(), options["aggregation"])
+    class_scores = class_scores.masked_fill(label_ids < 0, 0)
+    centerness = outputs.centerness_logits[index].float().sigmoid()
+    if (class_scores.sum() + centerness.sum()).isnan():
+        raise ValueError(
+            f"The model's scores for caption {index} are NaN: its weights or its input are damaged, or a value "
+            "overflowed in float16, where bfloat16 or float32 helps."
+        )
     scores, locations, classes = _top_candidates(
-        class_scores.masked_fill(label_ids < 0, 0),
-        outputs.centerness_logits[index].float().sigmoid(),
+        class_scores,
+        centerness,
         outputs.spatial_shapes[index].prod(-1).tolist(),
         options["score_threshold"],
         options["pre_nms_top_k"],
@@ -130,6 +162,7 @@ def merge_detections(parts: Sequence[dict[str, Tensor]], limit: int = 100) -> di
         parts: detections of each caption, after NMS: `scores` [K], and whatever else has K rows.
         limit: detections kept; a tie at the limit keeps all.
     """
+    limit = read_number("limit", limit, least=0, whole=True)
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     scores, order = merged["scores"].sort(descending=True, stable=True)
     if len(scores) > limit:
@@ -139,12 +172,22 @@ def merge_detections(parts: Sequence[dict[str, Tensor]], limit: int = 100) -> di
 
 def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> list[list[float]] | None:
     """(height, width) the boxes of each image are scaled to, or None for relative boxes."""
+    name, original_sizes = "target_sizes", getattr(outputs, "original_sizes", None)
     if target_sizes is None:
-        original_sizes = getattr(outputs, "original_sizes", None)
-        return None if original_sizes is None else [original_sizes[rows[0]].tolist() for rows in captions]
-    sizes = target_sizes.tolist() if isinstance(target_sizes, Tensor) else [list(size) for size in target_sizes]
+        if original_sizes is None:
+            return None
+        name, target_sizes = "original_sizes", [original_sizes[rows[0]] if rows else (1, 1) for rows in captions]
+    try:
+        sizes = [[float(side) for side in size] for size in target_sizes]
+    except (TypeError, ValueError):
+        sizes = [[]]
+    if any(len(size) != 2 or not all(0 < side < math.inf for side in size) for size in sizes):
+        raise ValueError(
+            f"{name}={shorten(repr(target_sizes))} must have (height, width) in pixels for each image; for one image, "
+            "[(480, 640)]."
+        )
     if len(sizes) != len(captions):
-        raise ValueError(f"target_sizes has {len(sizes)} entries for {len(captions)} images: give one per image.")
+        raise ValueError(f"{name} has {len(sizes)} entries for {len(captions)} images: give one per image.")
     return sizes
 
 
@@ -170,28 +213,48 @@ def post_process_grounding(
         merged before the limit.
 
     Raises:
-        TypeError: for an unknown keyword argument.
-        ValueError: for an unknown aggregation, a negative limit, or `target_sizes` of another length than the images.
+        TypeError: for an unknown keyword argument, an option that is not one number, and outputs without logits.
+        ValueError: for an unknown aggregation, a negative limit, NaN, `target_sizes` that are not (height, width) of
+            each image, and maps or labels of another shape than the captions.
     """
     refuse_unknown("post-processing", kwargs, GlipPostProcessKwargs.__annotations__)
-    options: GlipPostProcessKwargs = {**DEFAULTS, **kwargs}
-    for name in ("pre_nms_top_k", "max_detections"):
-        if options[name] < 0:
-            raise ValueError(f"{name}={options[name]} must not be negative.")
-    captions = [[n] for n in range(len(outputs.logits))]
+    options = read_options({**DEFAULTS, **kwargs, "threshold": threshold})
+    if not hasattr(outputs, "logits"):
+        raise TypeError(
+            f"outputs are a {type(outputs).__name__} without 'logits': give what GlipForGrounding returned."
+        )
+    (count, _, tokens), maps, labels = (
+        tuple(getattr(outputs, name).shape) for name in ("logits", "positive_map", "label_ids")
+    )
+    if maps != (*labels, tokens) or labels[:1] != (count,):
+        raise ValueError(
+            f"positive_map {maps} and label_ids {labels} do not fit {count} captions of {tokens} tokens: their shapes "
+            "must be (captions, classes, tokens) and (captions, classes)."
+        )
+    captions = [[n] for n in range(count)]
     image_indices = getattr(outputs, "image_indices", None)
     if image_indices is not None:
         indices = image_indices.tolist()
-        captions = [[n for n, owner in enumerate(indices) if owner == image] for image in range(max(indices) + 1)]
+        if min(indices, default=0) < 0:
+            raise ValueError(f"image_indices={shorten(str(indices))} must not be negative.")
+        captions = [
+            [n for n, owner in enumerate(indices) if owner == image] for image in range(max(indices, default=-1) + 1)
+        ]
     sizes = _image_sizes(target_sizes, outputs, captions)
 
     results = []
     for image, rows in enumerate(captions):
-        merged = merge_detections([_detect(outputs, n, options) for n in rows], options["max_detections"])
+        if not rows:  # an image without captions
+            none = outputs.logits.new_zeros(0, dtype=torch.float32)
+            results.append({"scores": none, "boxes": none.view(0, 4), "labels": none.long()})
+            continue
         height, width = outputs.image_sizes[rows[0]].tolist()
+        if not height * width:
+            raise ValueError(f"Image {image} has no pixels: its pixel_mask is 0 everywhere.")
+        merged = merge_detections([_detect(outputs, n, options) for n in rows], options["max_detections"])
         new_height, new_width = (1, 1) if sizes is None else sizes[image]
         scale = [new_width / width, new_height / height]
         merged["boxes"] = merged["boxes"] * merged["boxes"].new_tensor(scale + scale)
-        above = merged["scores"] > threshold
+        above = merged["scores"] > options["threshold"]
         results.append({name: value[above] for name, value in merged.items()})
     return results

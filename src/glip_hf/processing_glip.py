@@ -287,6 +287,10 @@ class GlipProcessor(GlipHubProcessorMixin):
         results = post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
+        if isinstance(text_labels, str):
+            raise TypeError(
+                f"text_labels={shorten(repr(text_labels))} must be a list of class names: [{text_labels!r:.80}]."
+            )
         if text_labels is not None and all(isinstance(name, str) for name in text_labels):
             text_labels = [text_labels] * len(results)
         if text_labels is not None and len(text_labels) != len(results):

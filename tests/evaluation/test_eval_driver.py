@@ -3,6 +3,7 @@
 
 import copy
 import json
+import re
 import threading
 import time
 import types
@@ -421,13 +422,35 @@ def test_an_image_that_cannot_be_read_is_named(model, processor, task, tmp_path)
         assert done == [10, 11] and not readers()
 
 
-def test_whatever_fails_in_reading_names_the_image(model, processor, task, monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (ValueError("no such resize"), None, r"0\.png: no such resize"),
+        (RuntimeError("no such resize"), RuntimeError, r"0\.png: no such resize"),
+        (TypeError("no such option"), RuntimeError, r"0\.png: no such option"),
+        (MemoryError("full"), MemoryError, "full"),
+    ],
+)
+def test_only_what_cannot_be_read_is_a_broken_image(model, processor, task, monkeypatch, raised, expected, message):
     def broken(self, *args, **kwargs):
-        raise RuntimeError("no such resize")
+        raise raised
 
     monkeypatch.setattr(type(processor.image_processor), "__call__", broken)
-    with pytest.raises(ValueError, match=r"0\.png: no such resize"):
-        list(predictions(GroundingEngine(model, processor), task))
+    requests = [Request(image.path, ["cat"]) for image in task.images[:1]]
+    if expected is None:
+        (found,) = GroundingEngine(model, processor).ground(requests, skip_broken=True)
+        assert re.search(message, str(found.error))
+    else:
+        with pytest.raises(expected, match=message):
+            list(GroundingEngine(model, processor).ground(requests, skip_broken=True))
+
+
+def test_inputs_stay_where_the_caller_has_them(model, processor, task):
+    inputs = processor(images=task.images[0].path, text=["cat"], return_tensors="pt")
+    data, before = inputs.data, dict(inputs)
+    (found,) = GroundingEngine(model, processor).ground_inputs(inputs)
+    assert inputs.data is data and all(inputs[name] is value for name, value in before.items())
+    assert set(found["text_labels"]) <= {"cat"}
 
 
 def test_a_run_that_is_given_up_leaves_no_thread(model, processor, task):
@@ -476,3 +499,27 @@ def test_category_ids_not_places(detect, image_folder, tmp_path):
     assert task.names == NAMES[::-1]
     labels = {label for p in detect(task.limited(2)).values() for label in p["labels"]}
     assert labels and labels <= set(range(59, 71))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 1.5}, "batch_size=1.5 must be one whole number"),
+        ({"workers": -1}, "workers=-1 must be at least 1"),
+        ({"pairs": 0}, "pairs=0 must be at least 1"),
+        ({"max_detections": -1}, "max_detections=-1 must not be negative"),
+        ({"merged_limit": -1}, "merged_limit=-1 must not be negative"),
+        ({"threshold": float("nan")}, "threshold=nan must be a number"),
+        ({"threshold": [0.1]}, "threshold=.* must be one number"),
+        ({"nms_threshold": None}, "nms_threshold=None must be one number"),
+        ({"vote_threshold": float("nan")}, "vote_threshold=nan must be a number"),
+        ({"aggregation": "sum"}, "aggregation='sum' is not known"),
+        ({"scales": (0,)}, "scales=0 must be at least 1"),
+        ({"max_size": 0}, "max_size=0 must be at least 1"),
+        ({"size": {"shortest_edge": -5}}, "size=-5 must be at least 1"),
+    ],
+)
+def test_options_that_make_no_sense(options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        GroundingOptions(**options)

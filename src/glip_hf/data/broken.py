@@ -57,7 +57,7 @@ class BrokenImages:
         if self.count > self.limit:
             raise TooManyBrokenImages(
                 f"{self.count} images could not be read, more than max_replaced={self.limit}. The last: {what}. "
-                "`glip check-data` lists them all."
+                "Replace them (`glip check-data` lists those of annotation files) or raise data.max_broken."
             ) from error
 
 

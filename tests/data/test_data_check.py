@@ -44,7 +44,8 @@ def damaged_detection(tmp_path):
     new += [
         {"id": 206, "image_id": 10, "category_id": 4, "bbox": [1, 1, 5, 5]},
         {"id": 207, "image_id": 999, "category_id": 3, "bbox": [1, 1, 5, 5]},
-        {"id": 100, "image_id": 10, "category_id": 3, "bbox": [1, 1, 5, 5]},  # 100 was there
+        {"id": 209, "image_id": 10, "category_id": 3, "bbox": [2, 3, 10, 12]},  # the box of annotation 100
+        {"id": 100, "image_id": 10, "category_id": 3, "bbox": [1, 1, 6, 6]},  # 100 was there, which matters to nobody
         {"id": 208, "image_id": 10, "category_id": 3, "bbox": [1, 1, 5]},
         "what?",
     ]
@@ -74,7 +75,7 @@ def test_every_damage_of_a_detection_set_is_named(coco_set, tmp_path):
     assert where["box_overhang"].where == "annotation 205 of image 10"
     assert where["unknown_category"].detail == "category 4"
     assert where["unknown_image"].where == "annotation 207" and "999" in where["unknown_image"].detail
-    assert where["duplicate_annotation"].where == "annotation 100 of image 10"
+    assert where["duplicate_annotation"].where == "annotation 209 of image 10"
     assert "gone.png" in where["missing_image"].where and "half.png" in where["broken_image"].where
     assert where["wrong_size"].detail == "it has 30 x 40 pixels, annotated are 40 x 30"
     assert all(p.file == str(tmp_path / "instances.json") for p in report.problems)
@@ -128,7 +129,11 @@ def test_what_training_copes_with_is_a_warning(coco_set, tmp_path):
     free = max(entry["id"] for entry in content["categories"]) + 1
     content["categories"] += [{"id": free, "name": "(_)"}, {"id": free + 1, "name": content["categories"][0]["name"]}]
     box = {"image_id": 10, "category_id": content["categories"][0]["id"], "bbox": [1, 1, 5, 5]}
-    content["annotations"] = [box | {"id": 1, "area": float("nan")}, box | {"id": 2, "area": -3}, box | {"id": 3}]
+    content["annotations"] = [
+        box | {"id": 1, "area": float("nan")},
+        box | {"id": 2, "area": -3, "image_id": 11},
+        box | {"id": 3, "image_id": 12},
+    ]
     (tmp_path / "instances.json").write_text(json.dumps(content))
     report = check_data(coco_set)
     assert report.ok and report.counts == {"empty_name": 1, "duplicate_name": 1, "bad_area": 2}

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
+from .columns import Tally
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """To be raised when the stored columns, or the meaning of one, change."""
 
 _SAMPLE_BYTES = 1 << 20
@@ -57,7 +58,7 @@ class TableWriter:
                 path=str(self.folder / "records.arrow"), features=datasets.Features.from_arrow_schema(table.schema)
             )
         elif table.schema != self._schema:
-            raise ValueError("Some image ids are integers and some are text: make them all of one kind.")
+            raise ValueError("Some parts have integers as image ids and some have text: make them all of one kind.")
         self.rows += len(table)
         self._writer.write_table(table, ROWS_PER_BATCH)
 
@@ -121,8 +122,8 @@ def _build(folder: Path, build: Callable[[TableWriter], dict[str, Any]]) -> None
         writer.close()
         if not writer.rows:
             raise ValueError(
-                f"{info['file']}: no usable image is left; removed: {info.get('dropped') or 'none'}. "
-                "`glip check-data` names what is wrong. (Images without boxes stay with drop_empty=False.)"
+                f"{info['file']}: no usable image is left: {Tally(**info['tally']).describe()}. `glip check-data` "
+                "names what is wrong. (Images without boxes stay with drop_empty=False.)"
             )
         (work / "info.json").write_text(json.dumps(info))
         os.replace(work, folder)

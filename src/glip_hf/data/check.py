@@ -14,7 +14,7 @@ import numpy as np
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .broken import examine_images
 from .columns import DAMAGE, Columns, Problem
-from .json_stream import UnreadableJson
+from .json_stream import UnreadableJson, stream_json
 from .records import ImageRef
 from .sources import NOT_READ, find_path, resolve_spec
 from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories, parse_coco
@@ -34,13 +34,23 @@ KINDS = DAMAGE | {
     "phrase_truncated": "a phrase is cut off with the end of its caption",
     "no_phrase": "a box of a caption has no phrase",
     "bad_area": "an area is negative, infinite or NaN",
+    "unused_category": "a category that no annotation has is left out: the root of the others, or the background",
     "empty_name": "a category's name has no letter once it is cleaned",
     "duplicate_name": "two categories have the same name once it is cleaned",
 }
 """Everything `check_data` finds, and what it is."""
 
 WARNINGS = frozenset(
-    {"box_overhang", "caption_too_long", "phrase_truncated", "no_phrase", "bad_area", "empty_name", "duplicate_name"}
+    {
+        "box_overhang",
+        "caption_too_long",
+        "phrase_truncated",
+        "no_phrase",
+        "bad_area",
+        "empty_name",
+        "duplicate_name",
+        "unused_category",
+    }
 )
 """Kinds that training copes with; all others lose something."""
 
@@ -185,23 +195,24 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         file = _FILES[reader](**options)
         columns, found = Columns(str(file.path), grounded=file.grounded), None
         try:
-            found = parse_coco(file, columns)
+            found = parse_coco(stream_json(file.path), columns, file.image_path)
         except UnreadableJson as error:
             report.add(Problem("unreadable", str(file.path), "file", str(error)))
-        yield columns, None if file.grounded else _check_categories(file, found, report), None
+        yield columns, None if file.grounded else _check_categories(file, found, columns, report), None
 
 
 def _check_categories(
-    file: CocoFile, found: Sequence[Mapping[str, Any]] | None, report: DataReport
+    file: CocoFile, found: Sequence[Mapping[str, Any]] | None, columns: Columns, report: DataReport
 ) -> Collection[int] | None:
     """The known category ids, if there are valid ones. `found`: the file's categories, None if it breaks off."""
     if not file.categories and found is None:
         return None
     try:
-        categories, names = number_categories(file.categories or found, file.path)
+        categories, names, left_out = number_categories(file.categories or found, file.path, columns)
     except ValueError as error:
         report.add(Problem("malformed", str(file.path), "categories", str(error)))
         return None
+    report.add(left_out)
     first: dict[str, int] = {}
     for category, label in categories.items():
         where, cleaned = f"category {category}", clean_name(names[label]).strip().lower()
@@ -218,7 +229,6 @@ def _check_annotations(columns: Columns, categories: Collection[int] | None) -> 
     columns.finish()
     yield from columns.problems
     damage = columns.annotation_damage(categories)
-    damage.pop("unknown_image")  # among the problems already
     images = columns.array("ann_images")
     sound = np.ones(len(images), dtype=bool)
     for kind, mask in damage.items():
@@ -226,13 +236,12 @@ def _check_annotations(columns: Columns, categories: Collection[int] | None) -> 
         yield from (columns.describe(kind, int(row)) for row in np.flatnonzero(mask))
     rows = np.flatnonzero(sound & (images >= 0))
     boxes = columns.xyxy()[rows]
-    limits = np.stack([columns.array("widths"), columns.array("heights")], 1)[images[rows]]
+    limits = columns.limits()[rows]
     # With both corners inside, the last pixel is width - 1; one more pixel is rounding in the annotation.
     overhang = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > limits).any(1)
     yield from (columns.describe("box_overhang", int(row)) for row in rows[overhang])
-    areas = columns.array("areas")
-    for row in np.flatnonzero(sound & ~((areas >= 0) & np.isfinite(areas))):
-        yield columns.describe("bad_area", int(row), f"area {areas[row]:g}")
+    for row in np.flatnonzero(sound & columns.bad_areas()):
+        yield columns.describe("bad_area", int(row), f"area {columns.areas[row]:g}")
     if columns.grounded:
         counts = np.diff(columns.array("span_ends"), prepend=0)
         yield from (columns.describe("no_phrase", int(row)) for row in np.flatnonzero(sound & (counts == 0)))

@@ -7,28 +7,33 @@ which names every one.
 Letters: M annotations.
 """
 
+import json
+import math
 from array import array
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .._extras import require
 from .records import arrow_schema, pairs
+from .values import Ids, id_order, is_text, quote, read_box, read_flag, read_id, read_number, read_size, read_spans
 
 DAMAGE = {
     "malformed": "a field is missing or of the wrong type",
     "nan_box": "a box has a NaN",
     "infinite_box": "a box has an infinite value",
     "empty_box": "a box has a zero or negative size",
+    "normalised_box": "a box lies between 0 and 1: pixels are needed, so multiply by the image's width and height",
     "box_outside": "a box lies outside the image",
     "unknown_category": "a category that is not in the list",
     "unknown_image": "an image id that is not in the list",
     "span_empty": "a character span is empty or reversed",
     "span_outside": "a character span leaves the caption",
     "duplicate_image": "an image id that occurred before",
-    "duplicate_annotation": "an annotation id that occurred before",
+    "duplicate_annotation": "an image has the same box with the same category twice",
 }
 """What a reader leaves out, and why; `box_outside` only where nothing of the box is in the image."""
 
@@ -49,6 +54,95 @@ class Problem:
         return f"{self.file}: {self.where}: {self.kind}{f' ({self.detail})' if self.detail else ''}"
 
 
+ALLOWED_DAMAGE = 0.5
+"""Share of a file's boxes that may be lost before nothing starts."""
+
+
+class DamagedData(ValueError):
+    """Too few boxes of a data set can be used; the message has the counts, examples and the remedy."""
+
+
+@dataclass
+class Tally:
+    """What becomes of the annotations of a data set.
+
+    Attributes:
+        listed: annotations in the file; `kept` of them are trained on.
+        crowd: sound crowd regions, which training ignores.
+        thin: sound boxes with a side of at most one pixel, left out in training as in the original.
+        dropped: kind of damage -> number of annotations and images left out.
+        examples: kind of damage -> the first that was found.
+    """
+
+    listed: int = 0
+    kept: int = 0
+    crowd: int = 0
+    thin: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def count(self, columns: "Columns", categories: Iterable[Any] | None, thin: bool = False) -> np.ndarray:
+        """Count the annotations of `columns`: [M] bool, which of them are sound and neither crowd nor thin.
+
+        Args:
+            categories: the known category ids; None where they mean nothing.
+            thin: count thin boxes as kept, as in evaluation.
+        """
+        columns.finish()
+        for problem in columns.problems:
+            self._drop(problem, 1)
+        sound = np.ones(len(columns.ann_ids), dtype=bool)
+        for kind, mask in columns.annotation_damage(categories).items():
+            if mask.any():
+                self._drop(columns.describe(kind, int(mask.argmax())), int(mask.sum()))
+                sound &= ~mask
+        crowd = columns.array("crowd") != 0
+        wide = columns.has_extent() | thin
+        kept = sound & ~crowd & wide
+        self.listed += len(sound) + columns.lost.total()
+        self.crowd += int((sound & crowd).sum())
+        self.thin += int((sound & ~crowd & ~wide).sum())
+        self.kept += int(kept.sum())
+        return kept
+
+    def _drop(self, problem: Problem, count: int) -> None:
+        self.dropped[problem.kind] = self.dropped.get(problem.kind, 0) + count
+        self.examples.setdefault(problem.kind, str(problem))
+
+    @property
+    def lost(self) -> float:
+        """The share of annotations that is lost: everything but kept and thin boxes."""
+        return 1 - (self.kept + self.thin) / self.listed if self.listed else 0.0
+
+    def describe(self) -> str:
+        """The counts, with an example of each kind."""
+        kinds = [f"{count:,} {kind} (the first: {self.examples[kind]})" for kind, count in self.dropped.items()]
+        ignored = {"crowd regions": self.crowd, "boxes of at most one pixel": self.thin}
+        kinds += [f"{count:,} {what}" for what, count in ignored.items() if count]
+        return f"{self.kept:,} of {self.listed:,} boxes are used" + (f"; left out: {'; '.join(kinds)}" if kinds else "")
+
+    def require_boxes(self, name: str, allow_damage: float = ALLOWED_DAMAGE) -> None:
+        """The guard before a run starts.
+
+        Args:
+            allow_damage: the share of annotations that may be lost.
+
+        Raises:
+            DamagedData: if no box of a file that has some is left, or more than that share is lost.
+        """
+        if not self.listed or (self.kept and self.lost <= allow_damage):
+            return
+        remedy = "Repair the file (`glip check-data` names every finding)"
+        if self.kept:
+            share = math.ceil(100 * self.lost) / 100
+            remedy += f", or go on without them: --allow-damage {share:g} (in a recipe data.allow_damage={share:g})"
+        raise DamagedData(f"{name}: nothing was started: {self.describe()}. {remedy}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
 @dataclass
 class Columns:
     """Images and annotations under construction.
@@ -57,32 +151,45 @@ class Columns:
         file: the annotation file, for messages.
         xywh: boxes come as COCO's x, y, width, height (else as xyxy with both corners inside).
         grounded: annotations carry spans of their image's caption.
+        problems: findings about what is not in the columns.
+        lost: annotations that are not in the columns, by kind.
     """
 
     file: str
     xywh: bool = True
     grounded: bool = False
     problems: list[Problem] = field(default_factory=list)
+    lost: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.ids: list[Any] = []  # of the images, in order of appearance
-        self.index: dict[Any, int] = {}  # image id -> row
+        self.images = Ids()  # in order of appearance
         self.paths: list[str] = []
         self.offsets, self.lengths = array("q"), array("q")
         self.widths, self.heights = array("i"), array("i")
         self.captions: list[str | None] = []
         self.eval_spans: list[list[list[int]]] = []
         self.extras: list[str] = []
+        # Of annotations: the id, or -1 - n for the n-th of the file if it has none; the image's row; the place of the
+        # category in `category_ids`.
         self.ann_ids, self.ann_images, self.categories = array("q"), array("q"), array("q")
-        self.boxes, self.areas, self.crowd = array("f"), array("f"), array("b")
+        self.category_ids = Ids()  # as the annotations have them
+        self.boxes, self.areas, self.crowd = array("d"), array("d"), array("b")
         self.spans, self.span_ends = array("i"), array("q")
-        self._waiting: list[tuple[int, Any]] = []
+        self._other_ids: dict[int, Any] = {}  # row -> id of an annotation that is no such integer
+        self._waiting: dict[int, int | str] = {}  # row -> id of an image that has not come
+
+    @property
+    def ids(self) -> list[int | str]:
+        """Ids of the images."""
+        return self.images.values
 
     # -- collecting -------------------------------------------------------------------------------------
 
-    def note(self, kind: str, where: str, detail: str = "") -> None:
-        """Add a finding."""
+    def note(self, kind: str, where: str, detail: str = "", annotations: int = 0) -> None:
+        """Add a finding about something that is left out, and with it so many annotations."""
         self.problems.append(Problem(kind, self.file, where, detail))
+        if annotations:
+            self.lost[kind] += annotations
 
     def add_image(
         self,
@@ -91,30 +198,32 @@ class Columns:
         width: Any,
         height: Any,
         caption: str | None = None,
-        eval_spans: Sequence[Sequence[Sequence[int]]] = (),
+        eval_spans: Sequence[Any] | None = (),
         extra: str = "",
         offset: int = -1,
         length: int = -1,
     ) -> bool:
-        """One image. A malformed or repeated one is noted as a problem and left out (False)."""
-        where = f"image {image_id!r}"
+        """One image. A malformed or repeated one is noted as a problem and left out (False).
+
+        Args:
+            width, height: pixels; 0 where they are unknown.
+        """
+        where = f"image {quote(image_id)}"
         try:
-            if not isinstance(image_id, int | str) or not isinstance(path, str) or not path:
-                raise TypeError(f"id {image_id!r}, file {path!r}")
-            if image_id in self.index:
+            image_id = read_id(image_id)
+            if not is_text(path) or not path:
+                raise ValueError(f"file {quote(path)}")
+            if image_id in self.images:
                 self.note("duplicate_image", where, path)
                 return False
-            width, height = int(width), int(height)  # the Flickr30k files have them as strings
-            if width < 1 or height < 1:
-                raise ValueError(f"{width} x {height} pixels")
-            if caption is not None and not isinstance(caption, str):
-                raise TypeError(f"caption {caption!r}")
-            flat = [[int(value) for span in phrase for value in span] for phrase in eval_spans]
-        except (TypeError, ValueError, OverflowError) as error:
+            width, height = read_size(width, "width") or 0, read_size(height, "height") or 0
+            if caption is not None and not is_text(caption):
+                raise ValueError(f"caption {quote(caption)}")
+            flat = [read_spans(phrase) for phrase in eval_spans or ()]
+        except (TypeError, ValueError) as error:
             self.note("malformed", where, str(error))
             return False
-        self.index[image_id] = len(self.ids)
-        self.ids.append(image_id)
+        self.images.add(image_id)
         self.paths.append(path)
         self.offsets.append(offset)
         self.lengths.append(length)
@@ -126,43 +235,38 @@ class Columns:
         return True
 
     def add_annotation(
-        self,
-        ann_id: Any,
-        image_id: Any,
-        category: Any,
-        box: Sequence[float],
-        area: float | None = None,
-        crowd: Any = 0,
-        spans: Sequence[Sequence[int]] = (),
-    ) -> None:
-        """One box; its image may still come. A malformed one is noted as a problem and left out."""
-        count, span_count = len(self.ann_ids), len(self.spans)
+        self, ann_id: Any, image_id: Any, category: Any, box: Any, area: Any = None, crowd: Any = 0, spans: Any = ()
+    ) -> bool:
+        """One box; its image may still come. A malformed one is noted as a problem and left out (False)."""
+        row = len(self.ann_ids)
+        number = row + self.lost.total()
         try:
+            image_id, category = read_id(image_id, "image_id"), read_id(category, "category_id")
+            box, crowd, flat = read_box(box), read_flag(crowd), read_spans(spans) if spans else ()
             self.boxes.extend(box)
-            if len(self.boxes) != 4 * count + 4:
-                raise ValueError(f"box {box!r}")
-            for begin, end in spans:
-                self.spans.append(begin)
-                self.spans.append(end)
-            self.categories.append(category)
-            if crowd not in (0, 1, None):
-                raise ValueError(f"iscrowd {crowd!r}")
-            self.crowd.append(bool(crowd))
+        except (ValueError, OverflowError) as error:
+            del self.boxes[4 * row :]
+            which = f"annotation number {number}" if ann_id is None else f"annotation {quote(ann_id)}"
+            self.note("malformed", f"{which} of image {quote(image_id)}", str(error), annotations=1)
+            return False
+        try:
             if area is None:
                 area = box[2] * box[3] if self.xywh else (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-            self.areas.append(area)
-            image = self.index.get(image_id, -1)
-        except (TypeError, ValueError, OverflowError, IndexError) as error:
-            for column in (self.categories, self.crowd, self.areas):
-                del column[count:]
-            del self.boxes[4 * count :], self.spans[span_count:]
-            self.note("malformed", f"annotation {ann_id!r} of image {image_id!r}", str(error))
-            return
-        self.ann_ids.append(ann_id if isinstance(ann_id, int) else -1)
-        self.ann_images.append(image)
+            self.areas.append(read_number(area, "area"))
+        except (ValueError, OverflowError):  # found as `bad_area`: the box is what matters
+            self.areas.append(math.nan)
+        has_id = type(ann_id) is int and 0 <= ann_id < 2**62
+        if not has_id and ann_id is not None:
+            self._other_ids[row] = ann_id
+        self.ann_ids.append(ann_id if has_id else -1 - number)
+        self.categories.append(self.category_ids.add(category))
+        self.crowd.append(crowd)
+        self.spans.extend(flat)
         self.span_ends.append(len(self.spans))
-        if image < 0:
-            self._waiting.append((count, image_id))
+        self.ann_images.append(self.images.find(image_id) if image_id in self.images else -1)
+        if self.ann_images[row] < 0:
+            self._waiting[row] = image_id
+        return True
 
     # -- validating -------------------------------------------------------------------------------------
 
@@ -174,16 +278,17 @@ class Columns:
         return np.asarray(getattr(self, name)).reshape({"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1))
 
     def finish(self) -> None:
-        """Find the images of annotations that came before them; note those that never came."""
-        for row, image_id in self._waiting:
-            self.ann_images[row] = self.index.get(image_id, -1)
-            if self.ann_images[row] < 0:
-                self.note("unknown_image", self._where(row), f"image_id {image_id!r}")
-        self._waiting.clear()
+        """Find the images of annotations that came before them, or that spell the id in another way."""
+        for row, image_id in list(self._waiting.items()):
+            self.ann_images[row] = place = self.images.find(image_id)
+            if place >= 0:
+                del self._waiting[row]
 
     def _where(self, row: int) -> str:
         given = self.ann_ids[row]
-        return f"annotation {given}" if given >= 0 else f"annotation number {row}"
+        if row in self._other_ids:
+            return f"annotation {quote(self._other_ids[row])}"
+        return f"annotation {given}" if given >= 0 else f"annotation number {-1 - given}"
 
     def spans_of(self, row: int) -> list[tuple[int, int]]:
         """The character spans of annotation `row`."""
@@ -191,49 +296,96 @@ class Columns:
 
     def xyxy(self) -> np.ndarray:
         """Boxes [M, 4] float32 with both corners inside, otherwise as annotated."""
-        boxes = self.array("boxes").copy()
+        with np.errstate(over="ignore"):
+            boxes = self.array("boxes").astype(np.float32)
         if self.xywh:
             boxes[:, 2:] = boxes[:, :2] + np.maximum(boxes[:, 2:] - np.float32(1), 0)
         return boxes
 
-    def annotation_damage(self, categories: Collection[int] | None) -> dict[str, np.ndarray]:
-        """For each kind of damage an annotation can have, which have it: [M] bool. Call `finish` first.
+    def has_extent(self) -> np.ndarray:
+        """[M] bool: boxes with both sides above one pixel. Training, as the original, uses no other."""
+        boxes = self.xyxy()
+        return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+    def limits(self) -> np.ndarray:
+        """[M, 2] width and height of the image of each annotation, infinite where unknown."""
+        sizes = np.stack([self.array("widths"), self.array("heights")], 1).astype(np.float64)
+        sizes = np.append(np.where(sizes > 0, sizes, np.inf), [[np.inf, np.inf]], axis=0)
+        return sizes[self.array("ann_images")]  # -1, no image, is the last row
+
+    def bad_areas(self) -> np.ndarray:
+        """[M] bool: areas that are not a number of square pixels."""
+        areas = self.array("areas")
+        return ~((areas >= 0) & np.isfinite(areas))
+
+    def sound_areas(self) -> np.ndarray:
+        """[M] float64 square pixels; that of the box where the annotated area is none."""
+        boxes = self.array("boxes")
+        with np.errstate(invalid="ignore", over="ignore"):
+            sides = boxes[:, 2:] if self.xywh else boxes[:, 2:] - boxes[:, :2] + 1
+            return np.where(self.bad_areas(), sides.prod(1), self.array("areas"))
+
+    def category_places(self, categories: Iterable[Any]) -> np.ndarray:
+        """[M] the place of the category of each annotation among these ids, -1 where it is none of them."""
+        known = Ids(categories)
+        places = np.array([known.find(value) for value in self.category_ids.values], dtype=np.int64)
+        return places[self.array("categories")]
+
+    def annotation_damage(self, categories: Iterable[Any] | None) -> dict[str, np.ndarray]:
+        """For each kind of damage an annotation can have, which have it: [M] bool, of each annotation the first kind of
+        this order. Call `finish` first.
 
         Args:
             categories: the known category ids; None where they mean nothing.
         """
         raw, images = self.array("boxes"), self.array("ann_images")
-        known = images >= 0
-        rows = np.where(known, images, 0)
-        nan, infinite = np.isnan(raw).any(1), np.isinf(raw).any(1)
-        finite = ~nan & ~infinite
-        with np.errstate(invalid="ignore"):
+        nan = np.isnan(raw).any(1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            infinite = np.isinf(raw.astype(np.float32)).any(1)  # boxes are stored as float32
             sides = raw[:, 2:] if self.xywh else raw[:, 2:] - raw[:, :2]
-            empty = finite & (sides <= 0).any(1)
-            outside = np.zeros(len(raw), dtype=bool)
-            if len(self):
-                limits = np.stack([self.array("widths"), self.array("heights")], 1)[rows]
-                low, high = raw[:, :2], raw[:, :2] + sides
-                outside = finite & ~empty & known & ((high <= 0) | (low >= limits)).any(1)
-        unknown = np.zeros(len(raw), dtype=bool)
-        if categories is not None:
-            unknown = ~np.isin(self.array("categories"), list(categories))
-        ids = self.array("ann_ids")
-        repeated = np.ones(len(raw), dtype=bool)
-        repeated[np.unique(ids, return_index=True)[1]] = False
+            low, high = raw[:, :2], raw[:, :2] + sides
+            limits = self.limits()
+            small = ((raw >= 0) & (raw <= 1)).all(1) & (limits > 2).all(1)
+            outside = ((high <= 0) | (low >= limits)).any(1)
+        places = np.zeros(len(raw), dtype=np.int64) if categories is None else self.category_places(categories)
         found = {
             "nan_box": nan,
-            "infinite_box": infinite & ~nan,
-            "empty_box": empty,
+            "infinite_box": infinite,
+            "unknown_image": images < 0,
+            "unknown_category": places < 0,
+            "empty_box": (sides <= 0).any(1),
+            "normalised_box": small,
             "box_outside": outside,
-            "unknown_category": unknown,
-            "unknown_image": ~known,
-            "duplicate_annotation": repeated & (ids >= 0),
+            **(self._span_damage() if self.grounded else {}),
         }
-        return found | (self._span_damage(rows, known) if self.grounded else {})
+        sound = np.ones(len(raw), dtype=bool)
+        for kind, mask in found.items():
+            found[kind] = mask & sound
+            sound &= ~mask
+        return found | {"duplicate_annotation": self._repeated(np.flatnonzero(sound), places)}
 
-    def _span_damage(self, rows: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
-        spans, ends = self.array("spans"), self.array("span_ends") // 2
+    def _repeated(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """[M] bool: which of these rows have image, category, box and spans of an earlier one."""
+        keys = [*self.array("boxes")[rows].T, places[rows], self.array("crowd")[rows], self.array("ann_images")[rows]]
+        order = np.lexsort(keys)
+        rows = rows[order]
+        same = np.append(False, np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0))[: len(rows)]
+        repeated = np.zeros(len(self.ann_ids), dtype=bool)
+        if not self.grounded:
+            repeated[rows[same]] = True
+            return repeated
+        seen: set[tuple[Any, ...]] = set()
+        for position in np.flatnonzero(same | np.append(same[1:], False)):
+            if not same[position]:
+                seen.clear()
+            spans = tuple(self.spans_of(rows[position]))
+            repeated[rows[position]] = spans in seen
+            seen.add(spans)
+        return repeated
+
+    def _span_damage(self) -> dict[str, np.ndarray]:
+        spans, ends, images = self.array("spans"), self.array("span_ends") // 2, self.array("ann_images")
+        known, rows = images >= 0, np.maximum(images, 0)
         owners = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
         characters = np.array([len(caption or "") for caption in self.captions] or [0])[rows]
         empty, outside = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
@@ -245,15 +397,18 @@ class Columns:
     def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
         """The finding that annotation `row` has damage `kind`; `detail` replaces the default one."""
         image = self.ann_images[row]
-        if detail is None and kind == "unknown_category":
-            detail = f"category {self.categories[row]}"
+        if detail is None and kind == "unknown_image":
+            detail = f"image_id {quote(self._waiting[row])}"
+        elif detail is None and kind == "unknown_category":
+            detail = f"category {quote(self.category_ids.values[self.categories[row]])}"
         elif detail is None and kind.startswith("span"):
             spans = [list(span) for span in self.spans_of(row)]
-            detail = f"spans {spans}, caption of {len(self.captions[image] or '')} characters"
+            detail = f"spans {quote(spans)}, caption of {len(self.captions[image] or '')} characters"
         elif detail is None:
             box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
-            detail = f"box {box}" + (f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 else "")
-        owner = f" of image {self.ids[image]!r}" if image >= 0 else ""
+            size = f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 and self.widths[image] else ""
+            detail = f"box {box}{size}"
+        owner = f" of image {quote(self.ids[image])}" if image >= 0 else ""
         return Problem(kind, self.file, self._where(row) + owner, detail)
 
     # -- to Arrow ---------------------------------------------------------------------------------------
@@ -264,19 +419,23 @@ class Columns:
         """A `pyarrow.Table` of `arrow_schema`, one row per image.
 
         Args:
-            keep: [M] bool, annotations to store. Those without extent (a side of at most one pixel, in COCO's
-                measure) are left out as well, as in the original.
+            keep: [M] bool, annotations to store.
             labels: category id -> stored label; None stores 1.
             drop_empty: leave out images to which no box is left.
             by_id: images in ascending order of id (the original's order), else of appearance.
         """
         pa = require("pyarrow")
-        integer_ids = all(isinstance(value, int) for value in self.ids)
-        ids = np.array(self.ids, np.int64) if integer_ids else np.array([str(value) for value in self.ids], object)
+        integer_ids = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in self.ids)
+        if integer_ids:
+            ids = np.array(self.ids, np.int64)
+            order = np.argsort(ids, kind="stable") if by_id else np.arange(len(ids))
+        else:
+            ids = np.array([json.dumps(value) for value in self.ids], dtype=object)
+            order = np.arange(len(ids))
+            if by_id:
+                order = np.array(sorted(order, key=lambda row: id_order(self.ids[row])), dtype=np.int64)
 
-        boxes = self.xyxy()
-        rows = np.flatnonzero(keep & (boxes[:, 2:] > boxes[:, :2]).all(1))
-        order = np.argsort(ids, kind="stable") if by_id else np.arange(len(ids))
+        boxes, rows = self.xyxy(), np.flatnonzero(keep)
         image_rank = np.empty(len(ids), dtype=np.int64)
         image_rank[order] = np.arange(len(ids))
         owner = image_rank[self.array("ann_images")[rows]]
@@ -288,8 +447,7 @@ class Columns:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         stored = np.ones(len(rows), dtype=np.int32)
         if labels is not None:
-            known, positions = np.unique(self.array("categories")[rows], return_inverse=True)
-            stored = np.array([labels[int(c)] for c in known], dtype=np.int32)[positions]
+            stored = np.array([*labels.values(), 0], dtype=np.int32)[self.category_places(labels)[rows]]
         ends = np.concatenate([[0], self.array("span_ends")]).astype(np.int32)
         spans = pa.ListArray.from_arrays(ends, self.array("spans").reshape(-1)).take(pa.array(rows))
         schema, take = arrow_schema(integer_ids), order.tolist()
@@ -298,7 +456,7 @@ class Columns:
             **{name: self.array(f"{name}s")[order] for name in ("offset", "length", "width", "height")},
             "boxes": pa.ListArray.from_arrays(4 * offsets, boxes[rows].reshape(-1)),
             "labels": pa.ListArray.from_arrays(offsets, stored),
-            "areas": pa.ListArray.from_arrays(offsets, self.array("areas")[rows]),
+            "areas": pa.ListArray.from_arrays(offsets, self.sound_areas()[rows].astype(np.float32)),
             "path": [self.paths[i] for i in take],
             "caption": [self.captions[i] for i in take],
             "spans": pa.ListArray.from_arrays(offsets, spans),

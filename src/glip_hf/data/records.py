@@ -136,7 +136,11 @@ class Record:
 
 
 def arrow_schema(integer_ids: bool = True) -> Any:
-    """`pyarrow.Schema` of stored records; boxes are flat (4K floats), a box's spans are flat pairs."""
+    """`pyarrow.Schema` of stored records; boxes are flat (4K floats), a box's spans are flat pairs.
+
+    Args:
+        integer_ids: image ids are stored as int64; otherwise each as JSON, for text and longer integers.
+    """
     pa = require("pyarrow")
     spans = pa.list_(pa.list_(pa.int32()))
     return pa.schema(
@@ -162,7 +166,7 @@ def record_from_row(row: Mapping[str, Any], source: str, names: Mapping[int, str
     """A stored row, as `pyarrow.Table.to_pylist` gives it, as a `Record`."""
     return Record(
         source=source,
-        image_id=row["image_id"],
+        image_id=row["image_id"] if isinstance(row["image_id"], int) else json.loads(row["image_id"]),
         image=ImageRef(row["path"], row["offset"], row["length"], data, (row["width"], row["height"])),
         width=row["width"],
         height=row["height"],

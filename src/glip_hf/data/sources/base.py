@@ -2,6 +2,7 @@
 """What all readers give: a `Source`, a sequence of `Record`s over a memory-mapped table."""
 
 import copy
+import json
 import os
 import random
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...prompts_glip import Name
-from ..columns import Columns, Problem
+from ..columns import Columns, Tally
 from ..records import Record, record_from_row
 
 logger = logging.get_logger(__name__)
@@ -32,10 +33,10 @@ class Source:
         name: of the data set, for records and messages.
         names: class id (1..N, in order of the original ids) -> class name, never `__background__`; empty for grounding
             sets.
-        category_ids: class id -> id in the annotations, for evaluators.
+        category_ids: class id -> id in the annotations (an integer or text), for evaluators.
         captions: see `Captions`.
         prompts: class id -> `Name` with prefix and suffix, where the set has caption prompts.
-        dropped: kind of damage -> number of annotations or images that the reader left out.
+        tally: what became of the annotations; `dropped` is its kinds of damage and their numbers.
         table: the memory-mapped `datasets.Dataset`.
     """
 
@@ -52,15 +53,19 @@ class Source:
     ) -> None:
         self.name, self.table, self.info, self.captions = name, table, info, captions
         self.names: dict[int, str] = info["names"]
-        self.category_ids: dict[int, int] = info["category_ids"]
-        self.dropped: dict[str, int] = info["dropped"]
+        self.category_ids: dict[int, int | str] = info["category_ids"]
+        self.tally = Tally(**info["tally"])
         self._length, self._rows, self._encoded = len(table), rows, encoded
         self._one_row = table.with_format("arrow")
         if self.dropped:
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self.dropped.items()))
-            logger.warning(
-                f"{name}: damaged annotations were left out ({kinds}). `glip check-data` names each of them."
-            )
+            logger.warning(f"{name}: {self.tally.describe()}. `glip check-data` names each of them.")
+        for what in info.get("left_out", ()):
+            logger.warning(what)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Kind of damage -> number of annotations or images that the reader left out."""
+        return self.tally.dropped
 
     def __len__(self) -> int:
         return self._length if self._rows is None else len(self._rows)
@@ -94,8 +99,9 @@ class Source:
         return np.stack([self._column("height"), self._column("width")], axis=1)
 
     def image_ids(self) -> np.ndarray:
-        """[samples] int64 or object (text): the id of every sample's image."""
-        return self._column("image_id")
+        """[samples] int64, or object where ids are text or longer: the id of every sample's image."""
+        ids = self._column("image_id")
+        return ids if ids.dtype.kind == "i" else np.array([json.loads(text) for text in ids] or [0], object)[: len(ids)]
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """The same source with only these samples, in this order; repetition is allowed."""
@@ -157,32 +163,20 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
 
 def sound_table(
     columns: Columns,
-    dropped: dict[str, int],
-    categories: Collection[int] | None,
-    labels: Mapping[int, int] | None,
+    tally: Tally,
+    categories: Collection[Any] | None,
+    labels: Mapping[Any, int] | None,
     drop_empty: bool = False,
     strict: bool = False,
     by_id: bool = True,
 ) -> Any:
-    """The sound part of `columns` as a `pyarrow.Table` (see `Columns.to_table`); the rest is counted in `dropped`.
+    """The sound part of `columns` as a `pyarrow.Table` (see `Columns.to_table`); the rest is counted in `tally`.
 
     Raises:
         ValueError: if `strict` and anything is damaged, naming the first damage.
     """
-    columns.finish()
-
-    def drop(problem: Problem, count: int = 1) -> None:
-        if strict:
-            raise ValueError(f"{problem}. Repair it, or read with strict=False to leave it out.")
-        dropped[problem.kind] = dropped.get(problem.kind, 0) + count
-
-    for problem in columns.problems:
-        if problem.kind != "unknown_image":  # counted below, with the annotation it belongs to
-            drop(problem)
-    keep = ~(crowd := columns.array("crowd") != 0)
-    for kind, mask in columns.annotation_damage(categories).items():
-        mask = mask & ~crowd
-        if mask.any():
-            drop(columns.describe(kind, int(mask.argmax())), int(mask.sum()))
-        keep &= ~mask
+    keep = tally.count(columns, categories)
+    if strict and tally.examples:
+        example = next(iter(tally.examples.values()))
+        raise ValueError(f"{example}. Repair it, or read with strict=False to leave it out.")
     return columns.to_table(keep, labels, drop_empty, by_id)

@@ -2,23 +2,30 @@
 """COCO JSON and the formats of its shape: LVIS, and MDETR's grounding files.
 
 `CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `parse_coco` all annotations in
-`Columns`, crowd regions and damaged ones included (`check-data`): one parser, one validator.
+`Columns`, crowd regions and damaged ones included (`check-data`), `read_document` the sound ones for evaluators: one
+parser, one validator.
 """
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers.utils import logging
+
 from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
-from ..columns import Columns
+from ..columns import Columns, Problem, Tally
 from ..images import URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, UnreadableImage, upright_size
+from ..values import Ids, id_order, quote, read_id, read_name, read_size
 from .base import Captions, Source, find_path, sound_table
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,21 +101,21 @@ class CocoFile:
             raise ValueError(f"{self.path}: captions={captions!r} is for detection sets; this one brings its own.")
 
         def build(writer: TableWriter) -> dict[str, Any]:
-            columns = Columns(str(self.path), grounded=self.grounded)
-            found = parse_coco(self, columns)
+            columns, tally = Columns(str(self.path), grounded=self.grounded), Tally()
+            found = parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys)
             for kind in ("refused_image", "missing_image"):
                 if problems := [problem for problem in columns.problems if problem.kind == kind]:
                     more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
                     raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
-            labels, names = None, {}
+            labels, names, left_out = None, {}, []
             if not self.grounded:
-                labels, names = number_categories(self.categories or found, self.path)
-            dropped: dict[str, int] = {}
-            writer.write(sound_table(columns, dropped, labels, labels, drop_empty, strict))
+                labels, names, left_out = number_categories(self.categories or found, self.path, columns)
+            writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
             ids = {label: category for category, label in (labels or {}).items()}
             missing = missing_files(columns.paths)[:1]
             probe = [(missing or columns.paths or [""])[0], not missing]
-            return {"file": str(self.path), "names": names, "category_ids": ids, "dropped": dropped, "probe": probe}
+            info = {"file": str(self.path), "names": names, "category_ids": ids, "tally": tally.to_dict()}
+            return info | {"left_out": [str(what) for what in left_out], "probe": probe}
 
         folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
         key = {**self.key, "images": folders, "drop_empty": drop_empty, "strict": strict}
@@ -216,86 +223,190 @@ def mdetr_file(
 read_mdetr = reader(mdetr_file)
 
 
-def parse_coco(file: CocoFile, columns: Columns) -> list[Mapping[str, Any]]:
+Entries = Iterable[tuple[str, Any]]
+"""Lists of a file with one element each, as `stream_json` yields them."""
+
+
+def parse_coco(
+    entries: Entries,
+    columns: Columns,
+    image_path: Callable[[Mapping[str, Any]], str] | None,
+    keep_keys: Sequence[str] = (),
+    accepted: dict[str, list[Mapping[str, Any]]] | None = None,
+) -> list[Mapping[str, Any]]:
     """Read a COCO-shaped file into `columns` and return its categories.
+
+    Args:
+        image_path, keep_keys: see `CocoFile`; without `image_path` no image needs a file or a size.
+        accepted: is given the entries behind the rows of `columns`, under "images" and "annotations".
 
     Raises:
         UnreadableJson: where the file breaks off; `columns` has everything before.
     """
     categories = []
-    for key, entry in stream_json(file.path):
-        if key not in ("images", "annotations", "categories"):
+    for key, entry in entries:
+        if key not in ("images", "annotations", "categories") or entry is None:
             continue
         if not isinstance(entry, Mapping):
-            columns.note("malformed", f"an entry of {key!r}", f"{entry!r:.100}")
+            columns.note("malformed", f"an entry of {key!r}", quote(entry), annotations=key == "annotations")
+        elif key == "categories":
+            categories.append(entry)
         elif key == "images":
-            _add_image(columns, entry, file)
-        elif key == "annotations":
-            columns.add_annotation(
+            if _add_image(columns, entry, image_path, keep_keys) and accepted is not None:
+                accepted[key].append(entry)
+        else:
+            added = columns.add_annotation(
                 entry.get("id"),
                 entry.get("image_id"),
-                entry.get("category_id", 1 if columns.grounded else None),
+                1 if columns.grounded else entry.get("category_id"),
                 entry.get("bbox"),
                 entry.get("area"),
-                entry.get("iscrowd", 0),
-                entry.get("tokens_positive") or () if columns.grounded else (),
+                entry.get("iscrowd"),
+                entry.get("tokens_positive") if columns.grounded else (),
             )
-        else:
-            categories.append(entry)
+            if added and accepted is not None:
+                accepted[key].append(entry)
     return categories
 
 
-def _add_image(columns: Columns, entry: Mapping[str, Any], file: CocoFile) -> None:
-    where, width, height = f"image {entry.get('id')!r:.100}", entry.get("width"), entry.get("height")
+def _add_image(
+    columns: Columns,
+    entry: Mapping[str, Any],
+    image_path: Callable[[Mapping[str, Any]], str] | None,
+    keep_keys: Sequence[str],
+) -> bool:
+    where, width, height = f"image {quote(entry.get('id'))}", entry.get("width"), entry.get("height")
     try:
-        path = file.image_path(entry)
-        if _is_missing(width) or _is_missing(height):
+        path = image_path(entry) if image_path else "-"
+        if image_path and None in (read_size(width, "width"), read_size(height, "height")):
             with ImageRef(path).open() as image:
                 width, height = upright_size(image)
     except (OSError, TypeError, ValueError) as error:
         kinds = {RefusedImage: "refused_image", FileNotFoundError: "missing_image", UnreadableImage: "broken_image"}
         columns.note(kinds.get(type(error), "malformed"), where, str(error))
-        return
-    extra = {key: entry[key] for key in file.keep_keys if entry.get(key) is not None}
-    columns.add_image(
+        return False
+    extra = {key: entry[key] for key in keep_keys if entry.get(key) is not None}
+    return columns.add_image(
         entry.get("id"),
         path,
         width,
         height,
-        entry.get("caption", "") if columns.grounded else None,
-        entry.get("tokens_positive_eval") or (),
+        (entry.get("caption") or "") if columns.grounded else None,
+        entry.get("tokens_positive_eval"),
         json.dumps(extra) if extra else "",
     )
 
 
-def _is_missing(side: Any) -> bool:
-    """Whether a width or height is none: absent, null, empty, 0, -1, NaN. (What is not a number is damage.)"""
-    try:
-        return side is None or side == "" or not float(side) >= 1
-    except (TypeError, ValueError, OverflowError):
-        return False
+def read_document(
+    source: str | Path | Mapping[str, Any],
+    categories: Sequence[Mapping[str, Any]] | None = None,
+    image_path: Callable[[Mapping[str, Any]], str] | None = None,
+) -> tuple[dict[str, list[dict[str, Any]]], Tally]:
+    """A detection set for evaluators, which need the file's own ids, crowd regions and float64 boxes.
+
+    What is damaged is left out by the same rules as in training. The given document is not changed.
+
+    Args:
+        source: the file, or its content.
+        categories: to use in place of the file's.
+        image_path: see `CocoFile`; an image for which it raises is left out. Without one no image needs a file.
+
+    Returns:
+        `images` (all of their fields, `id` and `width`, `height` in one form, None where a size is missing),
+        `annotations` (`id` 1..M, `image_id` and `category_id` exactly as in the other two lists, `bbox`, `area`,
+        `iscrowd`, `ignore`) and `categories` (`id` and `name` in one form); and what became of the annotations.
+
+    Raises:
+        ValueError: for what is not such a file at all, and for categories without a valid id and name.
+    """
+    is_path = isinstance(source, str | Path)
+    name = str(source) if is_path else "the annotations"
+    if not is_path and not isinstance(source, Mapping):
+        raise ValueError(f"{name}: {quote(source)} is not a JSON object with images, annotations and categories.")
+    columns, tally = Columns(name), Tally()
+    accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
+    entries = stream_json(source) if is_path else _members(source)
+    found = parse_coco(entries, columns, image_path, (), accepted)
+    labels, names, left_out = number_categories(categories or found, name, columns)
+    for what in left_out:
+        logger.warning(str(what))
+    tally.count(columns, labels, thin=True)
+    sound = ~np.any(list(columns.annotation_damage(labels).values()), axis=0)
+    ids, boxes, areas = list(labels), columns.array("boxes"), columns.sound_areas()
+    owners, places = columns.array("ann_images"), columns.category_places(labels)
+    annotations = [
+        {
+            "id": number,
+            "image_id": columns.ids[owners[row]],
+            "category_id": ids[places[row]],
+            "bbox": boxes[row].tolist(),
+            "area": float(areas[row]),
+            "iscrowd": int(columns.crowd[row]),
+            "ignore": int(bool(accepted["annotations"][row].get("ignore"))),
+        }
+        for number, row in enumerate(np.flatnonzero(sound).tolist(), start=1)
+    ]
+    images = []
+    for row, entry in enumerate(accepted["images"]):
+        size = {"width": columns.widths[row] or None, "height": columns.heights[row] or None}
+        images.append({**entry, "id": columns.ids[row], **size})
+    by_id = {read_id(entry["id"]): entry for entry in categories or found if read_id(entry["id"]) in labels}
+    kept = [{**by_id[key], "id": key, "name": names[label]} for key, label in labels.items()]
+    return {"images": images, "annotations": annotations, "categories": kept}, tally
+
+
+def _members(document: Mapping[str, Any]) -> Entries:
+    for key, value in document.items():
+        yield from ((key, entry) for entry in (value if isinstance(value, Sequence | np.ndarray) else [value]))
+
+
+BACKGROUND = ("__background__", "_background_", "background")
 
 
 def number_categories(
-    categories: Sequence[Mapping[str, Any]], file: str | Path
-) -> tuple[dict[int, int], dict[int, str]]:
-    """Category id -> 1..N in order of the ids, and 1..N -> name. `__background__` is not numbered.
+    categories: Sequence[Mapping[str, Any]], file: str | Path, columns: Columns
+) -> tuple[dict[int | str, int], dict[int, str], list[Problem]]:
+    """Category id -> 1..N in order of the ids, 1..N -> name, and the categories that are left out.
+
+    Not numbered are `__background__` and, where no annotation has them, other spellings of it and a category that is
+    only the supercategory of others, which exporters write as the root of the list.
+
+    Args:
+        columns: with the annotations.
 
     Raises:
-        ValueError: for entries without an integer id and a name, and for ids that occur twice.
+        ValueError: for entries without a valid id and name, and for ids with two names.
     """
-    listed = {}
+    listed: dict[int | str, str] = {}
+    supercategories: dict[int | str, Any] = {}
     for entry in categories:
-        if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{file}: the category {entry!r} needs an integer 'id' and a 'name'.")
-        if entry["id"] in listed:
-            raise ValueError(f"{file}: the category id {entry['id']} occurs twice.")
-        listed[entry["id"]] = entry["name"]
+        try:
+            key, name = read_id(entry.get("id")), read_name(entry.get("name"))
+        except ValueError as error:
+            raise ValueError(
+                f"{file}: the category {quote(entry.get('name'))} with the id {quote(entry.get('id'))} has {error}: "
+                "each needs an 'id', an integer or text, and a 'name'."
+            ) from None
+        if listed.setdefault(key, name) != name:
+            raise ValueError(f"{file}: the category id {key!r} stands for {listed[key]!r:.60} and for {name!r:.60}.")
+        supercategories.setdefault(key, entry.get("supercategory"))
     if not listed:
         raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.")
-    known = sorted(key for key, name in listed.items() if name != "__background__")
-    labels = {key: number for number, key in enumerate(known, start=1)}
-    return labels, {labels[key]: listed[key] for key in known}
+    places, keys = Ids(listed), list(listed)
+    used = {keys[place] for value in columns.category_ids.values if (place := places.find(value)) >= 0}
+    left_out = []
+    for key in [key for key in keys if key not in used]:
+        parents = {str(supercategories[other]) for other in keys if other != key}
+        # Of a file without annotations it is not known which are used: there, only the root of all is left out.
+        is_root = columns.category_ids.values or str(supercategories[key] or "none").lower() == "none"
+        if listed[key].lower() in BACKGROUND[1:] or (listed[key] in parents and is_root):
+            why = "the background" if listed[key] not in parents else "the supercategory of others"
+            where = f"category {quote(key)}"
+            left_out.append(Problem("unused_category", str(file), where, f"{listed[key]!r:.60}, {why}"))
+    unused = {problem.where for problem in left_out}
+    known = [key for key in keys if listed[key] != BACKGROUND[0] and f"category {quote(key)}" not in unused]
+    labels = {key: number for number, key in enumerate(sorted(known, key=id_order), start=1)}
+    return labels, {labels[key]: listed[key] for key in labels}, left_out
 
 
 def class_prompts(names: Mapping[int, str], prompts: Sequence[Mapping[str, str]] | None) -> dict[int, Name] | None:

@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
 from ..._extras import require
 from ...prompts_glip import find_phrase
 from ..cache import TableWriter, convert_once
-from ..columns import Columns
+from ..columns import Columns, Tally
 from ..records import Record, record_from_row, upright_size
+from ..values import integer, quote, read_box, read_size
 from .base import Captions, Source, sound_table
 
 BoxFormat = Literal["xywh", "xyxy", "xyxy_relative"]
+
+
+class _UnknownCategory(ValueError):
+    """A class name that is not among the names."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class HubColumns:
     spans: str = "tokens_positive"
     phrase: str = "phrase"
     box_format: BoxFormat = "xywh"
+
+    def __post_init__(self) -> None:
+        if self.box_format not in get_args(BoxFormat):
+            raise ValueError(f"box_format={self.box_format!r:.60} must be one of {', '.join(get_args(BoxFormat))}.")
 
 
 def _row_image(dataset: Any, column: str, row: int) -> bytes:
@@ -138,37 +147,43 @@ class HubData:
 
     def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
         """Add a row to `collected`."""
-        c = self.columns
-        image_id, where = row.get(c.image_id, number), f"row {number}"
+        c, where, objects = self.columns, f"row {number}", []
+        image_id = number if row.get(c.image_id) is None else row[c.image_id]
         try:
-            width, height = row.get(c.width), row.get(c.height)
+            objects = _objects(row[c.objects])
+            width, height = read_size(row.get(c.width), "width"), read_size(row.get(c.height), "height")
             if width is None or height is None:
                 with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
                     width, height = upright_size(image)
         except Exception as error:  # decoders raise almost anything on damaged files
-            collected.note("broken_image", where, str(error))
+            collected.note("broken_image", where, str(error), len(objects))
             return
         caption = row.get(c.caption) or "" if self.grounded else None
         path = f"{collected.file}[{number}]"
         if not collected.add_image(image_id, path, width, height, caption, offset=number):
+            collected.lost["malformed"] += len(objects)
             return
-        for number_in_row, thing in enumerate(_objects(row[c.objects])):
-            at, category, spans = f"{where}, object {number_in_row}", 1, ()
+        for number_in_row, thing in enumerate(objects):
             try:
-                box = _as_xywh(thing[c.box], c.box_format, width, height)
-                if self.grounded:
-                    spans = self._spans(thing, caption)
-                elif not isinstance(category := thing[c.category], str):
-                    category += 1
-                elif category in self.names:
-                    category = list(self.names).index(category) + 1
-                else:
-                    collected.note("unknown_category", at, repr(category))
-                    continue
+                box, spans = thing.get(c.box), self._spans(thing, caption) if self.grounded else ()
+                if c.box_format != "xywh":
+                    box = _as_xywh(read_box(box), c.box_format, width, height)
+                category = 1 if self.grounded else self._category(thing.get(c.category))
             except (KeyError, ValueError, TypeError) as error:
-                collected.note("malformed", at, str(error))
+                kind = "unknown_category" if isinstance(error, _UnknownCategory) else "malformed"
+                collected.note(kind, f"{where}, object {number_in_row}", str(error), annotations=1)
                 continue
-            collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd) or 0, spans)
+            collected.add_annotation(None, image_id, category, box, thing.get(c.area), thing.get(c.crowd), spans)
+
+    def _category(self, value: Any) -> Any:
+        """The category, 1..N, of a class name or a number 0..N-1."""
+        if isinstance(value, str) and value in self.names:
+            return list(self.names).index(value) + 1
+        if (number := integer(value)) is not None:
+            return number + 1
+        if isinstance(value, str):
+            raise _UnknownCategory(quote(value))
+        return value  # refused when it is added
 
     def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
         if thing.get(self.columns.spans) is not None:
@@ -199,11 +214,11 @@ def read_hub(
 
     def build(writer: TableWriter) -> dict[str, Any]:
         collected, labels, used = data.collect()
-        dropped: dict[str, int] = {}
-        writer.write(sound_table(collected, dropped, labels, labels, drop_empty, strict, by_id=False))
+        tally = Tally()
+        writer.write(sound_table(collected, tally, labels, labels, drop_empty, strict, by_id=False))
         numbered = dict(enumerate(used, start=1))
         ids = {label: label - 1 for label in numbered}
-        return {"file": data.name, "names": numbered, "category_ids": ids, "dropped": dropped}
+        return {"file": data.name, "names": numbered, "category_ids": ids, "tally": tally.to_dict()}
 
     key = {
         "reader": "hub",
@@ -240,7 +255,8 @@ class HubStream:
         self.dataset = data.dataset.cast_column(data.columns.image, require("datasets").Image(decode=False))
         self.captions = data.captions
         self.names = {} if data.grounded else dict(enumerate(data.names, start=1))
-        self.dropped: dict[str, int] = {}
+        self.tally = Tally()
+        self.dropped = self.tally.dropped
 
     def records(self, dataset: Any) -> Iterator[Record]:
         """Records of the rows of `dataset`: this data set, shuffled or a shard of it."""
@@ -248,7 +264,7 @@ class HubStream:
         for number, row in enumerate(dataset):
             collected = Columns(self.name, grounded=self.data.grounded)
             self.data.add(collected, row, number)
-            table = sound_table(collected, self.dropped, labels, labels, self.drop_empty)
+            table = sound_table(collected, self.tally, labels, labels, self.drop_empty)
             broken = [str(problem) for problem in collected.problems if problem.kind == "broken_image"]
             if len(table):
                 values = table.to_pylist()[0] | {"offset": -1, "length": -1}
@@ -275,11 +291,8 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _as_xywh(box: Sequence[float], box_format: BoxFormat, width: int, height: int) -> list[float]:
+    """Corners, in pixels or relative to the size, as x, y, width, height in pixels."""
     x, y, right, bottom = box
-    if box_format == "xywh":
-        return [x, y, right, bottom]
     if box_format == "xyxy_relative":
         x, right, y, bottom = x * width, right * width, y * height, bottom * height
-    elif box_format != "xyxy":
-        raise ValueError(f"box_format={box_format!r} must be 'xywh', 'xyxy' or 'xyxy_relative'.")
     return [x, y, right - x, bottom - y]

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from ..columns import Tally
 from ..records import Record
 from ..scenes import SceneConfig, make_scene
 from .base import Source
@@ -23,7 +24,7 @@ class SceneSource(Source):
         name: str = "scenes",
     ) -> None:
         self.name, self.split, self.seed, self.config = name, split, seed, config or SceneConfig()
-        self.captions, self.names, self.category_ids, self.dropped = "given", {}, {}, {}
+        self.captions, self.names, self.category_ids, self.tally = "given", {}, {}, Tally()
         self._length, self._rows = length, None
 
     def __getitem__(self, index: int) -> Record:

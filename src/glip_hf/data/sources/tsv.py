@@ -15,8 +15,9 @@ import numpy as np
 
 from ..._extras import require
 from ..cache import TableWriter, convert_once
-from ..columns import Columns
+from ..columns import Columns, Tally
 from ..records import ImageRef
+from ..values import quote
 from .base import Captions, Source, sound_table
 
 CHUNK_ROWS = 20_000
@@ -151,18 +152,18 @@ def read_tsv(
 
     def build(writer: TableWriter) -> dict[str, Any]:
         labels = load_labelmap(parts["labelmap"])
-        dropped: dict[str, int] = {}
+        tally = Tally()
         ids = {index: index for index in labels.values()}
         stored = []  # row numbers of the label file, in the order of the table
         for columns, numbers in parse_tsv(parts, labels):
-            writer.write(sound_table(columns, dropped, None, ids, strict=strict, by_id=False))
+            writer.write(sound_table(columns, tally, None, ids, strict=strict, by_id=False))
             stored += numbers
         if parts["linelist"]:
             writer.write_rows(_line_list(parts, np.array(stored, dtype=np.int64)))
         names: dict[int, str] = {}
         for text, index in labels.items():
             names.setdefault(index, text)
-        return {"file": str(yaml_file), "names": names, "category_ids": ids, "dropped": dropped}
+        return {"file": str(yaml_file), "names": names, "category_ids": ids, "tally": tally.to_dict()}
 
     source = Source(name, *convert_once(name, files, options, build, cache_dir), captions)
     if drop_empty:
@@ -212,41 +213,43 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
     columns, numbers = Columns(str(parts["label"][0]), xywh=False), []
     for number, file, line, content in label_files.rows():
         columns.file = file
-        where = f"line {line + 1}"
+        where, objects = f"line {line + 1}", ()
         try:
             key, text = content.decode().split("\t", 1)
             entry = json.loads(text)
             objects = entry.get("objects", ()) if isinstance(entry, Mapping) else entry
-            if not isinstance(objects, list | tuple):
-                raise ValueError(f"objects {objects!r:.60}")
+            if not isinstance(objects, list):
+                given, objects = objects, ()
+                raise ValueError(f"objects {quote(given)}")
             image_row = number if image_rows is None else int(image_rows[str(entry["img_id"])])
             path, offset, length = image_files.locate(image_row)
             height, width = sizes.find(number, image_row, key)
         except LookupError as error:
             missing = f"no {error} in imageid2idx" if isinstance(error, KeyError) else str(error)
-            columns.note("unknown_image", where, missing)
+            columns.note("unknown_image", where, missing, len(objects))
             continue
         except (ValueError, TypeError, FileNotFoundError) as error:
-            columns.note("unreadable", where, str(error))
+            columns.note("unreadable", where, str(error), max(len(objects), 1))
             continue
         # Several files may use the same keys.
         has_id = len(label_files.paths) == 1 and key.lstrip("-").isdigit()
         image_id = int(key) if has_id else number
         if image_id in seen:
-            columns.note("duplicate_image", where, f"key {key}")
+            columns.note("duplicate_image", where, f"key {key}", len(objects))
             continue
         if not columns.add_image(image_id, path, width, height, offset=offset, length=length):
+            columns.lost["malformed"] += len(objects)
             continue
         seen.add(image_id)
         numbers.append(number)
         for index, thing in enumerate(objects):
             at = f"{where}, object {index}"
             if not isinstance(thing, Mapping):
-                columns.note("malformed", at, f"{thing!r:.60}")
-            elif thing.get("class") not in labels:
-                columns.note("unknown_category", at, f"{thing.get('class')!r}")
+                columns.note("malformed", at, quote(thing), annotations=1)
+            elif not isinstance(name := thing.get("class"), str) or name not in labels:
+                columns.note("unknown_category", at, quote(name), annotations=1)
             else:
-                columns.add_annotation(None, image_id, labels[thing["class"]], thing.get("rect"))
+                columns.add_annotation(None, image_id, labels[name], thing.get("rect"))
         if len(numbers) >= CHUNK_ROWS:
             yield columns, numbers
             columns, numbers = Columns(file, xywh=False), []

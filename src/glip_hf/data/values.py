@@ -1,0 +1,187 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Values of annotation files as tools write them, in one form; readers and evaluators share them.
+
+`null` is a missing value. Numbers may come as text, ids as integers, integral floats or text of any length. What has
+one meaning is converted; for the rest a function raises a `ValueError` that names the value.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+_NUMBERS = frozenset((int, float))
+_INTEGER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?")  # "007" may be a name: it is not the number 7
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def quote(value: Any, limit: int = 80) -> str:
+    """`repr` of a value in messages, cut before it is formatted: a file may hold megabytes where a number belongs."""
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    elif isinstance(value, list | tuple):
+        shown = ", ".join(quote(item, 20) for item in value[:8])
+        return f"[{shown}{', ...' if len(value) > 8 else ''}]"[:limit]
+    elif isinstance(value, dict):
+        return f"an object with the keys {quote(list(value), limit)}"
+    elif isinstance(value, int) and value.bit_length() > 300:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text that can be stored: JSON can spell half a surrogate pair, which is not a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def read_id(value: Any, what: str = "id") -> int | str:
+    """An id: an integer, an integral float as an integer, or text as it is."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float | np.floating) and value.is_integer():
+        return int(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if is_text(value) and value.strip():
+        return value
+    raise ValueError(f"{what} {quote(value)}" if value is not None else f"no {what}")
+
+
+def read_number(value: Any, what: str) -> float:
+    """A number, or the number that a text spells; NaN and infinity are numbers."""
+    if type(value) in _NUMBERS or isinstance(value, np.integer | np.floating):
+        number = value
+    elif isinstance(value, str) and value.isascii() and "_" not in value:
+        number = value.strip()
+    else:
+        raise ValueError(f"{what} {quote(value)}" if value is not None else f"no {what}")
+    try:
+        return float(number)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{what} {quote(value)}") from None
+
+
+def read_box(value: Any) -> Sequence[float]:
+    """The four numbers of a box, as they are (text that spells them too)."""
+    if type(value) is list and len(value) == 4 and _NUMBERS.issuperset(map(type, value)):
+        return value
+    listed = value
+    if isinstance(value, str) and value.lstrip()[:1] == "[" and len(value) < 1000:
+        try:
+            listed = json.loads(value)
+        except ValueError:
+            listed = None
+    if isinstance(listed, np.ndarray):
+        listed = listed.tolist()
+    if not isinstance(listed, list | tuple) or len(listed) != 4:
+        raise ValueError(f"bbox {quote(value)}" if value is not None else "no bbox")
+    try:
+        return [read_number(number, "") for number in listed]
+    except ValueError:
+        raise ValueError(f"bbox {quote(value)}") from None
+
+
+def read_flag(value: Any, what: str = "iscrowd") -> bool:
+    """0 or 1, also as a boolean or text; a missing value is 0."""
+    if value is None or value is False or value is True:
+        return bool(value)
+    if isinstance(value, int | float | np.integer | np.floating):
+        if value in (0, 1) or value != value:  # pandas writes missing values as NaN
+            return value == 1
+    elif isinstance(value, str) and (flag := _FLAGS.get(value.strip().lower().removesuffix(".0"))) is not None:
+        return flag
+    raise ValueError(f"{what} {quote(value)}")
+
+
+def read_spans(value: Any) -> list[int]:
+    """Spans `[[begin, end), ...]` of a caption as one flat list; flat ones are taken as pairs, None is no span."""
+    if value is None:
+        return []
+    try:
+        flat = [number for pair in value for number in (pair if isinstance(pair, list | tuple) else (pair,))]
+        odd = len(flat) % 2 or any(isinstance(pair, list | tuple) and len(pair) != 2 for pair in value)
+        whole = flat if all(type(number) is int for number in flat) else [integer(number) for number in flat]
+    except TypeError:
+        odd, whole = True, []
+    if odd or isinstance(value, str | dict) or None in whole or any(abs(number) > 2**31 - 1 for number in whole):
+        raise ValueError(f"tokens_positive {quote(value)}")
+    return whole
+
+
+def read_size(value: Any, what: str) -> int | None:
+    """Pixels of a side of an image, which text may spell; None where it is missing, 0 or negative.
+
+    Raises:
+        ValueError: for what is not a number.
+    """
+    number = 0.0 if value is None or value == "" else read_number(value, what)
+    return int(number) if math.isfinite(number) and 1 <= number < 2**31 else None
+
+
+def read_name(value: Any) -> str:
+    """The name of a category; of a number its digits."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = integer(value)
+        return str(value if number is None else number)
+    if not is_text(value):
+        raise ValueError(f"name {quote(value)}" if value is not None else "no name")
+    return value
+
+
+def integer(value: Any) -> int | None:
+    """The integer that a number or a text like "7" or "7.0" stands for; None for the rest."""
+    if isinstance(value, str):
+        match = _INTEGER.fullmatch(value.strip())
+        return int(match[1]) if match and len(match[1]) < 400 else None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    return int(value) if value == value and abs(value) != math.inf and value == int(value) else None
+
+
+def id_order(value: int | str) -> tuple[bool, int, str]:
+    """The sort key of ids: numbers in ascending order (also those in text), then text."""
+    number = integer(value)
+    return (True, 0, value) if number is None else (False, number, str(value))
+
+
+class Ids:
+    """Ids as places 0, 1, ... An id is found as it is written, or by its number where one id alone has it: 7, 7.0 and
+    "7" are the same, unless there are both 7 and "7".
+
+    Attributes:
+        values: the ids, each as `read_id` gives it.
+    """
+
+    def __init__(self, values: Iterable[Any] = ()) -> None:
+        self.values: list[int | str] = []
+        self._places: dict[int | str, int] = {}
+        self._spelled: dict[int, int] = {}  # number -> place of the only text that spells it, -1 of several
+        for value in values:
+            self.add(read_id(value))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __contains__(self, value: int | str) -> bool:
+        return value in self._places
+
+    def add(self, value: int | str) -> int:
+        """The place of an id, a new one if it was not there as it is written."""
+        place = self._places.setdefault(value, len(self.values))
+        if place == len(self.values):
+            self.values.append(value)
+            if isinstance(value, str) and (number := integer(value)) is not None:
+                self._spelled[number] = -1 if number in self._spelled else place
+        return place
+
+    def find(self, value: int | str) -> int:
+        """The place of an id, -1 if it is not there."""
+        place = self._places.get(value)
+        if place is None:
+            number = value if isinstance(value, int) else integer(value)
+            place = -1 if number is None else self._places.get(number, self._spelled.get(number, -1))
+        return place

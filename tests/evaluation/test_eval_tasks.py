@@ -5,9 +5,11 @@ import json
 
 import pytest
 import yaml
+from PIL import Image, ImageOps
 
 from glip_hf.evaluation import FlickrEvaluator
 from glip_hf.evaluation.odinw import ODINW13, mean_metrics
+from glip_hf.evaluation.run import _request
 from glip_hf.evaluation.tasks import detection_task, flickr_task, odinw_sets, sentence_keys
 
 CATEGORIES = [{"id": 3, "name": "fish"}, {"id": 1, "name": "shark"}]
@@ -45,7 +47,43 @@ def test_what_is_missing_is_named_by_its_first_place(tmp_path):
     document = coco(file_name="7.jpg", coco_url="http://images.cocodataset.org/val2017/7.jpg")
     for name, place in (("coco", "7.jpg"), ("lvis", "val2017/7.jpg")):
         assert detection_task(name, document, tmp_path).missing_images() == [str(tmp_path / place)]
-    assert detection_task("coco", coco(), tmp_path).missing_images() == ["(image 9 has neither file_name nor coco_url)"]
+    assert detection_task("coco", coco(), tmp_path).missing_images() == [
+        "image 9: it has neither a file_name nor a URL"
+    ]
+
+
+@pytest.mark.parametrize(
+    "form", ["photos/7.jpg", "/home/me/7.jpg", "C:\\me\\7.jpg", "%37.jpg", "https://host/7.jpg?x=1"]
+)
+def test_names_as_tools_write_them(tmp_path, form):
+    path = touch(tmp_path / "7.jpg")
+    for entry in ({"file_name": form}, {"file_name": None, "coco_url": form}, {"flickr_url": form, "coco_url": None}):
+        assert detection_task("coco", coco(**entry), tmp_path).images[0].path == path
+
+
+def test_images_outside_the_folder(tmp_path):
+    secret = touch(tmp_path / "secret.jpg")
+    (tmp_path / "photos").mkdir()
+    for name in ("../secret.jpg", secret):
+        (problem,) = detection_task("coco", coco(file_name=name), tmp_path / "photos").missing_images()
+        assert problem.startswith("image 9: the file name ") and "--allow-outside" in problem
+        task = detection_task("coco", coco(file_name=name), tmp_path / "photos", allow_outside=True)
+        assert task.missing_images() == []
+    (problem,) = detection_task("coco", coco(file_name=5), tmp_path).missing_images()
+    assert problem == "image 9: the file name 5 is not valid: give the name of the image file as text"
+
+
+def test_turned_photos_are_in_the_frame_of_the_annotations(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "7.jpg", exif=exif)
+    for size, shown in (
+        ({"width": 40, "height": 30}, (40, 30)),
+        ({"width": 30, "height": 40}, (30, 40)),
+        ({}, (30, 40)),
+    ):
+        task = detection_task("coco", coco(file_name="7.jpg", **size), tmp_path)
+        assert ImageOps.exif_transpose(_request(task.images[0], task).image.load()).size == shown
 
 
 def test_no_categories(tmp_path):

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON or Flickr30k Entities' folder"
     )
     data("--images", metavar="DIR", help="folder of the images (with --score-only: for the gallery)")
+    data("--allow-outside", action="store_true", help="read images that the annotations name outside their folder")
     data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: searched for)")
     data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
@@ -127,8 +128,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _task(arguments: argparse.Namespace) -> Task:
     images = arguments.images or "."
     if arguments.benchmark == "flickr":
-        return flickr_task(arguments.annotations, images, _subset(arguments))
-    return detection_task(arguments.benchmark, arguments.annotations, images)
+        return flickr_task(arguments.annotations, images, _subset(arguments), arguments.allow_outside)
+    return detection_task(arguments.benchmark, arguments.annotations, images, allow_outside=arguments.allow_outside)
 
 
 def _subset(arguments: argparse.Namespace) -> str:
@@ -227,7 +228,9 @@ def _score_file(
 
 def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Each data set in a subfolder of its own, and the mean in the output folder."""
-    sets: list[OdinwSet] = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split)
+    sets: list[OdinwSet] = odinw_sets(
+        arguments.config, arguments.data_root, arguments.prompts, arguments.split, arguments.allow_outside
+    )
     sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
     engine = None
     if not arguments.score_only:

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from .._extras import require
-from ..image_processing_pil_glip import load_image, read_pixels
+from ..data.records import ImageRef
+from ..image_processing_pil_glip import read_pixels
 from ..visualize import draw_detections
 from .base import DetectionEvaluator, Evaluator, GalleryItem
 from .plots import make_plots, make_sets_plot
@@ -55,8 +56,8 @@ def write_report(
         write_predictions(output / "predictions.json", evaluator)
     plots = _write_plots(output, lambda: make_plots(evaluator, result.metrics))
     best, worst = _choose(evaluator.gallery_items(), gallery) if task is not None and gallery else ([], [])
-    paths = {} if task is None else {str(image.image_id): image.path for image in task.images}
-    _write_page(output, result, evaluator.primary, rows, plots, _cards(best, paths), _cards(worst, paths))
+    images = {} if task is None else {str(image.image_id): image.ref for image in task.images}
+    _write_page(output, result, evaluator.primary, rows, plots, _cards(best, images), _cards(worst, images))
 
 
 def write_summary(
@@ -151,12 +152,12 @@ def _summary(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in used.items() if value not in (None, False, (), []))
 
 
-def _cards(items: list[GalleryItem], paths: dict[str, str]) -> list[dict[str, Any]]:
+def _cards(items: list[GalleryItem], refs: dict[str, ImageRef]) -> list[dict[str, Any]]:
     """Images with their detections and their ground truth; an image that cannot be read is left out."""
     cards = []
     for item in items:
         try:
-            pixels = read_pixels(load_image(paths[str(item.image_id)]))
+            pixels = read_pixels(refs[str(item.image_id)].load())
         except (KeyError, OSError, ValueError) as error:
             warnings.warn(f"not in the gallery: {error}", stacklevel=3)
             continue

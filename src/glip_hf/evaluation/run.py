@@ -72,8 +72,8 @@ def predictions(
 
 def _request(image: TaskImage, task: Task) -> Request:
     if task.names or not image.sentences:
-        return Request(image.path, task.names or None)
-    return Request(image.path, [one.text for one in image.sentences], spans=[one.spans for one in image.sentences])
+        return Request(image.ref, task.names or None)
+    return Request(image.ref, [one.text for one in image.sentences], spans=[one.spans for one in image.sentences])
 
 
 def _prediction(found: Grounded, image: TaskImage, task: Task) -> dict[str, Any]:

@@ -8,11 +8,14 @@ A task holds images and either one list of class names for all of them (COCO, LV
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
+from ..data.images import URL_FIELDS, ImageFinder, MissingImages
+from ..data.records import ImageRef
 from ..data.sources.odinw import load_task
 from ..prompts_glip import NameInput, Span
 from .files import check_records, read_annotations
@@ -20,21 +23,6 @@ from .flickr import boxed_phrases
 
 if TYPE_CHECKING:
     from ..data.sources import Source
-
-SHOWN = 20  # missing images listed in a message; all of them go to a file
-
-
-class MissingImages(FileNotFoundError):
-    """Images that the annotations name and the folder lacks: `paths`."""
-
-    def __init__(self, paths: Sequence[str], total: int) -> None:
-        self.paths = list(paths)
-        listed = "".join(f"\n  {path}" for path in self.paths[:SHOWN])
-        more = f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-        super().__init__(
-            f"{len(paths)} of {total} images are missing, nothing was computed (is --images or --data-root the right "
-            f"folder?):{listed}{more}"
-        )
 
 
 @dataclass(frozen=True)
@@ -48,9 +36,24 @@ class Sentence:
 
 @dataclass(frozen=True)
 class TaskImage:
+    """One image.
+
+    Attributes:
+        path: its file.
+        size: (width, height) as annotated, which tells the frame of the boxes, see `ImageRef`; None where unknown.
+        problem: why it has no file, where the annotations name none that may be read.
+    """
+
     image_id: int | str
     path: str
     sentences: tuple[Sentence, ...] = ()
+    size: tuple[int, int] | None = None
+    problem: str = ""
+
+    @property
+    def ref(self) -> ImageRef:
+        """The image, to be read."""
+        return ImageRef(self.path, size=self.size)
 
 
 @dataclass
@@ -72,25 +75,29 @@ class Task:
         return replace(self, images=self.images[:number])
 
     def missing_images(self) -> list[str]:
-        """Paths of images that do not exist (or that the annotations do not have)."""
-        return [
-            image.path or f"(image {image.image_id!r} has neither file_name nor coco_url)"
-            for image in self.images
-            if not os.path.isfile(image.path)
-        ]
+        """Paths of images that do not exist, and what is wrong with those that have none."""
+        return [one.problem or one.path for one in self.images if one.problem or not os.path.isfile(one.path)]
 
 
-def find_image(folder: str | Path, *candidates: str) -> str:
-    """The first of these paths in the folder that exists; the first of all if none does; "" of none."""
-    paths = [os.path.join(folder, candidate) for candidate in candidates if candidate]
-    return next((path for path in paths if os.path.isfile(path)), paths[0] if paths else "")
+def _task_image(
+    finder: ImageFinder, image: Mapping[str, Any], names: Iterable[Any], sentences: tuple[Sentence, ...] = ()
+) -> TaskImage:
+    """The image of an entry with these names for its file."""
+    path, problem, size = "", "", None
+    try:
+        path = finder.find(*names)
+    except ValueError as error:
+        problem = f"image {image['id']!r:.100}: {error}"
+    with suppress(TypeError, ValueError, OverflowError):  # they need not be there
+        size = int(image.get("width")), int(image.get("height"))
+    return TaskImage(image["id"], path, sentences, size, problem)
 
 
 def source_task(source: "Source", classes: "Source | None" = None) -> Task:
     """A data source as a task: its images, and its class names in order of their ids, or those of another source."""
     classes = classes or source
     labels = sorted(classes.names)
-    images = [TaskImage(record.image_id, record.image.path) for record in source]
+    images = [TaskImage(record.image_id, record.image.path, size=record.image.size) for record in source]
     names, category_ids = ([known[label] for label in labels] for known in (classes.names, classes.category_ids))
     return Task(source.name, images, names, category_ids)
 
@@ -100,13 +107,14 @@ def detection_task(
     annotations: str | Path | Mapping[str, Any],
     images: str | Path,
     prompts: Sequence[Mapping[str, str]] | None = None,
+    allow_outside: bool = False,
 ) -> Task:
     """COCO- and LVIS-style files: every category by ascending id, every image by ascending id.
 
     Args:
-        images: folder of `file_name`; for LVIS the folder that holds `train2017` and `val2017` (the path is the
-            last two parts of `coco_url`).
+        images: folder of the images, see `ImageFinder`; for LVIS the one that holds `train2017` and `val2017`.
         prompts: caption prompts, one `{"prefix", "name", "suffix"}` per category, in the order of ids.
+        allow_outside: read images outside the folder, too.
 
     Raises:
         ValueError: for a file of another format, no categories, or a number of prompts that is not that of categories.
@@ -117,17 +125,17 @@ def detection_task(
         raise ValueError(f"{annotations}: there are no categories to look for.")
     if prompts is not None and len(prompts) != len(categories):
         raise ValueError(f"{len(prompts)} caption prompts for {len(categories)} categories: one each is needed.")
-    found = []
-    for image in sorted(document["images"], key=lambda image: (str(type(image["id"])), image["id"])):
-        url = "/".join(image.get("coco_url", "").split("/")[-2:])
-        own = image.get("file_name", "")
-        first = (url, own) if name == "lvis" else (own, url)  # what is missing is named by its first place
-        found.append(TaskImage(image["id"], find_image(images, *first, os.path.basename(own or url))))
+    finder = ImageFinder(images, allow_outside)
+    fields = ("coco_url", "file_name") if name == "lvis" else ("file_name", *URL_FIELDS)
+    entries = sorted(document["images"], key=lambda image: (str(type(image["id"])), image["id"]))
+    found = [_task_image(finder, image, map(image.get, fields)) for image in entries]
     names = [category["name"] for category in categories] if prompts is None else list(prompts)
     return Task(name, found, names, [category["id"] for category in categories])
 
 
-def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path, subset: str = "test") -> Task:
+def flickr_task(
+    annotations: str | Path | Mapping[str, Any], images: str | Path, subset: str = "test", allow_outside: bool = False
+) -> Task:
     """Sentences of each image, from MDETR's `final_flickr_separateGT_*.json` or the folder of Flickr30k Entities.
 
     Sentences without a phrase to find are left out; the evaluator does not ask for them.
@@ -135,30 +143,32 @@ def flickr_task(annotations: str | Path | Mapping[str, Any], images: str | Path,
     Args:
         annotations: MDETR's file, with a record per sentence; or the folder with `Sentences/` and `Annotations/`.
         subset: of the folder.
+        allow_outside: read images outside the folder `images`, too.
     """
     sentences: dict[int | str, list[Sentence]] = {}
-    files: dict[int | str, str] = {}
+    entries: dict[int | str, Mapping[str, Any]] = {}
     if isinstance(annotations, str | Path) and os.path.isdir(annotations):
         for image_id, number, text, phrases in boxed_phrases(annotations, subset):
             spans = [[(phrase.begin, phrase.begin + len(phrase.text))] for phrase, _ in phrases]
             sentences.setdefault(image_id, []).append(Sentence(number, text, spans))
-            files[image_id] = f"{image_id}.jpg"
+            entries[image_id] = {"id": image_id, "file_name": f"{image_id}.jpg"}
     else:
         records = read_annotations(annotations, "images")["images"]
         needed = ("caption", "tokens_positive_eval", "file_name")
         check_records(records, needed, "images (is it MDETR's format?)")
         for record in records:
             image_id = record.get("original_img_id", record["id"])
-            files[image_id] = record["file_name"]
+            entries[image_id] = {**record, "id": image_id}
             known = sentences.setdefault(image_id, [])
             if record["tokens_positive_eval"]:
                 number = record.get("sentence_id", len(known))
                 known.append(_sentence(number, record["caption"], record["tokens_positive_eval"]))
-    found = []
-    for image_id, file in files.items():
+    finder, found = ImageFinder(images, allow_outside), []
+    for image_id, entry in entries.items():
         # In the folder, or in those of its subsets.
-        path = find_image(images, file, *(os.path.join(part, file) for part in ("train", "val", "test")))
-        found.append(TaskImage(image_id, path, tuple(sorted(sentences[image_id], key=lambda one: one.number))))
+        names = [entry["file_name"], *(f"{part}/{entry['file_name']}" for part in ("train", "val", "test"))]
+        own = tuple(sorted(sentences[image_id], key=lambda one: one.number))
+        found.append(_task_image(finder, entry, names, own))
     return Task("flickr", found)
 
 
@@ -189,7 +199,13 @@ class OdinwSet:
     prompted: bool = False
 
 
-def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split: str | None = None) -> OdinwSet:
+def odinw_set(
+    path: str | Path,
+    root: str | Path,
+    prompts: str = "names",
+    split: str | None = None,
+    allow_outside: bool = False,
+) -> OdinwSet:
     """One task file of ODinW.
 
     Args:
@@ -197,6 +213,7 @@ def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split:
         root: folder the paths in it are relative to.
         prompts: "names", or "glip" for the file's caption prompts where it has some.
         split: key of `REGISTER`; default the first of `TEST`.
+        allow_outside: read images outside their folder, too.
     """
     try:
         settings = load_task(path)
@@ -215,11 +232,16 @@ def odinw_set(path: str | Path, root: str | Path, prompts: str = "names", split:
     if own:
         check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
     images = Path(root) / entry["img_dir"]
-    return OdinwSet(detection_task(Path(path).stem, document, images, own or None), document, bool(own))
+    task = detection_task(Path(path).stem, document, images, own or None, allow_outside)
+    return OdinwSet(task, document, bool(own))
 
 
 def odinw_sets(
-    config: str | Path, root: str | Path, prompts: str = "names", split: str | None = None
+    config: str | Path,
+    root: str | Path,
+    prompts: str = "names",
+    split: str | None = None,
+    allow_outside: bool = False,
 ) -> list[OdinwSet]:
     """All data sets of a folder of task files (or of one file), by name.
 
@@ -230,7 +252,7 @@ def odinw_sets(
     paths = [config] if config.is_file() else sorted([*config.glob("*.yaml"), *config.glob("*.yml")])
     if not paths:
         raise ValueError(f"{config}: no task file (*.yaml) here.")
-    sets = [odinw_set(path, root, prompts, split) for path in paths]
+    sets = [odinw_set(path, root, prompts, split, allow_outside) for path in paths]
     if prompts == "glip" and not any(one.prompted for one in sets):
         warnings.warn(
             f"{config}: no task file has caption prompts (CAPTION_PROMPT): captions hold class names alone. GLIP's "

@@ -36,7 +36,7 @@ class Kernel(NamedTuple):
 
 
 _kernels: dict[str, list[Kernel]] = {}
-_disabled: set[str] = set()
+_disabled: frozenset[str] = frozenset()  # replaced as a whole: other threads read it
 _observers: list[Callable[[str, str], None]] = []
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,32 @@ def test_disable_and_enable() -> None:
     for call in (kernels.disable, kernels.enable):
         with pytest.raises(ValueError, match="no kernel is named 'cpu_swim': choose from .*cpu_swin"):
             call("cpu_swim")
+
+
+def test_overlapping_disables_do_not_undo_each_other() -> None:
+    """As two threads interleave, and two threads that do."""
+    first, second = kernels.disable(), kernels.disable("cpu_swin")
+    first.__exit__()
+    assert ops_glip._disabled == {"cpu_swin"}
+    second.__exit__()
+    second.__exit__()
+    assert not ops_glip._disabled
+    with second:  # once more
+        assert ops_glip._disabled == {"cpu_swin"}
+    assert not ops_glip._disabled
+    seen: list[bool] = []
+
+    def work() -> None:
+        for _ in range(200):
+            with kernels.disable("cpu_dyconv"):
+                seen.append(ops_glip.is_enabled("cpu_dyconv"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(seen) and len(seen) == 800 and not ops_glip._disabled
 
 
 @pytest.mark.parametrize(("value", "forms"), [("0", {"plain"}), ("1", {"cpu_dyconv"})])

@@ -12,6 +12,7 @@ condition, from the guards in `guards`. A kernel works in place only on tensors 
 """
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -38,8 +39,17 @@ def _known(chosen: tuple[str, ...]) -> set[str]:
     return set(chosen or names())
 
 
+_lock = threading.Lock()
+_active: list["disable"] = []  # what was turned off, by whom, and is not on again
+
+
+def _apply() -> None:
+    ops_glip._disabled = frozenset().union(*(one._names for one in _active))
+
+
 class disable:
-    """Turn kernels off in this process: until `enable`, or within a `with` statement.
+    """Turn kernels off in this process, for all of its threads: until `enable`, or within a `with` statement. Such
+    statements may overlap, in one thread or several: a kernel is on again when the last that named it has ended.
 
     Args:
         chosen: of `names()`; default all.
@@ -49,15 +59,20 @@ class disable:
     """
 
     def __init__(self, *chosen: str) -> None:
-        self._before = set(ops_glip._disabled)
-        ops_glip._disabled.update(_known(chosen))
+        self._names = _known(chosen)
+        self.__enter__()
 
     def __enter__(self) -> None:
-        return None
+        with _lock:
+            if self not in _active:
+                _active.append(self)
+            _apply()
 
     def __exit__(self, *_: object) -> None:
-        ops_glip._disabled.clear()
-        ops_glip._disabled.update(self._before)
+        with _lock:
+            if self in _active:
+                _active.remove(self)
+            _apply()
 
 
 def enable(*chosen: str) -> None:
@@ -66,7 +81,12 @@ def enable(*chosen: str) -> None:
     Raises:
         ValueError: for a name that no kernel has.
     """
-    ops_glip._disabled.difference_update(_known(chosen))
+    names = _known(chosen)
+    with _lock:
+        for one in _active:
+            one._names -= names
+        _active[:] = [one for one in _active if one._names]
+        _apply()
 
 
 def report(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:

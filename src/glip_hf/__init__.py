@@ -1,48 +1,19 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """GLIP for Transformers: detect class names, or the phrases of a caption, in images.
 
-Importing this package registers GLIP with the Auto classes and `pipeline("zero-shot-object-detection")`.
+Importing this package registers GLIP with the Auto classes and `pipeline("zero-shot-object-detection")`. It imports
+neither torch nor Transformers: both come with the first use of what it exports, or of an Auto class (`_lazy.py`).
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-)
-from transformers.utils import is_torchvision_available
+from typing import TYPE_CHECKING, Any
 
-from . import kernels  # they register themselves
-from .configuration_glip import PRESETS, GlipConfig
-from .image_processing_pil_glip import GlipImageProcessorPil
-from .modeling_glip import (
-    GlipForGrounding,
-    GlipGroundingOutput,
-    GlipImageFeatures,
-    GlipModel,
-    GlipModelOutput,
-    GlipPreTrainedModel,
-    GlipTextFeatures,
-)
-from .pipeline import GlipZeroShotObjectDetectionPipeline
-from .processing_glip import GlipProcessor
+from . import _lazy
 
-_image_processors = {"pil": GlipImageProcessorPil}
-if is_torchvision_available():
-    from .image_processing_glip import GlipImageProcessor
-
-    _image_processors["torchvision"] = GlipImageProcessor
-else:
-    GlipImageProcessor = GlipImageProcessorPil
+if TYPE_CHECKING:
+    from ._register import *
+    from .pipeline import GlipZeroShotObjectDetectionPipeline
 
 __version__ = "0.1.0"
-
-AutoConfig.register("glip", GlipConfig, exist_ok=True)
-AutoModel.register(GlipConfig, GlipModel, exist_ok=True)
-AutoModelForZeroShotObjectDetection.register(GlipConfig, GlipForGrounding, exist_ok=True)
-AutoImageProcessor.register(GlipConfig, image_processor_classes=_image_processors, exist_ok=True)
-AutoProcessor.register(GlipConfig, GlipProcessor, exist_ok=True)
 
 __all__ = [
     "PRESETS",
@@ -60,3 +31,14 @@ __all__ = [
     "GlipZeroShotObjectDetectionPipeline",
     "kernels",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return _lazy.load(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_lazy.install()

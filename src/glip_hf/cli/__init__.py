@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.utils import logging
-
-from . import check_data, convert, evaluate, export, ground, info
+from .. import __version__
+from . import check_data, convert, evaluate_options, export, ground, info
 from .common import CliError, UsageError
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -24,7 +23,7 @@ COMMANDS = {
     "ground": ground,
     "convert": convert,
     "info": info,
-    "evaluate": evaluate,
+    "evaluate": evaluate_options,
     "check-data": check_data,
     "export": export,
 }
@@ -34,6 +33,7 @@ COMMANDS = {
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `glip` and its subcommands; `run` of the parsed arguments carries the subcommand out."""
     parser = argparse.ArgumentParser(prog="glip", description="Ground any phrase in any image.")
+    parser.add_argument("--version", action="version", version=f"glip_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         raw = argparse.RawDescriptionHelpFormatter
@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments, extra = build_parser().parse_known_args(argv)
     command = arguments.command
-    logging.disable_progress_bar()  # loading and saving weights takes seconds
     try:
         # argparse accepts one unbroken run of positional arguments: names after an option end up in `extra`.
         if extra and (command != "ground" or any(word.startswith("-") for word in extra)):

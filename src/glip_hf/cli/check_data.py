@@ -4,11 +4,6 @@
 import argparse
 import json
 
-from transformers import AutoTokenizer
-
-from ..data.check import check_data
-from ..data.sources import READERS
-
 HELP = "everything that is wrong with training data"
 DESCRIPTION = """\
 Report every kind of damage in annotations and images, with file and id.
@@ -20,10 +15,14 @@ Report every kind of damage in annotations and images, with file and id.
 Exit code 0 without errors (warnings do not count), 1 with."""
 
 
+FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv")
+"""`READERS` of files; those of the Hub and of scenes need more than a file, and are checked as part of a recipe."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML")
-    add("--format", choices=sorted(set(READERS) - {"hub", "scenes"}), default="coco", help="of FILE (%(default)s)")
+    add("--format", choices=FORMATS, default="coco", help="of FILE (%(default)s)")
     add("--images", metavar="DIR", help="folder of the images")
     add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
     add("--data-root", metavar="DIR", help="folder that relative paths are resolved against")
@@ -34,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from transformers import AutoTokenizer
+
+    from ..data.check import check_data
+
     specs, root = _specs(arguments)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None
     report = check_data(specs, root, images=arguments.pictures, tokenizer=tokenizer)

@@ -4,8 +4,6 @@
 import argparse
 import sys
 
-from ..conversion import convert_checkpoint, push_to_hub
-
 HELP = "original checkpoint to a directory that from_pretrained loads"
 DESCRIPTION = """\
 Convert an original GLIP checkpoint to a model directory; see convert/README.md.
@@ -25,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from ..conversion import convert_checkpoint, push_to_hub
+
+    logging.disable_progress_bar()  # loading and saving weights takes seconds
     names = ("tokenizer", "config", "ema", "force", "max_shard_size")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     result = convert_checkpoint(arguments.checkpoint, arguments.output, **given)

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""`glip evaluate` and `examples/evaluate.py`: one command line for all benchmarks."""
+"""What `glip evaluate` runs; its options are in `evaluate_options`."""
 
 import argparse
 import re
@@ -7,7 +7,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..compilation import MODES, caption_multiple, compile_for_inference
+from ..compilation import caption_multiple, compile_for_inference
 from ..evaluation import distributed
 from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
@@ -18,75 +18,13 @@ from ..evaluation.report import write_report, write_summary
 from ..evaluation.run import Result, load_predictions, predict, provenance, require_images, score
 from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
-from .common import add_device_arguments, count, fraction, load_model, positive
+from .common import load_model
 
-HELP = "COCO, LVIS, Flickr30k and ODinW, as in the papers"
-DESCRIPTION = """\
-Evaluate as in the papers; one process, or several under `accelerate launch` or `torchrun`.
-
-  glip evaluate coco   --model DIR --annotations instances_val2017.json --images coco/val2017
-  glip evaluate lvis   --model DIR --annotations lvis_v1_minival_inserted_image_name.json --images coco
-  glip evaluate flickr --model DIR --annotations final_flickr_separateGT_test.json --images flickr30k_images
-  glip evaluate odinw  --model DIR --config configs/odinw_13 --data-root DATASET
-  glip evaluate lvis   --score-only predictions.json --annotations gt.json --output out
-
-An interrupted run resumes when it is started again with the same --output."""
-
-BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
 CHUNKS = {"lvis": 40}
 """Class names per caption in the published protocols; elsewhere as many as fit."""
 
 DETECTIONS = {"lvis": 300}
 """Detections that are kept, elsewhere 100."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("benchmark", choices=BENCHMARKS)
-    data = parser.add_argument_group("data").add_argument
-    data(
-        "--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON or Flickr30k Entities' folder"
-    )
-    data("--images", metavar="DIR", help="folder of the images (with --score-only: for the gallery)")
-    data("--allow-outside", action="store_true", help="read images that the annotations name outside their folder")
-    data("--entities", metavar="DIR", help="flickr: folder with Sentences/ and Annotations/ (default: searched for)")
-    data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
-    data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
-    data("--data-root", metavar="DIR", default=".", help="odinw: folder that paths in task files are relative to")
-    data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
-    data("--limit", type=positive, metavar="N", help="the first N images only")
-
-    group = parser.add_argument_group("run")
-    speed = group.add_argument
-    speed("--model", metavar="DIR|HUB", help="converted model")
-    speed("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
-    speed("--fresh", action="store_true", help="discard the predictions of an earlier run in --output")
-    speed("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")
-    add_device_arguments(group)
-    speed("--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (%(default)s)")
-    speed("--pairs", type=positive, metavar="N", help="(image, caption) pairs per forward pass (default: what fits)")
-    speed("--workers", type=positive, default=2, metavar="N", help="threads that read images (%(default)s)")
-    speed("--compile", choices=MODES, metavar="MODE", help=f"torch.compile in this mode: {', '.join(MODES)}")
-    speed("--allow-padding", action="store_true", help="batch images of different sizes: faster, other results")
-    speed("--gallery", type=count, default=6, metavar="N", help="best and worst images in the report (%(default)s)")
-
-    rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `GroundingOptions`
-    rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
-    rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
-    rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
-    aggregation = {"dest": "aggregation", "choices": ("mean", "max", "power"), "type": str.lower, "default": "mean"}
-    rule("--score-agg", help="how token scores combine into the score of a class (%(default)s)", **aggregation)
-    rule("--chunk-size", type=positive, metavar="N", help="class names per caption (lvis: 40, else as many as fit)")
-    rule("--max-detections", type=positive, metavar="N", help="per image; lvis: per caption (lvis: 300, else 100)")
-    rule("--separator", metavar="TEXT", help='between class names (". ")')
-    rule("--prefix", metavar="TEXT", help="before every class name")
-    rule("--suffix", metavar="TEXT", help="after every class name")
-    rule("--suppress", dest="negative_names", nargs="+", metavar="NAME", help="negative class names")
-    rule("--scales", nargs="+", type=positive, default=(), metavar="PIXELS", help="short sides of multi-scale testing")
-    rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
-    rule("--flip", action="store_true", help="test mirrored images as well")
-    iou = {"type": fraction, "default": 0.6, "metavar": "IOU"}
-    rule("--vote", dest="vote_threshold", help="IoU from which boxes of several views are merged (%(default)s)", **iou)
-    rule("--nms", dest="nms_threshold", help="IoU threshold of NMS (%(default)s)", **iou)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@
 import argparse
 from pathlib import Path
 
-from ..export import OPSET, TOLERANCE, check, export_onnx, save_program
 from .common import CliError, UsageError, load_model, positive
 
 HELP = "model to an ONNX file or a torch.export program"
@@ -35,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--dynamic is for images of any size: leave it out, or --height and --width")
     if length != "dynamic" and not length.isdecimal():
         raise UsageError(f"--caption-length {length}: give a number of tokens, or dynamic")
+    from ..export import OPSET, TOLERANCE, check, export_onnx, save_program
+
     sizes = {
         "height": arguments.height,
         "width": arguments.width,

@@ -12,10 +12,6 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .._writing import replacing
-from ..image_processing_pil_glip import load_image
-from ..inference import GroundingEngine, GroundingOptions, Request
-from ..visualize import draw_detections
 from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
 
 CAPTION_WORDS = 3
@@ -62,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     paths, names, caption = read_words(arguments)
     targets = save_targets(arguments.save, paths)
+    from ..image_processing_pil_glip import load_image
+    from ..inference import GroundingEngine, GroundingOptions, Request
+
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     options = GroundingOptions(
         chunk_size=arguments.chunk_size,
@@ -201,6 +200,9 @@ def _print_detections(record: dict[str, Any], threshold: float) -> None:
 
 
 def _save(image: Image.Image, result: dict[str, Any], target: Path) -> str:
+    from .._writing import replacing
+    from ..visualize import draw_detections
+
     try:
         with replacing(target) as path:
             draw_detections(image, result).save(path)

@@ -4,8 +4,6 @@
 import argparse
 import json
 
-from ..inspection import describe
-
 HELP = "variant, sizes and configuration of a model"
 DESCRIPTION = """\
 Describe a converted model (directory or Hub id) or an original checkpoint.
@@ -18,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..inspection import describe
+
     facts = describe(arguments.source)
     if arguments.json:
         print(json.dumps(facts, ensure_ascii=False))

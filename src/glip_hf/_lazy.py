@@ -1,0 +1,74 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""How `import glip_hf` takes a tenth of a second and GLIP is registered all the same.
+
+Until something of GLIP is used, Transformers sees it as one of its own models: names in its tables, of classes in a
+module `transformers.models.glip` that loads them when they are asked for. That module is this package, and the first
+class that is asked for imports `_register`, which registers the classes themselves and the kernels.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __package__
+TABLES = "transformers.models.auto.auto_mappings"
+"""Transformers' module of nothing but names: configurations, processors and image processors by model type."""
+
+
+def load(name: str) -> Any:
+    """The attribute `name` of the package, or its module of that name.
+
+    Raises:
+        AttributeError: if it has none.
+    """
+    if name == "GlipZeroShotObjectDetectionPipeline":
+        return import_module(f"{PACKAGE}.pipeline").GlipZeroShotObjectDetectionPipeline
+    if name in sys.modules[PACKAGE].__all__:
+        return getattr(import_module(f"{PACKAGE}._register"), name)
+    if not name.startswith("_") and find_spec(f"{PACKAGE}.{name}") is not None:
+        return import_module(f"{PACKAGE}.{name}")
+    raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
+
+
+def install() -> None:
+    """Have GLIP registered when it is needed, or at once where Transformers has read its tables already."""
+    if TABLES in sys.modules:
+        import_module(f"{PACKAGE}._register")
+        return
+    sys.modules["transformers.models.glip"] = sys.modules[PACKAGE]
+    sys.meta_path.insert(0, _After({TABLES: _enter_names, f"{PACKAGE}.modeling_glip": _register}))
+
+
+def _enter_names(tables: ModuleType) -> None:
+    tables.CONFIG_MAPPING_NAMES["glip"] = "GlipConfig"
+    tables.PROCESSOR_MAPPING_NAMES["glip"] = "GlipProcessor"
+    tables.IMAGE_PROCESSOR_MAPPING_NAMES["glip"] = {"pil": "GlipImageProcessorPil", "torchvision": "GlipImageProcessor"}
+
+
+def _register(_: ModuleType) -> None:
+    """For those who import modules of the package and nothing from the package itself."""
+    import_module(f"{PACKAGE}._register")
+
+
+class _After:
+    """A finder that calls a function on each of some modules as soon as it is imported."""
+
+    def __init__(self, calls: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.calls = calls
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        call = self.calls.get(name)
+        spec = PathFinder.find_spec(name, path, target) if call else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module: ModuleType) -> None:
+                execute(module)
+                call(module)
+
+            spec.loader.exec_module = execute_and_call
+        return spec

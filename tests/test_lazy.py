@@ -1,0 +1,85 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`import glip_hf` and the help of the command line import neither torch nor Transformers; GLIP is registered still."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import glip_hf
+from glip_hf.cli import COMMANDS, check_data, evaluate_options
+from glip_hf.compilation import MODES
+from glip_hf.data import READERS
+from glip_hf.demo import DEMO_MODEL
+
+LIGHT = """
+import contextlib, io, sys
+import glip_hf
+from glip_hf import cli
+commands = [[], ["--help"], ["--version"], ["nonsense"], ["ground", "photo.jpg", "--model", "demo"]]
+commands += [[name, "--help"] for name in cli.COMMANDS] + [[name, "--nonsense"] for name in cli.COMMANDS]
+for command in commands:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            cli.main(command)
+assert not hasattr(glip_hf, "nonsense") and "GlipModel" in dir(glip_hf)
+print(*sorted({"torch", "transformers", "numpy", "datasets"} & set(sys.modules)))
+"""
+
+ROUTES = {
+    "config": ("import glip_hf; from transformers import AutoConfig as Auto", "configuration_glip.GlipConfig"),
+    "model": ("import glip_hf; from transformers import AutoModel as Auto", "modeling_glip.GlipModel"),
+    "processor": ("import glip_hf; from transformers import AutoProcessor as Auto", "processing_glip.GlipProcessor"),
+    "image processor": ("import glip_hf; from transformers import AutoImageProcessor as Auto", "GlipImageProcessor"),
+    "Transformers' tables read first": (
+        "from transformers import AutoModelForZeroShotObjectDetection as Auto; import glip_hf",
+        "modeling_glip.GlipForGrounding",
+    ),
+    "in the middle of other imports": (
+        "import glip_hf; from transformers import BertModel, Trainer, AutoModel as Auto",
+        "modeling_glip.GlipModel",
+    ),
+    "the package's modules alone": ("from glip_hf.modeling_glip import GlipModel as Auto", "modeling_glip.GlipModel"),
+}
+"""Imports that end with a class `Auto`, and what it loads."""
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_help_and_usage_errors_import_nothing_slow() -> None:
+    assert python(LIGHT) == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "pipeline" else pytest.param(name, marks=pytest.mark.slow) for name in ("pipeline", *ROUTES)],
+)
+def test_auto_classes_find_glip_in_a_fresh_process(name: str) -> None:
+    """Each in a process of its own: the first class that is asked for registers all of them, and the kernels."""
+    if name == "pipeline":
+        imports, expected = "import glip_hf; from transformers import pipeline", "modeling_glip.GlipForGrounding"
+        load = f"pipeline('zero-shot-object-detection', {str(DEMO_MODEL)!r}).model"
+    else:
+        imports, expected = ROUTES[name]
+        load = f"Auto.from_pretrained({str(DEMO_MODEL)!r})"
+    code = f"{imports}\nloaded = {load}\nfrom glip_hf import ops_glip\nprint(type(loaded), len(ops_glip._kernels))"
+    loaded, kernels = python(code).splitlines()[-1].rsplit(" ", 1)
+    assert expected in loaded and int(kernels) > 0
+
+
+def test_every_name_is_there() -> None:
+    assert all(getattr(glip_hf, name) is not None for name in glip_hf.__all__)
+    assert glip_hf.configuration_glip.PRESETS is glip_hf.PRESETS
+    with pytest.raises(AttributeError, match="'glip_hf' has no attribute 'GlipNonsense'"):
+        _ = glip_hf.GlipNonsense
+
+
+def test_what_the_command_line_knows_without_torch_is_true() -> None:
+    assert evaluate_options.COMPILE_MODES == MODES
+    assert set(check_data.FORMATS) == set(READERS) - {"hub", "scenes"}
+    assert all(module.HELP and module.DESCRIPTION for module in COMMANDS.values())

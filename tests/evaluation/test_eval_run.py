@@ -2,21 +2,27 @@
 """Whole runs: missing images, kill and resume, other settings, several processes."""
 
 import copy
+import json
+import os
 import re
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from eval_cases import SIZES
+from PIL import Image
 from scene_sets import in_processes
 
 from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed, run
 from glip_hf.evaluation.run import predict, score
-from glip_hf.evaluation.store import OtherSettings, PredictionStore
+from glip_hf.evaluation.store import PredictionStore
 from glip_hf.evaluation.tasks import MissingImages, Task, TaskImage, detection_task
 from glip_hf.inference import GroundingEngine, GroundingOptions
+from glip_hf.runs import FolderLock, RunFolderError
 
 IDENTITY = {"model": "small", "data": "five photos"}
 
@@ -88,7 +94,7 @@ def test_limit_then_all(task, image_folder, detector, tmp_path):
 def test_other_settings_are_refused(task, model, processor, detector, tmp_path):
     predict(detector, task.limited(1), tmp_path, IDENTITY)
     other = GroundingEngine(model, processor, GroundingOptions(threshold=0.1))
-    with pytest.raises(OtherSettings, match="threshold: 0.3, now 0.1.*--fresh"):
+    with pytest.raises(RunFolderError, match="threshold: 0.3, now 0.1.*--fresh"):
         predict(other, task.limited(1), tmp_path, IDENTITY)
     faster = GroundingEngine(model, processor, GroundingOptions(threshold=0.3, batch_size=4, workers=1))
     predict(faster, task.limited(1), tmp_path, IDENTITY)  # speed is no setting of results
@@ -99,7 +105,7 @@ def test_another_vocabulary_is_refused(task, detector, tmp_path):
     """The same file name, edited: predictions of other words do not mix with these."""
     predict(detector, task.limited(1), tmp_path, IDENTITY)
     edited = Task(task.name, task.images, ["kitten", *task.names[1:]], task.category_ids)
-    with pytest.raises(OtherSettings, match="vocabulary: '.*', now '.*--fresh"):
+    with pytest.raises(RunFolderError, match="class names: its content is another than before.*--fresh"):
         predict(detector, edited.limited(2), tmp_path, IDENTITY)
 
 
@@ -109,10 +115,107 @@ def test_other_weights_are_refused(task, model, processor, detector, tmp_path):
     further = copy.deepcopy(model)
     with torch.no_grad():
         further.head.bbox_pred.bias[0] += 1e-3
-    with pytest.raises(OtherSettings, match="weights: '.*', now '.*--fresh"):
+    with pytest.raises(RunFolderError, match="weights: its content is another than before.*--fresh"):
         predict(
             GroundingEngine(further, processor, GroundingOptions(threshold=0.3)), task.limited(2), tmp_path, IDENTITY
         )
+
+
+@pytest.fixture(scope="module")
+def whole_run(task, model, processor, tmp_path_factory):
+    """The folder of a run that is done."""
+    output = tmp_path_factory.mktemp("whole")
+    predict(GroundingEngine(model, processor, GroundingOptions(threshold=0.3)), task, output, IDENTITY)
+    return output
+
+
+def three_numbers(line):
+    stored = json.loads(line)
+    return json.dumps(stored | {"boxes": [box[:3] for box in stored["boxes"]]}, separators=(",", ":")).encode()
+
+
+DAMAGE = {
+    "three numbers per box": three_numbers,
+    "boxes null": lambda line: json.dumps(json.loads(line) | {"boxes": None}).encode(),
+    "another digit": lambda line: line.replace(b"0.", b"1.", 1),
+    "another image": lambda line: line.replace(b'"image_id":11', b'"image_id":10'),
+    "a flipped bit": lambda line: line[:40] + bytes([line[40] ^ 128]) + line[41:],
+    "not JSON": lambda line: b"?" * len(line),
+    "an empty line": lambda line: b"",
+    "a JSON number": lambda line: b"3",
+    "nested": lambda line: b"[" * 100_000,
+    "zeros": lambda line: bytes(len(line)),
+    "twice": lambda line: line + b"\n" + line,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_lines_are_computed_again(kind, whole_run, task, image_folder, detector, tmp_path, monkeypatch):
+    """Found by their checksums, counted, and made anew; the others are kept."""
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    part = tmp_path / "partial" / "part-000.jsonl"
+    stored = part.read_bytes().splitlines()
+    part.write_bytes(b"".join(line + b"\n" for line in [stored[0], DAMAGE[kind](stored[1]), *stored[2:]]))
+    done, append = [], PredictionStore.append
+    monkeypatch.setattr(PredictionStore, "append", lambda self, p: done.append(p["image_id"]) or append(self, p))
+    with pytest.warns(UserWarning) as told:
+        store = predict(detector, task, tmp_path, IDENTITY)
+    messages = " ".join(str(one.message) for one in told)
+    assert done == ([] if kind == "twice" else [11])
+    assert ("has damaged predictions (1): they are computed again" in messages) == (kind != "twice")
+    assert lines(tmp_path) == lines(whole_run)
+    assert len(list(store.own())) == len(SIZES)
+
+
+def test_predictions_of_unknown_origin_are_refused(whole_run, task, detector, tmp_path):
+    """Without the manifest, with a damaged one, and with that of another kind of run."""
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    for text in (None, "{", "[]", (whole_run / "run.json").read_text().replace("evaluation", "training")):
+        (tmp_path / "run.json").unlink(missing_ok=True)
+        if text is not None:
+            (tmp_path / "run.json").write_text(text)
+        with pytest.raises(RunFolderError, match="--fresh"):
+            predict(detector, task, tmp_path, IDENTITY)
+    assert lines(tmp_path) == lines(whole_run)  # nothing was touched
+    assert len(list(predict(detector, task, tmp_path, IDENTITY, fresh=True).own())) == len(SIZES)
+
+
+def test_other_images_are_refused(whole_run, task, detector, tmp_path):
+    """Of the same names in another folder, or changed in place; the same ones in another folder are the same run."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    moved = [replace(image, path=str(tmp_path / Path(image.path).name)) for image in task.images]
+    for image in task.images:
+        shutil.copy(image.path, tmp_path)
+    there = replace(task, images=moved)
+    with pytest.warns(UserWarning, match="all 5 predictions .* nothing is computed, they are scored again. --fresh"):
+        predict(detector, there, tmp_path / "run", IDENTITY)
+    Image.open(moved[2].path).rotate(180).save(moved[2].path)
+    with pytest.raises(RunFolderError, match=f"1 of 5 differ .*{moved[2].path}.*--fresh"):
+        predict(detector, there, tmp_path / "run", IDENTITY)
+
+
+@pytest.mark.parametrize("what", ["annotations", "processor", "model configuration", "code of glip_hf"])
+def test_other_inputs_are_refused(what, whole_run, task, model, processor, tmp_path, monkeypatch):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    engine = GroundingEngine(model, copy.deepcopy(processor), GroundingOptions(threshold=0.3))
+    if what == "processor":
+        engine.processor.image_processor.image_mean = [0.0, 0.0, 0.0]
+    elif what == "model configuration":
+        monkeypatch.setattr(model.config, "architectures", ["Other"])
+    elif what == "code of glip_hf":
+        monkeypatch.setattr(run, "PACKAGE", Path(__file__).parent)
+    with pytest.raises(RunFolderError, match=f"{what}: .*--fresh"):
+        predict(engine, task, tmp_path, IDENTITY, inputs={"annotations": "x"} if what == "annotations" else {})
+
+
+def test_one_run_at_a_time(task, detector, tmp_path):
+    """While one computes, another in the same folder is refused; afterwards the folder is free."""
+    lock = FolderLock(tmp_path)
+    with pytest.raises(RunFolderError, match=f"in use by this process .{os.getpid()}."):
+        predict(detector, task.limited(1), tmp_path, IDENTITY)
+    lock.release()
+    predict(detector, task.limited(1), tmp_path, IDENTITY)
+    predict(detector, task.limited(2), tmp_path, IDENTITY)
 
 
 def test_progress_and_time_left(task, detector, tmp_path, capsys):

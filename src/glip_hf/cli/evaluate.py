@@ -4,20 +4,32 @@
 import argparse
 import re
 import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from ..compilation import caption_multiple, compile_for_inference
 from ..evaluation import distributed
 from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
-from ..evaluation.flickr import FlickrEvaluator
+from ..evaluation.flickr import FlickrEvaluator, folder_digest
 from ..evaluation.lvis import LvisEvaluator
 from ..evaluation.odinw import mean_metrics
-from ..evaluation.report import write_report, write_summary
-from ..evaluation.run import Result, load_predictions, predict, provenance, require_images, score
+from ..evaluation.report import metric_name, write_report, write_summary
+from ..evaluation.run import (
+    Result,
+    leave_out_broken,
+    load_predictions,
+    predict,
+    provenance,
+    require_images,
+    score,
+)
 from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
+from ..runs import file_digest
 from .common import load_model
 
 CHUNKS = {"lvis": 40}
@@ -40,13 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.score_only:
         result = _score_only(arguments, output)
     else:
-        task = _task(arguments).limited(arguments.limit)
-        evaluator = _evaluator(arguments, task)
+        whole = _task(arguments)
+        task = whole.limited(arguments.limit)
         require_images([task], output)
-        result = _evaluate(arguments, _engine(arguments), task, evaluator, output)
+        (task,), broken = leave_out_broken([task], arguments.on_broken)
+        evaluator = partial(_evaluator, arguments, whole)
+        evaluator(task).rehearse()
+        result = _evaluate(arguments, _engine(arguments), task, evaluator, output, _inputs(arguments), broken)
     if is_main:
         for name, value in result.metrics.items():
+            name = metric_name(name)
             print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
+        if count := result.info.get("skipped"):
+            warnings.warn(f"{count} images cannot be read and were left out: see metrics.json", stacklevel=1)
         print(f"-> {output}", flush=True)
     return 0
 
@@ -76,14 +94,19 @@ def _subset(arguments: argparse.Namespace) -> str:
     return arguments.subset or (named[1] if named else "test")
 
 
-def _evaluator(arguments: argparse.Namespace, task: Task | None) -> Evaluator:
-    """The benchmark's evaluator, for the images of the task (None: for all of the annotations)."""
+def _evaluator(arguments: argparse.Namespace, whole: Task | None, task: Task | None) -> Evaluator:
+    """The benchmark's evaluator, for the images of the task (None: for all of the annotations).
+
+    Args:
+        whole: the task with all images.
+    """
     ids = None if task is None else [image.image_id for image in task.images]
     if arguments.benchmark == "lvis":
         return LvisEvaluator(arguments.annotations, ids, fixed=not arguments.standard)
     if arguments.benchmark == "coco":
         return CocoEvaluator(arguments.annotations, ids)
-    sentences = sentence_keys(task.images) if task and arguments.limit else None
+    some = task and (arguments.limit or len(task.images) < len(whole.images))
+    sentences = sentence_keys(task.images) if some else None
     evaluator = FlickrEvaluator(_entities(arguments), _subset(arguments), arguments.protocol, sentences=sentences)
     if task is not None:
         asked = {(image.image_id, one.number): len(one.spans) for image in task.images for one in image.sentences}
@@ -127,18 +150,40 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     return GroundingEngine(model, processor, options)
 
 
+def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
+    """Digests of the annotations."""
+    path = Path(arguments.annotations)
+    inputs = {} if path.is_dir() else {"annotations": file_digest(path)}
+    if arguments.benchmark == "flickr":
+        inputs["entities"] = folder_digest(_entities(arguments), _subset(arguments))
+    return inputs
+
+
 def _evaluate(
-    arguments: argparse.Namespace, engine: GroundingEngine, task: Task, evaluator: Evaluator, output: Path
+    arguments: argparse.Namespace,
+    engine: GroundingEngine,
+    task: Task,
+    make_evaluator: Callable[[Task], Evaluator],
+    output: Path,
+    inputs: Mapping[str, str],
+    broken: Mapping[str, str],
 ) -> Result:
-    """Predict, score, and (in process 0) write everything."""
+    """Predict, score, and (in process 0) write everything.
+
+    Args:
+        broken: path -> reason, of images that were left out of the task already.
+    """
     begin = time.monotonic()
-    identity = {"model": arguments.model, "dtype": arguments.dtype}
-    identity["data"] = arguments.annotations or f"{arguments.config}:{arguments.split}:{arguments.prompts}"
-    store = predict(engine, task, output, identity, arguments.fresh)
+    settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
+    store = predict(engine, task, output, settings, arguments.fresh, inputs, arguments.on_broken)
     seconds = time.monotonic() - begin
+    task = replace(task, images=[image for image in task.images if image.path not in store.broken])
+    evaluator = make_evaluator(task)
     metrics = score(evaluator, store, task)
     info = provenance(engine.model, arguments.model, engine.options)
     info |= {"benchmark": arguments.benchmark, "pictures": len(task.images), "seconds": round(seconds, 1)}
+    skipped = {**broken, **store.broken}
+    info |= {"skipped": len(skipped), "skipped_images": skipped}
     result = Result(metrics, info)
     if distributed.world()[0] == 0:
         write_report(output, result, evaluator, task, arguments.gallery)
@@ -148,8 +193,9 @@ def _evaluate(
 def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
     """Metrics of a result file; with --images also the gallery, with --limit for the first images."""
     wanted = arguments.limit or arguments.images
-    task = _task(arguments).limited(arguments.limit) if wanted else None
-    evaluator = _evaluator(arguments, task)
+    whole = _task(arguments) if wanted else None
+    task = whole.limited(arguments.limit) if wanted else None
+    evaluator = _evaluator(arguments, whole, task)
     shown = task if arguments.images else None
     return _score_file(arguments, evaluator, Path(arguments.score_only), output, shown)
 
@@ -164,27 +210,37 @@ def _score_file(
     return result
 
 
+def _set_evaluator(one: OdinwSet, task: Task) -> CocoEvaluator:
+    return CocoEvaluator(one.annotations, [image.image_id for image in task.images])
+
+
 def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Each data set in a subfolder of its own, and the mean in the output folder."""
     sets: list[OdinwSet] = odinw_sets(
         arguments.config, arguments.data_root, arguments.prompts, arguments.split, arguments.allow_outside
     )
     sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
-    engine = None
-    if not arguments.score_only:
-        require_images([one.task for one in sets], output)  # of all sets before the first is computed
+    engine, broken = None, {}
+    if not arguments.score_only:  # all sets are looked at before the first is computed
+        require_images([one.task for one in sets], output)
+        tasks, broken = leave_out_broken([one.task for one in sets], arguments.on_broken)
+        sets = [replace(one, task=task) for one, task in zip(sets, tasks)]
+        for one in sets:
+            _set_evaluator(one, one.task).rehearse()
         engine = _engine(arguments)
     metrics, info = {}, {}
     for one in sets:
-        name, images = one.task.name, one.task.images
-        evaluator = CocoEvaluator(one.annotations, [image.image_id for image in images])
+        name, evaluator = one.task.name, partial(_set_evaluator, one)
         if engine is None:
             path, shown = Path(arguments.score_only) / name / "predictions.json", not one.task.missing_images()
-            result = _score_file(arguments, evaluator, path, output / name, one.task if shown else None)
+            result = _score_file(arguments, evaluator(one.task), path, output / name, one.task if shown else None)
         else:
-            result = _evaluate(arguments, engine, one.task, evaluator, output / name)
+            inputs = {"annotations": file_digest(one.file)}
+            result = _evaluate(arguments, engine, one.task, evaluator, output / name, inputs, {})
+            broken |= result.info["skipped_images"]
         metrics[name], info = result.metrics, result.info
     info["pictures"] = sum(len(one.task.images) for one in sets)
+    info |= {"skipped": len(broken), "skipped_images": broken}
     info.pop("seconds", None)
     result = Result(mean_metrics(metrics), info)
     if distributed.world()[0] == 0:

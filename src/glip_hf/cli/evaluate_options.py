@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speed("--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (%(default)s)")
     speed("--pairs", type=positive, metavar="N", help="(image, caption) pairs per forward pass (default: what fits)")
     speed("--workers", type=positive, default=2, metavar="N", help="threads that read images (%(default)s)")
+    speed("--on-broken", choices=("fail", "skip"), default="fail", help="images that cannot be read (%(default)s)")
     speed(
         "--compile",
         choices=COMPILE_MODES,

@@ -11,6 +11,7 @@ Metrics depend neither on the order of updates nor on which process saw which im
 and ties in score are broken by the position of the image in the annotations.
 """
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -69,6 +70,19 @@ class Evaluator(ABC):
     @abstractmethod
     def summarize(self) -> dict[str, float]:
         """The metrics, 0..1 (-1 where there is nothing to average); accumulates first if need be."""
+
+    def rehearse(self) -> None:
+        """Do all that follows the predictions with a made-up one: what fails on these annotations fails now, before any
+        model runs."""
+        trial = copy.copy(self)
+        trial._predictions, trial._accumulated = {}, False
+        trial.update(trial._made_up())
+        trial.summarize()
+        trial.per_class()
+
+    @abstractmethod
+    def _made_up(self) -> list[dict[str, Any]]:
+        """The least predictions that can be scored, as `update` takes them."""
 
     def per_class(self) -> list[dict[str, Any]]:
         """A row per class: `name`, counts, metrics; for tables and plots."""
@@ -231,6 +245,10 @@ class DetectionEvaluator(Evaluator):
             return
         self._predictions[image_id] = Detections(boxes, scores, columns)
         self._accumulated = False
+
+    def _made_up(self) -> list[dict[str, Any]]:
+        one = {"boxes": [[0, 0, 1, 1]], "scores": [0.5], "labels": self.category_ids[:1]}
+        return [{"image_id": image_id, **one} for image_id in self.image_ids[:1] if self.category_ids]
 
     def _ordered(self) -> dict[int | str, Detections]:
         """Predictions in the order of the images."""

@@ -5,6 +5,7 @@ A phrase is found at k if one of its first k boxes overlaps a ground-truth box w
 ("any", MDETR's any-box protocol) or the box that encloses them all ("merged"). arXiv 1505.04870, 2104.12763.
 """
 
+import hashlib
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..runs import file_digest
 from .base import Evaluator, GalleryItem, to_array
 from .files import check_records, numbers
 
@@ -149,6 +151,20 @@ def boxes_by_phrase(
     return [[*boxes[rows].tolist(), list(ZERO_BOX)] for rows in groups], [scores[rows].tolist() for rows in groups]
 
 
+def folder_digest(folder: str | Path, subset: str) -> str:
+    """A digest of the files of one subset."""
+    folder = Path(folder)
+    listed = folder / f"{subset}.txt"
+    ids = listed.read_text().split()
+    paths = [
+        folder / place for image_id in ids for place in (f"Sentences/{image_id}.txt", f"Annotations/{image_id}.xml")
+    ]
+    digest = hashlib.sha256()
+    for path in [listed, *paths]:
+        digest.update(file_digest(path).encode())
+    return digest.hexdigest()
+
+
 class FlickrEvaluator(Evaluator):
     """Recall@k of the phrases that have a box.
 
@@ -230,6 +246,12 @@ class FlickrEvaluator(Evaluator):
             self._accumulated = False
 
     load_results = update
+
+    def _made_up(self) -> list[dict[str, Any]]:
+        return [
+            {"image_id": image_id, "sentence_id": number, "boxes": [[ZERO_BOX]] * len(phrases)}
+            for (image_id, number), phrases in self.truth.items()
+        ]
 
     def check_asked(self, asked: Mapping[tuple[int | str, int], int]) -> None:
         """Check before the run that the task has the phrases that are evaluated.
@@ -323,6 +345,7 @@ __all__ = [
     "boxed_phrases",
     "boxes_by_phrase",
     "enclosing_box",
+    "folder_digest",
     "parse_sentence",
     "read_boxes",
     "read_sentences",

@@ -7,9 +7,10 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .._writing import replacing_text
+from ..data.broken import examine_images
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
+from ..runs import RunFolderError, file_digest, in_one_line, shown
 from . import distributed
 from .base import Evaluator
 from .files import check_records, numbers, read_json
 from .flickr import boxes_by_phrase
-from .store import PredictionStore, atomic_writer
+from .store import PredictionStore
 from .tasks import MissingImages, Task, TaskImage
 
+UNIMPORTANT = ("_name_or_path", "transformers_version")  # of a model's configuration
+PACKAGE = Path(__file__).resolve().parents[1]
 BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-coco-eval")
 
@@ -49,6 +55,30 @@ def require_images(tasks: Sequence[Task], output: str | Path) -> None:
         (Path(output) / "missing_pictures.txt").write_text("".join(f"{path}\n" for path in missing))
     if missing:
         raise MissingImages(missing, sum(len(task.images) for task in tasks))
+
+
+def leave_out_broken(tasks: Sequence[Task], on_broken: str) -> tuple[list[Task], dict[str, str]]:
+    """Read the header of every image before a model is loaded.
+
+    Args:
+        on_broken: "skip" leaves out images that cannot be read, "fail" refuses them.
+
+    Returns:
+        the tasks without those, and path -> reason of each.
+
+    Raises:
+        ValueError: naming the images that cannot be read, with "fail" or if no other is left.
+    """
+    found = examine_images((image.ref for task in tasks for image in task.images), decode=False)
+    broken = {image.path: str(result) for image, result in found.items() if isinstance(result, Exception)}
+    if not broken:
+        return list(tasks), broken
+    what = f"{len(broken)} of {len(found)} images cannot be read: {in_one_line(list(broken.values()))}"
+    if on_broken == "fail":
+        raise ValueError(f"{what}. Repair them, or leave them out with --on-broken skip; nothing was computed.")
+    if len(broken) == len(found):
+        raise ValueError(f"{what}. No other is left: is the folder right?")
+    return [replace(task, images=[one for one in task.images if one.path not in broken]) for task in tasks], broken
 
 
 def predictions(
@@ -92,7 +122,13 @@ def _prediction(found: Grounded, image: TaskImage, task: Task) -> dict[str, Any]
 
 
 def predict(
-    engine: GroundingEngine, task: Task, output: str | Path, identity: Mapping[str, Any], fresh: bool = False
+    engine: GroundingEngine,
+    task: Task,
+    output: str | Path,
+    settings: Mapping[str, Any],
+    fresh: bool = False,
+    inputs: Mapping[str, str] | None = None,
+    on_broken: str = "fail",
 ) -> PredictionStore:
     """Predictions for all images of a task, computed where an earlier run has not.
 
@@ -100,39 +136,97 @@ def predict(
 
     Args:
         output: folder; partial predictions go to `partial/` in it.
-        identity: model and data, compared with those of an earlier run in the same folder.
+        settings, inputs: what else predictions or their metrics follow from (`runs.Manifest`); they, the model, the
+            class names and the images have to be those of an earlier run in the same folder.
         fresh: discard the predictions of an earlier run.
+        on_broken: "skip" leaves out images that cannot be read (`PredictionStore.broken`); "fail" stops at the first.
 
     Raises:
         MissingImages: before anything is computed; all of them are listed in `missing_pictures.txt`.
+        RunFolderError: if the folder is in use, or holds predictions that do not go with these.
+        ValueError: naming an image that cannot be read.
     """
     require_images([task], output)
     rank, size = distributed.world()
     options = {k: v for k, v in asdict(engine.options).items() if k not in GroundingOptions.SPEED}
-    settings = {**identity, "task": task.name, "weights": fingerprint(engine.model), **options}
+    settings = {**settings, "task": task.name, **options}
     settings["size"] = dict(engine.options.size or engine.processor.image_processor.size)
+    inputs = {**(inputs or {}), **fingerprints(engine)}
     if task.names:  # the order matters: chunks
-        settings["vocabulary"] = hashlib.sha256(json.dumps([task.names, task.category_ids]).encode()).hexdigest()[:16]
-    store = PredictionStore(output, settings, fresh)
-    todo = [image for image in task.images if image.image_id not in store.done][rank::size]
-    # The bar counts this process's share; the others have as much to do.
-    bar = tqdm(total=len(todo), unit="image", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
-    if before := sum(image.image_id in store.done for image in task.images):
-        bar.set_postfix_str(f"{before} of {len(task.images)} done before")
-    with closing(store), bar:
-        for prediction in predictions(engine, task, todo):
-            store.append(prediction)
-            bar.update()
+        inputs["class names"] = digest([task.names, task.category_ids])
+    store = PredictionStore(output, settings, fresh, inputs)
+    with closing(store):
+        _compare_images(store, task)
+        todo = [image for image in task.images if image.image_id not in store.done][rank::size]
+        before = sum(image.image_id in store.done for image in task.images)
+        if before and before == len(task.images) and rank == 0:
+            warnings.warn(
+                f"all {before} predictions in {store.folder} are of an earlier run: nothing is computed, they are "
+                "scored again. --fresh computes them anew",
+                stacklevel=2,
+            )
+        # The bar counts this process's share; the others have as much to do.
+        bar = tqdm(total=len(todo), unit="image", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)
+        if before:
+            bar.set_postfix_str(f"{before} of {len(task.images)} done before")
+        with bar:
+            for found in engine.ground((_request(image, task) for image in todo), skip_broken=True):
+                image = todo[found.index]
+                if found.error is None:
+                    store.append({**_prediction(found, image, task), "input": image_digest(image)})
+                elif on_broken == "skip":
+                    store.broken[image.path] = str(found.error)
+                else:
+                    raise ValueError(
+                        f"{found.error} Repair the image, or leave it out with --on-broken skip; what has been "
+                        "computed is kept."
+                    ) from found.error
+                bar.update()
+        store.broken = distributed.merge(store.broken)
     return store
 
 
-def fingerprint(model: torch.nn.Module, values: int = 16) -> str:
-    """A hash of the first values of each tensor: tells weights apart that were trained further under the same path."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:values].cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _compare_images(store: PredictionStore, task: Task) -> None:
+    """
+    Raises:
+        RunFolderError: if a stored prediction is of another image than the one that is there now.
+    """
+    rank, size = distributed.world()
+    known = [image for image in task.images if image.image_id in store.done][rank::size]
+    own = [image.path for image in known if store.done[image.image_id] != image_digest(image)]
+    if changed := [path for part in distributed.gather(own) for path in part]:
+        raise RunFolderError(
+            f"{store.folder} holds predictions for other images: {len(changed)} of {len(store.done)} differ from "
+            f"those that are there now (the first: {shown(changed[0])}). --fresh computes all anew; or choose another "
+            "--output."
+        )
+
+
+def image_digest(image: TaskImage) -> str:
+    """A digest of the image's file and of what the annotations say that its predictions depend on."""
+    return digest([file_digest(image.path), image.size, [asdict(one) for one in image.sentences]])
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, the first half."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def fingerprints(engine: GroundingEngine) -> dict[str, str]:
+    """Digests of all that makes the engine's predictions: weights, configuration, processor, code."""
+    weights = hashlib.sha256()
+    for name, tensor in engine.model.state_dict().items():
+        weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config, processor, code = engine.model.config.to_dict(), engine.processor, hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(path.read_bytes())
+    return {
+        "weights": weights.hexdigest()[:32],
+        "model configuration": digest({k: v for k, v in config.items() if k not in UNIMPORTANT}),
+        "processor": digest([processor.image_processor.to_dict(), processor.tokenizer.get_vocab()]),
+        "code of glip_hf": code.hexdigest()[:32],
+    }
 
 
 def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str, float]:
@@ -219,14 +313,14 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with atomic_writer(path) as file:
+    with replacing_text(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
 def write_predictions(path: Path, evaluator: Evaluator) -> None:
     """All predictions as one result file, entry by entry: LVIS has millions."""
-    with atomic_writer(path) as file:
+    with replacing_text(path) as file:
         file.write("[")
         for index, entry in enumerate(evaluator.results()):
             file.write(("\n" if index == 0 else ",\n") + json.dumps(entry, separators=(",", ":")))
@@ -235,7 +329,10 @@ def write_predictions(path: Path, evaluator: Evaluator) -> None:
 
 __all__ = [
     "Result",
-    "fingerprint",
+    "digest",
+    "fingerprints",
+    "image_digest",
+    "leave_out_broken",
     "load_predictions",
     "predict",
     "predictions",

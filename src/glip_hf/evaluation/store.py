@@ -2,70 +2,74 @@
 """Predictions on disk while they are made: a JSON line per image, a file per process; a killed run can resume."""
 
 import json
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..runs import atomic_writer
+from .._writing import replacing, writing
+from ..kernels.cpu_linear import settle_library
+from ..runs import Manifest, claim, environment, on_main
 from . import distributed
 
-FOLDER, SETTINGS = "partial", "settings.json"
+FOLDER = "partial"
+PARTS = "part-[0-9][0-9][0-9].jsonl"
+CHECKSUM = ',"crc":"%08x"}\n'
+"""How a line ends: CRC-32 of what comes before. A line without it was cut, or changed since."""
 
-
-class OtherSettings(ValueError):
-    """The folder holds predictions that were made with other settings."""
+CHECKSUM_BYTES = len(CHECKSUM % 0)
 
 
 class PredictionStore:
-    """Partial predictions of one run under `<output>/partial/`.
+    """Partial predictions of one run under `<output>/partial/`, and the run's manifest in `<output>`.
 
     Every process appends to a file of its own; process 0 also owns the files of processes a larger earlier run had.
-    All processes have to make the store together.
+    All processes have to make the store together. Until `close` no other run may use the folder.
 
     Args:
         output: the run's folder.
-        settings: what predictions depend on (JSON); those of an earlier run have to be equal.
+        settings, inputs: what predictions depend on (see `runs.Manifest`); those of an earlier run have to be equal.
         fresh: discard the predictions of an earlier run.
 
+    Attributes:
+        done: image id -> digest of what the image was (`input`), of all predictions that are there.
+        broken: path -> reason, of images that were left out because they cannot be read.
+
     Raises:
-        OtherSettings: naming the settings that differ.
+        RunFolderError: if another run uses the folder, or one of other settings or inputs left it.
     """
 
-    def __init__(self, output: str | Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        settings: Mapping[str, Any],
+        fresh: bool = False,
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = Path(output) / FOLDER
         self.rank, self.size = distributed.world()
-        problem = None
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            problem = self._begin(json.loads(json.dumps(settings, default=str)), fresh)
-        if problem := distributed.broadcast(problem):
-            raise OtherSettings(problem)
-        self.folder.mkdir(parents=True, exist_ok=True)  # a node of its own may lack it
-        for path in self._own_files():
-            _cut_broken_end(path)
-        mine = [prediction["image_id"] for prediction in self.own()]
-        self.done: set[int | str] = {image_id for ids in distributed.gather(mine) for image_id in ids}
-        self._file = open(self._path(self.rank), "a", encoding="utf-8")
-
-    def _begin(self, settings: dict[str, Any], fresh: bool) -> str | None:
-        """Compare or write the settings; returns what is wrong, if anything."""
-        path = self.folder / SETTINGS
-        if fresh:
-            for old in self.folder.glob("part-*.jsonl"):
-                old.unlink()
-            path.unlink(missing_ok=True)
-        if path.is_file():
-            before = json.loads(path.read_text())
-            names = sorted(before.keys() | settings.keys())
-            if different := [name for name in names if before.get(name) != settings.get(name)]:
-                shown = ", ".join(f"{n}: {before.get(n)!r}, now {settings.get(n)!r}" for n in different)
-                return (
-                    f"{self.folder} holds predictions made with other settings ({shown}): choose another --output, "
-                    "or start over with --fresh."
-                )
-        with atomic_writer(path) as file:
-            json.dump(settings, file, indent=2)
-        return None
+        manifest = Manifest("evaluation", dict(settings), dict(inputs or {}), environment(self.size, settle_library()))
+        options = {"overwrite_with": "--fresh", "output_with": "--output"}
+        made = [f"{FOLDER}/{PARTS}"]
+        claimed = on_main(
+            lambda: claim(output, manifest, made, resume=True, overwrite=fresh, **options),
+            self.rank == 0,
+            distributed.broadcast,
+        )
+        self._lock, before = claimed or (None, None)
+        if before and (notes := before.notes(manifest)):
+            warnings.warn(f"{output} was begun with {', '.join(notes)}: the last digits may differ", stacklevel=2)
+        # The whole run takes the library of matrix products that it began with.
+        settle_library(distributed.broadcast((before or manifest).environment.get("matmul")))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = [_repair(path) for path in self._own_files()]
+        if damaged := sum(distributed.gather(sum(count for _, count in found))):
+            warnings.warn(f"{self.folder} has damaged predictions ({damaged}): they are computed again", stacklevel=2)
+        known = {image_id: digest for own, _ in found for image_id, digest in own.items()}
+        self.done: dict[int | str, str] = distributed.merge(known)
+        self.broken: dict[str, str] = {}
+        self._file = open(self._path(self.rank), "a", encoding="utf-8", newline="\n")
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"part-{rank:03d}.jsonl"
@@ -73,33 +77,54 @@ class PredictionStore:
     def _own_files(self) -> list[Path]:
         paths = [self._path(self.rank)]
         if self.rank == 0:
-            earlier = sorted(self.folder.glob("part-*.jsonl"))
-            paths += [path for path in earlier if int(path.stem.split("-")[1]) >= self.size]
+            paths += [path for path in sorted(self.folder.glob(PARTS)) if int(path.stem.split("-")[1]) >= self.size]
         return [path for path in paths if path.is_file()]
 
     def append(self, prediction: Mapping[str, Any]) -> None:
-        """Write the prediction for one image; it survives a kill of the process."""
-        self._file.write(json.dumps(prediction, separators=(",", ":")) + "\n")
-        self._file.flush()
+        """Write the prediction for one image; it survives a kill of the process. `input` is the digest in `done`."""
+        text = json.dumps(prediction, separators=(",", ":"))[:-1]
+        with writing(self._path(self.rank)):
+            self._file.write(text + CHECKSUM % zlib.crc32(text.encode()))
+            self._file.flush()
 
     def own(self) -> Iterator[dict[str, Any]]:
         """Predictions that this process owns: over all processes, every one exactly once."""
         for path in self._own_files():
-            with open(path, encoding="utf-8") as file:
+            with open(path, "rb") as file:
                 for line in file:
-                    yield json.loads(line)
+                    prediction = json.loads(line)
+                    yield {name: value for name, value in prediction.items() if name not in ("input", "crc")}
 
     def close(self) -> None:
+        """Give the folder up."""
         self._file.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
-def _cut_broken_end(path: Path) -> None:
-    """Remove a last line that a kill left incomplete."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(end)
+def _repair(path: Path) -> tuple[dict[int | str, str], int]:
+    """Reduce a file to its whole lines, one per image: their `done`, and how many lines were damaged.
+
+    A last line that a kill left incomplete does not count as damaged.
+    """
+    done: dict[int | str, str] = {}
+    kept: list[tuple[int, int]] = []  # begin and end in the file
+    damaged = end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            begin, end = end, end + len(line)
+            text = line[:-CHECKSUM_BYTES]
+            if line[-CHECKSUM_BYTES:] != (CHECKSUM % zlib.crc32(text)).encode():
+                damaged += line.endswith(b"\n")
+            elif (prediction := json.loads(line))["image_id"] not in done:
+                done[prediction["image_id"]] = prediction.get("input", "")
+                kept.append((begin, end))
+    if sum(end - begin for begin, end in kept) < end:
+        with replacing(path) as new, open(new, "wb") as target, open(path, "rb") as file:
+            for begin, end in kept:
+                file.seek(begin)
+                target.write(file.read(end - begin))
+    return done, damaged
 
 
-__all__ = ["OtherSettings", "PredictionStore", "atomic_writer"]
+__all__ = ["PredictionStore"]

@@ -192,10 +192,12 @@ def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
 
 @dataclass
 class OdinwSet:
-    """One data set of ODinW: its task, the annotations its metrics come from, whether it has caption prompts."""
+    """One data set of ODinW: its task, the annotations its metrics come from, their file, whether it has caption
+    prompts."""
 
     task: Task
     annotations: Mapping[str, Any]
+    file: Path
     prompted: bool = False
 
 
@@ -225,7 +227,8 @@ def odinw_set(
         raise ValueError(f"{path}: there is no split {split!r} in REGISTER; it has {', '.join(sorted(register))}.")
     entry = register[split]
     check_records([entry], ("ann_file", "img_dir"), f"{path}, REGISTER of {split!r}")
-    document = dict(read_annotations(Path(root) / entry["ann_file"], "images", "annotations"))
+    file = Path(root) / entry["ann_file"]
+    document = dict(read_annotations(file, "images", "annotations"))
     if settings["OVERRIDE_CATEGORY"]:
         document["categories"] = settings["OVERRIDE_CATEGORY"]
     own = settings["CAPTION_PROMPT"] if prompts == "glip" else None
@@ -233,7 +236,7 @@ def odinw_set(
         check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
     images = Path(root) / entry["img_dir"]
     task = detection_task(Path(path).stem, document, images, own or None, allow_outside)
-    return OdinwSet(task, document, bool(own))
+    return OdinwSet(task, document, file, bool(own))
 
 
 def odinw_sets(

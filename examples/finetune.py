@@ -25,7 +25,7 @@ from glip_hf.training.finetuning import (
     tuning_batches,
     tuning_recipe,
 )
-from glip_hf.training.recipe import assign
+from glip_hf.training.recipe import assign, load_recipe
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import MODES, tune
 
@@ -54,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--lr", dest="optimizer.lr", type=float, metavar="LR", help="default: that of the mode")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
+    damage = "share of a file's boxes that may be damaged and are left out (default 0.5); beyond nothing starts"
+    add("--allow-damage", dest="data.allow_damage", type=float, metavar="SHARE", help=damage)
     wandb = "log to Weights & Biases in place of TensorBoard"
     add("--wandb", dest="run.trackers", action="store_const", const=["wandb"], help=wandb)
     add("--push-to-hub", dest="run.push_to_hub", metavar="USER/NAME", help="repository of the result")
@@ -64,6 +66,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
+    given = [*(assign(key, value) for key, value in overrides.items()), *arguments.set]
+    damage = [override for override in given if override.startswith("data.allow_damage=")]
     set_seed(overrides["run.seed"])
     try:
         data = load_tuning_data(
@@ -73,6 +77,7 @@ def main() -> int:
             arguments.validation_images,
             arguments.shots,
             overrides["run.seed"],
+            allow_damage=load_recipe(None, damage).data.allow_damage,
         )
         recipe = tuning_recipe(
             arguments.model,
@@ -80,7 +85,7 @@ def main() -> int:
             data,
             GlipProcessor.from_pretrained(arguments.model),
             arguments.shots,
-            [*(assign(key, value) for key, value in overrides.items()), *arguments.set],
+            given,
         )
         model, processor = start_model(recipe.model)
         names = tune(model, recipe.tuning.mode, prompt_length=arguments.prompt_length)

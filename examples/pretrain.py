@@ -14,12 +14,13 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from glip_hf.data.scene_metrics import evaluate_scenes
-from glip_hf.training.batches import recipe_batches
+from glip_hf.training.batches import recipe_batches, recipe_sources
 from glip_hf.training.loop import Run
 from glip_hf.training.recipe import assign, load_recipe
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import tune
 
+ALLOW_DAMAGE = "share of a source's boxes that may be damaged and are left out (default 0.5); beyond nothing starts"
 DEFAULT = Path(__file__).parent / "configs" / "scenes.yaml"
 
 
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-steps", dest="schedule.max_steps", type=int, metavar="N", help="optimiser steps")
     add("--checkpoint-every", dest="run.checkpoint_every", type=int, metavar="N", help="steps between checkpoints")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
+    add("--allow-damage", dest="data.allow_damage", type=float, metavar="SHARE", help=ALLOW_DAMAGE)
     wandb = "log to Weights & Biases in place of TensorBoard"
     add("--wandb", dest="run.trackers", action="store_const", const=["wandb"], help=wandb)
     add("--push-to-hub", dest="run.push_to_hub", metavar="USER/NAME", help="repository of the finished model")
@@ -47,11 +49,13 @@ def main() -> int:
     try:
         recipe = load_recipe(arguments.config, [*named, *arguments.set])
         set_seed(recipe.run.seed)
+        sources = recipe_sources(recipe)
         model, processor = start_model(recipe.model)
         tune(model, recipe.tuning.mode)
 
         def make_batches(accelerator):
-            return recipe_batches(recipe, processor, model.config, accelerator.process_index, accelerator.num_processes)
+            rank, processes = accelerator.process_index, accelerator.num_processes
+            return recipe_batches(recipe, processor, model.config, rank, processes, sources)
 
         def evaluate(model):
             metrics = evaluate_scenes(model, processor, num_scenes=64)

@@ -1,6 +1,7 @@
 """Samples and batches: what the model is given, the same whoever makes it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from glip_hf.data import (
     build_mixture,
     build_source,
 )
+from glip_hf.data.columns import DamagedData
 from tests.data.original_formats import SIZES, coco_content
 
 pytest.importorskip("datasets")
@@ -312,3 +314,18 @@ def test_two_sets_of_one_name(coco, maker, tmp_path, coco_set):
     with pytest.raises(ValueError, match="called 'instances': rename one"):
         GroundingDataset([coco(), other], maker())
     assert len(SIZES) == 6
+
+
+def test_damaged_sources_are_refused(coco_set, mdetr_set, tmp_path):
+    content = json.loads(Path(coco_set["annotations"]).read_text())
+    damaged, empty = tmp_path / "damaged.json", tmp_path / "empty.json"
+    damaged.write_text(json.dumps(content | {"annotations": [a | {"image_id": 0} for a in content["annotations"]]}))
+    empty.write_text(json.dumps(content | {"annotations": []}))
+    options = {"cache_dir": tmp_path / "cache"}
+    spec = {"drop_empty": False, "annotations": str(damaged)}
+    with pytest.raises(DamagedData, match=r"damaged\.json: .* 0 of 7 boxes are used; left out: 7 unknown_image"):
+        build_mixture([mdetr_set, coco_set | spec], **options)
+    negatives = coco_set | spec | {"annotations": str(empty)}
+    assert len(build_mixture([mdetr_set, negatives], **options)) == 8  # images without any box are negatives
+    with pytest.raises(DamagedData, match="no annotations"):
+        build_mixture([negatives], **options)

@@ -13,8 +13,9 @@ from random_glip import random_model, random_processor, save_random_model
 from safetensors.torch import load_file
 
 from glip_hf import GlipForGrounding
+from glip_hf.data.columns import DamagedData
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
-from glip_hf.training.recipe import RecipeError
+from glip_hf.training.recipe import RecipeError, load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 FAST = ["data.short_sides=[96]", "data.batch_size=2", "run.trackers=[]", "run.log_every=1"]
@@ -195,3 +196,44 @@ def spy(take, taken: dict):
         taken[step] = {name: value.clone() for name, value in self.weights.items()}
 
     return noted
+
+
+# -- damaged data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_id": None}, {"category_id": "x"}, {"bbox": None}, {"bbox": [0.1, 0.1, 0.5, 0.5]}, {"iscrowd": 1}],
+)
+@pytest.mark.parametrize("which", ["--train", "--validation"])
+def test_nothing_starts_without_boxes(coco: Path, tmp_path, monkeypatch, capsys, change, which) -> None:
+    """Before the model loads: there is none at this place."""
+    content = json.loads(coco.read_text())
+    content["annotations"] = [annotation | change for annotation in content["annotations"]]
+    (tmp_path / "damaged.json").write_text(json.dumps(content))
+    files = {"--train": coco, "--validation": coco} | {which: tmp_path / "damaged.json"}
+    paths = [str(part) for pair in files.items() for part in pair]
+    out = tmp_path / "out"
+    given = ["--model", "nowhere", "--images", str(coco.parent), "--output-dir", str(out), *paths]
+    assert finetune(monkeypatch, *given, "--allow-damage", "1") == 2 and not out.exists()
+    message = capsys.readouterr().err
+    count = len(content["annotations"])
+    assert f"damaged.json: nothing was started: 0 of {count} boxes are used" in message and "annotation 1" in message
+    assert message.count("\n") == 1
+
+
+def test_how_much_damage_is_allowed(coco: Path) -> None:
+    content = json.loads(coco.read_text())
+    half = (len(content["annotations"]) + 1) // 2 + 1
+    for annotation in content["annotations"][:half]:
+        annotation["bbox"][2] = 0
+    coco.write_text(json.dumps(content))
+    with pytest.raises(DamagedData, match=rf"{half} empty_box .the first: .*allow-damage 0\.\d+") as error:
+        load_tuning_data(coco, coco.parent)
+    share = float(str(error.value).rsplit("=", 1)[1].rstrip(")."))
+    assert len(load_tuning_data(coco, coco.parent, allow_damage=share).train) > 0
+    with pytest.raises(RecipeError, match="allow_damage=nan"):
+        load_recipe(None, ["data.allow_damage=.nan"])
+    coco.write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(DamagedData, match="there are no annotations"):
+        load_tuning_data(coco, coco.parent)

@@ -71,7 +71,7 @@ class Tally:
         crowd: sound crowd regions, which training ignores.
         thin: sound boxes with a side of at most one pixel, left out in training as in the original.
         dropped: kind of damage -> number of annotations and images left out.
-        examples: kind of damage -> the first that was found.
+        examples: kind of damage, "crowd" and "thin_box" -> the first that was found.
     """
 
     listed: int = 0
@@ -99,6 +99,9 @@ class Tally:
         crowd = columns.array("crowd") != 0
         wide = columns.has_extent() | thin
         kept = sound & ~crowd & wide
+        for kind, mask in (("crowd", sound & crowd), ("thin_box", sound & ~crowd & ~wide)):
+            if mask.any():
+                self.examples.setdefault(kind, str(columns.describe(kind, int(mask.argmax()))))
         self.listed += len(sound) + columns.lost.total()
         self.crowd += int((sound & crowd).sum())
         self.thin += int((sound & ~crowd & ~wide).sum())
@@ -116,22 +119,27 @@ class Tally:
 
     def describe(self) -> str:
         """The counts, with an example of each kind."""
-        kinds = [f"{count:,} {kind} (the first: {self.examples[kind]})" for kind, count in self.dropped.items()]
-        ignored = {"crowd regions": self.crowd, "boxes of at most one pixel": self.thin}
-        kinds += [f"{count:,} {what}" for what, count in ignored.items() if count]
+        left_out = self.dropped | {"crowd": self.crowd, "thin_box": self.thin}
+        kinds = [f"{count:,} {kind} (the first: {self.examples[kind]})" for kind, count in left_out.items() if count]
         return f"{self.kept:,} of {self.listed:,} boxes are used" + (f"; left out: {'; '.join(kinds)}" if kinds else "")
 
-    def require_boxes(self, name: str, allow_damage: float = ALLOWED_DAMAGE) -> None:
+    def require_boxes(self, name: str, allow_damage: float = ALLOWED_DAMAGE, needed: bool = False) -> None:
         """The guard before a run starts.
 
         Args:
             allow_damage: the share of annotations that may be lost.
+            needed: also refuse a file that lists no annotation.
 
         Raises:
             DamagedData: if no box of a file that has some is left, or more than that share is lost.
         """
-        if not self.listed or (self.kept and self.lost <= allow_damage):
+        if self.kept and self.lost <= allow_damage or not (self.listed or needed):
             return
+        if not self.listed:
+            raise DamagedData(
+                f"{name}: nothing was started: there are no annotations, and nothing can be learned without boxes. Is "
+                "it the right file?"
+            )
         remedy = "Repair the file (`glip check-data` names every finding)"
         if self.kept:
             share = math.ceil(100 * self.lost) / 100

@@ -17,10 +17,12 @@ from torch.utils.data import Dataset
 from ..image_processing_pil_glip import clip_and_drop, resize_boxes
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
 from .broken import BrokenImages, OnError, TooManyBrokenImages
+from .columns import ALLOWED_DAMAGE
 from .records import Record
 from .samplers import Key, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
 from .sources import Source, build_source
+from .sources.scenes import SceneSource
 from .transforms import ImageTransform, flip_boxes
 
 _MIXING, _CAPTION, _IMAGE = 1, 2, 3  # independent random streams
@@ -257,13 +259,16 @@ def build_mixture(
     cache_dir: Any = None,
     seed: int = 0,
     length: int | None = None,
+    allow_damage: float = ALLOWED_DAMAGE,
 ) -> Mixture:
     """A mixture from a recipe's list: each entry is what `build_source` takes, and `copies` or `weight`.
 
     Args:
         length: samples per epoch, needed where entries have a `weight`; then all must have one.
+        allow_damage: the share of the annotations of each source that may be lost.
 
     Raises:
+        DamagedData: if more is lost, no box of a source that has some is left, or none has any.
         ValueError: for weights without `length` or not everywhere, and as `build_source`.
     """
     entries = [{"name": spec} if isinstance(spec, str) else dict(spec) for spec in specs]
@@ -273,6 +278,10 @@ def build_mixture(
     if weighted and (None in weights or length is None):
         raise ValueError(f"Give every data set a weight, and the length of an epoch; got {weights}, {length}.")
     sources = [build_source(entry, data_root, cache_dir) for entry in entries]
+    for source in sources:
+        # Images without any box may be mixed in as negatives.
+        none = not any(other.tally.listed or isinstance(other, SceneSource) for other in sources)
+        source.require_boxes(allow_damage, needed=none)
     if weighted:
         return Mixture.from_weights(sources, weights, length, seed)
     return Mixture(sources, copies, seed)

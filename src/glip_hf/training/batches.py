@@ -134,17 +134,30 @@ def sample_maker(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -
     )
 
 
-def build_dataset(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> GroundingDataset:
-    """The recipe's sources as one data set of training samples; an endless stream of scenes where it names none.
+def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
+    """The recipe's data before any model is needed; an endless stream of scenes where it names no sources.
 
     Raises:
+        DamagedData: see `build_mixture`; of a stream its first rows decide.
         ValueError: for a source that cannot be read as described; names it.
     """
     data, seed = recipe.data, recipe.run.seed
-    if data.sources:
-        mixture = build_mixture(data.sources, data.root, data.cache_dir, seed, data.epoch_samples or None)
-    else:
-        mixture = Mixture([SceneSource(seed=seed)], seed=seed)
+    if not data.sources:
+        return Mixture([SceneSource(seed=seed)], seed=seed)
+    if data.sources[0].get("streaming"):
+        options = {key: value for key, value in data.sources[0].items() if key not in NOT_READ}
+        stream = HubStream(**options, allow_damage=data.allow_damage)
+        stream.check()
+        return stream
+    return build_mixture(data.sources, data.root, data.cache_dir, seed, data.epoch_samples or None, data.allow_damage)
+
+
+def build_dataset(
+    recipe: Recipe, processor: GlipProcessor, config: GlipConfig, mixture: Mixture | None = None
+) -> GroundingDataset:
+    """The recipe's sources (`recipe_sources`, if they were built already) as one data set of training samples."""
+    data, seed = recipe.data, recipe.run.seed
+    mixture = recipe_sources(recipe) if mixture is None else mixture
     maker = sample_maker(recipe, processor, config)
     return GroundingDataset(mixture, maker, seed=seed, on_error=ON_ERROR[data.on_broken], max_replaced=data.max_broken)
 
@@ -178,17 +191,29 @@ def dataset_batches(
     return Batches(dataset, sampler, NamedCollator(pad_token_id), data.workers)
 
 
-def recipe_batches(recipe: Recipe, processor: GlipProcessor, config: GlipConfig, rank: int, processes: int) -> Batches:
-    """Batches of the recipe's data for one process; `config` is that of the model to train.
+def recipe_batches(
+    recipe: Recipe,
+    processor: GlipProcessor,
+    config: GlipConfig,
+    rank: int,
+    processes: int,
+    sources: Mixture | HubStream | None = None,
+) -> Batches:
+    """Batches of the recipe's data for one process.
 
     For the order of a streamed source see `StreamingBatches`.
+
+    Args:
+        config: of the model to train.
+        sources: `recipe_sources`, if they were built already.
     """
     data, pad_token_id = recipe.data, processor.tokenizer.pad_token_id
-    if not (data.sources and data.sources[0].get("streaming")):
-        return dataset_batches(build_dataset(recipe, processor, config), recipe, pad_token_id, rank, processes)
-    options = {key: value for key, value in data.sources[0].items() if key not in NOT_READ}
+    sources = recipe_sources(recipe) if sources is None else sources
+    if isinstance(sources, Mixture):
+        dataset = build_dataset(recipe, processor, config, sources)
+        return dataset_batches(dataset, recipe, pad_token_id, rank, processes)
     stream = StreamingBatches(
-        HubStream(**options),
+        sources,
         sample_maker(recipe, processor, config),
         NamedCollator(pad_token_id),
         per_process(data.batch_size, recipe.run.gradient_accumulation, processes),

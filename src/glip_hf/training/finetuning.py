@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data.broken import examine_images
+from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
 from ..data.records import ImageRef
 from ..data.sources import Source, read_coco
@@ -91,6 +92,7 @@ def load_tuning_data(
     shots: int | None = None,
     seed: int = 0,
     cache_dir: str | Path | None = None,
+    allow_damage: float = ALLOWED_DAMAGE,
 ) -> TuningData:
     """Training and validation images of a custom COCO data set; images without boxes stay, as negatives.
 
@@ -100,17 +102,21 @@ def load_tuning_data(
             images that are not trained on are held out, or if there are none, a fraction of the training images.
         shots: images per class to train on (`Source.few_shot`); None for all.
         seed: of the order in which few-shot images are chosen, and of the split.
+        allow_damage: the share of the boxes of a file that may be damaged and are left out.
 
     Raises:
+        DamagedData: if more are damaged, or a file has no box at all.
         RecipeError: for a data set of a single image without a validation file.
         FileNotFoundError, ValueError: as `read_coco`.
     """
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir)
+    source.require_boxes(allow_damage, needed=True)
     chosen = source.few_shot(shots, seed or None) if shots else source
     taken = f"{len(chosen)} of {len(source)} images ({shots} per class)" if shots else f"{len(chosen)} images"
     if validation is not None:
         folder = Path(validation_images or images)
         held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir)
+        held_out.require_boxes(allow_damage, needed=True)
         note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
         return TuningData(chosen, held_out, Path(validation), folder, note)
     if len(source) < 2:

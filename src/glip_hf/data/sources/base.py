@@ -14,7 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...prompts_glip import Name
-from ..columns import Columns, Tally
+from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..records import Record, record_from_row
 
 logger = logging.get_logger(__name__)
@@ -66,6 +66,10 @@ class Source:
     def dropped(self) -> dict[str, int]:
         """Kind of damage -> number of annotations or images that the reader left out."""
         return self.tally.dropped
+
+    def require_boxes(self, allow_damage: float = ALLOWED_DAMAGE, needed: bool = False) -> None:
+        """Refuse damaged data before a run starts, see `Tally.require_boxes`."""
+        self.tally.require_boxes(self.info["file"], allow_damage, needed)
 
     def __len__(self) -> int:
         return self._length if self._rows is None else len(self._rows)
@@ -176,7 +180,7 @@ def sound_table(
         ValueError: if `strict` and anything is damaged, naming the first damage.
     """
     keep = tally.count(columns, categories)
-    if strict and tally.examples:
-        example = next(iter(tally.examples.values()))
+    if strict and tally.dropped:
+        example = tally.examples[next(iter(tally.dropped))]
         raise ValueError(f"{example}. Repair it, or read with strict=False to leave it out.")
     return columns.to_table(keep, labels, drop_empty, by_id)

@@ -3,6 +3,7 @@
 streamed."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from PIL import Image
+from transformers.utils import logging
 
 from ..._extras import require
 from ...prompts_glip import find_phrase
 from ..cache import TableWriter, convert_once
-from ..columns import Columns, Tally
+from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..records import Record, record_from_row, upright_size
 from ..values import integer, quote, read_box, read_size
 from .base import Captions, Source, sound_table
+
+logger = logging.get_logger(__name__)
 
 BoxFormat = Literal["xywh", "xyxy", "xyxy_relative"]
 
@@ -239,15 +243,25 @@ class HubStream:
         dataset, name, load_options: see `HubData`; the class names are needed unless the data set has a
             `ClassLabel` feature or captions.
         drop_empty: skip images without usable boxes.
+        allow_damage: the share of the annotations that may be lost.
 
-    What is damaged is left out and counted in `dropped` (by the process that reads it); images that cannot be read are
-    passed to `on_broken`, if it is set.
+    What is damaged is left out, counted in `tally` and told once per kind (by the process that reads it); images that
+    cannot be read are passed to `on_broken`, if it is set.
     """
 
     on_broken: Callable[[str], None] | None = None
     prompts = None
 
-    def __init__(self, dataset: Any, name: str | None = None, *, drop_empty: bool = True, **load_options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        name: str | None = None,
+        *,
+        drop_empty: bool = True,
+        allow_damage: float = ALLOWED_DAMAGE,
+        **load_options: Any,
+    ) -> None:
+        self.allow_damage = allow_damage
         data = HubData(dataset, name, **load_options | {"streaming": True})
         self.name, self.data, self.drop_empty = data.name, data, drop_empty
         if not data.grounded and data.names is None:
@@ -256,15 +270,41 @@ class HubStream:
         self.captions = data.captions
         self.names = {} if data.grounded else dict(enumerate(data.names, start=1))
         self.tally = Tally()
-        self.dropped = self.tally.dropped
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Kind of damage -> number of annotations or images left out so far."""
+        return self.tally.dropped
+
+    def check(self, rows: int = 64) -> None:
+        """Refuse damaged data by the first rows.
+
+        Raises:
+            DamagedData: if too few of their boxes can be used.
+        """
+        collected = Columns(self.name, grounded=self.data.grounded)
+        for number, row in enumerate(itertools.islice(self.dataset, rows)):
+            self.data.add(collected, row, number)
+        tally = Tally()
+        tally.count(collected, None if self.data.grounded else self.names)
+        tally.require_boxes(f"{self.name}, first {rows} rows", self.allow_damage)
 
     def records(self, dataset: Any) -> Iterator[Record]:
-        """Records of the rows of `dataset`: this data set, shuffled or a shard of it."""
+        """Records of the rows of `dataset`: this data set, shuffled or a shard of it.
+
+        Raises:
+            DamagedData: when too many of the annotations read so far are lost.
+        """
         labels = None if self.data.grounded else {label: label for label in self.names}
         for number, row in enumerate(dataset):
             collected = Columns(self.name, grounded=self.data.grounded)
             self.data.add(collected, row, number)
+            known = set(self.dropped)
             table = sound_table(collected, self.tally, labels, labels, self.drop_empty)
+            for kind in self.dropped.keys() - known:
+                logger.warning(f"{self.name}: what is damaged like this is left out: {self.tally.examples[kind]}")
+            if self.tally.listed >= 100:
+                self.tally.require_boxes(self.name, self.allow_damage)
             broken = [str(problem) for problem in collected.problems if problem.kind == "broken_image"]
             if len(table):
                 values = table.to_pylist()[0] | {"offset": -1, "length": -1}

@@ -25,6 +25,7 @@ class SceneSource(Source):
     ) -> None:
         self.name, self.split, self.seed, self.config = name, split, seed, config or SceneConfig()
         self.captions, self.names, self.category_ids, self.tally = "given", {}, {}, Tally()
+        self.info = {"file": name}
         self._length, self._rows = length, None
 
     def __getitem__(self, index: int) -> Record:

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from ._messages import shown
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing tells two runs in one folder apart there
@@ -34,7 +36,7 @@ WHOLE_BYTES, SAMPLES, SAMPLE_BYTES = 4 << 30, 64, 1 << 20
 larger ones (TSV files of images) the size and so many samples, evenly spaced, beginning and end included."""
 
 PACKAGES = ("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow")
-SHOWN_VALUE, SHOWN_DIFFERENCES = 100, 3
+SHOWN_DIFFERENCES = 3
 
 T = TypeVar("T")
 
@@ -102,13 +104,6 @@ def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tu
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
-
-
-def shown(value: Any) -> str:
-    """A value in a message: at most `SHOWN_VALUE` characters of it, on one line."""
-    text = str(value[: 2 * SHOWN_VALUE] if isinstance(value, str) else value)
-    text = text.encode("unicode_escape").decode() if not text.isprintable() else text
-    return text if len(text) <= SHOWN_VALUE else text[: SHOWN_VALUE - 3] + "..."
 
 
 def in_one_line(differences: Sequence[str]) -> str:

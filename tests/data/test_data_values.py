@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from glip_hf._messages import quote, shown
 from glip_hf.data.columns import Columns, DamagedData, Tally
 from glip_hf.data.sources import read_coco
 from glip_hf.data.sources.coco import number_categories, read_document
-from glip_hf.data.values import Ids, id_order, quote, read_box, read_flag, read_id, read_name, read_number, read_spans
+from glip_hf.data.values import Ids, id_order, read_box, read_flag, read_id, read_name, read_number, read_spans
 
 NAN, INF = float("nan"), float("inf")
 
@@ -54,7 +55,8 @@ def test_no_single_meaning(read, given):
 
 def test_messages_stay_short():
     for value in ("x" * 10**6, [9] * 10**6, [[["y" * 10**6]]], {"z" * 10**6: 1}, 10**5000, [10**5000], None):
-        assert len(quote(value)) <= 110
+        assert len(quote(value)) <= 110 and len(shown(value)) <= 110
+    assert "\n" not in shown("a\nb\x1b[31m") and "\x1b" not in quote("a\x1b") and shown("a b") == "a b"
     with pytest.raises(ValueError, match=r"^no image_id$"):
         read_id(None, "image_id")
 

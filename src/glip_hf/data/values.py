@@ -13,24 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from .._messages import quote
+
 _NUMBERS = frozenset((int, float))
 _INTEGER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?")  # "007" may be a name: it is not the number 7
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
-
-
-def quote(value: Any, limit: int = 80) -> str:
-    """`repr` of a value in messages, cut before it is formatted: a file may hold megabytes where a number belongs."""
-    if isinstance(value, str):
-        value = value[: limit + 1]
-    elif isinstance(value, list | tuple):
-        shown = ", ".join(quote(item, 20) for item in value[:8])
-        return f"[{shown}{', ...' if len(value) > 8 else ''}]"[:limit]
-    elif isinstance(value, dict):
-        return f"an object with the keys {quote(list(value), limit)}"
-    elif isinstance(value, int) and value.bit_length() > 300:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def is_text(value: Any) -> bool:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .._messages import shown
 from .._writing import replacing_text
 from ..data.broken import examine_images
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..runs import RunFolderError, file_digest, in_one_line, shown
+from ..runs import RunFolderError, file_digest, in_one_line
 from . import distributed
 from .base import Evaluator
 from .files import check_records, numbers, read_json

@@ -14,11 +14,12 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..._extras import require
+from ..._messages import quote
 from ...prompts_glip import find_phrase
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..records import Record, record_from_row, upright_size
-from ..values import integer, quote, read_box, read_size
+from ..values import integer, read_box, read_size
 from .base import Captions, Source, sound_table
 
 logger = logging.get_logger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..._extras import require
+from ..._messages import quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
 from ..records import ImageRef
-from ..values import quote
 from .base import Captions, Source, sound_table
 
 CHUNK_ROWS = 20_000

@@ -177,8 +177,9 @@ def test_resize_on_a_device_is_within_one_grey_level():
 
 
 @pytest.fixture
-def web(tmp_path):
+def web(tmp_path, monkeypatch):
     """A web server on the loopback for the files in `tmp_path`; gives its address."""
+    monkeypatch.setenv("GLIP_URL_PRIVATE", "1")
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):

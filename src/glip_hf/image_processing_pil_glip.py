@@ -23,39 +23,111 @@ import base64
 import io
 import math
 import os
-import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
+from .fetching_glip import fetch, setting
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import refuse_unknown, shorten
 
 logger = logging.get_logger(__name__)
 
+_TURNS = dict(
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)
+"""What brings an image of each EXIF orientation upright."""
+
 Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
-
-URL_TIMEOUT_SECONDS = 60
-
 
 # -- reading images --------------------------------------------------------------------------------
 
 
-def load_image(source: str | os.PathLike) -> Image.Image:
+class UnreadableImage(ValueError):
+    """An image that is damaged, or larger than allowed."""
+
+
+def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
+    """An image with its header read and its pixels not yet decoded.
+
+    Pillow refuses images of more than 179 megapixels, against files that are small and take all memory. The environment
+    variable `GLIP_MAX_MEGAPIXELS` is another limit.
+
+    Args:
+        name: of the image in the message.
+
+    Raises:
+        UnreadableImage: for what is not an image, or has too many pixels.
+    """
+    try:
+        if os.environ.get("GLIP_MAX_MEGAPIXELS"):
+            Image.MAX_IMAGE_PIXELS = int(setting("GLIP_MAX_MEGAPIXELS", 0) * 1e6 / 2)  # Pillow's limit is twice as high
+        image = Image.open(file)
+        if image.format == "EPS":  # to decode it Ghostscript would run the program that it is
+            image.close()
+            raise ValueError("it is PostScript; convert it to PNG or JPEG")
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise _unreadable(name, error) from error
+    return image
+
+
+def decode_image(image: Image.Image, name: object = "") -> Image.Image:
+    """The same image with its pixels decoded.
+
+    Raises:
+        UnreadableImage: for truncated or damaged pixels.
+    """
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise _unreadable(name, error) from error
+    return image
+
+
+def _unreadable(name: object, error: Exception) -> UnreadableImage:
+    reason = shorten(" ".join(str(error).split()) or type(error).__name__, 300)
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = next((int(word.lstrip("(")) for word in reason.split() if word.lstrip("(").isdigit()), 0)
+        reason = (
+            f"it has {pixels / 1e6:.0f} megapixels, more than the {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} allowed; the "
+            "environment variable GLIP_MAX_MEGAPIXELS allows more"
+        )
+    return UnreadableImage(f"Cannot read the image{f' {name}' if str(name) else ''}: {reason}")
+
+
+def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
     """Open and fully decode an image from a path, an http(s) URL or a `data:image/...` URI.
+
+    Args:
+        timeout: seconds that fetching a URL may take; for this and the other limits see `fetching_glip`.
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ValueError: if the image cannot be fetched or decoded; the message names the source and the cause.
+        UnreadableImage: if the image cannot be fetched or decoded; the message names the source and the cause.
     """
     name = os.fspath(source)
     shown = shorten(name, 200)
@@ -66,20 +138,38 @@ def load_image(source: str | os.PathLike) -> Image.Image:
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
         raise FileNotFoundError(f"There is no image file {shown!r}, nor is it an http(s) URL or a data:image/ URI.")
+    file = name
     try:
         if is_url:
-            request = urllib.request.Request(name, headers={"User-Agent": "glip_hf"})
-            with urllib.request.urlopen(request, timeout=URL_TIMEOUT_SECONDS) as response:
-                file = io.BytesIO(response.read())
+            file = io.BytesIO(fetch(name, timeout))
         elif is_data:
             file = io.BytesIO(base64.b64decode(name.partition(",")[2]))
-        else:
-            file = name
-        image = Image.open(file)
-        image.load()
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise ValueError(f"Cannot read the image {shown!r}: {error}") from error
-    return image
+    except Exception as error:  # of servers, too, of any kind
+        raise _unreadable(repr(shown), error) from error
+    return decode_image(open_image(file, repr(shown)), repr(shown))
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 (as it is stored) to 8; 1 where there is none, or a damaged one.
+
+    Pixels are not decoded: of a PNG, what comes after them is unknown until then.
+    """
+    try:
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF raises almost anything, and viewers show the image all the same
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as viewers show it: turned by its EXIF orientation, and without it; the same image if it is 1."""
+    image.load()
+    if (value := orientation(image)) == 1:
+        return image
+    turned = image.transpose(_TURNS[value])
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(key, None)
+    return turned
 
 
 def fetch_images(images: Any) -> Any:
@@ -216,7 +306,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 def _pil_pixels(image: Image.Image, do_convert_rgb: bool) -> torch.Tensor:
     """A PIL image, upright, as a tensor [H, W] or [H, W, C]."""
     try:
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if image.mode.startswith(("I", "F")):  # 16- or 32-bit grey: convert("RGB") would clip it
             values = np.asarray(image)
             # Some 16-bit formats (and every one in older Pillow versions) come as 32-bit "I".

@@ -37,7 +37,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .boxes_glip import box_iou
-from .image_processing_pil_glip import load_image, read_pixels
+from .image_processing_pil_glip import decode_image, load_image, open_image, read_pixels, upright
 from .modeling_glip import GlipTextFeatures, select
 from .postprocess_glip import merge_detections, post_process_grounding, read_options
 from .prompts_glip import PROMPT_OPTIONS, read_number
@@ -374,18 +374,13 @@ def _open_upright(image: Any) -> Image.Image:
     """
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
-    elif not isinstance(image, bytes | Image.Image) and hasattr(image, "load"):
+    elif isinstance(image, bytes):
+        image = open_image(io.BytesIO(image))
+    elif not isinstance(image, Image.Image) and hasattr(image, "load"):
         image = image.load()
-    if not isinstance(image, bytes | Image.Image):
+    if not isinstance(image, Image.Image):
         return Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())
-    try:
-        opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-        opened.load()
-        return ImageOps.exif_transpose(opened)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise ValueError(f"Cannot read the image: {error}") from error
+    return upright(decode_image(image))
 
 
 # -- the engine ------------------------------------------------------------------------------------
@@ -534,10 +529,10 @@ class GroundingEngine:
         """
         image = request.image
         try:
-            upright = _open_upright(image)
+            shown = _open_upright(image)
             if view.flip:
-                upright = ImageOps.mirror(upright)
-            made = self.processor.image_processor([upright], return_tensors="pt", **self._size(view))
+                shown = ImageOps.mirror(shown)
+            made = self.processor.image_processor([shown], return_tensors="pt", **self._size(view))
         except MemoryError:
             raise
         except Exception as error:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import ZeroShotObjectDetectionPipeline
-from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .image_processing_pil_glip import load_image
 from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
@@ -176,7 +176,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if caption is None and phrases is not None:
             raise ValueError("phrases belong to a caption: give it, or leave them out.")
         if timeout is not None and isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = load_image(image, timeout=timeout)
+            image = load_image(image, timeout)
         text = caption if candidate_labels is None else list(candidate_labels)
         return {
             "image": self.image_processor.fetch_images(image),

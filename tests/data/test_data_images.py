@@ -1,17 +1,19 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Where images are that annotation files name: as other tools and systems write it, and inside the folder."""
 
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from glip_hf.data.images import ImageFinder, RefusedImage, list_files, missing_files
 from glip_hf.data.records import ImageRef
 from glip_hf.data.sources import build_source
-from glip_hf.image_processing_pil_glip import read_pixels
+from glip_hf.image_processing_pil_glip import read_pixels, upright
 from tests.data.original_formats import encoded_image
 
 pytest.importorskip("datasets")
@@ -254,3 +256,32 @@ def test_turned_photos_are_in_the_frame_of_their_boxes(suffix, tmp_path):
         image = ImageRef(str(tmp_path / f"p.{suffix}"), size=annotated).load()
         assert ImageOps.exif_transpose(image).size == shown
         assert tuple(read_pixels(image).shape[1:]) == shown[::-1]
+
+
+DAMAGED_EXIF = [
+    b"Exif\0\0garbage",
+    b"Exif\0\0II*\0\xff\xff\xff\xff",
+    b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 40,
+    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd\0\0\0\0",  # the orientation is text
+]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", DAMAGED_EXIF)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_says_nothing(kind, exif):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, kind, exif=exif)
+    image = ImageRef("x", data=buffer.getvalue(), size=(40, 30)).load()
+    assert read_pixels(image).shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_makes_of_it(orientation, tmp_path):
+    pixels = np.arange(40 * 30, dtype=np.uint8).reshape(30, 40)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(tmp_path / "p.png", exif=exif)
+    shown = upright(Image.open(tmp_path / "p.png"))
+    np.testing.assert_array_equal(shown, ImageOps.exif_transpose(Image.open(tmp_path / "p.png")))
+    assert upright(shown).size == shown.size and np.array_equal(upright(shown), shown)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     paths, names, caption = read_words(arguments)
     targets = save_targets(arguments.save, paths)
-    from ..image_processing_pil_glip import load_image
+    from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
 
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
         """The upright image and its detections."""
         try:
-            image = ImageOps.exif_transpose(load_image(path))
+            image = upright(load_image(path))
             (found,) = engine.ground([Request(image, text, arguments.phrases)])
         except (OSError, ValueError) as error:
             raise CliError(first_line(error)) from None

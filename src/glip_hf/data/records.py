@@ -17,12 +17,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from .._extras import require
-from ..image_processing_pil_glip import load_image
+from ..image_processing_pil_glip import UnreadableImage, decode_image, load_image, open_image, orientation
 from ..prompts_glip import Span
-
-
-class UnreadableImage(ValueError):
-    """An image that is damaged, or larger than allowed."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +65,22 @@ class ImageRef:
         Raises:
             FileNotFoundError, UnreadableImage: if it is missing or is not a valid image; the message names it.
         """
-        is_file = self.data is None and self.offset < 0
-        if is_file and self.path.startswith(("http://", "https://")):
-            return load_image(self.path)
-        if is_file and not os.path.isfile(self.path):
-            raise FileNotFoundError(f"There is no image file {self.path!r}.")
+        if self.data is None and self.offset < 0:
+            if self.path.startswith(("http://", "https://")):
+                return load_image(self.path)
+            if not os.path.isfile(self.path):
+                raise FileNotFoundError(f"There is no image file {self.path!r}.")
+            return open_image(self.path, self)
         try:
-            return Image.open(self.path if is_file else io.BytesIO(self.encoded()))
-        except FileNotFoundError:
+            return open_image(io.BytesIO(self.encoded()), self)
+        except (UnreadableImage, FileNotFoundError):
             raise
-        except Exception as error:  # decoders raise almost anything on damaged files
+        except (OSError, ValueError) as error:
             raise UnreadableImage(f"Cannot read the image {self}: {error}") from error
 
     def load(self) -> Image.Image:
         """The image, fully decoded; raises as `open`, and for truncated or damaged pixels."""
-        image = self.open()
-        try:
-            image.load()
-        except Exception as error:
-            raise UnreadableImage(f"Cannot read the image {self}: {error}") from error
+        image = decode_image(self.open(), self)
         if self.size == image.size != upright_size(image):
             image.getexif()[ExifTags.Base.Orientation] = 1
         return image
@@ -95,9 +88,7 @@ class ImageRef:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an opened image after EXIF rotation, without decoding pixels."""
-    # Not `image.getexif()`: for PNG that decodes the whole file.
-    rotated = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) >= 5  # 5..8 swap the sides
-    return image.size[::-1] if rotated else image.size
+    return image.size[::-1] if orientation(image) >= 5 else image.size  # 5..8 swap the sides
 
 
 @dataclass

@@ -12,11 +12,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from glip_hf.data.images import ImageFinder, RefusedImage, list_files, missing_files
 from glip_hf.data.records import ImageRef
-from glip_hf.data.sources import build_source
+from glip_hf.data.sources import HubStream, build_source
+from glip_hf.data.sources.hub import CellImages
 from glip_hf.image_processing_pil_glip import read_pixels, upright
 from tests.data.original_formats import encoded_image
 
-pytest.importorskip("datasets")
+Dataset = pytest.importorskip("datasets").Dataset
 
 
 @pytest.fixture
@@ -285,3 +286,50 @@ def test_upright_is_what_pillow_makes_of_it(orientation, tmp_path):
     shown = upright(Image.open(tmp_path / "p.png"))
     np.testing.assert_array_equal(shown, ImageOps.exif_transpose(Image.open(tmp_path / "p.png")))
     assert upright(shown).size == shown.size and np.array_equal(upright(shown), shown)
+
+
+def parquet(tmp_path, paths, sizes=True):
+    """A Parquet file whose rows name image files; keyword arguments of its spec."""
+    table = {
+        "image": [{"bytes": None, "path": path} for path in paths],
+        "objects": [{"bbox": [[2.0, 3, 10, 12]], "category": ["cat"]} for _ in paths],
+    }
+    if sizes:
+        table |= {"width": [40] * len(paths), "height": [30] * len(paths)}
+    (tmp_path / "rows").mkdir(exist_ok=True)
+    Dataset.from_dict(table).to_parquet(tmp_path / "rows" / "rows.parquet")
+    return {"format": "hub", "dataset": "parquet", "data_files": str(tmp_path / "rows" / "*.parquet")}
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_rows_that_name_files(build, tmp_path, sizes):
+    for folder in ("rows/photos", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(encoded_image(40, 30))
+    inside, outside = str(tmp_path / "rows" / "photos" / "a.png"), str(tmp_path / "elsewhere" / "a.png")
+    source = build(parquet(tmp_path, [inside, "photos/a.png"], sizes))
+    assert [record.image.load().size for record in source] == [(40, 30)] * 2
+    spec = parquet(tmp_path, [inside, outside, "../elsewhere/a.png"], sizes)
+    with pytest.raises(ValueError, match="elsewhere/a.png' leads out of the folder"):
+        build(spec)
+    source = build(spec, allow_outside=True)
+    assert [record.image.load().size for record in source] == [(40, 30)] * 3
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.png", "zip://a.png::https://host/a.zip", "s3://bucket/a.png"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_rows_that_name_urls_fetch_nothing(build, tmp_path, url, in_memory):
+    spec = parquet(tmp_path, [url])
+    if in_memory:
+        spec = {"format": "hub", "dataset": Dataset.from_parquet(str(tmp_path / "rows" / "rows.parquet"))}
+    with pytest.raises(ValueError, match="is a URL, and none is fetched unless the data set has allow_urls: true"):
+        build(spec)
+    assert CellImages(None, allow_urls=True).place(url) == url
+
+
+def test_streams_fetch_nothing(tmp_path):
+    parquet(tmp_path, ["http://127.0.0.1:9/a.png", "zip://a.png::http://127.0.0.1:9/a.zip"])
+    rows = Dataset.from_parquet(str(tmp_path / "rows" / "rows.parquet")).to_iterable_dataset()
+    stream, told = HubStream(rows, names=["cat"]), []
+    stream.on_broken = told.append
+    assert list(stream) == [] and len(told) == 2 and all("is a URL" in what for what in told)

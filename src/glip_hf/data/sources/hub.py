@@ -4,20 +4,24 @@ streamed."""
 
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from PIL import Image
 from transformers.utils import logging
 
 from ..._extras import require
 from ..._messages import quote
+from ...fetching_glip import fetch
+from ...image_processing_pil_glip import open_image
 from ...prompts_glip import find_phrase
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
+from ..images import ImageFinder, RefusedImage
 from ..records import Record, record_from_row, upright_size
 from ..values import integer, read_box, read_size
 from .base import Captions, Source, sound_table
@@ -63,23 +67,62 @@ class HubColumns:
             raise ValueError(f"box_format={self.box_format!r:.60} must be one of {', '.join(get_args(BoxFormat))}.")
 
 
-def _row_image(dataset: Any, column: str, row: int) -> bytes:
-    return _image_bytes(dataset[row][column])
+@dataclass(frozen=True)
+class CellImages:
+    """Reads the images of cells, which hold them or name their files.
 
-
-def _image_bytes(value: Mapping[str, Any] | None) -> bytes:
-    """The encoded image of a cell.
-
-    Raises:
-        OSError, ValueError: if there is none.
+    Attributes:
+        finders: of the folders that local files may lie in; None for a data set that was made in memory, where the
+            caller has named them.
+        allow_urls: fetch what is named by a URL (within the limits of `fetching_glip`), not only from the Hub.
     """
-    if value is None or (value["bytes"] is None and value["path"] is None):
-        raise ValueError("there is no image")
-    if value["bytes"] is not None:
-        return value["bytes"]
-    # Streams may name files on the Hub or inside archives.
-    with require("fsspec").open(value["path"], "rb") as file:
-        return file.read()
+
+    finders: Sequence[ImageFinder] | None
+    allow_urls: bool
+
+    def encoded(self, value: Mapping[str, Any] | None) -> bytes:
+        """The encoded image of a cell.
+
+        Raises:
+            OSError, ValueError: if there is none, or it may not be read.
+        """
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise ValueError("there is no image")
+        if value["bytes"] is not None:
+            return value["bytes"]
+        place = self.place(value["path"])
+        if place.startswith(("http://", "https://")):
+            return fetch(place)
+        with require("fsspec").open(place, "rb") as file:
+            return file.read()
+
+    def place(self, path: str) -> str:
+        """Where a named file is. (Streams may name files on the Hub or inside archives: `zip://a.png::hf://...`.)
+
+        Raises:
+            ValueError: for a URL that is not allowed, or a file outside the folders.
+        """
+        within, chain, last = path.rpartition("::")
+        scheme, is_url, _ = last.partition("://")
+        if is_url and scheme not in ("file", "hf") and not self.allow_urls:
+            raise ValueError(
+                f"{quote(path)} is a URL, and none is fetched unless the data set has allow_urls: true; or store the "
+                "images in the data set"
+            )
+        if (is_url and scheme != "file") or self.finders is None:
+            return path
+        refused = None
+        for finder in self.finders:
+            try:
+                if os.path.isfile(found := finder.find(last.removeprefix("file://"))):
+                    return f"{within}{chain}{found}"
+            except RefusedImage as error:
+                refused = refused or error
+        raise refused or FileNotFoundError(f"there is no image file {quote(last)}")
+
+    def row(self, dataset: Any, column: str, number: int) -> bytes:
+        """The encoded image of a row."""
+        return self.encoded(dataset[number][column])
 
 
 class HubData:
@@ -93,6 +136,7 @@ class HubData:
         names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else, in a stored data set, all the
             texts that occur (None until they are collected).
         captions: "given", "all" or "sampled"; default "given" where there is a caption column (`grounded`), else "all".
+        allow_outside, allow_urls: read images that the data set names outside its folder, or by URL (`CellImages`).
         split, load_options: passed to `load_dataset`.
     """
 
@@ -105,10 +149,15 @@ class HubData:
         names: Sequence[str] | None = None,
         captions: Captions | None = None,
         split: str = "train",
+        allow_outside: bool = False,
+        allow_urls: bool = False,
         **load_options: Any,
     ) -> None:
         self.name = name or (dataset if isinstance(dataset, str) else "dataset")
+        finders = None
         if isinstance(dataset, str):
+            folders = _folders(dataset, load_options)
+            finders = [ImageFinder(folder, allow_outside) for folder in folders]
             dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
         columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
         present = dataset.column_names or ()
@@ -125,12 +174,27 @@ class HubData:
             names = getattr(getattr(category, "feature", category), "names", None)
         self.dataset, self.columns, self.names, self.grounded = dataset, columns, names, columns.caption in present
         self.captions: Captions = captions or ("given" if self.grounded else "all")
+        self.images = CellImages(finders, allow_urls)
 
     def encoded_images(self) -> Callable[[int], bytes]:
         """Encoded images of a stored data set by row number."""
         column = self.columns.image
         image = require("datasets").Image(decode=False)
-        return partial(_row_image, self.dataset.select_columns([column]).cast_column(column, image), column)
+        return partial(self.images.row, self.dataset.select_columns([column]).cast_column(column, image), column)
+
+    def require_allowed(self) -> None:
+        """
+        Raises:
+            ValueError: for the first cell of a stored data set that names an image which may not be read.
+        """
+        cells = self.dataset.data.column(self.columns.image)  # no image is read
+        if not require("pyarrow").types.is_struct(cells.type):
+            return
+        held, paths = (cells.combine_chunks().field(name) for name in ("bytes", "path"))
+        for number in held.is_null().to_numpy(False).nonzero()[0] if held.null_count else ():
+            if (path := paths[int(number)].as_py()) is not None:
+                with suppress(FileNotFoundError):  # a broken image, like others
+                    self.images.place(path)
 
     def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
         """All annotations, the known categories (None in a grounding set), and the class names."""
@@ -158,7 +222,7 @@ class HubData:
             objects = _objects(row[c.objects])
             width, height = read_size(row.get(c.width), "width"), read_size(row.get(c.height), "height")
             if width is None or height is None:
-                with Image.open(io.BytesIO(_image_bytes(row[c.image]))) as image:
+                with open_image(io.BytesIO(self.images.encoded(row[c.image]))) as image:
                     width, height = upright_size(image)
         except Exception as error:  # decoders raise almost anything on damaged files
             collected.note("broken_image", where, str(error), len(objects))
@@ -216,6 +280,7 @@ def read_hub(
     data = HubData(dataset, name, **load_options)
     if not hasattr(data.dataset, "_fingerprint"):
         raise ValueError(f"{data.name} is a stream: read it with HubStream, or as the single source of a recipe.")
+    data.require_allowed()
 
     def build(writer: TableWriter) -> dict[str, Any]:
         collected, labels, used = data.collect()
@@ -310,7 +375,7 @@ class HubStream:
             if len(table):
                 values = table.to_pylist()[0] | {"offset": -1, "length": -1}
                 try:
-                    image = _image_bytes(row[self.data.columns.image])
+                    image = self.data.images.encoded(row[self.data.columns.image])
                 except (OSError, ValueError) as error:
                     self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
                     broken.append(f"{values['path']}, image {values['image_id']!r}: {error}")
@@ -322,6 +387,19 @@ class HubStream:
 
     def __iter__(self) -> Iterator[Record]:
         return self.records(self.dataset)
+
+
+def _folders(dataset: str, load_options: Mapping[str, Any]) -> list[str]:
+    """The folders whose files the rows of a data set of this name may name: those of its own, and caches of the Hub."""
+    files = load_options.get("data_files") or []
+    files = [file for part in (files.values() if isinstance(files, Mapping) else [files]) for file in _listed(part)]
+    own = [dataset, load_options.get("data_dir"), *(os.path.dirname(str(file).split("*")[0]) or "." for file in files)]
+    caches = [require("datasets").config.HF_DATASETS_CACHE, require("huggingface_hub.constants").HF_HUB_CACHE]
+    return [str(folder) for folder in own if folder and os.path.isdir(folder)] + [str(cache) for cache in caches]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

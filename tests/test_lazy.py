@@ -81,5 +81,5 @@ def test_every_name_is_there() -> None:
 
 def test_what_the_command_line_knows_without_torch_is_true() -> None:
     assert evaluate_options.COMPILE_MODES == MODES
-    assert set(check_data.FORMATS) == set(READERS) - {"hub", "scenes"}
+    assert set(check_data.FORMATS) == set(READERS) - {"scenes"}
     assert all(module.HELP and module.DESCRIPTION for module in COMMANDS.values())

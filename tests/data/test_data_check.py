@@ -81,7 +81,7 @@ def test_every_damage_of_a_detection_set_is_named(coco_set, tmp_path):
     assert all(p.file == str(tmp_path / "instances.json") for p in report.problems)
     assert not report.ok and report.errors == 15
     text = str(report)
-    assert all(f"{kind}: " in text for kind in report.counts) and "15 errors, 1 warnings" in text
+    assert all(f"{kind}: " in text for kind in report.counts) and "15 errors, 1 warning" in text
     assert json.loads(json.dumps(report.to_dict()))["counts"] == dict(report.counts)
 
 
@@ -223,3 +223,91 @@ def test_a_data_set_of_the_hub(tmp_path):
     report = check_data({"format": "hub", "dataset": dataset, "name": "mine"})
     assert report.counts == {"box_overhang": 1, "empty_box": 1, "broken_image": 2}
     assert set(report.counts) <= set(KINDS)
+
+
+# -- whether a run would start ----------------------------------------------------------------------
+
+
+def code_of(capsys, *arguments):
+    code = main(["check-data", *map(str, arguments)])
+    return code, capsys.readouterr().out
+
+
+def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys):
+    given = [coco_set["annotations"], "--images", coco_set["images"]]
+    assert code_of(capsys, *given)[0] == 0
+    content = coco_content()
+    content["annotations"][0]["bbox"] = None
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    code, out = code_of(capsys, *given)
+    assert code == 0 and "4 of 7 boxes are used; left out: 1 malformed; 1 crowd; 1 thin_box" in out
+    assert "A run would start." in out and out.endswith("1 error, 0 warnings\n")
+    code, out = code_of(capsys, *given, "--allow-damage", "0.2")
+    assert code == 2 and "No run would start: " in out and "--allow-damage 0.29" in out
+    assert code_of(capsys, *given, "--allow-damage", "0.29")[0] == 0
+    content["annotations"] = [a | {"iscrowd": 1} for a in content["annotations"]]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    code, out = code_of(capsys, *given, "--json")
+    report = json.loads(out)
+    assert code == 2 and not report["starts"] and "0 of 7 boxes" in report["refusal"]
+    assert report["tallies"][coco_set["annotations"]]["crowd"] == 6
+
+
+WRONG = [
+    ("imagess: x", "knows no 'imagess'"), ("captions: sometimes", "captions='sometimes'"), ("captions: given", "given"),
+    ("shots: 0", "shots=0"), ("copies: 0", "copies"), ("categories: []", None), ("strict: true", None),
+    ("prompts: [{name: a}]", "1 caption prompts for 3 classes"), ("annotations: nowhere.json", "nowhere.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "message"), WRONG)
+def test_a_recipe_that_a_run_refuses(coco_set, tmp_path, capsys, entry, message):
+    recipe = tmp_path / "recipe.yaml"
+    changes = dict([entry.split(": ", 1)])
+    spec = ", ".join(f"{key}: {value}" for key, value in (coco_set | changes).items())
+    recipe.write_text(f"data: {{sources: [{{{spec}}}]}}")
+    code, out = code_of(capsys, "--recipe", recipe)
+    assert code == (2 if message else 0) and (message or "A run would start.") in out
+
+
+def test_a_recipe_of_scenes_needs_no_check(tmp_path, capsys):
+    for text in ("{}", "data: {sources: [{format: scenes, length: 8}]}"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        code, out = code_of(capsys, "--recipe", tmp_path / "recipe.yaml")
+        assert code == 0 and "A run would start." in out
+
+
+def test_corners_in_place_of_sizes_are_suspected(coco_set, tmp_path):
+    content = coco_content()
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+    content["annotations"].append({"image_id": 11, "category_id": 7, "bbox": [15, 20, 29, 38]})
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert "corners x1, y1, x2, y2" in str(check_data(coco_set))
+    content["annotations"][0]["bbox"] = [-5, 1, 50, 20]  # leaves the image on the left as well
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert "corners x1" not in str(check_data(coco_set))
+
+
+def test_hub_rows_from_the_command_line(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    from tests.data.original_formats import encoded_image
+
+    boxes = [[10.0, 5, 35, 28], [20, 10, 38, 25], [5, 5, 20, 20]]
+    rows = {
+        "image": [{"bytes": encoded_image(40, 30), "path": None}] * 3,
+        "objects": [[{"bbox": box, "category": name}] for box, name in zip(boxes, ("cat", "dog", "cat"), strict=True)],
+    }
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(str(file))
+    given = ["parquet", "--format", "hub", "--set", f"data_files={file}", f"cache_dir={tmp_path}"]
+    code, out = code_of(capsys, *given)
+    assert code == 0 and "corners x1, y1, x2, y2" in out and "3 of 3 boxes are used" in out
+    code, out = code_of(capsys, *given, "columns={box_format: xyxy}")
+    assert code == 0 and "corners" not in out
+    code, out = code_of(capsys, *given, "columns={box_format: xyxy_relative}")
+    assert code == 2 and "0 of 3 boxes are used" in out
+    code, out = code_of(capsys, *given, "columns={box_format: yolo}")
+    assert code == 2 and "box_format='yolo' must be one of xywh, xyxy, xyxy_relative" in out
+    assert main(["check-data", *given, "split"]) == 2

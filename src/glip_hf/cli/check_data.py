@@ -3,32 +3,45 @@
 
 import argparse
 import json
+from typing import Any
+
+from .._extras import require
+from .._messages import shown
+from .common import UsageError, count, fraction
 
 HELP = "everything that is wrong with training data"
 DESCRIPTION = """\
-Report every kind of damage in annotations and images, with file and id.
+Report every kind of damage in annotations and images, with file and id, and whether a run would start.
 
   glip check-data instances.json --images photos
   glip check-data flickr.json --format mdetr --images flickr30k_images --tokenizer bert-base-uncased
+  glip check-data user/dataset --format hub --set split=validation columns='{box_format: xyxy}'
   glip check-data --recipe examples/configs/glip_swin_t_o365_goldg.yaml --data-root DATASET
 
-Exit code 0 without errors (warnings do not count), 1 with."""
+Exit code 0 if a run with this data would start (without what is damaged), 2 if not."""
 
 
-FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv")
-"""`READERS` of files; those of the Hub and of scenes need more than a file, and are checked as part of a recipe."""
+FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv", "hub")
+"""`READERS`, except that of scenes, which are generated."""
+
+NAMES = {"tsv": "yaml_file", "odinw": "task", "hub": "dataset"}
+"""What readers call the argument FILE, elsewhere `annotations`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML")
+    add(
+        "annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML, for hub the data set"
+    )
     add("--format", choices=FORMATS, default="coco", help="of FILE (%(default)s)")
     add("--images", metavar="DIR", help="folder of the images")
+    add("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="the reader's other arguments")
     add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
     add("--data-root", metavar="DIR", help="folder that relative paths are resolved against")
     add("--pictures", choices=("decode", "header", "none"), default="decode", help="how far to read (%(default)s)")
     add("--tokenizer", metavar="DIR|HUB", help="also find captions and phrases that are cut off")
-    add("--examples", type=int, default=20, metavar="N", help="findings of each kind to list (%(default)s)")
+    add("--allow-damage", type=fraction, metavar="SHARE", help="of a file's boxes that may be lost (default 0.5)")
+    add("--examples", type=count, default=20, metavar="N", help="findings of each kind to list (%(default)s)")
     add("--json", action="store_true", help="the whole report as JSON")
 
 
@@ -37,31 +50,54 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..data.check import check_data
 
-    specs, root = _specs(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None
-    report = check_data(specs, root, images=arguments.pictures, tokenizer=tokenizer)
-    print(json.dumps(report.to_dict(), indent=1) if arguments.json else "\n".join(report.lines(arguments.examples)))
-    return 0 if report.ok else 1
+    root, options = arguments.data_root, {"images": arguments.pictures}
+    if (arguments.annotations is None) == (arguments.recipe is None):
+        raise UsageError("name a file of annotations, or a --recipe.")
+    if arguments.recipe is None:
+        specs = [_spec(arguments)]
+        if arguments.allow_damage is not None:
+            options["allow_damage"] = arguments.allow_damage
+    else:
+        from ..training.batches import recipe_sources  # needs the extra `train`
+        from ..training.recipe import assign, load_recipe
+
+        # As in training, where the recipe's values count unless the command line gives others.
+        given = {"data.root": root, "data.allow_damage": arguments.allow_damage}
+        overrides = [assign(key, value) for key, value in given.items() if value is not None]
+        recipe = load_recipe(arguments.recipe, [*overrides, *arguments.set])
+        specs, root = recipe.data.sources, recipe.data.root
+
+        def start(cache: str) -> None:
+            data = recipe.data.model_copy(update={"cache_dir": cache})
+            recipe_sources(recipe.model_copy(update={"data": data}))
+
+        options["start"] = start
+    if arguments.tokenizer:
+        options["tokenizer"] = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    report = check_data(specs, root, **options)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        print("\n".join(report.lines(arguments.examples)))
+    return 2 if report.refusal else 0
 
 
-def _specs(arguments: argparse.Namespace) -> tuple[list[dict], str | None]:
-    """What to check, and the folder that its relative paths are resolved against.
+def _spec(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The data set of the command line.
 
     Raises:
-        ValueError: for arguments that name nothing to check.
+        UsageError: for a `--set` that is not KEY=VALUE, the value in YAML.
     """
-    if (arguments.annotations is None) == (arguments.recipe is None):
-        raise ValueError("name a file of annotations, or a --recipe.")
-    if arguments.recipe is not None:
-        from ..training.recipe import load_recipe  # needs the extra `train`
-
-        data = load_recipe(arguments.recipe).data
-        if not data.sources:
-            raise ValueError(f"{arguments.recipe} has no data.sources: generated scenes need no check.")
-        # As in training, where the recipe's root counts unless the command line gives another.
-        return data.sources, arguments.data_root or data.root
-    names = {"tsv": "yaml_file", "odinw": "task"}
-    spec = {"format": arguments.format, names.get(arguments.format, "annotations"): arguments.annotations}
+    yaml = require("yaml", "train")
+    spec = {"format": arguments.format, NAMES.get(arguments.format, "annotations"): arguments.annotations}
     if arguments.images is not None:
         spec["images"] = arguments.images
-    return [spec], arguments.data_root
+    for assignment in arguments.set:
+        key, equals, value = assignment.partition("=")
+        try:
+            spec[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (key and equals):
+            raise UsageError(f"--set {shown(assignment)} must read KEY=VALUE, an argument of the reader and its value.")
+    return spec

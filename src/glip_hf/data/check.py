@@ -2,6 +2,7 @@
 """One pass over data sets that names everything wrong with them, before a training run finds out."""
 
 import inspect
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ import numpy as np
 
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .broken import examine_images
-from .columns import DAMAGE, Columns, Problem
+from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
+from .dataset import build_mixture
 from .json_stream import UnreadableJson, stream_json
 from .records import ImageRef
 from .sources import NOT_READ, find_path, resolve_spec
@@ -34,23 +36,13 @@ KINDS = DAMAGE | {
     "phrase_truncated": "a phrase is cut off with the end of its caption",
     "no_phrase": "a box of a caption has no phrase",
     "bad_area": "an area is negative, infinite or NaN",
-    "unused_category": "a category that no annotation has is left out: the root of the others, or the background",
     "empty_name": "a category's name has no letter once it is cleaned",
     "duplicate_name": "two categories have the same name once it is cleaned",
 }
 """Everything `check_data` finds, and what it is."""
 
 WARNINGS = frozenset(
-    {
-        "box_overhang",
-        "caption_too_long",
-        "phrase_truncated",
-        "no_phrase",
-        "bad_area",
-        "empty_name",
-        "duplicate_name",
-        "unused_category",
-    }
+    {"box_overhang", "caption_too_long", "phrase_truncated", "no_phrase", "bad_area", "empty_name", "duplicate_name"}
 )
 """Kinds that training copes with; all others lose something."""
 
@@ -65,6 +57,8 @@ class DataReport:
         counts: kind -> number of findings, also beyond what `problems` holds.
         problems: the findings, of each kind at most `max_per_kind`.
         sources: name of data set -> number of `images`, `annotations`, `images_without_boxes`.
+        tallies: name of data set -> what becomes of its annotations.
+        refusal: why a run with this data would not start; "" if it would.
         seconds: the check took.
     """
 
@@ -72,6 +66,8 @@ class DataReport:
     counts: Counter = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     sources: dict[str, Counter] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    refusal: str = ""
     seconds: float = 0.0
 
     @property
@@ -98,6 +94,8 @@ class DataReport:
                 f"{name}: {counts['images']:,} images, {counts['annotations']:,} annotations, "
                 f"{counts['images_without_boxes']:,} images without boxes"
             )
+            yield f"    {self.tallies[name].describe(examples=False)}"
+            yield from (f"    note: {note}" for note in self.tallies[name].notes)
         for kind in KINDS:
             if not (count := self.counts[kind]):
                 continue
@@ -106,7 +104,9 @@ class DataReport:
             yield from (f"    {p.file}: {p.where}{f': {p.detail}' if p.detail else ''}" for p in shown)
             if count > len(shown):
                 yield f"    and {count - len(shown):,} more"
-        yield f"{self.errors:,} errors, {sum(self.counts.values()) - self.errors:,} warnings"
+        yield f"No run would start: {self.refusal}" if self.refusal else "A run would start."
+        numbers = {"error": self.errors, "warning": sum(self.counts.values()) - self.errors}
+        yield ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for what, number in numbers.items())
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -115,6 +115,9 @@ class DataReport:
         """Everything, for JSON."""
         return {
             "ok": self.ok,
+            "starts": not self.refusal,
+            "refusal": self.refusal,
+            "tallies": {name: tally.to_dict() for name, tally in self.tallies.items()},
             "counts": dict(self.counts),
             "sources": {name: dict(counts) for name, counts in self.sources.items()},
             "problems": [vars(problem) for problem in self.problems],
@@ -131,8 +134,10 @@ def check_data(
     max_text_length: int = MAX_TEXT_LENGTH,
     num_threads: int | None = None,
     max_per_kind: int = 1000,
+    start: Callable[[str], Any] | None = None,
+    allow_damage: float = ALLOWED_DAMAGE,
 ) -> DataReport:
-    """Examine data sets as they are in their files; nothing is converted, cached or changed.
+    """Examine data sets as they are in their files, then build them as a run does, with a cache of its own.
 
     Args:
         specs: one or several data sets, each as `build_source` takes them.
@@ -143,21 +148,26 @@ def check_data(
         max_text_length: tokens a caption may have.
         num_threads: threads that decode; default the number of cores.
         max_per_kind: findings of a kind that the report holds; all are counted.
+        start: builds the data of a run, given a cache folder; default `build_mixture` of the specs.
+        allow_damage: the share of the annotations of a data set that may be lost.
 
     Raises:
         ValueError: for specs that name no data set or format. Everything else is a finding.
     """
+    specs = [specs] if isinstance(specs, str | Mapping) else specs
     report, begun = DataReport(max_per_kind), time.monotonic()
-    for spec in [specs] if isinstance(specs, str | Mapping) else specs:
+    for spec in specs:
         resolved = resolve_spec(spec)
         reader = resolved["format"]
         resolved = {key: value for key, value in resolved.items() if key not in NOT_READ}
         name = str(next((resolved[k] for k in ("name", "annotations", "task", "yaml_file") if resolved.get(k)), reader))
-        counts = report.sources.setdefault(name, Counter())
+        counts, tally = report.sources.setdefault(name, Counter()), report.tallies.setdefault(name, Tally())
         checked: dict[ImageRef, Any] = {}
         try:
             for columns, categories, load in _pieces(reader, resolved, data_root, report):
-                report.add(_check_annotations(columns, categories))
+                columns.finish(categories)
+                tally.count(columns)
+                report.add(_check_annotations(columns))
                 counts["images"] += len(columns)
                 counts["annotations"] += len(columns.ann_ids)
                 owners = columns.array("ann_images")
@@ -169,6 +179,14 @@ def check_data(
         except (OSError, ValueError, KeyError, TypeError) as error:
             # What stops the reading of a whole set: a missing annotation file, a YAML without its parts, ...
             report.add(Problem("unreadable", name, "data set", f"{type(error).__name__}: {error}"))
+    with tempfile.TemporaryDirectory(prefix="glip-check-") as cache:
+        try:
+            if start is None:
+                build_mixture(specs, data_root, cache, length=1, allow_damage=allow_damage)
+            else:
+                start(cache)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report.refusal = str(error)
     report.seconds = time.monotonic() - begun
     return report
 
@@ -208,11 +226,11 @@ def _check_categories(
     if not file.categories and found is None:
         return None
     try:
-        categories, names, left_out = number_categories(file.categories or found, file.path, columns)
+        categories, names, notes = number_categories(file.categories or found, file.path, columns)
     except ValueError as error:
         report.add(Problem("malformed", str(file.path), "categories", str(error)))
         return None
-    report.add(left_out)
+    list(report.tallies.values())[-1].notes += notes
     first: dict[str, int] = {}
     for category, label in categories.items():
         where, cleaned = f"category {category}", clean_name(names[label]).strip().lower()
@@ -224,22 +242,15 @@ def _check_categories(
     return categories
 
 
-def _check_annotations(columns: Columns, categories: Collection[int] | None) -> Iterator[Problem]:
+def _check_annotations(columns: Columns) -> Iterator[Problem]:
     """What is wrong with annotations, by themselves and against the sizes of their images."""
-    columns.finish()
     yield from columns.problems
-    damage = columns.annotation_damage(categories)
-    images = columns.array("ann_images")
-    sound = np.ones(len(images), dtype=bool)
-    for kind, mask in damage.items():
-        sound &= ~mask
+    sound, boxes = columns.sound, columns.xyxy()
+    for kind, mask in columns.damage.items():
         yield from (columns.describe(kind, int(row)) for row in np.flatnonzero(mask))
-    rows = np.flatnonzero(sound & (images >= 0))
-    boxes = columns.xyxy()[rows]
-    limits = columns.limits()[rows]
     # With both corners inside, the last pixel is width - 1; one more pixel is rounding in the annotation.
-    overhang = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > limits).any(1)
-    yield from (columns.describe("box_overhang", int(row)) for row in rows[overhang])
+    overhang = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > columns.limits()).any(1)
+    yield from (columns.describe("box_overhang", int(row)) for row in np.flatnonzero(sound & overhang))
     for row in np.flatnonzero(sound & columns.bad_areas()):
         yield columns.describe("bad_area", int(row), f"area {columns.areas[row]:g}")
     if columns.grounded:

@@ -9,6 +9,7 @@ Letters: M annotations.
 
 import json
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +53,7 @@ class Problem:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.where}: {self.kind}{f' ({self.detail})' if self.detail else ''}"
+        return f"{os.path.basename(self.file)}: {self.where}{f': {self.detail}' if self.detail else ''}"
 
 
 ALLOWED_DAMAGE = 0.5
@@ -73,6 +74,7 @@ class Tally:
         thin: sound boxes with a side of at most one pixel, left out in training as in the original.
         dropped: kind of damage -> number of annotations and images left out.
         examples: kind of damage, "crowd" and "thin_box" -> the first that was found.
+        notes: what may be wrong as a whole, and categories that are left out.
     """
 
     listed: int = 0
@@ -81,47 +83,57 @@ class Tally:
     thin: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def count(self, columns: "Columns", categories: Iterable[Any] | None, thin: bool = False) -> np.ndarray:
-        """Count the annotations of `columns`: [M] bool, which of them are sound and neither crowd nor thin.
+    def count(self, columns: "Columns", thin: bool = False) -> np.ndarray:
+        """Count the annotations of finished `columns`: [M] bool, which are sound and neither crowd nor thin.
 
         Args:
-            categories: the known category ids; None where they mean nothing.
             thin: count thin boxes as kept, as in evaluation.
         """
-        columns.finish()
         for problem in columns.problems:
-            self._drop(problem, 1)
-        sound = np.ones(len(columns.ann_ids), dtype=bool)
-        for kind, mask in columns.annotation_damage(categories).items():
-            if mask.any():
-                self._drop(columns.describe(kind, int(mask.argmax())), int(mask.sum()))
-                sound &= ~mask
-        crowd = columns.array("crowd") != 0
-        wide = columns.has_extent() | thin
-        kept = sound & ~crowd & wide
-        for kind, mask in (("crowd", sound & crowd), ("thin_box", sound & ~crowd & ~wide)):
+            self.dropped[problem.kind] = self.dropped.get(problem.kind, 0) + 1
+            self.examples.setdefault(problem.kind, str(problem))
+        sound, crowd = columns.sound, columns.array("crowd") != 0
+        narrow = ~(columns.has_extent() | thin)
+        left_out = columns.damage | {"crowd": sound & crowd, "thin_box": sound & ~crowd & narrow}
+        for kind, mask in left_out.items():
             if mask.any():
                 self.examples.setdefault(kind, str(columns.describe(kind, int(mask.argmax()))))
-        self.listed += len(sound) + columns.lost.total()
-        self.crowd += int((sound & crowd).sum())
-        self.thin += int((sound & ~crowd & ~wide).sum())
+                if kind in DAMAGE:
+                    self.dropped[kind] = self.dropped.get(kind, 0) + int(mask.sum())
+        kept = sound & ~crowd & ~narrow
+        self.listed += len(kept) + columns.lost.total()
+        self.crowd += int(left_out["crowd"].sum())
+        self.thin += int(left_out["thin_box"].sum())
         self.kept += int(kept.sum())
+        self._suspect_corners(columns, sound)
         return kept
 
-    def _drop(self, problem: Problem, count: int) -> None:
-        self.dropped[problem.kind] = self.dropped.get(problem.kind, 0) + count
-        self.examples.setdefault(problem.kind, str(problem))
+    def _suspect_corners(self, columns: "Columns", sound: np.ndarray) -> None:
+        """Note when boxes leave their images as corners do that are read as x, y, width, height."""
+        low, sides = np.split(columns.array("boxes"), 2, axis=1)
+        far = sound & (low + sides > columns.limits() + 1).any(1)
+        if columns.xywh and far.sum() >= max(2, sound.sum() / 10) and not (sound & (low < -1).any(1)).any():
+            self.notes.append(
+                f"{far.sum():,} of {sound.sum():,} boxes leave their image on the right or at the bottom and none on "
+                f"the other sides (the first: {columns.describe('box_overhang', int(far.argmax()))}): if they are "
+                "corners x1, y1, x2, y2, write x, y, width, height; of Hub rows set columns: {box_format: xyxy}."
+            )
 
     @property
     def lost(self) -> float:
         """The share of annotations that is lost: everything but kept and thin boxes."""
         return 1 - (self.kept + self.thin) / self.listed if self.listed else 0.0
 
-    def describe(self) -> str:
+    def describe(self, examples: bool = True) -> str:
         """The counts, with an example of each kind."""
         left_out = self.dropped | {"crowd": self.crowd, "thin_box": self.thin}
-        kinds = [f"{count:,} {kind} (the first: {self.examples[kind]})" for kind, count in left_out.items() if count]
+        kinds = [
+            f"{count:,} {kind}" + (f" (the first: {self.examples[kind]})" if examples else "")
+            for kind, count in left_out.items()
+            if count
+        ]
         return f"{self.kept:,} of {self.listed:,} boxes are used" + (f"; left out: {'; '.join(kinds)}" if kinds else "")
 
     def require_boxes(self, name: str, allow_damage: float = ALLOWED_DAMAGE, needed: bool = False) -> None:
@@ -162,6 +174,8 @@ class Columns:
         grounded: annotations carry spans of their image's caption.
         problems: findings about what is not in the columns.
         lost: annotations that are not in the columns, by kind.
+        damage: kind -> [M] bool, which annotations have it; each has one kind at most, the first of this order. (Set by
+            `finish`.)
     """
 
     file: str
@@ -169,6 +183,7 @@ class Columns:
     grounded: bool = False
     problems: list[Problem] = field(default_factory=list)
     lost: Counter = field(default_factory=Counter)
+    damage: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images = Ids()  # in order of appearance
@@ -286,12 +301,24 @@ class Columns:
         """A numeric column as an array that shares its memory; `boxes` [M, 4], `spans` [spans, 2]."""
         return np.asarray(getattr(self, name)).reshape({"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1))
 
-    def finish(self) -> None:
-        """Find the images of annotations that came before them, or that spell the id in another way."""
+    def finish(self, categories: Iterable[Any] | None) -> None:
+        """Set `damage`, once everything is there.
+
+        Args:
+            categories: the known category ids; None where they mean nothing.
+        """
+        # Images of annotations that came before them, or that spell the id in another way.
         for row, image_id in list(self._waiting.items()):
             self.ann_images[row] = place = self.images.find(image_id)
             if place >= 0:
                 del self._waiting[row]
+
+        self.damage = self._find_damage(categories)
+
+    @property
+    def sound(self) -> np.ndarray:
+        """[M] bool: annotations without damage."""
+        return ~np.any(list(self.damage.values()), axis=0)
 
     def _where(self, row: int) -> str:
         given = self.ann_ids[row]
@@ -340,13 +367,7 @@ class Columns:
         places = np.array([known.find(value) for value in self.category_ids.values], dtype=np.int64)
         return places[self.array("categories")]
 
-    def annotation_damage(self, categories: Iterable[Any] | None) -> dict[str, np.ndarray]:
-        """For each kind of damage an annotation can have, which have it: [M] bool, of each annotation the first kind of
-        this order. Call `finish` first.
-
-        Args:
-            categories: the known category ids; None where they mean nothing.
-        """
+    def _find_damage(self, categories: Iterable[Any] | None) -> dict[str, np.ndarray]:
         raw, images = self.array("boxes"), self.array("ann_images")
         nan = np.isnan(raw).any(1)
         with np.errstate(invalid="ignore", over="ignore"):

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from transformers.utils import logging
@@ -51,6 +51,9 @@ class Source:
         captions: Captions = "given",
         encoded: Callable[[int], bytes] | None = None,
     ) -> None:
+        if captions not in get_args(Captions) or (captions == "given") == bool(info["names"]):
+            known = "'all' or 'sampled'" if info["names"] else "'given'"
+            raise ValueError(f"{info['file']}: captions={captions!r:.60} must be {known}.")
         self.name, self.table, self.info, self.captions = name, table, info, captions
         self.names: dict[int, str] = info["names"]
         self.category_ids: dict[int, int | str] = info["category_ids"]
@@ -58,9 +61,9 @@ class Source:
         self._length, self._rows, self._encoded = len(table), rows, encoded
         self._one_row = table.with_format("arrow")
         if self.dropped:
-            logger.warning(f"{name}: {self.tally.describe()}. `glip check-data` names each of them.")
-        for what in info.get("left_out", ()):
-            logger.warning(what)
+            logger.warning(f"{info['file']}: {self.tally.describe()}. `glip check-data` names each of them.")
+        for note in self.tally.notes:
+            logger.warning(f"{info['file']}: {note}")
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -179,8 +182,9 @@ def sound_table(
     Raises:
         ValueError: if `strict` and anything is damaged, naming the first damage.
     """
-    keep = tally.count(columns, categories)
+    columns.finish(categories)
+    keep = tally.count(columns)
     if strict and tally.dropped:
-        example = tally.examples[next(iter(tally.dropped))]
-        raise ValueError(f"{example}. Repair it, or read with strict=False to leave it out.")
+        kind = next(iter(tally.dropped))
+        raise ValueError(f"{kind} in {tally.examples[kind]}. Repair it, or read with strict=False to leave it out.")
     return columns.to_table(keep, labels, drop_empty, by_id)

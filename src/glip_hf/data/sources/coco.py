@@ -8,6 +8,7 @@ parser, one validator.
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..._messages import quote
 from ...image_processing_pil_glip import UnreadableImage
 from ...prompts_glip import Name
 from ..cache import TableWriter, convert_once
-from ..columns import Columns, Problem, Tally
+from ..columns import Columns, Tally
 from ..images import URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, upright_size
@@ -103,21 +104,20 @@ class CocoFile:
             raise ValueError(f"{self.path}: captions={captions!r} is for detection sets; this one brings its own.")
 
         def build(writer: TableWriter) -> dict[str, Any]:
-            columns, tally = Columns(str(self.path), grounded=self.grounded), Tally()
+            columns, tally, labels, names = Columns(str(self.path), grounded=self.grounded), Tally(), None, {}
             found = parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys)
             for kind in ("refused_image", "missing_image"):
                 if problems := [problem for problem in columns.problems if problem.kind == kind]:
                     more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
                     raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
-            labels, names, left_out = None, {}, []
             if not self.grounded:
-                labels, names, left_out = number_categories(self.categories or found, self.path, columns)
+                labels, names, tally.notes = number_categories(self.categories or found, self.path, columns)
             writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
             ids = {label: category for category, label in (labels or {}).items()}
             missing = missing_files(columns.paths)[:1]
             probe = [(missing or columns.paths or [""])[0], not missing]
             info = {"file": str(self.path), "names": names, "category_ids": ids, "tally": tally.to_dict()}
-            return info | {"left_out": [str(what) for what in left_out], "probe": probe}
+            return info | {"probe": probe}
 
         folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
         key = {**self.key, "images": folders, "drop_empty": drop_empty, "strict": strict}
@@ -329,11 +329,11 @@ def read_document(
     accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
     entries = stream_json(source) if is_path else _members(source)
     found = parse_coco(entries, columns, image_path, (), accepted)
-    labels, names, left_out = number_categories(categories or found, name, columns)
-    for what in left_out:
-        logger.warning(str(what))
-    tally.count(columns, labels, thin=True)
-    sound = ~np.any(list(columns.annotation_damage(labels).values()), axis=0)
+    labels, names, tally.notes = number_categories(categories or found, name, columns)
+    columns.finish(labels)
+    tally.count(columns, thin=True)
+    for note in tally.notes:
+        logger.warning(f"{name}: {note}")
     ids, boxes, areas = list(labels), columns.array("boxes"), columns.sound_areas()
     owners, places = columns.array("ann_images"), columns.category_places(labels)
     annotations = [
@@ -346,7 +346,7 @@ def read_document(
             "iscrowd": int(columns.crowd[row]),
             "ignore": int(bool(accepted["annotations"][row].get("ignore"))),
         }
-        for number, row in enumerate(np.flatnonzero(sound).tolist(), start=1)
+        for number, row in enumerate(np.flatnonzero(columns.sound).tolist(), start=1)
     ]
     images = []
     for row, entry in enumerate(accepted["images"]):
@@ -367,8 +367,8 @@ BACKGROUND = ("__background__", "_background_", "background")
 
 def number_categories(
     categories: Sequence[Mapping[str, Any]], file: str | Path, columns: Columns
-) -> tuple[dict[int | str, int], dict[int, str], list[Problem]]:
-    """Category id -> 1..N in order of the ids, 1..N -> name, and the categories that are left out.
+) -> tuple[dict[int | str, int], dict[int, str], list[str]]:
+    """Category id -> 1..N in order of the ids, 1..N -> name, and a note for each category that is left out.
 
     Not numbered are `__background__` and, where no annotation has them, other spellings of it and a category that is
     only the supercategory of others, which exporters write as the root of the list.
@@ -380,7 +380,7 @@ def number_categories(
         ValueError: for entries without a valid id and name, and for ids with two names.
     """
     listed: dict[int | str, str] = {}
-    supercategories: dict[int | str, Any] = {}
+    supercategories: dict[int | str, str] = {}
     for entry in categories:
         try:
             key, name = read_id(entry.get("id")), read_name(entry.get("name"))
@@ -391,24 +391,23 @@ def number_categories(
             ) from None
         if listed.setdefault(key, name) != name:
             raise ValueError(f"{file}: the category id {key!r} stands for {listed[key]!r:.60} and for {name!r:.60}.")
-        supercategories.setdefault(key, entry.get("supercategory"))
+        supercategories.setdefault(key, str(entry.get("supercategory") or "none"))
     if not listed:
         raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.")
     places, keys = Ids(listed), list(listed)
     used = {keys[place] for value in columns.category_ids.values if (place := places.find(value)) >= 0}
-    left_out = []
-    for key in [key for key in keys if key not in used]:
-        parents = {str(supercategories[other]) for other in keys if other != key}
+    parents, notes, known = Counter(supercategories.values()), [], []
+    for key, name in listed.items():
+        is_parent = parents[name] > (supercategories[key] == name)
         # Of a file without annotations it is not known which are used: there, only the root of all is left out.
-        is_root = columns.category_ids.values or str(supercategories[key] or "none").lower() == "none"
-        if listed[key].lower() in BACKGROUND[1:] or (listed[key] in parents and is_root):
-            why = "the background" if listed[key] not in parents else "the supercategory of others"
-            where = f"category {quote(key)}"
-            left_out.append(Problem("unused_category", str(file), where, f"{listed[key]!r:.60}, {why}"))
-    unused = {problem.where for problem in left_out}
-    known = [key for key in keys if listed[key] != BACKGROUND[0] and f"category {quote(key)}" not in unused]
+        is_root = is_parent and (len(columns.category_ids) or supercategories[key].lower() == "none")
+        if key not in used and (is_root or name.lower() in BACKGROUND[1:]):
+            what = "the supercategory of others" if is_root else "the background"
+            notes.append(f"category {quote(key)}, {quote(name)}, is left out: {what}, and no annotation has it.")
+        elif name != BACKGROUND[0]:
+            known.append(key)
     labels = {key: number for number, key in enumerate(sorted(known, key=id_order), start=1)}
-    return labels, {labels[key]: listed[key] for key in labels}, left_out
+    return labels, {labels[key]: listed[key] for key in labels}, notes
 
 
 def class_prompts(names: Mapping[int, str], prompts: Sequence[Mapping[str, str]] | None) -> dict[int, Name] | None:

@@ -351,8 +351,11 @@ class HubStream:
         collected = Columns(self.name, grounded=self.data.grounded)
         for number, row in enumerate(itertools.islice(self.dataset, rows)):
             self.data.add(collected, row, number)
+        collected.finish(None if self.data.grounded else self.names)
         tally = Tally()
-        tally.count(collected, None if self.data.grounded else self.names)
+        tally.count(collected)
+        for note in tally.notes:
+            logger.warning(f"{self.name}: {note}")
         tally.require_boxes(f"{self.name}, first {rows} rows", self.allow_damage)
 
     def records(self, dataset: Any) -> Iterator[Record]:

@@ -16,7 +16,7 @@ from random_glip import PHOTO, random_model, save_random_model
 from glip_hf.cli import build_parser, main
 from glip_hf.cli.ground import read_words, save_targets
 from glip_hf.conversion.weight_map import to_original
-from glip_hf.demo import ASSETS
+from glip_hf.demo import ASSETS, DEMO_CAPTION, DEMO_IMAGE
 
 ANYTHING = ["--threshold", "0", "--max-detections", "3"]  # untrained weights are sure of nothing
 
@@ -290,3 +290,27 @@ def test_it_is_installed_as_a_command() -> None:
         assert shutil.which("glip", path=str(Path(sys.executable).parent))
     done = subprocess.run([sys.executable, "-m", "glip_hf.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in ("ground", "convert", "info"))
+
+
+def test_restore_is_the_way_back(checkpoint, model, tmp_path, capsys) -> None:
+    back = tmp_path / "back.pth"
+    assert main(["restore", model, str(back)]) == 0
+    source, restored = torch.load(checkpoint)["model"], torch.load(back)["model"]
+    assert source.keys() == restored.keys() and all(torch.equal(source[key], restored[key]) for key in source)
+    assert main(["restore", model, str(back)]) == 1
+    output = capsys.readouterr()
+    assert str(back) in output.out and "--force" in output.err and "Loading" not in output.err
+
+
+def test_the_shipped_model_is_demo(folder, capsys) -> None:
+    assert main(["info", "demo"]) == 0
+    assert main(["ground", str(DEMO_IMAGE), DEMO_CAPTION, "--model", "demo"]) == 0
+    assert "dotted yellow cross" in capsys.readouterr().out
+    (folder / "demo").mkdir()
+    assert main(["info", "demo"]) == 1, "a directory of that name comes first"
+
+
+def test_a_misspelt_model_is_told_at_once(folder, capsys) -> None:
+    for model in ("more/glip", "glip", "/nowhere/glip"):
+        assert main(["ground", "photo.jpg", "cat", "--model", model]) == 1
+        assert f"{model}: no such directory" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import glip_hf
-from glip_hf.cli import COMMANDS, check_data, evaluate_options
+from glip_hf.cli import COMMANDS, check_data, common, evaluate_options, restore
 from glip_hf.compilation import MODES
+from glip_hf.conversion import WRAPPING_CHOICES
 from glip_hf.data import READERS
 from glip_hf.demo import DEMO_MODEL
 
@@ -82,4 +83,5 @@ def test_every_name_is_there() -> None:
 def test_what_the_command_line_knows_without_torch_is_true() -> None:
     assert evaluate_options.COMPILE_MODES == MODES
     assert set(check_data.FORMATS) == set(READERS) - {"scenes"}
+    assert common.SHIPPED_MODEL == DEMO_MODEL and restore.LAYOUTS == WRAPPING_CHOICES
     assert all(module.HELP and module.DESCRIPTION for module in COMMANDS.values())

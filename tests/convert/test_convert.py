@@ -1,4 +1,5 @@
 import json
+import re
 import stat
 from collections import OrderedDict
 
@@ -28,7 +29,9 @@ from glip_hf.conversion import (
     WeightMapError,
     convert_checkpoint,
     load_tokenizer,
+    model_directory,
     push_to_hub,
+    read_config,
     restore_checkpoint,
     restored_tensors,
     sha256_of,
@@ -257,7 +260,7 @@ def test_restoring_refuses_what_is_not_a_model(tmp_path, converted):
     with pytest.raises(ConversionError, match="is a file"):
         restore_checkpoint(tmp_path / "old.pth", tmp_path / "x.pth")
     for name in (tmp_path / "absent", "nobody/nothing-of-this-name"):
-        with pytest.raises(ConversionError, match="There is no directory"):
+        with pytest.raises(ConversionError, match="no such directory"):
             restore_checkpoint(name, tmp_path / "x.pth")
     restore_checkpoint(converted, tmp_path / "old.pth", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pth"]
@@ -422,3 +425,39 @@ def test_full_size_there_and_back(tmp_path, name):
     restore_checkpoint(result.directory, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", mmap=True)["model"]
     assert same_bits(back, prefixed(original))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("out/glip-tony", "out/glip-tony: no such directory; did you mean out/glip-tiny?"),
+        ("out/nothing", "out/nothing: no such directory; a model on the Hub is named USER/NAME"),
+        ("glip-tiny", "no such directory"),
+        ("", "'': no such directory"),
+        ("./a", "no such directory"),
+        ("a/b/c", "no such directory"),
+        ("C:\\models\\glip", "no such directory"),
+        ("two words", "no such directory"),
+        ("name\x00", "no such directory"),
+        ("x" * 5000, "xxx...: no such directory"),
+        ("file.pth", "file.pth is a file; convert it first: glip convert file.pth file"),
+        ("user/glip", "user/glip: there is no such directory, and the Hub cannot be reached"),
+    ],
+)
+def test_misspelt_paths_are_never_looked_up_on_the_hub(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "glip-tiny").mkdir(parents=True)
+    (tmp_path / "file.pth").touch()
+    if name != "user/glip":
+        monkeypatch.setattr("glip_hf.conversion.restore.snapshot_download", None)
+    for find in (model_directory, read_config):
+        with pytest.raises(ConversionError, match=re.escape(message)) as error:
+            find(name)
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_told_before_the_checkpoint_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for tokenizer in ("bert-base-uncased-of-nobody", "vocab.txt", "missing/vocab.txt"):
+        with pytest.raises(ConversionError, match=f"{tokenizer}: .*no such directory.* Give .* with --tokenizer"):
+            convert_checkpoint("nothing.pth", "output", tokenizer=tokenizer)

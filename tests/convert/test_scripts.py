@@ -36,7 +36,7 @@ def test_scripts(tmp_path, capsys, monkeypatch):
     code, _, error = run("convert_glip_to_hf", source, out, *options)
     assert code == 1 and error.startswith("glip convert: ") and "--force" in error
     pushed = []
-    monkeypatch.setattr("glip_hf.cli.convert.push_to_hub", lambda *a: pushed.append(a) or "https://x")
+    monkeypatch.setattr("glip_hf.conversion.push_to_hub", lambda *a: pushed.append(a) or "https://x")
     code, *_ = run("convert_glip_to_hf", source, out, *options, "--force", "--push-to-hub", "me/glip")
     assert code == 0
     assert pushed == [(out, "me/glip")]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
-from . import check_data, convert, evaluate_options, export, ground, info
+from . import check_data, convert, evaluate_options, export, ground, info, restore
 from .common import CliError, UsageError
 
 OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -22,6 +22,7 @@ OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "ground": ground,
     "convert": convert,
+    "restore": restore,
     "info": info,
     "evaluate": evaluate_options,
     "check-data": check_data,

@@ -6,7 +6,9 @@ tenth of a second.
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,21 @@ class CliError(Exception):
 
 class UsageError(CliError):
     """The command line itself is wrong; the command exits with code 2."""
+
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "glip-scenes"
+"""`demo.DEMO_MODEL`: the small model that comes with the package, `demo` on the command line."""
+
+
+def model_name(text: str) -> str:
+    """A model's directory or Hub id; `demo` is the shipped model, unless there is a directory of that name."""
+    return str(SHIPPED_MODEL) if text == "demo" and not Path(text).is_dir() else text
+
+
+def add_model_argument(add: Callable[..., Any], **options: Any) -> None:
+    """`--model`, as `load_model` takes it."""
+    text = "converted model: directory or Hub id; `demo` is the small one that comes with the package"
+    add("--model", type=model_name, metavar="DIR|HUB", help=text, **options)
 
 
 def positive(text: str) -> int:
@@ -87,15 +104,16 @@ def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> "tup
     import torch
     from transformers.utils import logging
 
-    from ..inspection import read_config
+    from ..conversion.restore import model_directory, read_config
     from ..modeling_glip import GlipForGrounding
     from ..processing_glip import GlipProcessor
 
     logging.disable_progress_bar()  # loading weights takes seconds
     target, config = choose_device(device), read_config(source)
     try:
-        model = GlipForGrounding.from_pretrained(source, config=config, dtype=getattr(torch, dtype))
-        processor = GlipProcessor.from_pretrained(source)
+        directory = model_directory(source)
+        model = GlipForGrounding.from_pretrained(directory, config=config, dtype=getattr(torch, dtype))
+        processor = GlipProcessor.from_pretrained(directory)
     except (OSError, ValueError) as error:
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
     return model.to(target).eval(), processor

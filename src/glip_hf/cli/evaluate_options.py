@@ -3,7 +3,7 @@
 
 import argparse
 
-from .common import add_device_arguments, count, fraction, positive
+from .common import add_device_arguments, add_model_argument, count, fraction, positive
 
 HELP = "COCO, LVIS, Flickr30k and ODinW, as in the papers"
 DESCRIPTION = """\
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("run")
     speed = group.add_argument
-    speed("--model", metavar="DIR|HUB", help="converted model")
+    add_model_argument(speed)
     speed("--output", metavar="DIR", help="default: evaluation/BENCHMARK")
     speed("--fresh", action="store_true", help="discard the predictions of an earlier run in --output")
     speed("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")

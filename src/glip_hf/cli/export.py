@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from .common import CliError, UsageError, load_model, positive
+from .common import CliError, UsageError, add_model_argument, load_model, positive
 
 HELP = "model to an ONNX file or a torch.export program"
 DESCRIPTION = """\
@@ -14,7 +14,7 @@ or NAME.pt2 for torch.export. See docs/export.md."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
+    add_model_argument(add, required=True)
     add("--output", required=True, metavar="FILE", help="NAME.onnx or NAME.pt2")
     add("--height", type=positive, metavar="H", help="of the padded image, a multiple of 32")
     add("--width", type=positive, metavar="W", help="likewise; with --height")

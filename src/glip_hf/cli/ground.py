@@ -12,7 +12,16 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from .common import CliError, UsageError, add_device_arguments, first_line, fraction, load_model, positive
+from .common import (
+    CliError,
+    UsageError,
+    add_device_arguments,
+    add_model_argument,
+    first_line,
+    fraction,
+    load_model,
+    positive,
+)
 
 CAPTION_WORDS = 3
 """A single text argument of at least this many words is a caption, not a class name."""
@@ -35,7 +44,7 @@ is read as a caption: its noun phrases are found and grounded. --names and --cap
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("words", nargs="+", metavar="WORDS", help="images, then class names or one caption")
-    add("--model", required=True, metavar="DIR|HUB", help="converted model: directory or Hub id")
+    add_model_argument(add, required=True)
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--names", nargs="+", metavar="NAME", help="class names; WORDS are then all images")
     text.add_argument("--caption", metavar="TEXT", help="a caption; WORDS are then all images")

@@ -4,6 +4,8 @@
 import argparse
 import json
 
+from .common import model_name
+
 HELP = "variant, sizes and configuration of a model"
 DESCRIPTION = """\
 Describe a converted model (directory or Hub id) or an original checkpoint.
@@ -11,7 +13,7 @@ No weights are loaded, and nothing in a checkpoint is executed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="DIR|HUB|PTH")
+    parser.add_argument("source", type=model_name, metavar="DIR|HUB|PTH", help="`demo` is the model of the package")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

@@ -24,6 +24,7 @@ from ..processing_glip import GlipProcessor
 from .checkpoint import read_checkpoint, sha256_of
 from .model_card import build_model_card
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout
+from .restore import download, local_directory
 from .variants import build_config, expected_tensors
 from .weight_map import differing_buffers, is_buffer, to_ours
 
@@ -70,6 +71,7 @@ def convert_checkpoint(
     """
     output = Path(output).resolve()
     _check_output(output, force)
+    tokenizer = _fetch_tokenizer(tokenizer)  # before gigabytes are read
     checkpoint = read_checkpoint(source, ema=ema)
     tensors = checkpoint.tensors
     glip_config, family = build_config(tensors, config)
@@ -123,7 +125,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedTokenizerBase):
         tokenizer = source
     else:
-        name = os.fspath(source)
+        name = os.fspath(_fetch_tokenizer(source))
         try:
             if not Path(name).is_file():
                 tokenizer = AutoTokenizer.from_pretrained(name, **limits)
@@ -145,6 +147,24 @@ def load_tokenizer(
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None or tokenizer.pad_token_id is None:
         raise ConversionError(f"The tokenizer {source!r:.200} lacks [CLS], [SEP] or [PAD]: it is not BERT's.")
     return tokenizer
+
+
+def _fetch_tokenizer(
+    source: str | os.PathLike[str] | PreTrainedTokenizerBase,
+) -> str | os.PathLike[str] | PreTrainedTokenizerBase:
+    """The tokenizer's directory, if `source` is a Hub id; otherwise `source`.
+
+    Raises:
+        ConversionError: if it cannot be fetched, or is a path of nothing.
+    """
+    if isinstance(source, PreTrainedTokenizerBase) or Path(source).exists():
+        return source
+    try:
+        return local_directory(source, "tokenizer") or download(os.fspath(source), ["*.json", "*.txt"])
+    except ConversionError as error:
+        raise ConversionError(
+            f"The tokenizer could not be loaded: {error} Give a directory, a vocab.txt or a Hub id with --tokenizer."
+        ) from error
 
 
 def push_to_hub(directory: str | os.PathLike[str], repo_id: str, private: bool | None = None) -> str:

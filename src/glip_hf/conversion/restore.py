@@ -1,11 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """From a model directory back to a checkpoint that the original code loads."""
 
+import difflib
 import os
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -13,6 +16,7 @@ from transformers import PreTrainedConfig
 from .._writing import patient_file, replacing
 from ..configuration_glip import GlipConfig
 from ..modeling_glip import GlipForGrounding
+from ..runs import shown
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
 from .weight_map import is_buffer, to_original
 
@@ -55,23 +59,57 @@ def restore_checkpoint(
     return output
 
 
-def model_directory(source: str | os.PathLike[str]) -> Path:
-    """The directory of a model: `source` itself, or the download of a Hub id.
+def local_directory(source: str | os.PathLike[str], of: str = "model") -> Path | None:
+    """The directory `source`, or None if it can only be a Hub id: what is misspelt is never looked up on the Hub.
+
+    Args:
+        of: "model" if it is a GLIP, whose Hub ids have the form USER/NAME; otherwise ids without a user are valid too.
+
+    Raises:
+        ConversionError: if it is a file, or a path of nothing.
+    """
+    name, path = os.fspath(source), Path(source)
+    if name and os.path.isdir(path):
+        return path
+    if os.path.isfile(path):
+        raise ConversionError(f"{name} is a file; convert it first: glip convert {name} {path.with_suffix('')}")
+    try:
+        validate_repo_id(name)
+        # A Hub id, unless its first half is a directory here.
+        if not os.path.isdir(path.parent) if "/" in name else of != "model":
+            return None
+    except HFValidationError:  # more than one slash, a leading dot, blanks
+        pass
+    siblings = [child.name for child in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    nearest = difflib.get_close_matches(path.name, siblings, n=1)
+    hint = f"did you mean {path.parent / nearest[0]}?" if nearest else f"a {of} on the Hub is named USER/NAME."
+    raise ConversionError(f"{shown(name) or repr(name)}: no such directory; {hint}")
+
+
+def model_directory(source: str | os.PathLike[str], weights: bool = True) -> Path:
+    """The directory of a model: `source` itself, or the download of a Hub id (without weights, if not asked for).
 
     Raises:
         ConversionError: if it is neither.
     """
-    directory = Path(source)
-    if directory.is_dir():
-        return directory
-    if directory.exists():
-        raise ConversionError(f"{source} is a file: give the directory that holds config.json.")
+    return local_directory(source) or download(os.fspath(source), ["*.json", "*.txt", *["*.safetensors"] * weights])
+
+
+def download(repo_id: str, patterns: list[str]) -> Path:
+    """The files of a repository on the Hub, from the cache if the Hub cannot be reached.
+
+    Raises:
+        ConversionError: naming the cause, at once where there is no network.
+    """
     try:
-        return Path(snapshot_download(os.fspath(source), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # a bad name, no network, no such repository: all mean the same here
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        reason = "the Hub has no such repository, or a private one (then log in: hf auth login)."
+        raise ConversionError(f"{repo_id}: there is no such directory, and {reason}") from error
+    except Exception as error:  # network, proxies, certificates and disks fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(
-            f"There is no directory {source}, and as a Hub id it cannot be fetched ({type(error).__name__}: "
-            f"{str(error).strip()[:200]})."
+            f"{repo_id}: there is no such directory, and the Hub cannot be reached ({shown(reason)})."
         ) from error
 
 
@@ -81,15 +119,11 @@ def read_config(source: str) -> GlipConfig:
     Raises:
         ConversionError: in one line, if there is nothing, or something other than a GLIP.
     """
-    path = Path(source)
-    if path.is_file():
-        raise ConversionError(f"{source} is a file; convert it first: glip convert {source} {path.with_suffix('')}")
-    if path.is_dir() and not (path / "config.json").is_file():
+    directory = model_directory(source, weights=False)
+    if not (directory / "config.json").is_file():
         raise ConversionError(f"{source}: no config.json in there; glip convert writes one")
-    if not path.exists() and (source.count("/") > 1 or source.startswith((".", "/", "~"))):
-        raise ConversionError(f"{source}: no such directory")
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(source)
+        fields, _ = PreTrainedConfig.get_config_dict(directory)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(f"{source}: cannot be loaded ({reason})") from error

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertModel, BertTokenizer, SwinModel
 
 from ..configuration_glip import PRESETS, GlipConfig
 from ..conversion.checkpoint import read_checkpoint
+from ..conversion.restore import local_directory, model_directory
 from ..conversion.weight_map import match_original
 from ..demo import scenes_config, scenes_processor
 from ..image_processing_pil_glip import GlipImageProcessorPil
@@ -58,7 +59,8 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
     if Path(source).is_file():
         tensors = _original_swin(Path(source))
     else:
-        state = SwinModel.from_pretrained(source, add_pooling_layer=False).state_dict()
+        directory = local_directory(source, "Swin") or source
+        state = SwinModel.from_pretrained(directory, add_pooling_layer=False).state_dict()
         tensors = {f"swin.{key}": value for key, value in state.items() if not key.startswith(UNUSED_SWIN)}
     wanted = {
         name: value for name, value in backbone.state_dict().items() if not name.startswith("hidden_states_norms")
@@ -78,7 +80,7 @@ def load_text_weights(text_model: nn.Module, source: str) -> None:
     Raises:
         RecipeError: if tensors are missing or of another shape.
     """
-    state = BertModel.from_pretrained(source, add_pooling_layer=False).state_dict()
+    state = BertModel.from_pretrained(local_directory(source, "BERT") or source, add_pooling_layer=False).state_dict()
     try:
         text_model.load_state_dict(state)
     except RuntimeError as error:
@@ -101,8 +103,9 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         RecipeError: for contradictory or missing entries.
     """
     if recipe.start_from:
-        model = GlipForGrounding.from_pretrained(recipe.start_from, **recipe.config)
-        processor = GlipProcessor.from_pretrained(recipe.start_from)
+        directory = model_directory(recipe.start_from)
+        model = GlipForGrounding.from_pretrained(directory, **recipe.config)
+        processor = GlipProcessor.from_pretrained(directory)
     elif recipe.preset == "scenes":
         model = GlipForGrounding(GlipConfig(**{**scenes_config().to_dict(), **recipe.config}))
         processor = scenes_processor()
@@ -117,7 +120,7 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         if Path(source).is_file():
             tokenizer = BertTokenizer(vocab=source, do_lower_case=True)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(local_directory(source, "tokenizer") or source)
         processor = GlipProcessor(GlipImageProcessorPil(), tokenizer)
     else:
         raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, {', '.join(PRESETS)}.")

@@ -18,6 +18,7 @@ import sys
 from accelerate.utils import set_seed
 
 from glip_hf import GlipProcessor
+from glip_hf._program import leave, run_program
 from glip_hf.training.finetuning import (
     TuningRun,
     Validation,
@@ -25,7 +26,7 @@ from glip_hf.training.finetuning import (
     tuning_batches,
     tuning_recipe,
 )
-from glip_hf.training.recipe import assign, load_recipe
+from glip_hf.training.recipe import RecipeError, assign, load_recipe
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import MODES, tune
 
@@ -63,8 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def train(arguments: argparse.Namespace) -> int:
     overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
     given = [*(assign(key, value) for key, value in overrides.items()), *arguments.set]
     damage = [override for override in given if override.startswith("data.allow_damage=")]
@@ -105,5 +105,10 @@ def main() -> int:
     return 0
 
 
+def main() -> int:
+    arguments = parse_arguments()
+    return run_program("finetune", lambda: train(arguments), usage=(RecipeError,))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

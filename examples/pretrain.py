@@ -13,10 +13,11 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
+from glip_hf._program import leave, run_program
 from glip_hf.data.scene_metrics import evaluate_scenes
 from glip_hf.training.batches import recipe_batches, recipe_sources
 from glip_hf.training.loop import Run
-from glip_hf.training.recipe import assign, load_recipe
+from glip_hf.training.recipe import RecipeError, assign, load_recipe
 from glip_hf.training.start import start_model
 from glip_hf.training.tuning import tune
 
@@ -43,8 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def train(arguments: argparse.Namespace) -> int:
     named = [assign(key, value) for key, value in vars(arguments).items() if "." in key and value is not None]
     try:
         recipe = load_recipe(arguments.config, [*named, *arguments.set])
@@ -70,5 +70,10 @@ def main() -> int:
     return 0
 
 
+def main() -> int:
+    arguments = parse_arguments()
+    return run_program("pretrain", lambda: train(arguments), usage=(RecipeError,))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

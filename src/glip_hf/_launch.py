@@ -1,8 +1,15 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """What the launcher asked for and what it started."""
 
+import functools
 import os
+import signal
+import threading
+import time
 import warnings
+
+GRACE = 25.0
+"""Seconds that a process has to save and stop after its launcher is gone; torchrun itself gives 30."""
 
 
 def warn_if_alone(num_processes: int) -> None:
@@ -17,3 +24,23 @@ def warn_if_alone(num_processes: int) -> None:
             "Use `accelerate launch --multi_gpu --num_processes N`, which needs no GPU, or `torchrun`.",
             stacklevel=3,
         )
+
+
+@functools.cache
+def follow_launcher() -> None:
+    """End this process, started by torchrun or accelerate, when its launcher is gone: it would go on alone for ever.
+
+    It first gets a SIGTERM, by which a training run saves and stops, and after `GRACE` seconds it is ended.
+    """
+    if not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -3,14 +3,16 @@
 Data: random images of 64 x 64 with one box each; every second half of a global batch has no box at all, so that with
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
 TERM_AT=n sends it SIGTERM then; NAN_AT=n puts NaN into an image of step n; STRAY=1 draws random numbers between the
-steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many. Every process leaves the losses
-of its steps in OUTPUT/losses_RANK.json.
+steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many; FAIL_AT=n raises an error at the
+last image of step n; HANG_AT=n never gives that image. Every process leaves the losses of its steps in
+OUTPUT/losses_RANK.json.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from random_glip import random_config
 
+from glip_hf._program import leave, run_program
 from glip_hf.data import SequentialBatchSampler
 from glip_hf.modeling_glip import GlipForGrounding
 from glip_hf.training.batches import Batches, per_process
@@ -44,6 +47,10 @@ class RandomImages(torch.utils.data.Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == int(os.environ.get("TERM_AT", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
+        if number == GROUP * int(os.environ.get("FAIL_AT", -1)) + GROUP - 1:
+            raise ValueError(f"image-{number} is no image\n(in two lines)")
+        if number == GROUP * int(os.environ.get("HANG_AT", -1)) + GROUP - 1:
+            time.sleep(1000)
         if step == int(os.environ.get("NAN_AT", -1)):
             pixels[0, 0, 0] = torch.nan
         boxes = torch.rand(1, 4, generator=generator) * 20 + torch.tensor([2.0, 2.0, 40.0, 40.0])
@@ -132,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leave(run_program("run_worker", main))

@@ -7,17 +7,15 @@ that `--json` can be piped.
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from .. import __version__
+from .._program import run_program
 from . import check_data, convert, evaluate_options, export, ground, info, restore
-from .common import CliError, UsageError
-
-OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+from .common import UsageError
 
 COMMANDS = {
     "ground": ground,
@@ -48,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments, extra = build_parser().parse_known_args(argv)
     command = arguments.command
-    try:
+
+    def run() -> int:
         # argparse accepts one unbroken run of positional arguments: names after an option end up in `extra`.
         if extra and (command != "ground" or any(word.startswith("-") for word in extra)):
             raise UsageError(f"unrecognized arguments: {' '.join(extra)}; see glip {command} --help")
@@ -57,16 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             return arguments.run(arguments)
-    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except (CliError, ValueError, OSError, ImportError) as error:
-        print(f"glip {command}: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILURE
-    except KeyboardInterrupt:
-        hint = "; the same command resumes it" if command == "evaluate" else ""
-        print(f"glip {command}: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
+
+    hint = "; the same command resumes it" if command == "evaluate" else ""
+    return run_program(f"glip {command}", run, usage=(UsageError,), hint=hint)
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

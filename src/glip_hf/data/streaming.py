@@ -10,12 +10,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from .._extras import require
 from .broken import BrokenImages, OnError
 from .collate import GroundingCollator
 from .dataset import SampleMaker
+from .loading import read_batches
 from .records import Record
 from .sources.hub import HubStream
 
@@ -81,8 +82,7 @@ class StreamingBatches(IterableDataset):
             ValueError: if this process has fewer shards than workers.
         """
         self._shard(0, num_workers)
-        loader = DataLoader(self, batch_size=None, num_workers=num_workers, **options)
-        return (batch for batch in loader if batch is not None)
+        return read_batches(self, num_workers, batch_size=None, **options)
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         worker = get_worker_info()

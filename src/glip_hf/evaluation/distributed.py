@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from .._extras import require
-from .._launch import warn_if_alone
+from .._launch import follow_launcher, warn_if_alone
 
 TIMEOUT = datetime.timedelta(hours=24)  # a process may wait long for one that has larger images
 # What torchrun and accelerate set, then what MPI's launchers do (PMI, Open MPI, MVAPICH).
@@ -30,6 +30,7 @@ def start() -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     warn_if_alone(size)
+    follow_launcher()
     return world()
 
 

@@ -8,13 +8,12 @@ what P processes see together.
 
 import copy
 import logging
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..configuration_glip import GlipConfig
 from ..data import (
@@ -30,6 +29,7 @@ from ..data import (
     StreamingBatches,
     build_mixture,
 )
+from ..data.loading import read_batches
 from ..data.sources import NOT_READ
 from ..data.sources.scenes import SceneSource
 from ..processing_glip import GlipProcessor
@@ -69,10 +69,9 @@ class Batches:
         return len(self.sampler)
 
     def batches(self, start: int) -> Iterator[dict[str, Any]]:
-        """This process's micro-batches from number `start` of the run on, without end."""
+        """This process's micro-batches from number `start` of the run on, without end; close it to end its workers."""
         options = {
             "num_workers": self.workers,
-            "worker_init_fn": outlive_sigterm,
             # Its own generator: a loader otherwise draws its workers' seed from the global one, which would shift
             # every later dropout of a resumed run.
             "generator": torch.Generator().manual_seed(start),
@@ -84,16 +83,7 @@ class Batches:
         sampler = copy.copy(self.sampler)  # so that a second call begins at its own `start`
         sampler.advance(start)
         options |= {"batch_sampler": sampler, "collate_fn": self.collate}
-        return iter(DataLoader(self.dataset, persistent_workers=self.workers > 0, **options))
-
-
-def outlive_sigterm(worker_id: int) -> None:
-    """`worker_init_fn`: go on until the run itself stops.
-
-    Launchers and schedulers send SIGTERM to all processes of a group. A worker that died of it would bring down the run
-    before it has saved; one whose run has died sees that for itself.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return read_batches(self.dataset, persistent_workers=self.workers > 0, **options)
 
 
 def per_process(batch_size: int, accumulation: int, processes: int) -> int:

@@ -24,7 +24,8 @@ from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from .._launch import warn_if_alone
+from .._launch import follow_launcher, warn_if_alone
+from .._writing import patient_file, replacing, replacing_text
 from ..boxes_glip import make_anchors
 from ..configuration_glip import PYRAMID_STRIDES
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
@@ -32,7 +33,7 @@ from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import Batches, per_process
 from .card import write_card
-from .checkpoints import resolve_checkpoint, write_checkpoint
+from .checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
 from .optimization import ExponentialAverage, Schedule, build_optimizer
 from .recipe import Recipe, RecipeError, dump_recipe
 from .stopping import StopRequest
@@ -133,6 +134,7 @@ class Run:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         warn_if_alone(self.accelerator.num_processes)
+        follow_launcher()
         if self.accelerator.device.type == "cpu":
             # Otherwise MKL may split a product among threads in a different way each time, with different rounding. It
             # is read at the first product of the process, costs nothing, and makes two runs equal bit for bit.
@@ -252,10 +254,16 @@ class Run:
             return
         step = self.progress.step
         path = self.output / f"nonfinite_step_{step:08d}_rank_{self.accelerator.process_index}.pt"
-        torch.save({"batch": send_to_device(batch, "cpu"), "losses": losses}, path)
+        names, saved = batch["sample_ids"], f"are saved in {path}"
+        names = ", ".join([*names[:4], "..."] if len(names) > 5 else names)
+        try:
+            with replacing(path) as new, patient_file(new) as file:
+                torch.save({"batch": send_to_device(batch, "cpu"), "losses": losses}, file)
+        except OSError as error:
+            saved = f"could not be saved ({error})"
         raise NonFiniteLossError(
-            f"{what} is not finite at step {step} ({losses}); samples {batch['sample_ids']} are saved in {path}. Lower "
-            "optimizer.lr, use bf16, or set run.on_nonfinite=zero to skip such steps, as the original did."
+            f"{what} is not finite at step {step} ({losses}); samples {names} {saved}. "
+            "Lower optimizer.lr, use bf16, or set run.on_nonfinite=zero to skip such steps, as the original did."
         )
 
     def _weights(self, batches: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -322,7 +330,8 @@ class Run:
         trackers = self.recipe.run.trackers
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "recipe.yaml").write_text(dump_recipe(self.recipe))
+            with replacing_text(self.output / "recipe.yaml") as file:
+                file.write(dump_recipe(self.recipe))
         self.accelerator.wait_for_everyone()
         if trackers:
             self.accelerator.init_trackers("glip_hf")
@@ -332,18 +341,34 @@ class Run:
                 stopped = self._steps()
             if stopped:
                 self.accelerator.print(f"asked to stop: saved {stopped}; continue with --resume latest")
-                return stopped
-            return self._finish()
-        finally:
-            if trackers:
-                self.accelerator.end_training()  # it also destroys the process group: nothing can follow
+            result = stopped or self._finish()
+        except BaseException:
+            self._say_where_it_ended()
+            for tracker in self.accelerator.trackers:  # not `end_training`, which would wait for the other processes
+                tracker.finish()
+            raise
+        if trackers:
+            self.accelerator.end_training()  # it also destroys the process group: nothing can follow
+        return result
+
+    def _say_where_it_ended(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        newest = next(reversed(find_checkpoints(self.output / "checkpoints")), None)
+        rest = f"{newest} is its newest checkpoint: --resume latest" if newest else "no checkpoint had been written"
+        print(f"the run ends at step {self.progress.step} of {self.max_steps}; {rest}", file=sys.stderr)
 
     def _steps(self) -> Path | None:
         """Train to the last step; the checkpoint, if the run was asked to stop before."""
         settings, progress = self.recipe.run, self.progress
-        micro_batches = self.batches.batches(progress.step * settings.gradient_accumulation)
         is_main = self.accelerator.is_local_main_process
         bar = tqdm(total=self.max_steps, initial=progress.step, disable=not is_main, desc="train", unit="step")
+        batches = self.batches.batches(progress.step * settings.gradient_accumulation)
+        with bar, contextlib.closing(batches) as micro_batches:
+            return self._train_on(micro_batches, bar)
+
+    def _train_on(self, micro_batches: Iterator[dict[str, Any]], bar: tqdm) -> Path | None:
+        settings, progress = self.recipe.run, self.progress
         self.model.train()
         window: list[dict[str, float]] = []
         images, since = 0, time.monotonic()
@@ -371,7 +396,6 @@ class Run:
                 checkpoint = self.save()
                 if stop:
                     return checkpoint
-        bar.close()
         return None
 
     def _log(self, window: list[dict[str, float]], images: int, seconds: float, bar: tqdm) -> None:
@@ -414,7 +438,8 @@ class Run:
             with self.averaged():
                 self._export(self.output / "final-ema", averaged=True)
         if self.accelerator.is_main_process:
-            (self.output / "history.json").write_text(json.dumps(self.progress.history, indent=1))
+            with replacing_text(self.output / "history.json") as file:
+                json.dump(self.progress.history, file, indent=1)
         self.accelerator.wait_for_everyone()
         return final
 
@@ -425,7 +450,8 @@ class Run:
         weights = self.accelerator.get_state_dict(self.model) if sharded else None
         if not self.accelerator.is_main_process:
             return
-        self._save_model(directory, averaged, weights)
+        with replacing(directory) as new:
+            self._save_model(new, averaged, weights)
         repository = self.recipe.run.push_to_hub
         if repository and averaged == (self.average is not None):
             HfApi().create_repo(repository, exist_ok=True)

@@ -1,0 +1,101 @@
+"""Loader processes end with their run, whatever they are doing."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from glip_hf.data import loading
+from glip_hf.data.loading import read_batches
+
+
+class Numbers(Dataset):
+    """0, 1, 2, ...: `hangs` never comes, `fails` is an error."""
+
+    def __init__(self, hangs: int = -1, fails: int = -1, none: int = -1) -> None:
+        self.hangs, self.fails, self.none = hangs, fails, none
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> torch.Tensor | None:
+        if index == self.hangs:
+            time.sleep(1000)
+        if index == self.fails:
+            raise ValueError(f"number {index} is broken")
+        return None if index == self.none else torch.tensor(index)
+
+
+@pytest.fixture(autouse=True)
+def no_worker_stays():
+    yield
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("hangs", [-1, 5])
+def test_closing_ends_the_workers(hangs: int, persistent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PATIENCE", 0.3)
+    batches = read_batches(Numbers(hangs), 2, batch_size=None, persistent_workers=persistent)
+    assert [int(next(batches)) for _ in range(3)] == [0, 1, 2]
+    workers = multiprocessing.active_children()
+    os.kill(workers[0].pid, signal.SIGTERM)  # as schedulers send it to everyone: it goes on
+    if hangs < 0:
+        assert int(next(batches)) == 3
+    assert len(workers) == 2 and all(worker.is_alive() for worker in workers)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 2
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_an_error_ends_the_workers() -> None:
+    with pytest.raises(ValueError, match="number 3 is broken"):
+        list(read_batches(Numbers(fails=3), 2, batch_size=None))
+
+
+def test_a_dead_worker_is_an_error() -> None:
+    batches = read_batches(Numbers(hangs=9), 2, batch_size=None)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_none_is_left_out(workers: int) -> None:
+    batches = read_batches(Numbers(none=1), workers, batch_size=None)
+    assert [int(next(batches)) for _ in range(3)] == [0, 2, 3]
+    batches.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="reads /proc")
+def test_workers_of_a_killed_process_end() -> None:
+    """They hold its connections open: while they live, the other processes of the run wait for it."""
+    read, write = os.pipe()
+    if (parent := os.fork()) == 0:
+        batches = read_batches(Numbers(hangs=2), 2, batch_size=None)
+        next(batches)
+        os.write(write, " ".join(str(worker.pid) for worker in multiprocessing.active_children()).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    workers = os.read(read, 100).split()
+    os.waitpid(parent, 0)
+    assert len(workers) == 2
+    for worker in map(int, workers):
+        for _ in range(40):
+            if _gone(worker):
+                break
+            time.sleep(0.05)
+        assert _gone(worker)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -41,6 +41,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", required=True, help="their folder")
     add("--validation", help="COCO file; without one some training images are held out")
     add("--validation-images", help="their folder, if it is another")
+    add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
+    add(
+        "--on-broken",
+        dest="data.on_broken",
+        choices=("skip", "fail"),
+        default="skip",
+        help="leave out images that cannot be read, or stop; missing images always stop it",
+    )
     add("--mode", choices=MODES, default="full", help="which parameters are trained")
     add("--shots", type=int, help="images per class to train on; default all")
     add("--prompt-length", type=int, help="rows of the prompt table; default: a full caption")
@@ -67,9 +75,10 @@ def parse_arguments() -> argparse.Namespace:
 def train(arguments: argparse.Namespace) -> int:
     overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
     given = [*(assign(key, value) for key, value in overrides.items()), *arguments.set]
-    damage = [override for override in given if override.startswith("data.allow_damage=")]
+    early = [override for override in given if override.startswith(("data.allow_damage=", "data.on_broken="))]
     set_seed(overrides["run.seed"])
     try:
+        reading = load_recipe(None, early).data
         data = load_tuning_data(
             arguments.train,
             arguments.images,
@@ -77,7 +86,9 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.validation_images,
             arguments.shots,
             overrides["run.seed"],
-            allow_damage=load_recipe(None, damage).data.allow_damage,
+            allow_damage=reading.allow_damage,
+            on_broken=reading.on_broken,
+            allow_outside=arguments.allow_outside,
         )
         recipe = tuning_recipe(
             arguments.model,

@@ -369,7 +369,7 @@ def test_damaged_files_are_named(processor, tmp_path, web):
             processor(image, return_tensors="pt")
     with pytest.raises(ValueError, match="cut.jpg.*truncated"):  # decoded late
         processor(Image.open(tmp_path / "cut.jpg"), return_tensors="pt")
-    with pytest.raises(ValueError, match="page.jpg.*cannot identify"):
+    with pytest.raises(ValueError, match="page.jpg.*it is not an image"):
         processor(tmp_path / "page.jpg", return_tensors="pt")
     with pytest.raises(ValueError, match="nowhere.jpg.*404"):
         processor(f"{web}/nowhere.jpg", return_tensors="pt")

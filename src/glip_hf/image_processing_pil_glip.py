@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
@@ -110,6 +110,8 @@ def decode_image(image: Image.Image, name: object = "") -> Image.Image:
 
 def _unreadable(name: object, error: Exception) -> UnreadableImage:
     reason = shorten(" ".join(str(error).split()) or type(error).__name__, 300)
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is not an image, or its beginning is damaged"
     if isinstance(error, Image.DecompressionBombError):
         pixels = next((int(word.lstrip("(")) for word in reason.split() if word.lstrip("(").isdigit()), 0)
         reason = (

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from coco_images import write_rectangles
+from PIL import Image
 from random_glip import random_model, random_processor, save_random_model
 from safetensors.torch import load_file
 
 from glip_hf import GlipForGrounding
 from glip_hf.data.columns import DamagedData
+from glip_hf.data.images import MissingImages
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
 from glip_hf.training.recipe import RecipeError, load_recipe
 
@@ -106,10 +108,38 @@ def test_validation_images_are_read_before_the_run(coco: Path, caplog: pytest.Lo
     (coco.parent / "4.png").write_bytes((coco.parent / "4.png").read_bytes()[:60])
     rest = Validation(data, random_processor())
     assert len(rest.task.images) == whole - 2
-    assert "2 validation images cannot be read" in caplog.text and "3.png" in caplog.text and "4.png" in caplog.text
+    assert f"2 of {whole} images cannot be read" in caplog.text and "3.png" in caplog.text and "4.png" in caplog.text
     assert rest(random_model())["AP"] >= 0
-    with pytest.raises(ValueError, match="3.png.* data.on_broken=skip"):
+    with pytest.raises(ValueError, match="3.png.*set data.on_broken=skip"):
         Validation(data, random_processor(), on_broken="fail")
+
+
+def test_images_are_settled_before_the_model(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All that are missing are listed; those without a header are left out, or refused."""
+    (coco.parent / "4.png").write_bytes(b"no image")
+    data = load_tuning_data(coco, coco.parent)
+    assert len(data.train) + len(data.validation) == 6 and "1 images that cannot be read are left out" in data.note
+    assert "1 of " in caplog.text and "4.png" in caplog.text
+    with pytest.raises(ValueError, match="4.png.* --on-broken skip"):
+        load_tuning_data(coco, coco.parent, on_broken="fail")
+    for name in ("2.png", "3.png"):
+        (coco.parent / name).unlink()
+    with pytest.raises(MissingImages, match=r"(?s)2 of 7 images are missing.*2.png\n.*3.png"):
+        load_tuning_data(coco, coco.parent, validation=coco)
+
+
+def test_images_of_another_size_are_told(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    width, height = Image.open(coco.parent / "1.png").size
+    content = json.loads(coco.read_text())
+    content["images"][1] |= {"file_name": "1.png", "width": width + 4, "height": height}
+    coco.write_text(json.dumps(content))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (width + 4, height)).save(coco.parent / "1.png", exif=exif)
+    Image.new("RGB", (width * 2, height)).save(coco.parent / "2.png")
+    load_tuning_data(coco, coco.parent)
+    assert "1 photos are annotated as they are stored" in caplog.text and "1.png" in caplog.text
+    assert "1 images have another size than annotated" in caplog.text and "2.png has " in caplog.text
 
 
 def test_best_weights_come_back() -> None:
@@ -155,7 +185,7 @@ def test_example_names_what_is_wrong(coco: Path, tmp_path: Path, monkeypatch: py
     assert "finetune: unknown key optimizer.learning" in capsys.readouterr().err
     assert finetune(monkeypatch, *options[:-1], str(tmp_path / "elsewhere")) == 2
     error = capsys.readouterr().err
-    assert "validation images cannot be read" in error and "Is the folder right?" in error
+    assert "7 of 7 images are missing" in error and "is --images the right folder?" in error
 
 
 def test_a_resumed_run_ends_the_same(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

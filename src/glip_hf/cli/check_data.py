@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, default="coco", help="of FILE (%(default)s)")
     add("--images", metavar="DIR", help="folder of the images")
     add("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="the reader's other arguments")
+    add("--allow-outside", action="store_true", help="images may lie outside that folder")
     add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
     add("--data-root", metavar="DIR", help="folder that relative paths are resolved against")
     add("--pictures", choices=("decode", "header", "none"), default="decode", help="how far to read (%(default)s)")
@@ -92,6 +93,8 @@ def _spec(arguments: argparse.Namespace) -> dict[str, Any]:
     spec = {"format": arguments.format, NAMES.get(arguments.format, "annotations"): arguments.annotations}
     if arguments.images is not None:
         spec["images"] = arguments.images
+    if arguments.allow_outside and arguments.format != "tsv":
+        spec["allow_outside"] = True
     for assignment in arguments.set:
         key, equals, value = assignment.partition("=")
         try:

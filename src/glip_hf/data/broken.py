@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
+from ..runs import in_one_line
 from .records import ImageRef, upright_size
 
 logger = logging.get_logger(__name__)
@@ -61,13 +62,17 @@ class BrokenImages:
             ) from error
 
 
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+"""(width, height) of an image in pixels: upright, and as it is stored."""
+
+
 def examine_images(
     images: Iterable[ImageRef],
     decode: bool = True,
     num_threads: int | None = None,
     resolve: Callable[[ImageRef], ImageRef] | None = None,
-) -> dict[ImageRef, tuple[int, int] | Exception]:
-    """Read each image once, in threads: its upright (width, height) in pixels, or the error that it raises.
+) -> dict[ImageRef, Sizes | Exception]:
+    """Read each image once, in threads: its sizes, or the error that it raises.
 
     Args:
         decode: decode all pixels; otherwise only the header is read.
@@ -75,14 +80,57 @@ def examine_images(
         resolve: from an image to the one to open in its place, where the pixels are held elsewhere.
     """
 
-    def examine(image: ImageRef) -> tuple[int, int] | Exception:
+    def examine(image: ImageRef) -> Sizes | Exception:
         try:
             image = resolve(image) if resolve else image
             with image.load() if decode else image.open() as opened:
-                return upright_size(opened)
+                return upright_size(opened), opened.size
         except Exception as error:  # decoders raise almost anything on damaged files
             return error
 
     distinct = list(dict.fromkeys(images))
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         return dict(zip(distinct, pool.map(examine, distinct), strict=True))
+
+
+def find_broken(images: Iterable[ImageRef], on_broken: str, decode: bool = False) -> dict[str, str]:
+    """Read images before a run: path -> reason of those that cannot be read.
+
+    Warnings tell of images whose boxes are in another frame than expected (see `ImageRef`), or in none.
+
+    Args:
+        on_broken: "skip" leaves out images that cannot be read, "fail" refuses them.
+        decode: see `examine_images`.
+
+    Raises:
+        ValueError: naming the images that cannot be read, with "fail" or if no other is left.
+    """
+    found = examine_images(images, decode)
+    sizes = {image: result for image, result in found.items() if not isinstance(result, Exception)}
+    turned = [str(image) for image, (upright, stored) in sizes.items() if image.size == stored != upright]
+    other = [
+        f"{image} has {upright[0]} x {upright[1]} pixels, annotated are {image.size[0]} x {image.size[1]}"
+        for image, (upright, stored) in sizes.items()
+        if image.size not in (None, upright, stored)
+    ]
+    if turned:
+        logger.warning(
+            f"{len(turned)} photos are annotated as they are stored, not upright as their EXIF orientation shows them, "
+            f"and are used as they are stored: {in_one_line(turned)}"
+        )
+    if other:
+        logger.warning(
+            f"{len(other)} images have another size than annotated, so their boxes do not fit: {in_one_line(other)}"
+        )
+    broken = {image.path: str(result) for image, result in found.items() if isinstance(result, Exception)}
+    what = f"{len(broken)} of {len(found)} images cannot be read: {in_one_line(list(broken.values()))}"
+    if broken and on_broken == "fail":
+        raise ValueError(
+            f"{what}. Repair them, or leave them out with --on-broken skip (set data.on_broken=skip in a recipe); "
+            "nothing was computed."
+        )
+    if broken and not sizes:
+        raise ValueError(f"{what}. No other is left: is the folder right?")
+    if broken:
+        logger.warning(f"{what}. They are left out.")
+    return broken

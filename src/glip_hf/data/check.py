@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._messages import quote
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .broken import examine_images
 from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
@@ -30,6 +31,7 @@ KINDS = DAMAGE | {
     "refused_image": "a file name leads out of the image folder, or to the file of another image",
     "broken_image": "an image cannot be decoded",
     "wrong_size": "an image has another size than annotated",
+    "turned_photo": "a photo is annotated as it is stored, not upright as its EXIF orientation shows it, and used so",
     "key_mismatch": "rows of image and label files do not belong together",
     "box_overhang": "a box reaches more than a pixel out of the image and is clipped",
     "caption_too_long": "a caption is cut at the model's limit",
@@ -288,14 +290,15 @@ def _check_images(
     refs = [ImageRef(*place) for place in zip(columns.paths, columns.offsets, columns.lengths, strict=True)]
     checked.update(examine_images((ref for ref in refs if ref not in checked), decode, threads, load))
     for row, (image_id, ref) in enumerate(zip(columns.ids, refs, strict=True)):
-        size, annotated = checked[ref], (columns.widths[row], columns.heights[row])
-        where = f"image {image_id!r}, {ref}"
-        if isinstance(size, Exception):
-            kind = "missing_image" if isinstance(size, FileNotFoundError) else "broken_image"
-            yield Problem(kind, columns.file, where, str(size))
-        elif size != annotated:
-            detail = f"it has {size[0]} x {size[1]} pixels, annotated are {annotated[0]} x {annotated[1]}"
-            yield Problem("wrong_size", columns.file, where, detail)
+        sizes, annotated = checked[ref], (columns.widths[row], columns.heights[row])
+        where = f"image {quote(image_id)}, {ref}"
+        if isinstance(sizes, Exception):
+            kind = "missing_image" if isinstance(sizes, FileNotFoundError) else "broken_image"
+            yield Problem(kind, columns.file, where, str(sizes))
+        elif sizes[0] != annotated:
+            (width, height), stored = sizes
+            detail = f"it has {width} x {height} pixels, annotated are {annotated[0]} x {annotated[1]}"
+            yield Problem("turned_photo" if stored == annotated else "wrong_size", columns.file, where, detail)
 
 
 def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Problem]:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from .._messages import shown
 from .._writing import replacing_text
-from ..data.broken import examine_images
+from ..data.broken import find_broken
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..runs import RunFolderError, file_digest, in_one_line
+from ..runs import RunFolderError, file_digest
 from . import distributed
 from .base import Evaluator
 from .files import check_records, numbers, read_json
@@ -70,15 +70,7 @@ def leave_out_broken(tasks: Sequence[Task], on_broken: str) -> tuple[list[Task],
     Raises:
         ValueError: naming the images that cannot be read, with "fail" or if no other is left.
     """
-    found = examine_images((image.ref for task in tasks for image in task.images), decode=False)
-    broken = {image.path: str(result) for image, result in found.items() if isinstance(result, Exception)}
-    if not broken:
-        return list(tasks), broken
-    what = f"{len(broken)} of {len(found)} images cannot be read: {in_one_line(list(broken.values()))}"
-    if on_broken == "fail":
-        raise ValueError(f"{what}. Repair them, or leave them out with --on-broken skip; nothing was computed.")
-    if len(broken) == len(found):
-        raise ValueError(f"{what}. No other is left: is the folder right?")
+    broken = find_broken((image.ref for task in tasks for image in task.images), on_broken)
     return [replace(task, images=[one for one in task.images if one.path not in broken]) for task in tasks], broken
 
 

@@ -30,7 +30,7 @@ from ..data import (
     build_mixture,
 )
 from ..data.loading import read_batches
-from ..data.sources import NOT_READ
+from ..data.sources import NOT_READ, require_images
 from ..data.sources.scenes import SceneSource
 from ..processing_glip import GlipProcessor
 from .recipe import Recipe, RecipeError
@@ -129,6 +129,7 @@ def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
 
     Raises:
         DamagedData: see `build_mixture`; of a stream its first rows decide.
+        MissingImages: for all image files of a source that are not there.
         ValueError: for a source that cannot be read as described; names it.
     """
     data, seed = recipe.data, recipe.run.seed
@@ -139,7 +140,10 @@ def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
         stream = HubStream(**options, allow_damage=data.allow_damage)
         stream.check()
         return stream
-    return build_mixture(data.sources, data.root, data.cache_dir, seed, data.epoch_samples or None, data.allow_damage)
+    epoch = data.epoch_samples or None
+    mixture = build_mixture(data.sources, data.root, data.cache_dir, seed, epoch, data.allow_damage)
+    require_images(mixture.sources, "data.root or images of the recipe's data.sources")
+    return mixture
 
 
 def build_dataset(

@@ -10,7 +10,7 @@ first stage are frozen.
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.broken import examine_images
+from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
-from ..data.records import ImageRef
-from ..data.sources import Source, read_coco
+from ..data.sources import Source, read_coco, require_images
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.files import read_annotations
@@ -75,6 +74,7 @@ class TuningData:
         train, validation: images of the two.
         annotations, images: the COCO file and the image folder of the validation images.
         note: one sentence for the user on how the two were chosen.
+        allow_outside: images may lie outside their folders.
     """
 
     train: Source
@@ -82,6 +82,21 @@ class TuningData:
     annotations: Path
     images: Path
     note: str
+    allow_outside: bool = False
+
+    def with_images(self, on_broken: str) -> "TuningData":
+        """The same without images that cannot be read.
+
+        Raises:
+            MissingImages: for all images that are not there.
+            ValueError: see `find_broken`.
+        """
+        require_images([self.train, self.validation], "--images")
+        before = len(self.train) + len(self.validation)
+        train, validation = self.train.without_broken(on_broken), self.validation.without_broken(on_broken)
+        left_out = before - len(train) - len(validation)
+        note = self.note + (f"; {left_out} images that cannot be read are left out" if left_out else "")
+        return replace(self, train=train, validation=validation, note=note)
 
 
 def load_tuning_data(
@@ -93,6 +108,8 @@ def load_tuning_data(
     seed: int = 0,
     cache_dir: str | Path | None = None,
     allow_damage: float = ALLOWED_DAMAGE,
+    on_broken: str = "skip",
+    allow_outside: bool = False,
 ) -> TuningData:
     """Training and validation images of a custom COCO data set; images without boxes stay, as negatives.
 
@@ -103,22 +120,25 @@ def load_tuning_data(
         shots: images per class to train on (`Source.few_shot`); None for all.
         seed: of the order in which few-shot images are chosen, and of the split.
         allow_damage: the share of the boxes of a file that may be damaged and are left out.
+        on_broken: "skip" leaves out images that cannot be read, "fail" refuses them.
+        allow_outside: read images that the files name outside their folders.
 
     Raises:
+        MissingImages: for all images that are not there.
         DamagedData: if more are damaged, or a file has no box at all.
         RecipeError: for a data set of a single image without a validation file.
         FileNotFoundError, ValueError: as `read_coco`.
     """
-    source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir)
+    source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
     source.require_boxes(allow_damage, needed=True)
     chosen = source.few_shot(shots, seed or None) if shots else source
     taken = f"{len(chosen)} of {len(source)} images ({shots} per class)" if shots else f"{len(chosen)} images"
     if validation is not None:
         folder = Path(validation_images or images)
-        held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir)
+        held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
         held_out.require_boxes(allow_damage, needed=True)
         note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
-        return TuningData(chosen, held_out, Path(validation), folder, note)
+        return TuningData(chosen, held_out, Path(validation), folder, note, allow_outside).with_images(on_broken)
     if len(source) < 2:
         raise RecipeError(f"{train} has {len(source)} image: give a validation file, there is nothing to hold out.")
     used = {str(image_id) for image_id in chosen.image_ids()}
@@ -136,7 +156,7 @@ def load_tuning_data(
             f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
             f"{len(chosen)} are trained on"
         )
-    return TuningData(chosen, held_out, Path(train), Path(images), note)
+    return TuningData(chosen, held_out, Path(train), Path(images), note, allow_outside).with_images(on_broken)
 
 
 def tuning_recipe(
@@ -158,6 +178,8 @@ def tuning_recipe(
     size = dict(processor.image_processor.size)
     shortest = size.get("shortest_edge") or min(size.values())
     source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
+    if data.allow_outside:
+        source["allow_outside"] = True
     values = {
         **_DEFAULTS,
         **_BY_MODE.get(mode, {}),
@@ -225,16 +247,8 @@ class Validation:
         self.annotations = read_annotations(data.annotations, "images", "annotations", "categories")
         # The class names of the training file in their order: a prompt table is valid for no other caption.
         self.task = source_task(data.validation, classes=data.train)
-        read = examine_images(ImageRef(image.path) for image in self.task.images)
-        broken = {ref.path: str(result) for ref, result in read.items() if isinstance(result, Exception)}
+        broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
         self.task.images = [image for image in self.task.images if image.path not in broken]
-        what = f"{len(broken)} validation images cannot be read: {'; '.join(list(broken.values())[:5])}"
-        if broken and not self.task.images:
-            raise ValueError(f"all {what}. Is the folder right?")
-        if broken and on_broken == "fail":
-            raise ValueError(f"{what}. Repair them, or leave them out with data.on_broken=skip.")
-        if broken:
-            logger.warning(f"{what}. They are left out.")
 
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
         """`AP`, `AP50`, ... of the model, the same on every process."""

@@ -101,7 +101,7 @@ class DataRecipe(Section):
     aspect_grouping: bool = True  # batches hold either wide or tall images
     negatives: NonNegativeInt = 85  # largest number of negative class names drawn for a detection image
     workers: NonNegativeInt = 4  # loader processes per training process
-    on_broken: Literal["skip", "fail"] = "skip"  # replace a missing or broken image with a warning, or stop
+    on_broken: Literal["skip", "fail"] = "skip"  # replace a broken image with a warning, or stop
     allow_damage: Number = Field(0.5, ge=0, le=1)  # share of a source's boxes that may be lost; beyond nothing starts
     max_broken: NonNegativeInt = 100  # skipped images at which a run stops all the same
     cache_dir: str | None = None  # of annotations in Arrow format; default the `datasets` cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import Source, find_path
+from .base import Source, find_path, require_images
 from .coco import read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
 from .odinw import read_odinw
@@ -29,6 +29,7 @@ __all__ = [
     "read_odinw",
     "read_scenes",
     "read_tsv",
+    "require_images",
     "resolve_spec",
 ]
 

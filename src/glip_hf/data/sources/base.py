@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,8 +14,10 @@ import numpy as np
 from transformers.utils import logging
 
 from ...prompts_glip import Name
+from ..broken import find_broken
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
-from ..records import Record, record_from_row
+from ..images import MissingImages, missing_files
+from ..records import ImageRef, Record, record_from_row
 
 logger = logging.get_logger(__name__)
 
@@ -110,6 +112,19 @@ class Source:
         ids = self._column("image_id")
         return ids if ids.dtype.kind == "i" else np.array([json.loads(text) for text in ids] or [0], object)[: len(ids)]
 
+    def image_files(self) -> list[ImageRef]:
+        """The image of every sample, where it is a file of its own; empty where images are held otherwise."""
+        if self._encoded is not None or not (self._column("offset") < 0).all():
+            return []
+        sizes = zip(self._column("width").tolist(), self._column("height").tolist(), strict=True)
+        return [ImageRef(path, size=size) for path, size in zip(self._column("path").tolist(), sizes, strict=True)]
+
+    def without_broken(self, on_broken: str) -> "Source":
+        """The samples whose image files have a header that can be read; raises as `find_broken`."""
+        files = self.image_files()
+        broken = find_broken(files, on_broken)
+        return self.select([row for row, image in enumerate(files) if image.path not in broken]) if broken else self
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """The same source with only these samples, in this order; repetition is allowed."""
         part, indices = copy.copy(self), np.asarray(indices, dtype=np.int64)
@@ -127,6 +142,19 @@ class Source:
     def _label_sets(self) -> list[set[int]]:
         per_row = [set(labels) for labels in self.table.data.column("labels").to_pylist()]
         return [per_row[self.row(index)] for index in range(len(self))]
+
+
+def require_images(sources: Iterable[Source], option: str) -> None:
+    """
+    Args:
+        option: where the user gives the folder of the images.
+
+    Raises:
+        MissingImages: for all image files of the sources that are not there.
+    """
+    files = [image.path for source in sources for image in source.image_files()]
+    if missing := missing_files(files):
+        raise MissingImages(missing, len(set(files)), option)
 
 
 def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: int | None = None) -> list[int]:

@@ -4,7 +4,7 @@
 import numpy as np
 
 from ..columns import Tally
-from ..records import Record
+from ..records import ImageRef, Record
 from ..scenes import SceneConfig, make_scene
 from .base import Source
 
@@ -38,6 +38,9 @@ class SceneSource(Source):
 
     def image_ids(self) -> np.ndarray:
         return np.arange(len(self)) if self._rows is None else self._rows
+
+    def image_files(self) -> list[ImageRef]:
+        return []
 
     def few_shot(self, shots: int, shuffle_seed: int | None = None) -> Source:
         raise ValueError(f"{self.name}: scenes have no classes to take {shots} images of: set length= instead.")

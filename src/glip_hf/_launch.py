@@ -7,6 +7,10 @@ import signal
 import threading
 import time
 import warnings
+from pathlib import Path
+
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
+"""What torchrun and accelerate add to the environment of the processes that they start."""
 
 GRACE = 25.0
 """Seconds that a process has to save and stop after its launcher is gone; torchrun itself gives 30."""
@@ -32,7 +36,7 @@ def follow_launcher() -> None:
 
     It first gets a SIGTERM, by which a training run saves and stops, and after `GRACE` seconds it is ended.
     """
-    if not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+    if not LAUNCHED & os.environ.keys():
         return
     launcher = os.getppid()
 
@@ -44,3 +48,20 @@ def follow_launcher() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def threads_asked_for() -> int | None:
+    """`OMP_NUM_THREADS`, if the user set it: accelerate and torchrun give each process one thread where it is unset.
+
+    What tells the two apart is the environment that the launcher was started in; where the system does not show it, one
+    thread under a launcher is taken for the launcher's.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    if text == "1" and LAUNCHED & os.environ.keys():
+        try:
+            launcher = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        except OSError:  # not Linux
+            return None
+        if not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in launcher):
+            return None
+    return int(text) if text.isdecimal() and int(text) else None

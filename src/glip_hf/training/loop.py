@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from .._launch import follow_launcher, warn_if_alone
+from .._launch import follow_launcher, threads_asked_for, warn_if_alone
 from .._writing import patient_file, replacing, replacing_text
 from ..boxes_glip import make_anchors
 from ..configuration_glip import PYRAMID_STRIDES
@@ -141,7 +141,7 @@ class Run:
             os.environ.setdefault("MKL_CBWR", "AUTO")
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             local = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
-            torch.set_num_threads(settings.cpu_threads or max(cores // local, 1))
+            torch.set_num_threads(settings.cpu_threads or threads_asked_for() or max(cores // local, 1))
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         self.batches = make_batches(self.accelerator)

@@ -162,8 +162,8 @@ class RunRecipe(Section):
     keep_checkpoints: PositiveInt = 3
     log_every: NonNegativeInt = 20
     evaluate_every: NonNegativeInt = 0
-    # Of each process that trains on a CPU; 0 shares the cores among the machine's processes (`accelerate launch` alone
-    # would give one thread to each).
+    # Of each process that trains on a CPU; 0 takes `OMP_NUM_THREADS`, or else shares the cores among the machine's
+    # processes (`accelerate launch` alone would give one thread to each).
     cpu_threads: NonNegativeInt = 0
     resume: str = ""  # `latest`, a checkpoint directory, or empty
     on_nonfinite: Literal["stop", "zero"] = "stop"  # save the batch and stop, or drop the step as the original did

@@ -63,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--lr", dest="optimizer.lr", type=float, metavar="LR", help="default: that of the mode")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
+    fresh = "delete the run that the output directory holds"
+    add("--overwrite", dest="run.overwrite", action="store_const", const=True, help=fresh)
     damage = "share of a file's boxes that may be damaged and are left out (default 0.5); beyond nothing starts"
     add("--allow-damage", dest="data.allow_damage", type=float, metavar="SHARE", help=damage)
     wandb = "log to Weights & Biases in place of TensorBoard"

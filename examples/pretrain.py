@@ -36,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-steps", dest="schedule.max_steps", type=int, metavar="N", help="optimiser steps")
     add("--checkpoint-every", dest="run.checkpoint_every", type=int, metavar="N", help="steps between checkpoints")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
+    fresh = "delete the run that the output directory holds"
+    add("--overwrite", dest="run.overwrite", action="store_const", const=True, help=fresh)
     add("--allow-damage", dest="data.allow_damage", type=float, metavar="SHARE", help=ALLOW_DAMAGE)
     wandb = "log to Weights & Biases in place of TensorBoard"
     add("--wandb", dest="run.trackers", action="store_const", const=["wandb"], help=wandb)

@@ -50,12 +50,13 @@ def test_a_used_folder_is_refused_resumed_or_replaced(used: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (replace(FIRST, settings=FIRST.settings | {"seed": 1}), "seed: 0, now 1"),
-        (replace(FIRST, settings={"seed": 0}), "optimizer.lr: 0.0001, now None"),
-        (replace(FIRST, inputs={"data": "b" * 64}), "data: its content is another than before"),
-        (replace(FIRST, inputs={}), "data: aaa"),
-        (replace(FIRST, kind="evaluation"), "a run of training, not of evaluation"),
-        (replace(FIRST, settings=FIRST.settings | {"seed": "\x1b[2J" + "x" * 10**7}), r"now \\x1b\[2Jxxx"),
+        (replace(FIRST, settings=FIRST.settings | {"seed": 1}), "with seed=0, this one has 1: give"),
+        (replace(FIRST, settings={"seed": 0}), "optimizer.lr=0.0001, this one has None"),
+        (replace(FIRST, inputs={"data": "b" * 64}), r"data \(file\) of another content than this one"),
+        (replace(FIRST, inputs={}), "data=file, this one has None"),
+        (replace(FIRST, inputs={"data": ["a.json", "b" * 64]}), "data=file, this one has a.json"),
+        (replace(FIRST, kind="evaluation"), "the purpose training, this one has evaluation"),
+        (replace(FIRST, settings=FIRST.settings | {"seed": "\x1b[2J" + "x" * 10**7}), r"this one has \\x1b\[2Jxxx"),
         (replace(FIRST, settings={str(n): n for n in range(99)}), "and 98 more"),
     ],
 )
@@ -67,9 +68,13 @@ def test_other_settings_or_inputs_are_refused_by_name(used: Path, changed: Manif
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_the_same_content_under_another_name_is_the_same(used: Path) -> None:
+    assert begin(used, replace(FIRST, inputs={"data": ["moved/data.json", "a" * 64]}), resume=True) == FIRST
+
+
 def test_another_environment_is_told_and_no_obstacle(used: Path) -> None:
     now = replace(FIRST, environment={"torch": "3", "processes": 2})
-    assert begin(used, now, resume=True).notes(now) == ["torch 2, now 3"]
+    assert begin(used, now, resume=True).notes(now) == ["torch 2 (now 3)"]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from ._messages import shown
+from ._writing import replacing_text
 
 try:
     import fcntl
@@ -52,7 +52,8 @@ class Manifest:
     Attributes:
         kind: "training", "evaluation", ...
         settings: name -> JSON value; a resumed run needs equal ones.
-        inputs: name -> digest of the content (`file_digest`); a resumed run needs equal ones.
+        inputs: name -> digest of the content (`file_digest`), or a description and the digest; a resumed run needs
+            equal digests.
         environment: versions, processes, matrix library (`environment`). Another one is told, and is no obstacle.
     """
 
@@ -85,25 +86,38 @@ class Manifest:
         """What forbids to go on with this run as `now`, one entry per difference."""
         before, after = self.as_json(), now.as_json()
         if before["kind"] != after["kind"]:
-            return [f"it is a run of {before['kind']}, not of {after['kind']}"]
+            return [f"the purpose {shown(before['kind'])}, this one has {shown(after['kind'])}"]
         found = [
-            f"{name}: {shown(one)}, now {shown(other)}"
+            f"{name}={shown(one)}, this one has {shown(other)}"
             for name, one, other in _unequal(before["settings"], after["settings"])
         ]
         for name, one, other in _unequal(before["inputs"], after["inputs"]):
-            what = f"{shown(one)}, now {shown(other)}" if None in (one, other) else "its content is another than before"
-            found.append(f"{name}: {what}")
+            (what, digest), (now_what, now_digest) = _described(one), _described(other)
+            if digest == now_digest:  # only the description differs
+                continue
+            if what == now_what:
+                found.append(f"{name} ({shown(what)}) of another content than this one")
+            else:
+                found.append(f"{name}={shown(what)}, this one has {shown(now_what)}")
         return found
 
     def notes(self, now: "Manifest") -> list[str]:
         """Differences of the environment, which may move the last bits of a result."""
-        return [f"{name} {one}, now {other}" for name, one, other in _unequal(self.environment, now.environment)]
+        unequal = _unequal(self.environment, now.environment)
+        return [f"{name} {shown(one)} (now {shown(other)})" for name, one, other in unequal]
 
 
 def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
+
+
+def _described(given: Any) -> tuple[Any, Any]:
+    """What an input is called, and its digest."""
+    if isinstance(given, list) and len(given) == 2:
+        return given[0], given[1]
+    return (None, None) if given is None else ("file", given)
 
 
 def in_one_line(differences: Sequence[str]) -> str:
@@ -115,15 +129,18 @@ def in_one_line(differences: Sequence[str]) -> str:
 # -- inputs and environment ------------------------------------------------------------------------
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content (of large ones see `WHOLE_BYTES`), independent of its name and time.
+def file_digest(path: str | Path, whole: bool = False) -> str:
+    """SHA-256 of a file's content, independent of its name and time.
+
+    Args:
+        whole: also of a file larger than `WHOLE_BYTES`, of which samples are hashed otherwise.
 
     Raises:
         OSError: if it cannot be read.
     """
     digest, size = hashlib.sha256(), os.path.getsize(path)
     with open(path, "rb") as file:
-        if size <= WHOLE_BYTES:
+        if whole or size <= WHOLE_BYTES:
             while block := file.read(SAMPLE_BYTES):
                 digest.update(block)
         else:
@@ -134,20 +151,24 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def sizes_digest(paths: Sequence[str | Path], limit: int | None = None) -> str:
-    """SHA-256 of the names and sizes of files, -1 for missing ones: tells folders of images apart without reading them.
-
-    Args:
-        limit: look at so many only, evenly spaced.
-    """
-    step = max(len(paths) // limit, 1) if limit else 1
-    digest = hashlib.sha256(str(len(paths)).encode())
-    for path in paths[::step]:
+def sizes_digest(paths: Sequence[str | Path]) -> str:
+    """SHA-256 of the names and sizes of files, -1 for missing ones: tells folders of images apart, reading none."""
+    digest = hashlib.sha256()
+    for path in paths:
         try:
             size = os.path.getsize(path)
         except (OSError, ValueError):
             size = -1
-        digest.update(f"\0{os.path.basename(path)}\0{size}".encode(errors="surrogatepass"))
+        digest.update(f"{os.path.basename(path)}\0{size}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def folder_digest(folder: str | Path) -> str:
+    """SHA-256 of the names and contents of a folder's files (a model's), but not of its README."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".md")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -261,13 +282,12 @@ def claim(
             before = read_manifest(folder, overwrite_with, output_with)
             if before is None:
                 raise RunFolderError(
-                    f"{folder} holds a run without {MANIFEST} ({names}), of an older glip_hf: it cannot be resumed, as "
-                    f"what it was made with is unknown. {otherwise}"
+                    f"{folder} holds a run without {MANIFEST} ({names}), of an older glip_hf: only that one can go on "
+                    f"with it. {otherwise}"
                 )
             if different := before.differences(manifest):
                 raise RunFolderError(
-                    f"{folder} holds a run that was made otherwise ({in_one_line(different)}): go on with what it "
-                    f"began with; {otherwise}"
+                    f"{folder} holds a run with {in_one_line(different)}: give it what it began with; {otherwise}"
                 )
         if overwrite:
             for name in used:
@@ -300,7 +320,7 @@ def read_manifest(
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    with atomic_writer(Path(folder) / MANIFEST) as file:
+    with replacing_text(Path(folder) / MANIFEST) as file:
         json.dump(manifest.as_json(), file, indent=1)
 
 
@@ -310,19 +330,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_writer(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def on_main(action: Callable[[], T], is_main: bool, share: Callable[[Any], Any]) -> T | None:
@@ -346,10 +353,10 @@ __all__ = [
     "FolderLock",
     "Manifest",
     "RunFolderError",
-    "atomic_writer",
     "claim",
     "environment",
     "file_digest",
+    "folder_digest",
     "in_one_line",
     "on_main",
     "read_manifest",

@@ -42,20 +42,8 @@ def get_state_dict(self: Accelerator, model: torch.nn.Module) -> dict[str, torch
     return get_model_state_dict(model, options=options)
 
 
-def train(self: loop.Run) -> Path:
-    final = whole_run(self)
-    state = self.average.state_dict()  # whole, and back into parts
-    before = {name: value.clone() for name, value in state["average"].items()}
-    self.average.load_state_dict(state)
-    again = self.average.state_dict()["average"]
-    assert all(torch.equal(value, again[name]) and not isinstance(value, DTensor) for name, value in before.items())
-    return final
-
-
 Accelerator.prepare, Accelerator.get_state_dict = prepare, get_state_dict
 loop.SHARDED = ("MULTI_CPU",)
-loop.Run.save = lambda self: None  # accelerate's own part
-whole_run, loop.Run.train = loop.Run.train, train
 
 
 if __name__ == "__main__":

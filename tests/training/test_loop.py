@@ -12,13 +12,15 @@ import torch
 
 from glip_hf import GlipForGrounding
 from glip_hf.data import SequentialBatchSampler
+from glip_hf.runs import Manifest
 from glip_hf.training.batches import per_process
-from glip_hf.training.checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
+from glip_hf.training.checkpoints import CheckpointError, candidates, find_checkpoints, write_checkpoint
 from glip_hf.training.loop import Run
 from glip_hf.training.recipe import RecipeError, load_recipe
 
 WORKER = Path(__file__).with_name("run_worker.py")
 IMPORTS = os.pathsep.join([str(WORKER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+RUN = Manifest("training", {}).as_json()
 # Despite its name the only option of accelerate that starts several processes on CPUs without MPI.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
 
@@ -213,20 +215,23 @@ def test_batch_size_must_divide() -> None:
 
 def test_checkpoints_are_whole_or_unseen(tmp_path: Path) -> None:
     def save(folder: Path) -> None:
-        (folder / "state").write_text("x")
+        (folder / "state.json").write_text("x")
 
     def broken(folder: Path) -> None:
         save(folder)
         raise KeyboardInterrupt
 
+    def newest(resume: str) -> str:
+        return candidates(resume, tmp_path)[0][0].name
+
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, step, 2, save, True, lambda: None)
+        write_checkpoint(tmp_path, step, 2, save, True, lambda: None, RUN)
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path, 4, 2, broken, True, lambda: None)
-    assert resolve_checkpoint("latest", tmp_path).name == "step_00000003"
-    write_checkpoint(tmp_path, 4, 2, save, True, lambda: None)
+    assert newest("latest") == "step_00000003"
+    write_checkpoint(tmp_path, 4, 2, save, True, lambda: None, RUN)
     assert not list(tmp_path.glob("*.unfinished"))
-    assert resolve_checkpoint("latest", tmp_path / "nowhere") is None
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        resolve_checkpoint(str(tmp_path / "step_9"), tmp_path)
+    assert candidates("latest", tmp_path / "nowhere") == ([], [])
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        candidates(str(tmp_path / "step_9"), tmp_path)

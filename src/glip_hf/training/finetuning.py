@@ -33,7 +33,8 @@ from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
 from .card import write_table_card
-from .loop import Run
+from .checkpoints import put, read_tensors
+from .loop import Run, SavedState
 from .recipe import Recipe, RecipeError, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class Validation:
         self.processor, self.options = processor, GroundingOptions(batch_size=batch_size, workers=1)
         self.annotations = read_annotations(data.annotations, "images", "annotations", "categories")
         # The class names of the training file in their order: a prompt table is valid for no other caption.
-        self.task = source_task(data.validation, classes=data.train)
+        self.source, self.task = data.validation, source_task(data.validation, classes=data.train)
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
         self.task.images = [image for image in self.task.images if image.path not in broken]
 
@@ -277,20 +278,33 @@ class BestWeights:
         for name, value in named_tensors:
             value.copy_(self.weights[name])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.weights = state["step"], state["weights"]
-
 
 class TuningRun(Run):
     """A run that ends with the weights of its best evaluation, and saves only the table of a prompt-tuned model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.best = BestWeights()
-        self.accelerator.register_for_checkpointing(self.best)
+        super().__init__(*args, **kwargs)
+
+    def _inputs(self) -> dict[str, Source]:
+        validation = {"validation data": self.evaluate.source} if isinstance(self.evaluate, Validation) else {}
+        return super()._inputs() | validation
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        return super()._tensors() | ({"best": self.best.weights} if self.best.weights else {})
+
+    def _state(self) -> SavedState:
+        return super()._state().model_copy(update={"best_step": self.best.step})
+
+    def _load(self, path: Path) -> SavedState:
+        self.best = BestWeights()  # as in the constructor: nothing of a checkpoint that was tried before
+        state = super()._load(path)
+        if state.best_step:
+            named = dict(self._trained())
+            self.best.take(state.best_step, named.items())
+            for name, value in read_tensors(path, "best", named).items():
+                put(self.best.weights[name], value)
+        return state
 
     def _evaluate(self) -> bool:
         before = self.progress.best

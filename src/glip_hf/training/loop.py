@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,59 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
 from huggingface_hub import HfApi
+from pydantic import NonNegativeInt
 from tqdm.auto import tqdm
 
 from .._launch import follow_launcher, threads_asked_for, warn_if_alone
 from .._writing import patient_file, replacing, replacing_text
 from ..boxes_glip import make_anchors
 from ..configuration_glip import PYRAMID_STRIDES
+from ..data import GroundingDataset
+from ..data.sources import Source
+from ..evaluation.distributed import broadcast
+from ..kernels.cpu_linear import settle_library
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
+from ..runs import (
+    FolderLock,
+    Manifest,
+    RunFolderError,
+    claim,
+    environment,
+    file_digest,
+    folder_digest,
+    in_one_line,
+    on_main,
+)
 from .batches import Batches, per_process
 from .card import write_card
-from .checkpoints import find_checkpoints, resolve_checkpoint, write_checkpoint
-from .optimization import ExponentialAverage, Schedule, build_optimizer
-from .recipe import Recipe, RecipeError, dump_recipe
+from .checkpoints import (
+    DEEPSPEED,
+    STATE,
+    CheckpointError,
+    candidates,
+    expected_optimizer_tensors,
+    find_checkpoints,
+    no_whole_one,
+    optimizer_tensors,
+    put,
+    put_optimizer,
+    read_manifest,
+    read_state,
+    read_tensors,
+    restricted_unpickling,
+    write_checkpoint,
+    write_state,
+    write_tensors,
+)
+from .optimization import ExponentialAverage, Schedule, ScheduleState, build_optimizer
+from .recipe import Recipe, RecipeError, Section, dump_recipe
 from .stopping import StopRequest
 
 SHARDED = ("FSDP", "DEEPSPEED")
+MADE = ("checkpoints/step_*[0-9]", "final", "final-ema", "history.json")
+"""What a run leaves in its folder."""
 BAR_NAMES = {"images_per_second": "img/s", "memory_gb": "GB", "gradient_norm": "norm"}
 """Names of logged values on the progress bar, where the prefix `loss_` is dropped too."""
 
@@ -47,27 +82,32 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became NaN or infinite; the message names the file that the batch is saved in."""
 
 
-@dataclass
-class Progress:
+class Progress(Section):
     """How far a run is; part of every checkpoint.
 
     Attributes:
         best: highest validation AP; history: all metrics by step.
-        order: the settings that decide which samples a step holds.
     """
 
-    order: dict[str, int]
-    step: int = 0
+    step: NonNegativeInt = 0
     seconds: float = 0.0
     best: float = float("-inf")
-    evaluations_without_gain: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    evaluations_without_gain: NonNegativeInt = 0
+    history: list[dict[str, Any]] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+class SavedState(Section):
+    """`state.json` of a checkpoint.
+
+    Attributes:
+        scaler: of gradients in float16.
+        best_step: that of the tensors in `best.safetensors`; 0 for none.
+    """
+
+    progress: Progress
+    schedule: ScheduleState
+    scaler: dict[str, int | float] | None = None
+    best_step: NonNegativeInt = 0
 
 
 def peak_memory_gb() -> float:
@@ -152,17 +192,15 @@ class Run:
         optimizer = build_optimizer(model, recipe.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule = Schedule(optimizer, recipe.schedule, self.max_steps)
-        self.progress = Progress(
-            order={
-                "run.seed": settings.seed,
-                "data.batch_size": recipe.data.batch_size,
-                "run.gradient_accumulation": accumulation,
-            }
-        )
+        self.progress = Progress()
         self.average = ExponentialAverage(self._trained(), settings.ema_decay) if settings.ema_decay else None
-        resumable = (self.schedule, self.progress, self.average)
-        self.accelerator.register_for_checkpointing(*(part for part in resumable if part is not None))
         self._stop = StopRequest()
+        self._lock = self._claim_folder()
+        try:
+            self._resume()
+        except BaseException:
+            self._release()
+            raise
 
     def _check_sharding(self) -> None:
         """Give DeepSpeed what accelerate would read off a loader of its own, and refuse what cannot be averaged."""
@@ -176,11 +214,12 @@ class Run:
                 gradient_accumulation_steps=accumulation,
                 gradient_clipping=recipe.optimizer.clip_norm,
             )
-        flat = accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2
-        if recipe.run.ema_decay and (flat or (plugin is not None and plugin.zero_stage == 3)):
+        if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+            raise RecipeError("FSDP1 flattens parameters, which checkpoints know by name: set fsdp_version: 2.")
+        if recipe.run.ema_decay and plugin is not None and plugin.zero_stage == 3:
             raise RecipeError(
-                f"run.ema_decay={recipe.run.ema_decay} averages parameters, which FSDP1 and ZeRO-3 flatten and "
-                "partition: set run.ema_decay=0, or use FSDP2 (fsdp_version: 2) or ZeRO-2."
+                f"run.ema_decay={recipe.run.ema_decay} averages parameters, which ZeRO-3 partitions: set "
+                "run.ema_decay=0, or use FSDP2 (fsdp_version: 2) or ZeRO-2."
             )
 
     @property
@@ -208,32 +247,174 @@ class Run:
                 for name, parameter in self._trained():
                     parameter.copy_(own[name])
 
+    # -- the folder -------------------------------------------------------------------------------
+
+    def _inputs(self) -> dict[str, Source]:
+        """What the run reads, for its manifest."""
+        dataset = self.batches.dataset
+        sources = dataset.mixture.sources if isinstance(dataset, GroundingDataset) else []
+        return {f"data.sources[{index}]": source for index, source in enumerate(sources)}
+
+    def _manifest(self) -> Manifest:
+        """What the result of this run follows from. Data and models are compared by content: they may move."""
+        settings, inputs = self.recipe.decisive(), {}
+        for name, source in self._inputs().items():
+            inputs[name] = [f"{source.name} ({len(source)} images)", source.digest()]
+        if inputs:
+            kept = ("copies", "weight")
+            settings["data.sources"] = [{k: s[k] for k in kept if k in s} for s in settings["data.sources"]]
+        else:  # a stream, whose order depends on its readers, or data of the caller's own
+            settings["data.workers"] = self.batches.workers
+        for name in ("start_from", "backbone_weights", "text_weights", "tokenizer"):
+            path = settings[key := f"model.{name}"]
+            if path and Path(path).exists():
+                digest = folder_digest(path) if Path(path).is_dir() else file_digest(path)
+                inputs[key] = [settings.pop(key), digest]
+        found = environment(self.accelerator.num_processes, self._library)
+        return Manifest("training", settings, inputs, found | {"steps": self.max_steps})
+
+    def _claim_folder(self) -> FolderLock | None:
+        """Lock the output folder and write the manifest, in the main process; refuse a folder in use or used.
+
+        Raises:
+            RunFolderError: in every process.
+        """
+        settings = self.recipe.run
+        self._library = broadcast(settle_library()) if self.accelerator.device.type == "cpu" else None
+        settle_library(self._library)
+        own = settings.resume == "latest"
+        if settings.resume and not own:
+            own = self._checkpoints.resolve() in Path(settings.resume).resolve().parents
+        if own and settings.overwrite:
+            raise RecipeError(f"run.overwrite deletes run.resume={settings.resume}: drop one of them.")
+
+        def claim_it() -> FolderLock:
+            self._identity = self._manifest()
+            return claim(self.output, self._identity, MADE, resume=own, overwrite=settings.overwrite)[0]
+
+        return on_main(claim_it, self.accelerator.is_main_process, broadcast)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
     # -- checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.output / "checkpoints"
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What a checkpoint holds of tensors besides the optimiser's, by file; DeepSpeed writes the model itself."""
+        found = {} if self.accelerator.distributed_type == "DEEPSPEED" else {"model": self.unwrapped.state_dict()}
+        return found | ({"average": self.average.average} if self.average else {})
+
+    def _state(self) -> SavedState:
+        scaler = self.accelerator.scaler
+        return SavedState(
+            progress=self.progress.model_dump(),
+            schedule=self.schedule.state_dict(),
+            scaler=scaler.state_dict() if scaler is not None else None,
+        )
 
     def save(self) -> Path:
         """Write a checkpoint of the current step."""
+        is_main = self.accelerator.is_main_process
+
+        def write(folder: Path) -> None:
+            tensors = self._tensors()
+            if self.accelerator.distributed_type == "DEEPSPEED":
+                self.model.save_checkpoint(str(folder / DEEPSPEED), DEEPSPEED)
+            else:
+                tensors["optimizer"] = optimizer_tensors(self.optimizer.optimizer)
+            for name, named in tensors.items():
+                write_tensors(folder, name, named, is_main)
+            if is_main:
+                write_state(folder, self._state())
+
         return write_checkpoint(
-            self.output / "checkpoints",
+            self._checkpoints,
             self.progress.step,
             self.recipe.run.keep_checkpoints,
-            lambda folder: self.accelerator.save_state(str(folder), safe_serialization=True),
-            self.accelerator.is_main_process,
+            write,
+            is_main,
             self.accelerator.wait_for_everyone,
+            self._identity.as_json() if is_main else None,
         )
 
     def _resume(self) -> None:
-        checkpoint = resolve_checkpoint(self.recipe.run.resume, self.output / "checkpoints")
-        if checkpoint is None:
+        """Go on from the checkpoint that the recipe names; from an older one, where the newest are damaged.
+
+        Raises:
+            CheckpointError: if none can be resumed; RunFolderError: if it comes from a run of other settings or inputs.
+        """
+        resume = self.recipe.run.resume
+        if not resume:
             return
-        order = self.progress.order
-        self.accelerator.load_state(str(checkpoint))
-        for key, value in order.items():
-            if (before := self.progress.order[key]) != value:
-                raise RecipeError(
-                    f"{checkpoint} comes from a run with {key}={before}, this one has {value}: its steps would hold "
-                    f"other samples. Set {key}={before}, or start a new run from it with model.start_from."
-                )
-        self.accelerator.print(f"resumed from {checkpoint}, step {self.progress.step} of {self.max_steps}")
+
+        def choose() -> tuple[list[Path], list[str], Manifest | None]:
+            whole, damaged = candidates(resume, self._checkpoints)
+            for path in whole:
+                before = Manifest.from_json(read_manifest(path).run)
+                if different := before.differences(self._identity):
+                    raise RunFolderError(
+                        f"{path} comes from a run with {in_one_line(different)}: give this run the same, or start a "
+                        "new one from a finished model with model.start_from."
+                    )
+            return whole, damaged, before if whole else None
+
+        main = self.accelerator.is_main_process
+        whole, damaged, before = broadcast(on_main(choose, main, broadcast))
+        if not whole:
+            self.accelerator.print(f"{self._checkpoints} has no checkpoint yet: starting at step 0")
+            return
+        for path in whole:
+            try:
+                self._load(path)
+            except CheckpointError as error:
+                damaged.append(f"{path}: {error}")
+                continue
+            break
+        else:
+            raise no_whole_one(damaged, self._checkpoints)
+        for what in damaged:
+            self.accelerator.print(f"note: {what}: going back to an older checkpoint")
+        if self._library is not None:
+            self._library = settle_library(before.environment.get("matmul"))
+        if main:
+            self._identity.environment["matmul"] = self._library
+            if notes := before.notes(self._identity):
+                self.accelerator.print(f"note: the run began with {', '.join(notes)}: its last bits may differ")
+        self.accelerator.print(f"resumed from {path}, step {self.progress.step} of {self.max_steps}")
+
+    def _load(self, path: Path) -> SavedState:
+        """Restore a checkpoint.
+
+        Raises:
+            CheckpointError: if its content is not that of this run.
+        """
+        step, state = read_manifest(path).step, read_state(path, SavedState)
+        if (state.progress.step, state.schedule.step_number) != (step, step):
+            raise CheckpointError(f"{STATE} is of step {state.progress.step}, {state.schedule.step_number}, not {step}")
+        scaler, expected = self.accelerator.scaler, self._tensors()
+        if (scaler is None) != (state.scaler is None):
+            raise CheckpointError(f"{STATE} does not fit run.precision={self.recipe.run.precision}")
+        found = {name: read_tensors(path, name, named) for name, named in expected.items()}
+        if self.accelerator.distributed_type == "DEEPSPEED":
+            with restricted_unpickling():
+                self.model.load_checkpoint(str(path / DEEPSPEED), DEEPSPEED)
+        else:
+            optimizer = self.optimizer.optimizer
+            wanted = expected_optimizer_tensors(optimizer)
+            put_optimizer(optimizer, read_tensors(path, "optimizer", wanted, partly=True))
+        for name, named in expected.items():
+            for key, target in named.items():
+                put(target, found[name][key])
+        self.progress = state.progress
+        self.schedule.load_state_dict(state.schedule.model_dump())
+        if scaler is not None:
+            scaler.load_state_dict(state.scaler)
+        return state
 
     # -- one step ---------------------------------------------------------------------------------
 
@@ -335,7 +516,6 @@ class Run:
         self.accelerator.wait_for_everyone()
         if trackers:
             self.accelerator.init_trackers("glip_hf")
-        self._resume()
         try:
             with self._stop.listening():
                 stopped = self._steps()
@@ -347,6 +527,8 @@ class Run:
             for tracker in self.accelerator.trackers:  # not `end_training`, which would wait for the other processes
                 tracker.finish()
             raise
+        finally:
+            self._release()
         if trackers:
             self.accelerator.end_training()  # it also destroys the process group: nothing can follow
         return result
@@ -354,7 +536,7 @@ class Run:
     def _say_where_it_ended(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        newest = next(reversed(find_checkpoints(self.output / "checkpoints")), None)
+        newest = next(reversed(find_checkpoints(self._checkpoints)), None)
         rest = f"{newest} is its newest checkpoint: --resume latest" if newest else "no checkpoint had been written"
         print(f"the run ends at step {self.progress.step} of {self.max_steps}; {rest}", file=sys.stderr)
 

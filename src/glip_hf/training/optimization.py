@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .recipe import OptimizerRecipe, ScheduleRecipe
+from .recipe import OptimizerRecipe, ScheduleRecipe, Section
 
 TEXT_ENCODER = "text_model."
 """Part of the parameter names of the text encoder, of which the text layers of the head are not part."""
@@ -79,6 +79,15 @@ def weight_decay_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[
     return multiplier
 
 
+class ScheduleState(Section):
+    """How far a `Schedule` is."""
+
+    step_number: NonNegativeInt
+    reductions: NonNegativeInt
+    best: float
+    bad: NonNegativeInt
+
+
 class Schedule:
     """Sets learning rate and weight decay of every group before each update; its state is the number of the update.
 
@@ -116,11 +125,14 @@ class Schedule:
             self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("step_number", "reductions", "best", "bad")}
+        return {name: getattr(self, name) for name in ScheduleState.model_fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        """
+        Raises:
+            ValueError: for values of other types and for unknown keys.
+        """
+        vars(self).update(dict(ScheduleState.model_validate(state)))
         self._apply()
 
 
@@ -128,7 +140,7 @@ class ExponentialAverage:
     """Exponential moving average of tensors: average = decay * average + (1 - decay) * value, after each update.
 
     No bias correction and no warm-up, as in the original. Integer buffers are copied. It holds float32 copies on the
-    parameters' device; of sharded parameters (FSDP2) this process's shard, while its state dict holds full tensors.
+    parameters' device; of sharded parameters (FSDP2) this process's shard.
     """
 
     def __init__(self, named_tensors: Iterable[tuple[str, Tensor]], decay: float) -> None:
@@ -149,20 +161,3 @@ class ExponentialAverage:
                 self.average[name].copy_(value)
         torch._foreach_mul_(averages, self.decay)
         torch._foreach_add_(averages, values, alpha=1 - self.decay)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Full tensors; a collective operation where parameters are sharded."""
-        full = {
-            name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in self.average.items()
-        }
-        return {"decay": self.decay, "average": full}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over full tensors; a collective operation where parameters are sharded."""
-        self.decay = state["decay"]
-        for name, value in state["average"].items():
-            target = self.average[name]
-            if isinstance(target, DTensor):
-                value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-            target.copy_(value)

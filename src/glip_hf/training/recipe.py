@@ -166,6 +166,7 @@ class RunRecipe(Section):
     # processes (`accelerate launch` alone would give one thread to each).
     cpu_threads: NonNegativeInt = 0
     resume: str = ""  # `latest`, a checkpoint directory, or empty
+    overwrite: bool = False  # delete the run that `output_dir` holds; otherwise a used folder is refused
     on_nonfinite: Literal["stop", "zero"] = "stop"  # save the batch and stop, or drop the step as the original did
     trackers: list[str] = ["tensorboard"]  # `tensorboard`, `wandb`, ...
     push_to_hub: str = ""  # repository id for the finished model
@@ -207,9 +208,27 @@ class Recipe(Section):
                 f"data.sources={sources}: only a single source of format hub can be streamed; drop `streaming` to mix "
                 "it with others."
             )
+        if self.run.overwrite and self.run.resume == "latest":
+            errors.append("run.overwrite deletes the run that run.resume=latest goes on with: drop one of them.")
         if errors:
             raise ValueError("\n".join(errors))
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The entries that a run's result follows from, by full name; a resumed run needs equal ones."""
+        values = self.model_dump()
+        every = {f"{section}.{key}": value for section, part in values.items() for key, value in part.items()}
+        return {key: value for key, value in every.items() if key not in MAY_CHANGE}
+
+
+MAY_CHANGE = {
+    "data.root", "data.workers", "data.cache_dir", "data.on_broken", "data.max_broken", "data.allow_damage",
+    "schedule.max_steps", "schedule.epochs", "run.output_dir", "run.gradient_checkpointing", "run.checkpoint_every",
+    "run.keep_checkpoints", "run.log_every", "run.cpu_threads", "run.resume", "run.overwrite", "run.on_nonfinite",
+    "run.trackers", "run.push_to_hub",
+}  # fmt: skip
+"""Entries that a resumed run may have otherwise: where things are and how fast it goes, what is done about broken
+images and losses, and how long it runs."""
 
 
 def _nearest(key: str, known: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 """What all readers give: a `Source`, a sequence of `Record`s over a memory-mapped table."""
 
 import copy
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...prompts_glip import Name
+from ...runs import sizes_digest
 from ..broken import find_broken
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..images import MissingImages, missing_files
@@ -26,6 +28,9 @@ Captions = Literal["given", "all", "sampled"]
 
 DATA_ROOTS = (".", "$DATASET", "DATASET", "OUTPUT", "data", "MODEL")
 """Where a relative path is looked for when no data root is given, in this order (the original's)."""
+
+
+SIZED_IMAGES = 1000
 
 
 class Source:
@@ -138,6 +143,22 @@ class Source:
         than 0 is given). One is taken if any of its classes still lacks images, and then counts for all of its classes.
         """
         return self.select(few_shot_indices(self._label_sets(), shots, shuffle_seed))
+
+    def digest(self) -> str:
+        """SHA-256 of what training sees of this source: its records (not the folder of the images), class names, and
+        the names and sizes of up to `SIZED_IMAGES` of its images."""
+        digest = hashlib.sha256(repr((self.names, self.captions, self.prompts)).encode(errors="surrogatepass"))
+        columns = self.table.data
+        for name in sorted(set(columns.column_names) - {"path"}):
+            for chunk in columns.column(name).chunks:
+                for buffer in filter(None, chunk.buffers()):
+                    digest.update(buffer)
+        if self._rows is not None:
+            digest.update(np.ascontiguousarray(self._rows, dtype=np.int64))
+        step = max(len(self) // SIZED_IMAGES, 1)
+        paths = columns.column("path").take(np.array([self.row(index) for index in range(0, len(self), step)]))
+        digest.update(sizes_digest(paths.to_pylist()).encode())
+        return digest.hexdigest()
 
     def _label_sets(self) -> list[set[int]]:
         per_row = [set(labels) for labels in self.table.data.column("labels").to_pylist()]

@@ -42,6 +42,9 @@ class SceneSource(Source):
     def image_files(self) -> list[ImageRef]:
         return []
 
+    def digest(self) -> str:
+        return repr((self.split, self.seed, len(self), self.config))
+
     def few_shot(self, shots: int, shuffle_seed: int | None = None) -> Source:
         raise ValueError(f"{self.name}: scenes have no classes to take {shots} images of: set length= instead.")
 

@@ -2,6 +2,7 @@
 """Class names and phrases to captions, spans and positive maps."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,12 @@ def prompt_tokens(prompt, encoding):
         ("a__b", "a b"),
         ("a___b", "a  b"),
         ("__background__", " background "),
-        ("(only)", ""),
-        ("a(b)c", "ac"),
+        ("_(only)", " "),
+        ("(none)", "(none)"),
+        ("a(b)c", "a(b)c"),
+        ("bolt (rusty)", "bolt (rusty)"),
+        ("person (standing) near car (red)", "person (standing) near car (red)"),
+        ("monitor_(computer_equipment) computer_monitor", "monitor computer monitor"),
         ("open (bracket", "open (bracket"),
     ],
 )
@@ -128,6 +133,18 @@ def test_affixes_for_all_names_or_for_each():
         make_names(["cat", "dog"], suffix=["x"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix": 3}, "prefix is 3"),
+        ({"suffix": ["x", 1]}, "suffix is .*'x', 1"),
+    ],
+)
+def test_affixes_must_be_text(options, message):
+    with pytest.raises(TypeError, match=message):
+        make_names(["cat", "dog"], **options)
+
+
 @pytest.mark.parametrize("entry", [3, None, b"cat", {"prefix": "a"}, ["cat"]])
 def test_names_must_be_text(entry):
     with pytest.raises(TypeError, match="name 1 is"):
@@ -149,7 +166,7 @@ def test_name_tokens_are_the_names_own(tokenizer):
     assert row_tokens(offsets, [[(0, 7)], [(0, 0)]]) == [[], []]
 
 
-@pytest.mark.parametrize("first", ["(only)", "\0", "​", "   "])
+@pytest.mark.parametrize("first", ["_(only)", "\0", "​", "   "])
 def test_a_name_without_tokens_takes_none_of_its_neighbours(tokenizer, first):
     (prompt,) = build_prompts(make_names([first, "cat", first, "dog"]), tokenizer)
     rows = prompt_tokens(prompt, encode(tokenizer, prompt.caption))
@@ -262,14 +279,16 @@ def test_chunks_keep_order_and_never_exceed_their_limits(names, separator, size,
 
 
 def original_rule(encoding, begin, end):
-    """The tokens of a span by `char_to_token`, as the original looks them up."""
+    """The tokens of a span by `char_to_token`, as the original looks them up, to the last token of its end."""
 
     def first(characters):
         found = (encoding.char_to_token(character) for character in characters if character >= 0)
         return next((token for token in found if token is not None), None)
 
     start, stop = first(range(begin, begin + 3)), first(range(end - 1, end - 4, -1))
-    return [] if start is None or stop is None else range(start, stop + 1)
+    if start is None or stop is None:
+        return []
+    return range(start, 1 + max(n for n, offsets in enumerate(encoding.offsets) if offsets == encoding.offsets[stop]))
 
 
 @settings(deadline=None)
@@ -311,9 +330,18 @@ def caption_cases(shared):
             yield path.name, content
 
 
+def as_the_original_cleans(names):
+    """Names for which parentheses without an underscore before them, which we leave, are removed as in the original."""
+    other = re.compile(r"(?<!_)\(.*\)")
+    return [{"name": other.sub("", name).replace("_", " ")} if other.search(name) else name for name in names]
+
+
 def test_clean_name_and_chunk_as_the_original(shared):
+    others = []
     for case in load(shared, "data/captions/clean_name.json"):
-        assert clean_name(case["input"]) == case["output"]
+        if clean_name(case["input"]) != case["output"]:
+            others.append(case["input"])
+    assert sorted(others) == ["(a)(b) c", "(only)", "a(b)c"]  # not in the manner of LVIS: nothing is removed
     for case in load(shared, "data/captions/chunks.json"):
         assert [len(part) for part in chunk(range(case["length"]), case["size"])] == case["lengths"]
 
@@ -324,7 +352,7 @@ def test_detection_captions_as_the_original(shared, bert):
         by_id = sorted(zip(case["class_ids"], case["class_names"], strict=True))
         class_ids = [class_id for class_id, _ in by_id]
         prompts = build_prompts(
-            make_names(case["caption_prompt"] or [name for _, name in by_id]),
+            make_names(case["caption_prompt"] or as_the_original_cleans([name for _, name in by_id])),
             bert,
             separator=case["separation_tokens"],
             negative_names=case["additional_labels"] or (),
@@ -376,7 +404,7 @@ def test_greenlight_map_as_the_original(shared, bert):
 def test_parity_captions_and_spans(shared, bert):
     cases = load(shared, "parity/preprocessing/cases.json")
     for case in cases["class_list_to_caption"]:
-        (prompt,) = build_prompts(make_names(case["classes"]), bert)
+        (prompt,) = build_prompts(make_names(as_the_original_cleans(case["classes"])), bert)
         encoding = encode(bert, prompt.caption)
         assert (prompt.caption, encoding.ids) == (case["caption"], case["input_ids"])
         rows = {str(row): tokens for row, tokens in enumerate(prompt_tokens(prompt, encoding), start=1)}

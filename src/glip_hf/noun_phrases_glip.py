@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Noun phrases of an English caption, by rules: no model, no corpus, no download.
+"""What a text names: the items of a list, or the noun phrases of an English caption, by rules: no model, no download.
 
 Free text is grounded by its noun phrases ("a man in a blue shirt", "the dog", not "is running"). Captions use few
 constructions and concrete words, so a list of the closed word classes, the verbs people use in captions and a few rules
@@ -431,3 +431,100 @@ def noun_phrases(text: str) -> list[tuple[int, int]]:
     if len(chunks) > 1:
         chunks = [chunk for chunk in chunks if not _is_frame(words, *chunk)]
     return [(words[first].begin, words[_dressed_end(words, last)].end) for first, last in chunks]
+
+
+# -- lists -----------------------------------------------------------------------------------------
+
+TEXT_RULE = """\
+A list of texts is a list of class names: each is looked for as it is written.
+A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
+Any other text is a caption: its noun phrases are looked for, "two cats" and "a pink sofa" in "two cats on a pink sofa".
+A piece is short if it has at most five words and is no sentence; one alone must not hold several noun phrases.
+Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
+"""
+"""How text is read by the processor, the pipeline and the command line; the README and `glip ground --help` show it."""
+
+MAX_ITEM_WORDS = 5
+"""Most words of an item of a list; what is longer is prose."""
+
+# Where a text breaks into sentences and these into pieces; and, before that, what holds such a sign but no break:
+# parentheses, numbers, initials ("U.S.") and abbreviations ("St. Bernard").
+_BREAK = re.compile(
+    r"""\([^()]*\) | (?<=\d)\.(?=\d) | (?<=\d),(?=\d{3}(?!\d)) | (?:\b[^\W\d_]\.){2,}
+    | \b(?:dr|jr|mr|mrs|ms|mt|sr|st|vs)\.(?=\s) | (?P<stop>[.;\n。；؛]) | (?P<comma>[,，、،])""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CONJUNCTION = re.compile(r"(?:and|or|&)\s+", re.IGNORECASE)
+_FINITE_VERBS = (_LEX.auxiliaries - _LEX.modals - {"be", "been", "being", "having"}) | _LEX.third | _LEX.verbs
+
+
+def split_list(text: str, *kinds: str, begin: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+    """Spans of the pieces of a text, without spaces around them, between breaks of these kinds: "stop" (full stops,
+    semicolons, line ends), "comma"; by default both. Empty pieces are left out."""
+    end = len(text) if end is None else end
+    breaks = [b.span() for b in _BREAK.finditer(text, begin, end) if b.lastgroup in (kinds or ("stop", "comma"))]
+    edges = [begin, *(edge for span in breaks for edge in span), end]
+    pieces = ((first, text[first:last]) for first, last in zip(edges[::2], edges[1::2]) if text[first:last].strip())
+    return [(first + len(piece) - len(piece.lstrip()), first + len(piece.rstrip())) for first, piece in pieces]
+
+
+def read_phrases(text: str) -> tuple[list[tuple[int, int]], bool]:
+    """What a text names: spans in order, without overlap, and whether the text is a list of them and nothing else.
+
+    Short pieces between full stops, semicolons or commas are the items of a list, each to the letter: "person with
+    helmet. person without helmet." names two. The last item of several may follow an "and" or "or". Of a sentence with
+    a piece that is not short the noun phrases are taken. A text of one piece is an item if it has not several noun
+    phrases ("driving licence", but "cat on sofa").
+    """
+    sentences = split_list(text, "stop")
+    spans, is_list = [], True
+    for begin, end in sentences:
+        items = _items(text, begin, end)
+        parts = [(begin + first, begin + last) for first, last in noun_phrases(text[begin:end])]
+        alone = len(sentences) == len(items) == 1
+        prose = any(_is_prose(text[first:last], len(items) > 1) for first, last in items) or alone and len(parts) > 1
+        spans += parts if prose else items
+        is_list = is_list and not prose
+    return spans, is_list and bool(spans)
+
+
+def read_list(text: str) -> list[str] | None:
+    """The class names of a text that is a list by `TEXT_RULE`; None for a caption."""
+    spans, is_list = read_phrases(text)
+    return [text[begin:end] for begin, end in spans] if is_list else None
+
+
+def split_names(text: str) -> list[str]:
+    """The class names of a text that is said to be a list: also pieces that are not short."""
+    return read_list(text) or [text[begin:end] for begin, end in split_list(text)]
+
+
+def _items(text: str, begin: int, end: int) -> list[tuple[int, int]]:
+    """The pieces of a sentence between commas; an "and" before the last of several separates as well."""
+    pieces = split_list(text, "comma", begin=begin, end=end)
+    if len(pieces) < 2:
+        return pieces
+    first, last = pieces.pop()
+    opening = _CONJUNCTION.match(text, first, last)
+    first = opening.end() if opening else first
+    parts = [(first + left, first + right) for left, right in noun_phrases(text[first:last])]
+    gaps = [text[left:right].lstrip() for (_, left), (right, _) in zip(parts, parts[1:])]
+    joined = parts and (parts[0][0], parts[-1][1]) == (first, last) and all(map(_CONJUNCTION.fullmatch, gaps))
+    return pieces + (parts if joined else [(first, last)])
+
+
+def _is_prose(piece: str, enumerated: bool) -> bool:
+    """Whether a piece of a text is not an item of a list, but (part of) a sentence; `enumerated`: one of several
+    between commas."""
+    if len(piece.split()) > MAX_ITEM_WORDS:
+        return True
+    words = _tag(piece)
+    classes = [_closed_class(word.text) for word in words]
+    if classes[:2] == ["P", "D"]:  # "in the park"
+        return True
+    if classes and classes[0] in {"D", "R", "V"}:
+        if any(word.tag == "V" and word.text in _FINITE_VERBS for word in words):  # "a dog runs"
+            return True
+        if enumerated and classes[1:] and set(classes[1:]) == {"A"} and words[-1].tag != "N":  # "a big, red bus"
+            return True
+    return enumerated and classes.count("D") > 1  # "a man in a hat"

@@ -17,6 +17,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .image_processing_pil_glip import load_image
 from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
+from .noun_phrases_glip import split_names
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
@@ -92,8 +93,9 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             image: an image as the image processor takes it (path, URL, PIL, array, tensor), a list of images, a dataset
                 or a generator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
                 with `"caption"` and `"phrases"`.
-            candidate_labels: class names, as a list or a comma-separated string; or a list of lists, one per image.
-            caption: a caption in place of class names, or a list with one per image.
+            candidate_labels: class names, as a list or in one string between commas, semicolons or full stops; or a
+                list of lists, one per image.
+            caption: a text in place of class names, or a list with one per image; read as `GlipProcessor` reads it.
             phrases: substrings of the caption, matched exactly; by default its noun phrases. With a list of captions a
                 list for each.
             options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections` (100), `aggregation`
@@ -169,8 +171,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             if any(inputs.get(name) is not None for name in _TEXT):
                 candidate_labels, caption, phrases = (inputs.get(name) for name in _TEXT)
         if isinstance(candidate_labels, str):
-            names = (name.strip() for name in candidate_labels.split(","))
-            candidate_labels = [name for name in names if name]
+            candidate_labels = split_names(candidate_labels)
         if (candidate_labels is None) == (caption is None):
             raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:

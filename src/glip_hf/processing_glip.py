@@ -26,6 +26,7 @@ from .prompts_glip import (
     PhraseInput,
     Query,
     SpanInput,
+    listed,
     one_each,
     positive_map,
     read_text,
@@ -139,10 +140,11 @@ class GlipProcessor(GlipHubProcessorMixin):
                   ("trash_can" is "trash can", "bow_(weapon)" is "bow"). A dictionary `{"prefix", "name", "suffix"}` in
                   place of a name is used as it is. Names that do not fit one caption are split over several; the label
                   of a name is always its index in the list.
-                - `[["cat"], ["dog", "person"]]`: class names for each image. A string in place of a list is a caption
-                  for that image.
+                - `"cat. remote control."`: short pieces between full stops, semicolons or commas, the same as the list.
+                - `[["cat"], ["dog", "person"]]`: class names for each image. A string in place of a list is a text for
+                  that image: a caption, or short pieces.
                 - `"two cats on a pink sofa"`: a caption. Its labels are the phrases given by `phrases` or `spans`, else
-                  the noun phrases found in it, else (there are none) the whole text.
+                  the noun phrases found in it, else (there are none) the whole text, with a warning.
                 - `["two cats", "a dog"]` together with `phrases` or `spans`: a caption for each image.
             phrases: exact substrings of the caption; `(phrase, i)` for the i-th occurrence, from 0, where there are
                 several. With several captions a list for each, or None for the noun phrases of one.
@@ -178,8 +180,9 @@ class GlipProcessor(GlipHubProcessorMixin):
               `category_id` of a box with `tokens_positive`.
 
         Raises:
-            TypeError, ValueError: naming the argument that is invalid or unknown. Class names and phrases without
-                tokens, or beyond the 256 tokens of a caption, score 0: a `UserWarning` names them.
+            TypeError, ValueError: naming the argument that is invalid or unknown. A `UserWarning` names class names
+                and phrases that score 0 (without tokens, or beyond the 256 tokens of a caption), that the vocabulary
+                cannot spell, that are asked in the same words, and those that read like lists.
         """
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text or both.")
@@ -209,7 +212,8 @@ class GlipProcessor(GlipHubProcessorMixin):
             options = self.prompt_options | {key: merged[key] for key in PROMPT_OPTIONS if key in kwargs}
             num_images = len(data["pixel_values"]) if images is not None else None
             max_length = text_kwargs.get("max_length")
-            queries = read_text(text, phrases, spans, num_images, self.tokenizer, options, max_length)
+            keep_captions = annotations is not None  # their spans count the characters of the text as given
+            queries = read_text(text, phrases, spans, num_images, self.tokenizer, options, max_length, keep_captions)
             text_data, offsets = self._encode(queries, text_kwargs)
             if boxes is not None:
                 maps = _box_maps(boxes, data["labels"], queries, text_data["positive_map"], offsets, category_ids)
@@ -346,7 +350,7 @@ def _warn_of_lost_rows(
                     (partly if kept.any() else beyond).append(query.names[label])
         if not found and all(prompt.exact for prompt in query.prompts):
             raise ValueError(
-                f"None of the names {_listed(query.names)} for image {image} has a token: give at least one with a "
+                f"None of the names {listed(query.names)} for image {image} has a token: give at least one with a "
                 "letter, digit or sign."
             )
     cut = f"the caption has more than {max_length} tokens and was cut: "
@@ -357,7 +361,7 @@ def _warn_of_lost_rows(
         (partly, cut + "only the first part of {} is left. Give shorter captions."),
     ):
         if names:
-            warnings.warn(reason.format(_listed(list(dict.fromkeys(names)))), UserWarning, stacklevel=4)
+            warnings.warn(reason.format(listed(list(dict.fromkeys(names)))), UserWarning, stacklevel=4)
 
 
 def _index_boxes(records: list[Mapping[str, Any]]) -> tuple[list[list[Mapping[str, Any]]], list[dict[str, Any]]]:
@@ -433,11 +437,6 @@ def _box_maps(
             tokens[row] = caption_maps[image][classes[row]]
         maps.append((tokens, classes))
     return maps
-
-
-def _listed(names: list[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(shorten(name)) for name in names[:limit]) + more
 
 
 __all__ = ["GlipBatchFeature", "GlipProcessor", "GlipProcessorKwargs"]

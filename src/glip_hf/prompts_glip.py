@@ -3,8 +3,9 @@
 
 There are two kinds of caption. A *detection* caption is built from class names joined by a separator; the span of each
 name is noted while the caption is built, so a "car" is never found inside a "cart". A *grounding* caption is the user's
-own text, with phrases given by span or, exactly, as substrings of it. The behaviour is that of the original
-(specification, section 9; goldens in `../shared/data`), with the exceptions said at the functions concerned.
+own text, with phrases given by span or, exactly, as substrings of it. Which of the two a text is, `TEXT_RULE` says. The
+behaviour is that of the original (specification, section 9; goldens in `../shared/data`), with the exceptions said at
+the functions concerned.
 
 Letters: N captions, C class names or phrases of a caption, K boxes or rows, T text tokens ([CLS] is token 0).
 Spans are `[begin, end)` in Python characters of the caption.
@@ -14,13 +15,14 @@ import difflib
 import math
 import operator
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .noun_phrases_glip import noun_phrases
+from .noun_phrases_glip import noun_phrases, read_phrases, split_list
 
 MAX_TEXT_LENGTH = 256
 """Most tokens of a caption, [CLS] and [SEP] included; the released models were trained with this limit."""
@@ -56,7 +58,7 @@ class Prompt:
     caption: str  # the text the tokenizer sees
     spans: list[list[Span]]  # for each row (class name or phrase), the spans that name it; length C
     label_ids: list[int]  # the label of each row; length C
-    exact: bool = False  # rows are class names, whose spans cover the name and nothing else (see `positive_map`)
+    exact: bool = False  # rows have the tokens within their spans and no others (see `positive_map`)
 
 
 @dataclass
@@ -65,11 +67,18 @@ class Query:
 
     prompts: list[Prompt]
     names: list[str]
+    is_list: bool = False  # of class names; else phrases of a caption
 
 
 def shorten(text: str, limit: int = 80) -> str:
     """The text, or its beginning, fit for an error message."""
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def listed(names: Sequence[str], limit: int = 10) -> str:
+    """The names, or the first of them, fit for a message."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(shorten(name)) for name in names[:limit]) + more
 
 
 _OTHERS_ARGUMENTS = {
@@ -115,18 +124,23 @@ def read_number(name: str, value: Any, least: float = -math.inf, whole: bool = F
 
 
 def clean_name(name: str) -> str:
-    """The class name as it stands in a caption: no parenthesised part, spaces for underscores.
+    """The class name as it stands in a caption: spaces for underscores, without an explanation in the manner of LVIS.
 
-    Everything from the first "(" to the last ")" is removed, then each *pair* of spaces becomes one, in one pass.
-    Nothing is stripped: `"arctic_(type_of_shoe)"` becomes `"arctic "`, as the released models saw it.
+    Everything from the first "(" after an underscore to the last ")" is removed, then each *pair* of spaces becomes
+    one, in one pass. Nothing is stripped: `"arctic_(type_of_shoe)"` becomes `"arctic "`, as the released models saw it.
+    Other parentheses stay, where the original removes them: "bolt (rusty)" and "bolt (new)" are two classes.
     """
-    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+    return re.sub(r"_\(.*\)", "_", name).replace("_", " ").replace("  ", " ")
 
 
 def chunk(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
     """Consecutive slices of `size` items, the last one shorter; `None` or -1 means one slice, 0 is an error."""
     if size is None or size == -1:
         return [items] if len(items) else []
+    if not hasattr(size, "__index__"):
+        raise TypeError(
+            f"chunk_size is {size!r}, a {type(size).__name__}: give a whole number, or None for one caption."
+        )
     if size < 1:
         raise ValueError(f"chunk_size={size} is not possible: use a positive number, or None for one caption.")
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -163,6 +177,8 @@ def make_names(
 def _affixes(what: str, value: str | Sequence[str] | None, count: int) -> list[str]:
     if value is None or isinstance(value, str):
         return [value or ""] * count
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str | None) for entry in value):
+        raise TypeError(f"{what} is {shorten(repr(value))}: give a string, or a list with a string for each name.")
     if len(value) != count:
         raise ValueError(f"{what} has {len(value)} entries for {count} names: give one per name, or one string.")
     return [entry or "" for entry in value]
@@ -259,12 +275,28 @@ def _fit(
 
 
 def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text, without special ones and without truncation."""
+    """Tokens of each text, without special ones and without truncation.
+
+    Raises:
+        ValueError: for a text that is not valid Unicode.
+    """
     if not texts:
         return []
+    for text in texts:
+        check_unicode(text)
     options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     encoded = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, **options)
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def check_unicode(text: str) -> None:
+    """Refuse lone surrogates, which Python makes of bytes that are not UTF-8: no tokenizer takes them.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{shorten(text)!r} is not valid Unicode text: give it in UTF-8.")
 
 
 # -- phrases in a given caption --------------------------------------------------------------------
@@ -340,15 +372,16 @@ def positive_map(
     First token of a span: that of character `begin`, else of `begin + 1`, else of `begin + 2`; last token: that of
     `end - 1`, else of `end - 2`, else of `end - 3`. If either is missing or they cross, the span has no tokens, so a
     span that ends more than two characters after a truncated caption is lost as a whole. This is the rule of the
-    original, except that a span that ends at 0 crashes the original and has no tokens here.
+    original, with two exceptions: a span that ends at 0 crashes the original and has no tokens here, and a character
+    of several tokens (BERT spells a Hangul syllable as its letters) ends at its last token, not at its first.
 
     Args:
         offsets: offset mapping of the tokenised caption, (0, 0) for special and padding tokens. Truncated for training;
             the original evaluates with an untruncated one, where a span across the last column keeps its first part.
         spans: for each row its spans, [begin, end) in characters of the caption.
         num_tokens: T, default `len(offsets)`. Further columns are zero, columns beyond it are cut off.
-        exact: look for tokens between `begin` and `end` only, however many spaces are there. For class names, whose
-            spans cover the name and nothing else: the same for names of real vocabularies, but no name is lost.
+        exact: the tokens that lie between `begin` and `end`, however many spaces are there, and no others. For class
+            names and for phrases to look for: the same for those of real vocabularies, but none is lost or widened.
         normalize: rows sum to 1, or are 0 where a row has no tokens; the loss binarises them.
 
     Returns:
@@ -358,10 +391,10 @@ def positive_map(
     tokens = np.zeros((len(spans), max(len(offsets), num_tokens or 0)), dtype=bool)
     for row, row_spans in zip(tokens, spans, strict=True):
         for begin, end in row_spans:
-            first = _first_token(owners, range(begin, end if exact else begin + 3))
-            last = _first_token(owners, range(end - 1, begin - 1 if exact else end - 4, -1))
+            first = _first_owner(owners, range(begin, end if exact else begin + 3))
+            last = _first_owner(owners, range(end - 1, begin - 1 if exact else end - 4, -1))
             if first is not None and last is not None:
-                row[first : last + 1] = True
+                row[first[0] : last[1] + 1] = True
     tokens = tokens[:, :num_tokens]
     if not normalize:
         return tokens
@@ -369,16 +402,18 @@ def positive_map(
     return dense / (dense.sum(-1, keepdims=True) + np.float32(1e-6))
 
 
-def _character_tokens(offsets: Offsets) -> list[int | None]:
-    """The (first) token of each character; None for spaces and what the tokenizer drops."""
-    owners: list[int | None] = [None] * max((end for _, end in offsets), default=0)
-    for token, (begin, end) in reversed(list(enumerate(offsets))):
-        owners[begin:end] = [token] * (end - begin)
+def _character_tokens(offsets: Offsets) -> list[Span | None]:
+    """The first and the last token of each character; None for spaces and what the tokenizer drops."""
+    owners: list[Span | None] = [None] * max((end for _, end in offsets), default=0)
+    for token, (begin, end) in enumerate(offsets):
+        for character in range(begin, end):
+            owner = owners[character]
+            owners[character] = (token, token) if owner is None else (owner[0], token)
     return owners
 
 
-def _first_token(owners: Sequence[int | None], characters: Iterable[int]) -> int | None:
-    """Token of the first of these characters that has one."""
+def _first_owner(owners: Sequence[Span | None], characters: Iterable[int]) -> Span | None:
+    """The tokens of the first of these characters that has any."""
     for character in characters:
         if 0 <= character < len(owners) and owners[character] is not None:
             return owners[character]
@@ -407,6 +442,7 @@ def read_text(
     tokenizer: Any,
     options: Mapping[str, Any],
     max_length: int | None,
+    keep_captions: bool = False,
 ) -> list[Query]:
     """The query of each image, whatever form the text came in (see `GlipProcessor.__call__`).
 
@@ -414,6 +450,8 @@ def read_text(
         num_images: None if unknown (text alone): as many as there are texts.
         options: all of `PROMPT_OPTIONS`.
         max_length: most tokens of a caption of class names; None for the model's 256.
+        keep_captions: a text that is a list is its own caption, to the letter; else it is the caption of its items,
+            which may be several.
 
     Raises:
         TypeError, ValueError: for text of no such form, or different numbers of texts and images.
@@ -446,8 +484,12 @@ def read_text(
     for index, (entry, its_phrases, its_spans) in enumerate(zip(texts, phrases, spans, strict=True)):
         where = "text" if shared else f"text[{index}]"
         if isinstance(entry, str):
-            queries.append(_read_caption(entry, its_phrases, its_spans, where))
+            query = _read_caption(entry, its_phrases, its_spans, where)
+            if query.is_list and not keep_captions:
+                query = _read_names(query.names, where, tokenizer, options, max_length)
+            queries.append(query)
         elif isinstance(entry, list | tuple) and not given:
+            _warn_of_lists(entry, where, several=shared and num_images == len(entry) > 1)
             queries.append(_read_names(entry, where, tokenizer, options, max_length))
         else:
             wanted = "a caption (a string)" if given else "a list of names or a caption (a string)"
@@ -460,18 +502,70 @@ def _read_names(
 ) -> Query:
     if not names:
         raise ValueError(f"{where} is an empty list: give at least one name.")
-    made = make_names(names, options["prefix"], options["suffix"])
     separator = PROMPT_OPTIONS["separator"] if options["separator"] is None else options["separator"]
-    negative_names, max_length = options["negative_names"] or (), max_length or MAX_TEXT_LENGTH
+    negative_names = options["negative_names"] or ()
+    if not isinstance(separator, str):
+        raise TypeError(f"separator is {separator!r}, a {type(separator).__name__}: give a string.")
+    if isinstance(negative_names, str) or not all(isinstance(name, str) for name in negative_names):
+        raise TypeError(f"negative_names is {shorten(repr(negative_names))}: give a list of strings.")
+    made = make_names(names, options["prefix"], options["suffix"])
+    max_length = max_length or MAX_TEXT_LENGTH
     prompts = build_prompts(made, tokenizer, separator, negative_names, options["chunk_size"], max_length)
-    return Query(prompts, [name if isinstance(name, str) else name["name"] for name in names])
+    names = [name if isinstance(name, str) else name["name"] for name in names]
+    _warn_of_equals(names, [name.full_text for name in made], tokenizer)
+    return Query(prompts, names, is_list=True)
+
+
+def _warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) -> None:
+    """Warn of class names whose texts are the same to the tokenizer, which ignores capitals, accents and spaces."""
+    normalizer, groups = tokenizer.backend_tokenizer.normalizer, {}
+    for name, text in zip(names, texts, strict=True):
+        text = " ".join((normalizer.normalize_str(text) if normalizer else text).split())
+        groups.setdefault(text, []).append(name)
+    same = [
+        f"{listed(list(dict.fromkeys(group)))} (as {shorten(text)!r}, {len(group)} times)"
+        for text, group in groups.items()
+        if text and len(group) > 1
+    ]
+    if same:
+        more = f" and {len(same) - 5} other groups" if len(same) > 5 else ""
+        warnings.warn(
+            f"class names that read the same in the caption: {'; '.join(same[:5])}{more}. Each gets the same boxes and "
+            "scores: leave all but one out, or tell them apart in other words.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _warn_of_lists(names: Sequence[NameInput], where: str, several: bool) -> None:
+    """Warn of class names that read like a list or (`several`: one for each image) a caption, as other models take
+    them."""
+    split = {}
+    for name in names:
+        if isinstance(name, str):
+            pieces = [name[begin:end] for begin, end in split_list(name)]
+            if pieces and pieces != [name.strip()] or several and len(noun_phrases(name)) > 1:
+                split[name] = pieces
+    if split:
+        name, pieces = next(iter(split.items()))
+        more = f" (and {len(split) - 1} more)" if len(split) > 1 else ""
+        warnings.warn(
+            f"{where} is a list, so {shorten(name)!r}{more} is looked for as one class name. For several class names "
+            f"give each on its own, {shorten(repr(pieces))}; for other class names in each image a list of lists, "
+            "[[...], [...]]; for a caption the text alone, or for one in each image a list and phrases=[None, ...].",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
-    """A caption with its phrases: given as substrings or spans, else its noun phrases, else all of it."""
+    """A caption with its phrases: given as substrings or spans, else the items of a list or its noun phrases, else all
+    of it."""
     if not caption.strip():
         raise ValueError(f"{where} is {caption!r}: give a caption with words, or a list of names.")
+    check_unicode(caption)
     rows: list[list[Span]] = []
+    is_list = False
     if phrases is not None:
         rows = [[_find(caption, phrase)] for phrase in _check_list("phrases", phrases, where)]
     elif spans is not None:
@@ -479,10 +573,20 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
             several = isinstance(span, list | tuple) and len(span) > 0 and isinstance(span[0], list | tuple)
             rows.append([check_span(caption, part) for part in (span if several else [span])])
     else:
+        found, is_list = read_phrases(caption)
+        if len(found) < 2 and not noun_phrases(caption):
+            warnings.warn(
+                f"no noun phrase was found in the caption {shorten(caption)!r}: all of it is looked for as one phrase. "
+                "Give phrases=[...], or a list of class names in place of the caption, to say what to look for.",
+                UserWarning,
+                stacklevel=4,
+            )
         begin = len(caption) - len(caption.lstrip())
-        rows = [[span] for span in noun_phrases(caption) or [(begin, len(caption.rstrip()))]]
+        rows = [[span] for span in found or [(begin, len(caption.rstrip()))]]
     names = [" ".join(caption[begin:end] for begin, end in row) for row in rows]
-    return Query([Prompt(caption, rows, list(range(len(rows))))], names)
+    # Spans that begin or end in spaces are read as the original reads them: it loses some.
+    exact = all(caption[begin:end] == caption[begin:end].strip() for row in rows for begin, end in row)
+    return Query([Prompt(caption, rows, list(range(len(rows))), exact)], names, is_list)
 
 
 def _find(caption: str, phrase: Any) -> Span:

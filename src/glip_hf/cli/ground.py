@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
 from .common import (
     CliError,
     UsageError,
@@ -23,22 +24,22 @@ from .common import (
     positive,
 )
 
-CAPTION_WORDS = 3
-"""A single text argument of at least this many words is a caption, not a class name."""
-
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
 URL_PREFIXES = ("http://", "https://")
 
 HELP = "detect class names or phrases in images"
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Find what you name in images.
 
   glip ground photo.jpg "cat" "remote control" --model DIR --save annotated.png
   glip ground photo.jpg "two cats on a pink sofa" --model DIR
   glip ground 'holiday/*.jpg' a.png --names cat dog --model DIR --save annotated/ --json
 
-WORDS are images first (files, a directory, quoted globs, URLs), then class names. A single text of three or more words
-is read as a caption: its noun phrases are found and grounded. --names and --caption state explicitly which it is."""
+WORDS are images first (files, a directory, quoted globs, URLs), then class names or one text:
+
+{TEXT_RULE}
+--names says outright that all texts are class names (one text may hold several, between commas), --caption that the
+text is one whose phrases --phrases may name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,14 +132,21 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
         for word in words:
             if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(c.isspace() for c in word):
                 raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
-        if len(words) == 1 and len(words[0].split()) >= CAPTION_WORDS:
-            caption = words[0]
-        else:
-            names = words
+        names = read_list(words[0]) if len(words) == 1 else words
+        caption = words[0] if names is None else None
+    elif names is not None and len(names) == 1:
+        names = split_names(names[0]) or names
     if arguments.phrases and caption is None:
         raise UsageError("--phrases are parts of a caption: give that with --caption")
     if not all(text.strip() for text in names or [caption]):
         raise UsageError("an empty class name or caption cannot be grounded: leave it out")
+    from ..prompts_glip import check_unicode
+
+    try:
+        for text in [*(names or [caption]), *(arguments.phrases or ())]:
+            check_unicode(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return paths, names, caption
 
 

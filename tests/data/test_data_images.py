@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from glip_hf.data.check import check_data
 from glip_hf.data.images import ImageFinder, RefusedImage, list_files, missing_files
 from glip_hf.data.records import ImageRef
 from glip_hf.data.sources import HubStream, build_source
@@ -286,6 +287,19 @@ def test_upright_is_what_pillow_makes_of_it(orientation, tmp_path):
     shown = upright(Image.open(tmp_path / "p.png"))
     np.testing.assert_array_equal(shown, ImageOps.exif_transpose(Image.open(tmp_path / "p.png")))
     assert upright(shown).size == shown.size and np.array_equal(upright(shown), shown)
+
+
+def test_a_check_finds_what_a_run_refuses(coco_set, tmp_path):
+    folder = Path(coco_set["images"])
+    save_turned(folder / "0.png", 40, 30)
+    assert check_data(coco_set).counts == {"turned_photo": 1} and not check_data(coco_set).refusal
+    (folder / "1.png").unlink()
+    report = check_data(coco_set)
+    assert report.counts["missing_image"] == 1 and "1 of 4 images are missing" in report.refusal
+    (tmp_path / "1.png").write_bytes(encoded_image(30, 40))
+    rewrite(coco_set, lambda entry: entry.update(file_name=f"../{entry['file_name']}"))
+    report = check_data(coco_set)
+    assert report.counts["refused_image"] == 1 and "leads out of the folder" in report.refusal
 
 
 def parquet(tmp_path, paths, sizes=True):

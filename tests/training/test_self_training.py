@@ -1,16 +1,21 @@
 """A teacher labels shards of captioned pictures; what it writes is what pre-training reads."""
 
+import bz2
+import gzip
 import importlib.util
 import io
 import json
+import lzma
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from random_glip import load_photo, random_model, random_processor, save_random_model
 
 from glip_hf.data.shards import (
@@ -23,6 +28,7 @@ from glip_hf.data.shards import (
     write_grounded,
 )
 from glip_hf.data.sources import build_source
+from glip_hf.inference import Request, View
 from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards, merge_boxes
 
 CAPTION = "two cats on a pink sofa"
@@ -220,6 +226,50 @@ def test_shards_that_break_off(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.tar"):
         with pytest.raises(UnreadableShard, match=name):
             list(read_pairs(str(tmp_path / name)))
+
+
+def tar_of(*members: tuple[str, bytes, int | None]) -> bytes:
+    """A tar file of (name, content, size that is claimed, None for its own)."""
+    content = b""
+    for name, data, size in members:
+        info = tarfile.TarInfo(name)
+        info.size = len(data) if size is None else size
+        content += info.tobuf() + data + bytes(-len(data) % 512)
+    return content + bytes(1024)
+
+
+def test_compressed_shards(tmp_path: Path) -> None:
+    """As tools name them by mistake: gzip is read as far as it goes, a bomb and other compression are named."""
+    whole = write_tar(tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(gzip.compress(whole))
+    assert [pair.caption for pair in read_pairs(str(tmp_path / "a.tar"))] == [row["caption"] for row in ROWS]
+    bomb = tar_of(("a.bin", bytes(120_000_000), None))
+    for content, message in (
+        (gzip.compress(bomb, 1), "more than 100 times its own size"),
+        (bz2.compress(whole), "compressed by bzip2 or xz: decompress it first"),
+        (lzma.compress(whole), "compressed by bzip2 or xz: decompress it first"),
+    ):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(UnreadableShard, match=f"a.tar.*{message}"):
+            list(read_pairs(str(tmp_path / "a.tar")))
+
+
+def test_members_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of(("a.jpg", b"x", 2**40)))
+    with pytest.raises(UnreadableShard, match="'a.jpg' has 1,099,512 MB, more than 100; .* GLIP_MEMBER_MAX_MB"):
+        list(read_pairs(str(tmp_path / "a.tar")))
+    (tmp_path / "a.tar").write_bytes(tar_of(("a.npy", bytes(20_000), None), ("a.jpg", bytes(15_000), None)))
+    monkeypatch.setenv("GLIP_MEMBER_MAX_MB", "0.016")
+    (pair,) = read_pairs(str(tmp_path / "a.tar"))  # what is not read may have any size
+    assert len(pair.image) == 15_000
+
+
+def test_sixteen_bit_images_are_read_as_everywhere(labeller: CaptionLabeller) -> None:
+    ramp, buffer = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64), io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    shown = labeller.engine._show(0, Request(buffer.getvalue(), [CAPTION], spans=[SPANS]), View())
+    expected = labeller.processor.image_processor(ramp, return_tensors="pt").pixel_values
+    assert torch.equal(shown.pixels["pixel_values"], expected)
 
 
 def test_a_caption_is_text(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
 from .dataset import build_mixture
 from .json_stream import UnreadableJson, stream_json
 from .records import ImageRef
-from .sources import NOT_READ, find_path, resolve_spec
+from .sources import NOT_READ, find_path, require_images, resolve_spec
 from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories, parse_coco
 from .sources.hub import HubData
 from .sources.odinw import odinw_file
@@ -184,7 +184,9 @@ def check_data(
     with tempfile.TemporaryDirectory(prefix="glip-check-") as cache:
         try:
             if start is None:
-                build_mixture(specs, data_root, cache, length=1, allow_damage=allow_damage)
+                mixture = build_mixture(specs, data_root, cache, length=1, allow_damage=allow_damage)
+                if images != "none":
+                    require_images(mixture.sources, "--images")
             else:
                 start(cache)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -15,6 +15,7 @@ format than the first, and its readers do not tell a damaged shard from a damage
 """
 
 import glob
+import gzip
 import io
 import itertools
 import json
@@ -29,13 +30,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._extras import require
+from .._messages import quote
+from ..fetching_glip import setting
 
 FORMATS = {".parquet": "parquet", ".tar": "tar"}
 IMAGES = ("jpg", "jpeg", "png", "webp")
 IMAGE_COLUMNS = ("image", *IMAGES)
+MEMBERS = (*IMAGES, "txt", "caption.txt", "json")
 CAPTION_COLUMNS = ("caption", "text", "txt")
 ID_COLUMNS = ("image_id", "key", "__key__")
 ROWS_PER_READ = 64
+MAX_RATIO = 100
+"""How much larger than its file a compressed tar file may be; images hardly compress, captions ten times."""
 
 
 class UnreadableShard(ValueError):
@@ -137,7 +143,10 @@ def read_pairs(path: str, caption_column: str | None = None) -> Iterator[Pair]:
     """
     fs, inner = file_system(path)
     with fs.open(inner, "rb") as file:
-        yield from (_read_parquet if shard_format(path) == "parquet" else _read_tar)(file, path, caption_column)
+        if shard_format(path) == "parquet":
+            yield from _read_parquet(file, path, caption_column)
+        else:
+            yield from _read_tar(_decompressed(file, fs.size(inner), path), path, caption_column)
 
 
 def _column(names: Sequence[str], candidates: Sequence[str], what: str, path: str) -> str:
@@ -184,14 +193,53 @@ def _key_and_extension(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
+class _Bounded(gzip.GzipFile):
+    """Decompresses up to `limit` bytes."""
+
+    limit = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        if self.tell() > self.limit:
+            raise tarfile.ReadError(f"it holds more than {MAX_RATIO} times its own size: decompress it first")
+        return content
+
+
+def _decompressed(file: Any, size: int, path: str) -> Any:
+    """The tar file in a file that may be compressed by gzip, within limits.
+
+    Raises:
+        UnreadableShard: for one that is compressed otherwise.
+    """
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith((b"BZh", b"\xfd7zXZ")):
+        raise UnreadableShard(f"{path} is compressed by bzip2 or xz: decompress it first.")
+    if not start.startswith(b"\x1f\x8b"):
+        return file
+    bounded = _Bounded(fileobj=file)
+    bounded.limit = MAX_RATIO * max(size, 1 << 20)
+    return bounded
+
+
 def _read_tar(file: Any, path: str, caption_column: str | None) -> Iterator[Pair]:
+    limit = setting("GLIP_MEMBER_MAX_MB", 100)
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as tar:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
             members = (member for member in tar if member.isfile())
             for key, group in itertools.groupby(members, lambda member: _key_and_extension(member)[0]):
-                parts = {_key_and_extension(member)[1]: tar.extractfile(member).read() for member in group}
+                parts = {}
+                for member in group:
+                    if (extension := _key_and_extension(member)[1]) not in MEMBERS:
+                        continue
+                    if member.size > limit * 1e6:  # a sparse one may claim any size
+                        raise tarfile.ReadError(
+                            f"{quote(member.name)} has {member.size / 1e6:,.0f} MB, more than {limit:g}; the "
+                            "environment variable GLIP_MEMBER_MAX_MB allows more"
+                        )
+                    parts[extension] = tar.extractfile(member).read()
                 yield _pair(key, parts, caption_column)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UnreadableShard(f"{path} cannot be read as a tar file: {error}") from error
 
 

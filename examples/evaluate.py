@@ -2,7 +2,7 @@
 """Evaluate GLIP as in the papers: COCO, LVIS, Flickr30k Entities, ODinW. The same as `glip evaluate`.
 
 Cost: with GLIP-T one forward pass of Swin per image and one of the head per caption: 5,000 passes of the head for COCO,
-155,000 for LVIS minival (31 captions per image). Needs: pip install 'glip_hf[eval]' (and accelerate for several
+155,000 for LVIS minival (31 captions per image). Needs: pip install '.[eval]' (and accelerate for several
 processes).
 
     accelerate launch --num_processes 4 examples/evaluate.py lvis --model user/glip-tiny-goldg \

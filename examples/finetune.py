@@ -15,20 +15,10 @@ useful: they serve as negatives.
 import argparse
 import sys
 
-from accelerate.utils import set_seed
-
-from glip_hf import GlipProcessor
 from glip_hf._program import leave, run_program
-from glip_hf.training.finetuning import (
-    TuningRun,
-    Validation,
-    load_tuning_data,
-    tuning_batches,
-    tuning_recipe,
-)
-from glip_hf.training.recipe import RecipeError, assign, load_recipe
-from glip_hf.training.start import start_model
-from glip_hf.training.tuning import MODES, tune
+from glip_hf.cli.common import model_name
+
+MODES = ("full", "head", "linear", "prompt", "lora")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
-    add("--model", required=True, help="GLIP to start from: a directory or a Hub id")
+    add("--model", required=True, type=model_name, help="GLIP to start from: a directory, a Hub id, or demo")
     add("--train", required=True, help="COCO file of the training images")
     add("--images", required=True, help="their folder")
     add("--validation", help="COCO file; without one some training images are held out")
@@ -75,6 +65,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> int:
+    # Not above: --help answers at once, and without the extras.
+    from accelerate.utils import set_seed
+
+    from glip_hf import GlipProcessor
+    from glip_hf.conversion import model_directory
+    from glip_hf.training.finetuning import TuningRun, Validation, load_tuning_data, tuning_batches, tuning_recipe
+    from glip_hf.training.recipe import assign, load_recipe
+    from glip_hf.training.start import start_model
+    from glip_hf.training.tuning import tune
+
     overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
     given = [*(assign(key, value) for key, value in overrides.items()), *arguments.set]
     early = [override for override in given if override.startswith(("data.allow_damage=", "data.on_broken="))]
@@ -96,7 +96,7 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.model,
             arguments.mode,
             data,
-            GlipProcessor.from_pretrained(arguments.model),
+            GlipProcessor.from_pretrained(model_directory(arguments.model)),
             arguments.shots,
             given,
         )
@@ -120,7 +120,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parse_arguments()
-    return run_program("finetune", lambda: train(arguments), usage=(RecipeError,))
+    return run_program("finetune", lambda: train(arguments))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,15 @@ import argparse
 import json
 import sys
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-
-from glip_hf import GlipForGrounding, GlipProcessor
-from glip_hf.data.shards import list_shards, reader_spec, shard_format
-from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards
+from glip_hf._program import leave, run_program
+from glip_hf.cli.common import model_name
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--teacher", required=True, help="a GLIP: directory or Hub id")
+    parser.add_argument("--teacher", required=True, type=model_name, help="a GLIP: directory or Hub id")
     parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box")
@@ -38,17 +33,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def label(arguments: argparse.Namespace) -> int:
+    # Not above: --help answers at once, and without the extras.
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from glip_hf import GlipForGrounding, GlipProcessor
+    from glip_hf.conversion import model_directory
+    from glip_hf.data.shards import list_shards, reader_spec, shard_format
+    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards
+
     # Explicitly: several processes that find no accelerator would otherwise not form a group.
     state = PartialState(cpu=not torch.accelerator.is_available())
     try:
         shards = list_shards(arguments.input)
         options = LabelOptions(arguments.threshold, arguments.nms_threshold, batch_size=arguments.batch_size)
-        model = GlipForGrounding.from_pretrained(arguments.teacher, dtype=getattr(torch, arguments.precision)).to(
-            state.device
-        )
-        labeller = CaptionLabeller(model, GlipProcessor.from_pretrained(arguments.teacher), options)
+        teacher, dtype = model_directory(arguments.teacher), getattr(torch, arguments.precision)
+        model = GlipForGrounding.from_pretrained(teacher, dtype=dtype).to(state.device)
+        labeller = CaptionLabeller(model, GlipProcessor.from_pretrained(teacher), options)
         counts = label_shards(
             labeller,
             shards,
@@ -68,5 +71,10 @@ def main() -> int:
     return 0
 
 
+def main() -> int:
+    arguments = parse_arguments()
+    return run_program("label_captions", lambda: label(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

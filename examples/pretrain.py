@@ -11,15 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from accelerate.utils import set_seed
-
 from glip_hf._program import leave, run_program
-from glip_hf.data.scene_metrics import evaluate_scenes
-from glip_hf.training.batches import recipe_batches, recipe_sources
-from glip_hf.training.loop import Run
-from glip_hf.training.recipe import RecipeError, assign, load_recipe
-from glip_hf.training.start import start_model
-from glip_hf.training.tuning import tune
 
 ALLOW_DAMAGE = "share of a source's boxes that may be damaged and are left out (default 0.5); beyond nothing starts"
 DEFAULT = Path(__file__).parent / "configs" / "scenes.yaml"
@@ -47,6 +39,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> int:
+    # Not above: --help answers at once, and without the extras.
+    from accelerate.utils import set_seed
+
+    from glip_hf.data.scene_metrics import evaluate_scenes
+    from glip_hf.training.batches import recipe_batches, recipe_sources
+    from glip_hf.training.loop import Run
+    from glip_hf.training.recipe import assign, load_recipe
+    from glip_hf.training.start import start_model
+    from glip_hf.training.tuning import tune
+
     named = [assign(key, value) for key, value in vars(arguments).items() if "." in key and value is not None]
     try:
         recipe = load_recipe(arguments.config, [*named, *arguments.set])
@@ -74,7 +76,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     arguments = parse_arguments()
-    return run_program("pretrain", lambda: train(arguments), usage=(RecipeError,))
+    return run_program("pretrain", lambda: train(arguments))
 
 
 if __name__ == "__main__":

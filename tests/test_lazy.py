@@ -2,8 +2,10 @@
 """`import glip_hf` and the help of the command line import neither torch nor Transformers; GLIP is registered still."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from glip_hf.conversion import WRAPPING_CHOICES
 from glip_hf.data import READERS
 from glip_hf.demo import DEMO_MODEL
 
+ROOT = Path(__file__).resolve().parents[1]
 LIGHT = """
 import contextlib, io, sys
 import glip_hf
@@ -85,3 +88,47 @@ def test_what_the_command_line_knows_without_torch_is_true() -> None:
     assert set(check_data.FORMATS) == set(READERS) - {"scenes"}
     assert common.SHIPPED_MODEL == DEMO_MODEL and restore.LAYOUTS == WRAPPING_CHOICES
     assert all(module.HELP and module.DESCRIPTION for module in COMMANDS.values())
+
+
+BARE = """
+import runpy, sys
+
+class Refuse:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in {refused!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse)
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+EXTRAS = ["accelerate", "datasets", "pyarrow", "pydantic", "yaml", "pycocotools", "faster_coco_eval", "jinja2"]
+EXAMPLES = {
+    "evaluate": ["coco", "--model", "demo", "--images", ".", "--annotations", "x.json"],
+    "finetune": ["--model", "demo", "--train", "x.json", "--images", "."],
+    "label_captions": ["--teacher", "demo", "--input", "x.parquet", "--output", "out"],
+    "pretrain": [],
+}
+
+
+def run_bare(script: str, arguments: list[str], refused: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    code = BARE.format(refused=refused, argv=[str(ROOT / script), *arguments])
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", [f"examples/{name}.py" for name in (*EXAMPLES, "ground_photo")])
+def test_help_of_examples_needs_no_extra(script: str, tmp_path: Path) -> None:
+    done = run_bare(script, ["--help"], [*EXTRAS, "torch", "transformers"], tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_name_the_extra_that_is_missing(name: str, tmp_path: Path) -> None:
+    done = run_bare(f"examples/{name}.py", EXAMPLES[name], EXTRAS, tmp_path)
+    assert done.returncode == 1 and not done.stdout
+    assert re.search(
+        r"this needs \w+.*(pip install '\.\[(train|eval)\]' in the clone|pip install (accelerate|jinja2))", done.stderr
+    )
+    assert "Traceback" not in done.stderr

@@ -32,6 +32,7 @@ WORKER_ERROR = (
         (NonFiniteLossError("the loss is not finite"), 1, "the loss is not finite"),
         (TooManyBrokenImages("101 images"), 1, "101 images"),
         (ImportError("pip install x"), 1, "pip install x"),
+        (ModuleNotFoundError("No module named 'a.b'", name="a.b"), 1, "this needs a: pip install a"),
         (MemoryError(), 1, "out of memory (MemoryError): use smaller batches or images"),
         (RuntimeError("CUDA out of memory. Tried\nx"), 1, "out of memory (CUDA out of memory. Tried): use smaller"),
         (RuntimeError("[gloo/pair.cc:1] Connection closed by peer"), 1, "another process of this run ended, and so"),
@@ -43,7 +44,7 @@ def test_errors_are_one_line(error: BaseException, code: int, said: str, capsys)
     def function() -> int:
         raise error
 
-    assert run_program("it", function, usage=(RecipeError,), hint="; go on") == code
+    assert run_program("it", function, hint="; go on") == code
     out, err = capsys.readouterr()
     assert err.startswith(f"it: {said}") and err.count("\n") == 1 and not out
 

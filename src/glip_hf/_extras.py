@@ -14,4 +14,8 @@ def require(module: str, extra: str = "train") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"this needs {module.partition('.')[0]}: pip install 'glip_hf[{extra}]'") from error
+        package = (error.name or module).partition(".")[0]
+        package = {"yaml": "pyyaml"}.get(package, package.replace("_", "-"))
+        raise ImportError(
+            f"this needs {package}, of the extra `{extra}`: pip install '.[{extra}]' in the clone of glip_hf."
+        ) from error

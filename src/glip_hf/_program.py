@@ -21,15 +21,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: like Ctrl-C, so that what is half-written is removed."""
 
 
-def run_program(
-    name: str, function: Callable[[], int | None], usage: tuple[type[Exception], ...] = (), hint: str = ""
-) -> int:
+def run_program(name: str, function: Callable[[], int | None], hint: str = "") -> int:
     """Call a function that prints its result, and end in order: errors become one line on stderr.
+
+    An error whose class has an `exit_code` ends the program with it, others with 1.
 
     Args:
         name: of the program, which begins the line.
         function: returns an exit code, or None for success.
-        usage: errors with exit code 2 in place of 1.
         hint: what to do after an interruption.
 
     Returns:
@@ -60,7 +59,7 @@ def run_program(
         else:
             print(f"{name}: {message}", file=sys.stderr)
         _drop_output()
-        return USAGE if isinstance(error, usage) else FAILURE
+        return getattr(error, "exit_code", FAILURE)
 
 
 def explain(error: Exception) -> str | None:
@@ -70,6 +69,9 @@ def explain(error: Exception) -> str | None:
         message = message[message.rindex(f"\n{type(error).__name__}") :].strip().partition(": ")[2]
     if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
         return f"out of memory ({message.splitlines()[0]}): use smaller batches or images"
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(__package__):
+        package = error.name.partition(".")[0]
+        return f"this needs {package}: pip install {package}, or the extra that has it (README.md, Install)"
     if isinstance(error, RuntimeError):
         if any(part in message for part in SECONDARY):
             return f"another process of this run ended, and so does this one ({message.splitlines()[0][:100]})"

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments)
 
     hint = "; the same command resumes it" if command == "evaluate" else ""
-    return run_program(f"glip {command}", run, usage=(UsageError,), hint=hint)
+    return run_program(f"glip {command}", run, hint=hint)
 
 
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._program import USAGE
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,6 +25,8 @@ class CliError(Exception):
 
 class UsageError(CliError):
     """The command line itself is wrong; the command exits with code 2."""
+
+    exit_code = USAGE
 
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "glip-scenes"

@@ -21,11 +21,14 @@ from pydantic import (
 )
 
 from .._extras import require
+from .._program import USAGE
 from ..configuration_glip import GlipConfig
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message names every wrong key, its value and what is allowed."""
+
+    exit_code = USAGE
 
 
 def _number(value: Any) -> Any:

@@ -87,19 +87,17 @@ class Manifest:
         before, after = self.as_json(), now.as_json()
         if before["kind"] != after["kind"]:
             return [f"the purpose {shown(before['kind'])}, this one has {shown(after['kind'])}"]
-        found = [
+        found = []
+        for name, one, other in _unequal(before["inputs"], after["inputs"]):
+            (what, digest), (now_what, now_digest) = _described(one), _described(other)
+            if digest != now_digest and what == now_what:
+                found.append(f"{name} ({shown(what)}) of another content than this one")
+            elif digest != now_digest:  # else only the description differs
+                found.append(f"{name}={shown(what)}, this one has {shown(now_what)}")
+        return found + [
             f"{name}={shown(one)}, this one has {shown(other)}"
             for name, one, other in _unequal(before["settings"], after["settings"])
         ]
-        for name, one, other in _unequal(before["inputs"], after["inputs"]):
-            (what, digest), (now_what, now_digest) = _described(one), _described(other)
-            if digest == now_digest:  # only the description differs
-                continue
-            if what == now_what:
-                found.append(f"{name} ({shown(what)}) of another content than this one")
-            else:
-                found.append(f"{name}={shown(what)}, this one has {shown(now_what)}")
-        return found
 
     def notes(self, now: "Manifest") -> list[str]:
         """Differences of the environment, which may move the last bits of a result."""
@@ -108,7 +106,7 @@ class Manifest:
 
 
 def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted(before.keys() | after.keys()):
+    for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
             yield name, before.get(name), after.get(name)
 

@@ -200,6 +200,49 @@ def test_a_resumed_run_ends_the_same(coco: Path, tmp_path: Path, monkeypatch: py
     assert torch.equal(load_file(out / "final" / "prompt_table.safetensors")["prompt_table"], whole)
 
 
+def test_another_run_is_refused_by_name(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A run that goes on has the same data, mode, seed and rates; nothing is lost to a command given twice."""
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    given = {"--model": str(model), "--train": str(coco), "--images": str(tmp_path), "--validation": str(coco)}
+    given |= {"--mode": "linear", "--output-dir": str(out), "--max-steps": "2"}
+
+    def started(resume: bool = True, **changes: str) -> tuple[int, str]:
+        options = given | {f"--{key.replace('_', '-')}": value for key, value in changes.items()}
+        words = [word for option in options.items() for word in option] + ["--resume", "latest"] * resume
+        code = finetune(monkeypatch, *words, "--set", *FAST)
+        return code, capsys.readouterr().err.splitlines()[-1]
+
+    def written(name: str, change) -> str:
+        document = json.loads(coco.read_text())
+        change(document)
+        (tmp_path / name).write_text(json.dumps(document))
+        return str(tmp_path / name)
+
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("moved", "cache", "out"))
+    other = written("other.json", lambda document: document["annotations"].pop())
+    renamed = written("renamed.json", lambda document: document["categories"][0].update(name="box"))
+    assert started(False)[0] == 0
+    kept = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    refusals = [
+        (started(False), "holds an earlier run (checkpoints/step_00000002, final, history.json): --resume latest goes"),
+        (started(train=other), "data.sources[0]=annotations (7 images), this one has other (7 images): give"),
+        (started(validation=renamed), "validation data="),
+        (started(mode="full"), "tuning.mode=linear, this one has full; "),
+        (started(seed="1"), "run.seed=0, this one has 1: give"),
+        (started(lr="0.5"), "optimizer.lr=0.0001, this one has 0.5: give"),
+    ]
+    coco.write_text(Path(other).read_text())  # edited in place
+    refusals.append((started(), "data.sources[0] (annotations (7 images)) of another content than this one"))
+    for (code, error), expected in refusals:
+        assert code == 2 and expected in error, error
+        assert "--overwrite" in error and "--output-dir" in error
+    assert kept == {path: path.read_bytes() for path in kept}
+    # The same data elsewhere, under other names, is the same data.
+    places = {"train": str(moved / coco.name), "validation": str(moved / coco.name), "images": str(moved)}
+    assert started(**places, model=str(moved / "model"))[0] == 0
+
+
 def test_the_best_weights_are_what_is_saved(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.1, 0.5, 0.3, 0.2, 0.5])
     monkeypatch.setattr(Validation, "__call__", lambda self, model: {"AP": next(scores)})

@@ -220,6 +220,7 @@ class Recipe(Section):
     def decisive(self) -> dict[str, Any]:
         """The entries that a run's result follows from, by full name; a resumed run needs equal ones."""
         values = self.model_dump()
+        values = {"tuning": values.pop("tuning"), **values}  # others follow from the mode
         every = {f"{section}.{key}": value for section, part in values.items() for key, value in part.items()}
         return {key: value for key, value in every.items() if key not in MAY_CHANGE}
 

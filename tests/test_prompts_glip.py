@@ -133,18 +133,6 @@ def test_affixes_for_all_names_or_for_each():
         make_names(["cat", "dog"], suffix=["x"])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"prefix": 3}, "prefix is 3"),
-        ({"suffix": ["x", 1]}, "suffix is .*'x', 1"),
-    ],
-)
-def test_affixes_must_be_text(options, message):
-    with pytest.raises(TypeError, match=message):
-        make_names(["cat", "dog"], **options)
-
-
 @pytest.mark.parametrize("entry", [3, None, b"cat", {"prefix": "a"}, ["cat"]])
 def test_names_must_be_text(entry):
     with pytest.raises(TypeError, match="name 1 is"):

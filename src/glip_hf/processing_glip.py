@@ -195,6 +195,8 @@ class GlipProcessor(GlipHubProcessorMixin):
         refuse_unknown("GlipProcessor", kwargs, known | {"common_kwargs"})
         for name, part in parts.items():
             refuse_unknown(name, kwargs.get(name) or {}, part.__annotations__)
+        # Transformers checks the types, also of the options that were saved.
+        kwargs = self.prompt_options | kwargs
         merged = self._merge_kwargs(GlipProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)
@@ -209,7 +211,7 @@ class GlipProcessor(GlipHubProcessorMixin):
             data = dict(self.image_processor(images, annotations=annotations, **merged["images_kwargs"]))
 
         if text is not None:
-            options = self.prompt_options | {key: merged[key] for key in PROMPT_OPTIONS if key in kwargs}
+            options = {key: merged[key] for key in PROMPT_OPTIONS}
             num_images = len(data["pixel_values"]) if images is not None else None
             max_length = text_kwargs.get("max_length")
             keep_captions = annotations is not None  # their spans count the characters of the text as given

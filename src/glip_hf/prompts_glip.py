@@ -130,17 +130,15 @@ def clean_name(name: str) -> str:
     one, in one pass. Nothing is stripped: `"arctic_(type_of_shoe)"` becomes `"arctic "`, as the released models saw it.
     Other parentheses stay, where the original removes them: "bolt (rusty)" and "bolt (new)" are two classes.
     """
-    return re.sub(r"_\(.*\)", "_", name).replace("_", " ").replace("  ", " ")
+    begin, end = name.find("_("), name.rfind(")")
+    name = name[: begin + 1] + name[end + 1 :] if 0 <= begin < end else name
+    return name.replace("_", " ").replace("  ", " ")
 
 
 def chunk(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
     """Consecutive slices of `size` items, the last one shorter; `None` or -1 means one slice, 0 is an error."""
     if size is None or size == -1:
         return [items] if len(items) else []
-    if not hasattr(size, "__index__"):
-        raise TypeError(
-            f"chunk_size is {size!r}, a {type(size).__name__}: give a whole number, or None for one caption."
-        )
     if size < 1:
         raise ValueError(f"chunk_size={size} is not possible: use a positive number, or None for one caption.")
     return [items[start : start + size] for start in range(0, len(items), size)]
@@ -166,8 +164,8 @@ def make_names(
         entry = {"name": clean_name(name)} if isinstance(name, str) else name
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise TypeError(
-                f"name {index} is {name!r}, a {type(name).__name__}: give a string, or a dictionary with the keys "
-                "'prefix', 'name' and 'suffix'."
+                f"name {index} is {shorten(repr(name))}, a {type(name).__name__}: give a string, or a dictionary with "
+                "the keys 'prefix', 'name' and 'suffix'."
             )
         before, after = before + (entry.get("prefix") or ""), (entry.get("suffix") or "") + after
         made.append(Name(entry["name"], index, before, after))
@@ -177,8 +175,6 @@ def make_names(
 def _affixes(what: str, value: str | Sequence[str] | None, count: int) -> list[str]:
     if value is None or isinstance(value, str):
         return [value or ""] * count
-    if not isinstance(value, list | tuple) or not all(isinstance(entry, str | None) for entry in value):
-        raise TypeError(f"{what} is {shorten(repr(value))}: give a string, or a list with a string for each name.")
     if len(value) != count:
         raise ValueError(f"{what} has {len(value)} entries for {count} names: give one per name, or one string.")
     return [entry or "" for entry in value]
@@ -275,11 +271,7 @@ def _fit(
 
 
 def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
-    """Tokens of each text, without special ones and without truncation.
-
-    Raises:
-        ValueError: for a text that is not valid Unicode.
-    """
+    """Tokens of each text, without special ones and without truncation; a ValueError for invalid Unicode."""
     if not texts:
         return []
     for text in texts:
@@ -290,11 +282,7 @@ def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
 
 
 def check_unicode(text: str) -> None:
-    """Refuse lone surrogates, which Python makes of bytes that are not UTF-8: no tokenizer takes them.
-
-    Raises:
-        ValueError: naming the text.
-    """
+    """Refuse lone surrogates, which Python makes of bytes that are not UTF-8: no tokenizer takes them."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{shorten(text)!r} is not valid Unicode text: give it in UTF-8.")
 
@@ -317,20 +305,21 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
     begins = [match.start() for match in re.finditer(f"(?={re.escape(phrase)})", caption)]
     if not begins:
         raise ValueError(
-            f"the phrase {phrase!r} is not in the caption {caption!r}: phrases match exactly, case and spaces included."
+            f"the phrase {shorten(phrase)!r} is not in the caption {shorten(caption)!r}: phrases match exactly, case "
+            "and spaces included."
         )
     if occurrence is None and len(begins) > 1:
-        contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins]
-        listed = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
+        contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins[:5]]
+        places = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
         raise ValueError(
-            f"the phrase {phrase!r} occurs {len(begins)} times in the caption {caption!r} ({listed}): say which one, "
-            f"for example ({phrase!r}, 0)."
+            f"the phrase {shorten(phrase)!r} occurs {len(begins)} times in the caption {shorten(caption)!r} ({places}"
+            f"{'; ...' if len(begins) > 5 else ''}): say which one, for example ({shorten(phrase)!r}, 0)."
         )
     occurrence = 0 if occurrence is None else occurrence
     if not 0 <= operator.index(occurrence) < len(begins):
         raise ValueError(
-            f"occurrence {occurrence} of the phrase {phrase!r} was asked for, but the caption {caption!r} has "
-            f"{len(begins)}, counted from 0."
+            f"occurrence {occurrence} of the phrase {shorten(phrase)!r} was asked for, but the caption "
+            f"{shorten(caption)!r} has {len(begins)}, counted from 0."
         )
     begin = begins[occurrence]
     return begin, begin + len(phrase)
@@ -347,7 +336,7 @@ def check_span(caption: str, span: Sequence[int]) -> Span:
     try:
         begin, end = (operator.index(value) for value in span)
     except (TypeError, ValueError):
-        raise ValueError(f"{span!r} is not a span: give [begin, end), two integers.") from None
+        raise ValueError(f"{shorten(repr(span))} is not a span: give [begin, end), two integers.") from None
     if not 0 <= begin < end <= len(caption):
         raise ValueError(
             f"the span [{begin}, {end}) does not lie in the caption {shorten(caption)!r} of {len(caption)} characters: "
@@ -493,7 +482,7 @@ def read_text(
             queries.append(_read_names(entry, where, tokenizer, options, max_length))
         else:
             wanted = "a caption (a string)" if given else "a list of names or a caption (a string)"
-            raise TypeError(f"{where} is {entry!r}, a {type(entry).__name__}: give {wanted}.")
+            raise TypeError(f"{where} is {shorten(repr(entry))}, a {type(entry).__name__}: give {wanted}.")
     return queries * (num_images or 1) if shared else queries
 
 
@@ -502,14 +491,9 @@ def _read_names(
 ) -> Query:
     if not names:
         raise ValueError(f"{where} is an empty list: give at least one name.")
-    separator = PROMPT_OPTIONS["separator"] if options["separator"] is None else options["separator"]
-    negative_names = options["negative_names"] or ()
-    if not isinstance(separator, str):
-        raise TypeError(f"separator is {separator!r}, a {type(separator).__name__}: give a string.")
-    if isinstance(negative_names, str) or not all(isinstance(name, str) for name in negative_names):
-        raise TypeError(f"negative_names is {shorten(repr(negative_names))}: give a list of strings.")
     made = make_names(names, options["prefix"], options["suffix"])
-    max_length = max_length or MAX_TEXT_LENGTH
+    separator = PROMPT_OPTIONS["separator"] if options["separator"] is None else options["separator"]
+    negative_names, max_length = options["negative_names"] or (), max_length or MAX_TEXT_LENGTH
     prompts = build_prompts(made, tokenizer, separator, negative_names, options["chunk_size"], max_length)
     names = [name if isinstance(name, str) else name["name"] for name in names]
     _warn_of_equals(names, [name.full_text for name in made], tokenizer)
@@ -562,7 +546,7 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
     """A caption with its phrases: given as substrings or spans, else the items of a list or its noun phrases, else all
     of it."""
     if not caption.strip():
-        raise ValueError(f"{where} is {caption!r}: give a caption with words, or a list of names.")
+        raise ValueError(f"{where} is {shorten(caption)!r}: give a caption with words, or a list of names.")
     check_unicode(caption)
     rows: list[list[Span]] = []
     is_list = False
@@ -592,13 +576,15 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
 def _find(caption: str, phrase: Any) -> Span:
     text, occurrence = phrase if isinstance(phrase, list | tuple) and len(phrase) == 2 else (phrase, None)
     if not isinstance(text, str) or not (occurrence is None or hasattr(occurrence, "__index__")):
-        raise TypeError(f"{phrase!r} is not a phrase: give a string, or (string, occurrence counted from 0).")
+        raise TypeError(
+            f"{shorten(repr(phrase))} is not a phrase: give a string, or (string, occurrence counted from 0)."
+        )
     return find_phrase(caption, text, occurrence)
 
 
 def _check_list(what: str, values: Any, where: str) -> Sequence[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-        raise TypeError(f"{what} of {where} is {values!r}: give a list.")
+        raise TypeError(f"{what} of {where} is {shorten(repr(values))}: give a list.")
     if len(values) == 0:
         raise ValueError(f"{what} of {where} is empty: leave it out, and the noun phrases of the caption are used.")
     return values

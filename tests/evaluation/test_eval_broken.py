@@ -8,6 +8,9 @@ import pytest
 from eval_cases import NAMES, SIZES, evaluate
 from PIL import Image
 
+from glip_hf.evaluation import CocoEvaluator
+from glip_hf.evaluation.files import read_annotations
+
 
 @pytest.fixture
 def data(image_folder, tmp_path):
@@ -29,6 +32,21 @@ def run(data, model, processor, tmp_path, capsys, monkeypatch):
         return code, json.loads((output / "metrics.json").read_text()) if code == 0 else None, said.out, said.err
 
     return start
+
+
+@pytest.fixture
+def change(data):
+    """Rewrites the annotations: `change(images=..., annotations=..., categories=...)`, from entry to entry."""
+
+    def rewrite(**changes):
+        path = data / "annotations.json"
+        document = json.loads(path.read_text())
+        for key, of_entry in changes.items():
+            document[key] = [entry | of_entry(entry) for entry in document[key]]
+        path.write_text(json.dumps(document))
+        return document
+
+    return rewrite
 
 
 def cut(path):
@@ -76,7 +94,7 @@ def test_a_finished_folder_says_so(run, data):
     document["annotations"][0]["bbox"][0] += 1
     (data / "annotations.json").write_text(json.dumps(document))
     code, _, _, error = run("--limit", "2")
-    assert code == 1 and "annotations: its content is another than before" in error and "--fresh" in error
+    assert code == 1 and "annotations" in error and "another content" in error and "--fresh" in error
     assert run("--limit", "2", "--fresh")[0] == 0
     Image.new("RGB", SIZES[0]).save(data / "0.png")
     code, _, _, error = run("--limit", "2")
@@ -86,6 +104,80 @@ def test_a_finished_folder_says_so(run, data):
 def test_figures_without_a_limit_have_no_minus_one(run, data):
     code, metrics, out, _ = run("--limit", "1", benchmark="lvis")
     assert code == 0 and "AR " in out and "@-1" not in out
+
+
+def metrics_alone(metrics):
+    return {name: value for name, value in metrics.items() if name not in ("run", "per_category_AP")}
+
+
+@pytest.mark.parametrize("benchmark", ["coco", "lvis"])
+def test_null_is_missing_and_numbers_may_be_text(run, change, benchmark):
+    """Null where a tool has nothing to say, and values as other tools spell them: the same figures."""
+    _, plain, _, _ = run(benchmark=benchmark)
+    nothing = {"width": None, "height": None, "coco_url": None, "flickr_url": None, "license": None}
+    nothing |= {"neg_category_ids": None, "not_exhaustive_category_ids": None}
+    change(
+        images=lambda _: nothing,
+        annotations=lambda box: (
+            {"iscrowd": None, "area": None, "segmentation": None, "id": 0}
+            | {"image_id": f"{box['image_id']}", "category_id": float(box["category_id"])}
+            | {"bbox": [str(number) for number in box["bbox"]]}
+        ),
+        categories=lambda _: {"supercategory": None, "frequency": None},
+    )
+    code, metrics, _, error = run("--fresh", benchmark=benchmark)
+    assert code == 0 and metrics_alone(metrics) == metrics_alone(plain)
+    assert metrics["run"]["annotations"]["kept"] == 5 and "left out" not in error
+
+
+BOXES = [{"bbox": []}, {"bbox": None}, {"bbox": [1, 2, 3, float("nan")]}, {"category_id": None}, {"image_id": "x"}]
+
+
+def test_one_damaged_box_is_left_out_and_counted(run, data, change):
+    whole = (data / "annotations.json").read_text()
+    for damage in BOXES:
+        (data / "annotations.json").write_text(whole)
+        change(annotations=lambda box, damage=damage: damage if box["image_id"] == 11 else {})
+        found = read_annotations(data / "annotations.json")
+        assert (found.tally.listed, found.tally.kept, sum(found.tally.dropped.values())) == (5, 4, 1)
+        assert len(found.boxes) == CocoEvaluator(found).objects_by_category().total() == 4
+    code, metrics, _, error = run()
+    assert code == 0 and "4 of 5 boxes are used; left out: 1 " in error and "annotation 2" in error
+    assert metrics["run"]["annotations"]["kept"] == 4
+
+
+def test_a_damaged_file_starts_nothing(run, change):
+    """Before a model is loaded: exit code 2, counts, the option that allows it."""
+    change(annotations=lambda box: {"bbox": None} if box["image_id"] > 11 else {})
+    code, _, _, error = run(can_load=False)
+    assert code == 2 and "2 of 5 boxes are used" in error and "--allow-damage 0.6" in error
+    assert run("--allow-damage", "0.6")[0] == 0
+    change(annotations=lambda box: {"bbox": [0.1, 0.2, 0.3, 0.4]})
+    code, _, _, error = run("--allow-damage", "1", can_load=False)
+    assert code == 2 and "0 of 5 boxes are used; left out: 5 normalised_box" in error
+
+
+def test_a_file_without_annotations_is_predicted_only(run, data, tmp_path):
+    """COCO's test-dev info file."""
+    document = json.loads((data / "annotations.json").read_text())
+    del document["annotations"]
+    (data / "annotations.json").write_text(json.dumps(document))
+    code, metrics, out, error = run()
+    assert code == 0 and "has no annotations: nothing is measured, only predicted" in error
+    assert list(metrics) == ["run"] and "AP" not in out
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in found} == {image["id"] for image in document["images"]}
+
+
+def test_what_scoring_cannot_take_is_told_before_the_model(run, monkeypatch):
+    """Whatever the backend dislikes: it is asked once before any image is read by a model."""
+
+    def refuse(self):
+        raise ValueError("no such metric")
+
+    monkeypatch.setattr(CocoEvaluator, "_accumulate", refuse)
+    code, _, _, error = run(can_load=False)
+    assert code == 1 and "no such metric" in error
 
 
 def test_ids_of_text_come_back(run, data, tmp_path):

@@ -135,9 +135,11 @@ def test_errors_name_the_value(change, message):
 
 def test_malformed_files(tmp_path):
     (tmp_path / "a.json").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="JSON object is needed"):
+    with pytest.raises(ValueError, match="unreadable JSON at character 0"):
         CocoEvaluator(tmp_path / "a.json")
-    with pytest.raises(ValueError, match="no annotations"):
+    with pytest.raises(ValueError, match="is not a JSON object"):
+        CocoEvaluator([1, 2])
+    with pytest.raises(ValueError, match="there are no 'categories'"):
         CocoEvaluator({"images": [], "categories": []})
     with pytest.raises(ValueError, match="the results: entry 0 has no bbox"):
         CocoEvaluator(TRUTH).load_results([{"image_id": 1, "category_id": 7, "score": 1}])

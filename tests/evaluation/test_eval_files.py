@@ -71,7 +71,7 @@ def score(tmp_path, capsys):
         ([BY_PICTURE | {"boxes": [[1, 2, 3]]}], "image 1: box [1, 2, 3]"),
         ([BY_PICTURE | {"scores": []}], "image 1: 1 boxes, 0 scores and 1 labels"),
         ([BY_PICTURE | {"boxes": None}], "image 1: box: None is not a list"),
-        ([BY_PICTURE | {"boxes": {"x": 1}}], "image 1: box: {'x': 1} is not a list"),
+        ([BY_PICTURE | {"boxes": {"x": 1}}], "image 1: box: an object with the keys ['x'] is not a list"),
         ([BY_PICTURE | {"scores": None}], "image 1: score: None is not a list"),
         ([BY_PICTURE | {"scores": ["0.9"]}], "image 1: score '0.9' is not a finite number"),
         ([BY_PICTURE | {"labels": None}], "image 1: labels None are not a list of category ids"),
@@ -90,18 +90,21 @@ def test_results_that_are_none(score, benchmark, entries, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [{"file_name": "a.jpg"}]}, "images: entry 0 has no id"),
-        ({"images": {"id": 1}}, "images: a JSON list is needed, this is a dict"),
-        ({"images": TRUTH["images"] + TRUTH["images"][:1]}, "id 1 stands for 2 images"),
-        ({"categories": TRUTH["categories"] * 2}, "id 7 stands for 2 categories"),
-        ({"categories": [{"id": 7}]}, "categories: entry 0 has no name"),
-        ({"annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}, "annotations: entry 0 has no category_id"),
-        ({"annotations": [TRUTH["annotations"][0] | {"bbox": [1, 2, 3, NAN]}]}, "bbox [1, 2, 3, nan]"),
+        ({"images": [{"file_name": "a.jpg"}]}, "0 of 1 boxes are used; left out: 1 malformed"),
+        ({"images": None}, "unknown_image"),
+        ({"categories": [{"id": 7}]}, "the category None with the id 7 has no name"),
+        ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "stands for 'cat' and for 'dog'"),
+        ({"categories": None}, "there are no 'categories'"),
+        ({"annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}, "annotation number 0 of image 1: no category_id"),
+        ({"annotations": [TRUTH["annotations"][0] | {"bbox": [1, 2, 3, NAN]}]}, "1 nan_box"),
+        ({"annotations": [TRUTH["annotations"][0] | {"bbox": [0.1, 0.2, 0.3, 0.4]}]}, "1 normalised_box"),
+        ({"annotations": [TRUTH["annotations"][0] | {"iscrowd": 1}]}, "0 of 1 boxes are used; left out: 1 crowd"),
     ],
 )
 def test_annotations_that_are_none(score, benchmark, change, message):
+    """Nothing is scored against a file without a usable box."""
     code, _, error = score(benchmark, [FOUND], TRUTH | change)
-    assert code == 1 and message in error and error.count("\n") == 1
+    assert code == (1 if "categories" in change else 2) and message in error and error.count("\n") == 1
 
 
 def with_ids(first, second, cat, dog):
@@ -169,7 +172,7 @@ def test_boxes_of_what_is_not_listed_are_left_out(score, benchmark, change):
     boxes = [*TRUTH["annotations"], TRUTH["annotations"][0] | change]
     code, metrics, error = score(benchmark, [FOUND], TRUTH | {"annotations": boxes})
     assert code == 0 and metrics["AP"] == pytest.approx(1)
-    assert "1 of 2 annotations are left out" in error and str(*change.values()) in error
+    assert "1 of 2 boxes are used; left out: 1 unknown_" in error and str(*change.values()) in error
 
 
 def test_first_images_only(score, tmp_path):

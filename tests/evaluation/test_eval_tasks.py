@@ -87,7 +87,7 @@ def test_turned_photos_are_in_the_frame_of_the_annotations(tmp_path):
 
 
 def test_no_categories(tmp_path):
-    with pytest.raises(ValueError, match="no categories"):
+    with pytest.raises(ValueError, match="there are no 'categories'"):
         detection_task("coco", {"images": [], "categories": []}, tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_odinw_errors(odinw, tmp_path):
         ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': entry 0 is not a JSON object but 'a'"),
         ({"CAPTION_PROMPT": str([{"prefix": "a"}] * 2)}, "CAPTION_PROMPT: entry 0 has no name, suffix"),
         ({"CAPTION_PROMPT": str(PROMPT[:1])}, "1 caption prompts for 2 categories"),
-        ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "categories: entry 0 has no name"),
+        ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "the category None with the id 3 has no name"),
         ({"TEST": []}, "no split 'test'"),
     ],
 )

@@ -24,16 +24,20 @@ from ..evaluation.run import (
     load_predictions,
     predict,
     provenance,
+    require_boxes,
     require_images,
     score,
+    write_json,
+    write_predictions,
 )
-from ..evaluation.tasks import OdinwSet, Task, detection_task, flickr_task, odinw_sets, sentence_keys
+from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
 from ..runs import file_digest
 from .common import load_model
 
 CHUNKS = {"lvis": 40}
 """Class names per caption in the published protocols; elsewhere as many as fit."""
+
 
 DETECTIONS = {"lvis": 300}
 """Detections that are kept, elsewhere 100."""
@@ -53,12 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
         result = _score_only(arguments, output)
     else:
         whole = _task(arguments)
+        require_boxes([whole], arguments.allow_damage)
         task = whole.limited(arguments.limit)
         require_images([task], output)
         (task,), broken = leave_out_broken([task], arguments.on_broken)
         evaluator = partial(_evaluator, arguments, whole)
         evaluator(task).rehearse()
-        result = _evaluate(arguments, _engine(arguments), task, evaluator, output, _inputs(arguments), broken)
+        result = _evaluate(arguments, _engine(arguments), task, evaluator, output, broken)
     if is_main:
         for name, value in result.metrics.items():
             name = metric_name(name)
@@ -82,10 +87,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    images = arguments.images or "."
+    images, outside = arguments.images, arguments.allow_outside
     if arguments.benchmark == "flickr":
-        return flickr_task(arguments.annotations, images, _subset(arguments), arguments.allow_outside)
-    return detection_task(arguments.benchmark, arguments.annotations, images, allow_outside=arguments.allow_outside)
+        return flickr_task(arguments.annotations, images or ".", _subset(arguments), outside)
+    return detection_task(arguments.benchmark, arguments.annotations, images, allow_outside=outside)
 
 
 def _subset(arguments: argparse.Namespace) -> str:
@@ -95,18 +100,17 @@ def _subset(arguments: argparse.Namespace) -> str:
 
 
 def _evaluator(arguments: argparse.Namespace, whole: Task | None, task: Task | None) -> Evaluator:
-    """The benchmark's evaluator, for the images of the task (None: for all of the annotations).
+    """The benchmark's evaluator for the images of the task, a part of the `whole` one.
 
-    Args:
-        whole: the task with all images.
+    Without tasks all sentences of Flickr30k Entities count.
     """
-    ids = None if task is None else [image.image_id for image in task.images]
-    if arguments.benchmark == "lvis":
-        return LvisEvaluator(arguments.annotations, ids, fixed=not arguments.standard)
-    if arguments.benchmark == "coco":
-        return CocoEvaluator(arguments.annotations, ids)
-    some = task and (arguments.limit or len(task.images) < len(whole.images))
-    sentences = sentence_keys(task.images) if some else None
+    if arguments.benchmark != "flickr":
+        ids = [image.image_id for image in task.images]
+        if arguments.benchmark == "lvis":
+            return LvisEvaluator(task.annotations, ids, fixed=not arguments.standard)
+        return CocoEvaluator(task.annotations, ids)
+    is_part = task and (arguments.limit or len(task.images) < len(whole.images))
+    sentences = sentence_keys(task.images) if is_part else None
     evaluator = FlickrEvaluator(_entities(arguments), _subset(arguments), arguments.protocol, sentences=sentences)
     if task is not None:
         asked = {(image.image_id, one.number): len(one.spans) for image in task.images for one in image.sentences}
@@ -150,12 +154,13 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     return GroundingEngine(model, processor, options)
 
 
-def _inputs(arguments: argparse.Namespace) -> dict[str, str]:
-    """Digests of the annotations."""
-    path = Path(arguments.annotations)
-    inputs = {} if path.is_dir() else {"annotations": file_digest(path)}
+def _inputs(arguments: argparse.Namespace, task: Task) -> dict[str, list[str]]:
+    """Names and digests of the annotations."""
+    path = Path(arguments.annotations if task.annotations is None else task.annotations.name)
+    inputs = {} if path.is_dir() else {"annotations": [path.name, file_digest(path)]}
     if arguments.benchmark == "flickr":
-        inputs["entities"] = folder_digest(_entities(arguments), _subset(arguments))
+        folder = _entities(arguments)
+        inputs["entities"] = [folder.name, folder_digest(folder, _subset(arguments))]
     return inputs
 
 
@@ -165,7 +170,6 @@ def _evaluate(
     task: Task,
     make_evaluator: Callable[[Task], Evaluator],
     output: Path,
-    inputs: Mapping[str, str],
     broken: Mapping[str, str],
 ) -> Result:
     """Predict, score, and (in process 0) write everything.
@@ -175,26 +179,36 @@ def _evaluate(
     """
     begin = time.monotonic()
     settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
+    inputs = _inputs(arguments, task)
     store = predict(engine, task, output, settings, arguments.fresh, inputs, arguments.on_broken)
     seconds = time.monotonic() - begin
     task = replace(task, images=[image for image in task.images if image.path not in store.broken])
     evaluator = make_evaluator(task)
     metrics = score(evaluator, store, task)
+    is_measured = task.annotations is None or task.annotations.tally.listed > 0
     info = provenance(engine.model, arguments.model, engine.options)
     info |= {"benchmark": arguments.benchmark, "pictures": len(task.images), "seconds": round(seconds, 1)}
     skipped = {**broken, **store.broken}
     info |= {"skipped": len(skipped), "skipped_images": skipped}
-    result = Result(metrics, info)
-    if distributed.world()[0] == 0:
+    info |= {} if task.annotations is None else {"annotations": task.annotations.tally.to_dict()}
+    result = Result(metrics if is_measured else {}, info)
+    if distributed.world()[0] > 0:
+        return result
+    if is_measured:
         write_report(output, result, evaluator, task, arguments.gallery)
+    else:
+        write_json(output / "metrics.json", {"run": info})
+        write_predictions(output / "predictions.json", evaluator)
     return result
 
 
 def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
     """Metrics of a result file; with --images also the gallery, with --limit for the first images."""
-    wanted = arguments.limit or arguments.images
+    wanted = arguments.limit or arguments.images or arguments.benchmark != "flickr"
     whole = _task(arguments) if wanted else None
     task = whole.limited(arguments.limit) if wanted else None
+    if task is not None:
+        require_boxes([task], arguments.allow_damage)
     evaluator = _evaluator(arguments, whole, task)
     shown = task if arguments.images else None
     return _score_file(arguments, evaluator, Path(arguments.score_only), output, shown)
@@ -210,39 +224,35 @@ def _score_file(
     return result
 
 
-def _set_evaluator(one: OdinwSet, task: Task) -> CocoEvaluator:
-    return CocoEvaluator(one.annotations, [image.image_id for image in task.images])
-
-
 def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
     """Each data set in a subfolder of its own, and the mean in the output folder."""
-    sets: list[OdinwSet] = odinw_sets(
+    sets = odinw_sets(
         arguments.config, arguments.data_root, arguments.prompts, arguments.split, arguments.allow_outside
     )
-    sets = [replace(one, task=one.task.limited(arguments.limit)) for one in sets]
-    engine, broken = None, {}
+    tasks = [one.task.limited(arguments.limit) for one in sets]
+    require_boxes(tasks, arguments.allow_damage, needed=True)
+    evaluator, engine, broken = partial(_evaluator, arguments, None), None, {}
     if not arguments.score_only:  # all sets are looked at before the first is computed
-        require_images([one.task for one in sets], output)
-        tasks, broken = leave_out_broken([one.task for one in sets], arguments.on_broken)
-        sets = [replace(one, task=task) for one, task in zip(sets, tasks)]
-        for one in sets:
-            _set_evaluator(one, one.task).rehearse()
+        require_images(tasks, output)
+        tasks, broken = leave_out_broken(tasks, arguments.on_broken)
+        for task in tasks:
+            evaluator(task).rehearse()
         engine = _engine(arguments)
     metrics, info = {}, {}
-    for one in sets:
-        name, evaluator = one.task.name, partial(_set_evaluator, one)
+    for task in tasks:
+        name = task.name
         if engine is None:
-            path, shown = Path(arguments.score_only) / name / "predictions.json", not one.task.missing_images()
-            result = _score_file(arguments, evaluator(one.task), path, output / name, one.task if shown else None)
+            path, shown = Path(arguments.score_only) / name / "predictions.json", not task.missing_images()
+            result = _score_file(arguments, evaluator(task), path, output / name, task if shown else None)
         else:
-            inputs = {"annotations": file_digest(one.file)}
-            result = _evaluate(arguments, engine, one.task, evaluator, output / name, inputs, {})
+            result = _evaluate(arguments, engine, task, evaluator, output / name, {})
             broken |= result.info["skipped_images"]
         metrics[name], info = result.metrics, result.info
-    info["pictures"] = sum(len(one.task.images) for one in sets)
+    info["pictures"] = sum(len(task.images) for task in tasks)
     info |= {"skipped": len(broken), "skipped_images": broken}
-    info.pop("seconds", None)
+    for of_one_set in ("seconds", "annotations"):
+        info.pop(of_one_set, None)
     result = Result(mean_metrics(metrics), info)
     if distributed.world()[0] == 0:
-        write_summary(output, result, "AP", metrics, {one.task.name: len(one.task.images) for one in sets})
+        write_summary(output, result, "AP", metrics, {task.name: len(task.images) for task in tasks})
     return result

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
     data("--data-root", metavar="DIR", default=".", help="odinw: folder that paths in task files are relative to")
     data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
+    share = {"type": fraction, "default": 0.5, "metavar": "SHARE"}
+    data("--allow-damage", help="of the boxes that may be damaged and are left out (%(default)s)", **share)
     data("--limit", type=positive, metavar="N", help="the first N images only")
 
     group = parser.add_argument_group("run")

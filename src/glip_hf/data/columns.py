@@ -63,6 +63,9 @@ ALLOWED_DAMAGE = 0.5
 class DamagedData(ValueError):
     """Too few boxes of a data set can be used; the message has the counts, examples and the remedy."""
 
+    exit_code = 2
+    """Of commands that it ends: the input is wrong, nothing was started."""
+
 
 @dataclass
 class Tally:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .._messages import quote
 from . import distributed
 from .files import check_records, numbers
 
@@ -227,7 +228,7 @@ class DetectionEvaluator(Evaluator):
                 return  # in the annotations, but left out of this evaluation
             raise ValueError(f"image {image_id!r} is not in the annotations: wrong file, or wrong ids?")
         if not isinstance(labels, list | tuple):
-            raise ValueError(f"image {image_id!r}: labels {labels!r:.100} are not a list of category ids.")
+            raise ValueError(f"image {image_id!r}: labels {quote(labels)} are not a list of category ids.")
         if not len(boxes) == len(scores) == len(labels):
             raise ValueError(f"image {image_id!r}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels.")
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
@@ -236,7 +237,7 @@ class DetectionEvaluator(Evaluator):
         unknown = [x for x in labels if not isinstance(x, Hashable) or isinstance(x, bool) or x not in known]
         if unknown:
             raise ValueError(
-                f"image {image_id!r}: category {unknown[0]!r:.100} is not in the annotations: labels are category ids, "
+                f"image {image_id!r}: category {quote(unknown[0])} is not in the annotations: labels are category ids, "
                 "not positions in the list of class names."
             )
         columns = np.array([known[label] for label in labels], dtype=np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._extras import require
 from .base import MISSING, DetectionEvaluator
-from .files import in_order, listed_boxes, read_annotations
+from .files import Annotations, read_annotations
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = {  # modules of `COCO` and of the evaluation, and the evaluation's class; the first that is installed is used
@@ -30,7 +30,7 @@ class CocoEvaluator(DetectionEvaluator):
     """COCO bbox evaluation.
 
     Args:
-        annotations: COCO file, or its content.
+        annotations: COCO file, its content, or what `read_annotations` gave.
         image_ids: evaluate these images alone; default all.
         backend: "faster_coco_eval" or "pycocotools"; default the first if it is installed.
         plus: added to the difference of two corners; 1 for boxes that include both, as GLIP's.
@@ -38,17 +38,14 @@ class CocoEvaluator(DetectionEvaluator):
 
     def __init__(
         self,
-        annotations: str | Path | Mapping[str, Any],
+        annotations: str | Path | Mapping[str, Any] | Annotations,
         image_ids: Iterable[int | str] | None = None,
         backend: str | None = None,
         plus: float = 1.0,
     ) -> None:
-        document = read_annotations(annotations, "images", "annotations", "categories")
-        categories = in_order(document["categories"])
-        self.names = [category["name"] for category in categories]
-        super().__init__(
-            [image["id"] for image in in_order(document["images"])], [one["id"] for one in categories], image_ids
-        )
+        found = read_annotations(annotations)
+        self.names = found.names
+        super().__init__(found.image_ids, found.category_ids, image_ids)
         self.plus = plus
         installed = (name for name in BACKENDS if importlib.util.find_spec(name))
         self.backend = backend or next(installed, "pycocotools")
@@ -61,11 +58,9 @@ class CocoEvaluator(DetectionEvaluator):
                 "id": number,
                 "image_id": self._rank[box["image_id"]] + 1,
                 "category_id": self._column[box["category_id"]] + 1,
-                "bbox": box["bbox"],
-                "area": box.get("area", box["bbox"][2] * box["bbox"][3]),
-                "iscrowd": box.get("iscrowd", 0),
+                **{name: box[name] for name in ("bbox", "area", "iscrowd")},
             }
-            for number, box in enumerate(listed_boxes(document), start=1)
+            for number, box in enumerate(found.boxes, start=1)
             if box["image_id"] in self._rank
         ]
         self._truth.dataset = {

@@ -2,20 +2,63 @@
 """Annotation and result files as users have them: errors name the position and the value of what is wrong."""
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FIELDS = {
-    "images": ("id",),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-"""Required keys of the records of each list of COCO-style annotations."""
+from .._messages import quote
+from ..data.columns import Tally
+from ..data.sources.coco import read_document
+from ..data.values import id_order
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A detection set without what is damaged: lists as `read_document` gives them, the images in order of their ids.
+
+    Attributes:
+        name: the file, for messages.
+        tally: what became of the boxes.
+    """
+
+    name: str
+    images: list[dict[str, Any]]
+    boxes: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    tally: Tally
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        return [image["id"] for image in self.images]
+
+    @property
+    def category_ids(self) -> list[int | str]:
+        return [category["id"] for category in self.categories]
+
+    @property
+    def names(self) -> list[str]:
+        return [category["name"] for category in self.categories]
+
+
+def read_annotations(
+    source: "str | Path | Mapping[str, Any] | Annotations",
+    categories: Sequence[Mapping[str, Any]] | None = None,
+    image_path: Callable[[Mapping[str, Any]], str] | None = None,
+) -> Annotations:
+    """COCO-style annotations, by the rules by which training reads them; see `read_document`.
+
+    Args:
+        source: a file, its content, or what this function gave.
+    """
+    if isinstance(source, Annotations):
+        return source
+    document, tally = read_document(source, categories, image_path)
+    images = sorted(document["images"], key=lambda image: id_order(image["id"]))
+    name = str(source) if isinstance(source, str | Path) else "the annotations"
+    return Annotations(name, images, document["annotations"], document["categories"], tally)
 
 
 def read_json(source: str | Path | Mapping[str, Any]) -> Any:
@@ -25,60 +68,8 @@ def read_json(source: str | Path | Mapping[str, Any]) -> Any:
     with open(source, encoding="utf-8-sig") as file:
         try:
             return json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{source} is not valid JSON: {error}") from None
-
-
-def read_annotations(source: str | Path | Mapping[str, Any], *needed: str) -> Mapping[str, Any]:
-    """COCO-style annotations.
-
-    Raises:
-        ValueError: if the file is not a JSON object, lacks one of the lists `needed`, or has a record there that lacks
-            one of `FIELDS`, a box that is not four finite numbers, or a duplicate id of an image or a category.
-    """
-    document = read_json(source)
-    name = str(source) if isinstance(source, str | Path) else "the annotations"
-    if not isinstance(document, Mapping):
-        raise ValueError(f"{name}: a JSON object is needed, with {', '.join(needed)}.")
-    if missing := [key for key in needed if key not in document]:
-        raise ValueError(f"{name} has no {' and no '.join(missing)}.")
-    for key in needed:
-        check_records(document[key], FIELDS[key], f"{name}, {key}")
-    if "annotations" in needed:
-        boxes = document["annotations"]
-        numbers([box["bbox"] for box in boxes], 4, f"{name}, annotations: bbox")
-    if "categories" in needed:
-        for category in document["categories"]:
-            if not isinstance(category["id"], int | np.integer | str):
-                raise ValueError(
-                    f"{name}: the id of category {category['name']!r}, {category['id']!r}, is not an integer."
-                )
-        for key in ("images", "categories"):
-            for record_id, count in Counter(record["id"] for record in document[key]).most_common(1):
-                if count > 1:
-                    raise ValueError(f"{name}: id {record_id!r} stands for {count} {key}; each needs its own.")
-    return document
-
-
-def listed_boxes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Annotations of images and categories that the file lists; a warning counts the others."""
-    images = {image["id"] for image in document["images"]}
-    categories = {category["id"] for category in document["categories"]}
-    boxes = document["annotations"]
-    kept = [box for box in boxes if box["image_id"] in images and box["category_id"] in categories]
-    if len(kept) < len(boxes):
-        first = next(box for box in boxes if box["image_id"] not in images or box["category_id"] not in categories)
-        warnings.warn(
-            f"{len(boxes) - len(kept)} of {len(boxes)} annotations are left out: the file does not list their image "
-            f"or category (the first: image {first['image_id']!r}, category {first['category_id']!r})",
-            stacklevel=3,
-        )
-    return kept
-
-
-def in_order(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Images or categories by ascending id, numbers before text."""
-    return sorted(records, key=lambda record: (isinstance(record["id"], str), record["id"]))
 
 
 def check_records(records: Any, needed: Sequence[str], what: str) -> None:
@@ -90,13 +81,13 @@ def check_records(records: Any, needed: Sequence[str], what: str) -> None:
         raise ValueError(f"{what}: a JSON list is needed, this is a {type(records).__name__}.")
     for index, record in enumerate(records):
         if not isinstance(record, Mapping):
-            raise ValueError(f"{what}: entry {index} is not a JSON object but {record!r:.60}.")
+            raise ValueError(f"{what}: entry {index} is not a JSON object but {quote(record)}.")
         if missing := [key for key in needed if key not in record]:
             raise ValueError(f"{what}: entry {index} has no {', '.join(missing)}.")
         for key in ("id", "image_id", "category_id"):
             if not isinstance(record.get(key), Hashable) or isinstance(record.get(key), bool):
                 raise ValueError(
-                    f"{what}: {key} {record[key]!r:.60} of entry {index} is neither a number nor a string."
+                    f"{what}: {key} {quote(record[key])} of entry {index} is neither a number nor a string."
                 )
 
 
@@ -107,7 +98,7 @@ def numbers(values: Sequence[Any] | np.ndarray, width: int | None, what: str) ->
         ValueError: naming the first value that is not a finite number; `what` says what the values are.
     """
     if not (values.ndim if hasattr(values, "ndim") else isinstance(values, list | tuple)):
-        raise ValueError(f"{what}: {values!r:.100} is not a list.")
+        raise ValueError(f"{what}: {quote(values)} is not a list.")
     values = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     shape = () if width is None else (width,)
     array = _numeric(values)
@@ -116,7 +107,7 @@ def numbers(values: Sequence[Any] | np.ndarray, width: int | None, what: str) ->
             one = _numeric(value)
             if one is None or one.shape != shape or not np.isfinite(one).all():
                 needed = "a finite number" if width is None else f"a list of {width} finite numbers"
-                raise ValueError(f"{what} {value!r:.80} is not {needed}.")
+                raise ValueError(f"{what} {quote(value)} is not {needed}.")
         array = np.zeros((0, *shape))
     return array
 
@@ -130,4 +121,4 @@ def _numeric(value: Any) -> np.ndarray | None:
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
 
 
-__all__ = ["check_records", "in_order", "listed_boxes", "numbers", "read_annotations", "read_json"]
+__all__ = ["Annotations", "check_records", "numbers", "read_annotations", "read_json"]

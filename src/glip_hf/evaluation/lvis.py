@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.values import Ids, read_id
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
-from .files import in_order, listed_boxes, read_annotations
+from .files import Annotations, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 FREQUENCIES = ("r", "c", "f")  # rare (1-10 training images), common (11-100), frequent
@@ -31,7 +32,7 @@ class LvisEvaluator(DetectionEvaluator):
     """LVIS v1 (or v0.5) bbox evaluation.
 
     Args:
-        annotations: LVIS file, or its content.
+        annotations: LVIS file, its content, or what `read_annotations` gave.
         image_ids: evaluate these images alone; default all.
         fixed: Fixed AP; False for the standard protocol.
         max_per_image: detections per image, -1 for all; default -1 (fixed) or 300 (standard).
@@ -42,41 +43,40 @@ class LvisEvaluator(DetectionEvaluator):
 
     def __init__(
         self,
-        annotations: str | Path | Mapping[str, Any],
+        annotations: str | Path | Mapping[str, Any] | Annotations,
         image_ids: Iterable[int | str] | None = None,
         fixed: bool = True,
         max_per_image: int | None = None,
         max_per_category: int | None = None,
     ) -> None:
-        document = read_annotations(annotations, "images", "annotations", "categories")
-        images = {image["id"]: image for image in in_order(document["images"])}
-        categories = in_order(document["categories"])
-        super().__init__(images, [category["id"] for category in categories], image_ids)
+        document = read_annotations(annotations)
+        super().__init__(document.image_ids, document.category_ids, image_ids)
         self.fixed = fixed
         default = (-1, FIXED_LIMIT) if fixed else (STANDARD_LIMIT, -1)
         self.max_per_image = default[0] if max_per_image is None else max_per_image
         self.max_per_category = default[1] if max_per_category is None else max_per_category
-        self.names = [category["name"] for category in categories]
-        self.frequencies = [category.get("frequency", "f") for category in categories]
+        self.names = document.names
+        self.frequencies = [category.get("frequency") or "f" for category in document.categories]
         self._held, self._prune_at = 0, PRUNE_FROM
 
-        column = self._column
-        boxes = [box for box in listed_boxes(document) if box["image_id"] in self._rank]
+        column, known = self._column, Ids(self.category_ids)
+        boxes = [box for box in document.boxes if box["image_id"] in self._rank]
         self._truth = {
             "image": np.array([self._rank[box["image_id"]] for box in boxes], dtype=np.int64),
             "category": np.array([column[box["category_id"]] for box in boxes], dtype=np.int64),
             "box": np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
-            "area": np.array([box.get("area", box["bbox"][2] * box["bbox"][3]) for box in boxes], np.float64),
-            "ignore": np.array([bool(box.get("ignore", 0)) for box in boxes], dtype=bool),
+            "area": np.array([box["area"] for box in boxes], dtype=np.float64),
+            "ignore": np.array([box["ignore"] for box in boxes], dtype=bool),
         }
-        shape = len(self.image_ids), len(categories)
+        shape = len(self.image_ids), len(self.category_ids)
         self._evaluated = np.zeros(shape, dtype=bool)  # [images, categories]
         self._evaluated[self._truth["image"], self._truth["category"]] = True
         self._partial = np.zeros(shape, dtype=bool)
-        for rank, image_id in enumerate(self.image_ids):
-            tables = {"neg_category_ids": self._evaluated, "not_exhaustive_category_ids": self._partial}
-            for key, table in tables.items():
-                table[rank, [column[c] for c in images[image_id].get(key, ()) if c in column]] = True
+        tables = {"neg_category_ids": self._evaluated, "not_exhaustive_category_ids": self._partial}
+        for image in document.images:
+            for key, table in tables.items() if image["id"] in self._rank else ():
+                ids = [known.find(read_id(one, f"{key} of image {image['id']!r}:")) for one in image.get(key) or ()]
+                table[self._rank[image["id"]], [place for place in ids if place >= 0]] = True
 
     # -- limits ------------------------------------------------------------------------------------
 

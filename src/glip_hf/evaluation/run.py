@@ -58,6 +58,16 @@ def require_images(tasks: Sequence[Task], output: str | Path) -> None:
         raise MissingImages(missing, sum(len(task.images) for task in tasks))
 
 
+def require_boxes(tasks: Sequence[Task], allow_damage: float, needed: bool = False) -> None:
+    """Refuse annotations with too much damage, and tell of less: see `data.columns.Tally.require_boxes`."""
+    for known in [task.annotations for task in tasks if task.annotations is not None]:
+        known.tally.require_boxes(known.name, allow_damage, needed)
+        if known.tally.dropped:
+            warnings.warn(f"{known.name}: {known.tally.describe()}", stacklevel=2)
+        if not known.tally.listed:
+            warnings.warn(f"{known.name} has no annotations: nothing is measured, only predicted", stacklevel=2)
+
+
 def leave_out_broken(tasks: Sequence[Task], on_broken: str) -> tuple[list[Task], dict[str, str]]:
     """Read the header of every image before a model is loaded.
 
@@ -120,7 +130,7 @@ def predict(
     output: str | Path,
     settings: Mapping[str, Any],
     fresh: bool = False,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     on_broken: str = "fail",
 ) -> PredictionStore:
     """Predictions for all images of a task, computed where an earlier run has not.
@@ -146,7 +156,7 @@ def predict(
     settings["size"] = dict(engine.options.size or engine.processor.image_processor.size)
     inputs = {**(inputs or {}), **fingerprints(engine)}
     if task.names:  # the order matters: chunks
-        inputs["class names"] = digest([task.names, task.category_ids])
+        inputs["class names"] = [f"{len(task.names)} names", digest([task.names, task.category_ids])]
     store = PredictionStore(output, settings, fresh, inputs)
     with closing(store):
         _compare_images(store, task)
@@ -201,24 +211,24 @@ def image_digest(image: TaskImage) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, the first half."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def fingerprints(engine: GroundingEngine) -> dict[str, str]:
-    """Digests of all that makes the engine's predictions: weights, configuration, processor, code."""
-    weights = hashlib.sha256()
-    for name, tensor in engine.model.state_dict().items():
+def fingerprints(engine: GroundingEngine) -> dict[str, list[str]]:
+    """Descriptions and digests of all that makes the engine's predictions: weights, configuration, processor, code."""
+    weights, state = hashlib.sha256(), engine.model.state_dict()
+    for name, tensor in state.items():
         weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config, processor, code = engine.model.config.to_dict(), engine.processor, hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         code.update(path.read_bytes())
     return {
-        "weights": weights.hexdigest()[:32],
-        "model configuration": digest({k: v for k, v in config.items() if k not in UNIMPORTANT}),
-        "processor": digest([processor.image_processor.to_dict(), processor.tokenizer.get_vocab()]),
-        "code of glip_hf": code.hexdigest()[:32],
+        "weights": [f"{len(state)} tensors", weights.hexdigest()],
+        "model": ["configuration", digest({k: v for k, v in config.items() if k not in UNIMPORTANT})],
+        "processor": ["configuration", digest([processor.image_processor.to_dict(), processor.tokenizer.get_vocab()])],
+        "glip_hf": ["source code", code.hexdigest()],
     }
 
 
@@ -330,6 +340,7 @@ __all__ = [
     "predict",
     "predictions",
     "provenance",
+    "require_boxes",
     "require_images",
     "score",
     "write_json",

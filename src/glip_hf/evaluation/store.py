@@ -45,7 +45,7 @@ class PredictionStore:
         output: str | Path,
         settings: Mapping[str, Any],
         fresh: bool = False,
-        inputs: Mapping[str, str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(output) / FOLDER
         self.rank, self.size = distributed.world()

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
+from .._messages import quote
 from ..data.images import URL_FIELDS, ImageFinder, MissingImages
 from ..data.records import ImageRef
 from ..data.sources.odinw import load_task
+from ..data.values import read_id
 from ..prompts_glip import NameInput, Span
-from .files import check_records, read_annotations
+from .files import Annotations, check_records, read_annotations, read_json
 from .flickr import boxed_phrases
 
 if TYPE_CHECKING:
@@ -63,12 +65,14 @@ class Task:
     Attributes:
         names: class names, in the order of captions; empty where images have sentences.
         category_ids: of each class name, which predictions carry as label.
+        annotations: what the metrics of a detection set come from.
     """
 
     name: str
     images: list[TaskImage]
     names: list[NameInput] = field(default_factory=list)
-    category_ids: list[int] = field(default_factory=list)
+    category_ids: list[int | str] = field(default_factory=list)
+    annotations: Annotations | None = None
 
     def limited(self, number: int | None) -> "Task":
         """The task of the first `number` images."""
@@ -87,7 +91,7 @@ def _task_image(
     try:
         path = finder.find(*names)
     except ValueError as error:
-        problem = f"image {image['id']!r:.100}: {error}"
+        problem = f"image {quote(image['id'])}: {error}"
     with suppress(TypeError, ValueError, OverflowError):  # they need not be there
         size = int(image.get("width")), int(image.get("height"))
     return TaskImage(image["id"], path, sentences, size, problem)
@@ -105,32 +109,33 @@ def source_task(source: "Source", classes: "Source | None" = None) -> Task:
 def detection_task(
     name: str,
     annotations: str | Path | Mapping[str, Any],
-    images: str | Path,
+    images: str | Path | None,
     prompts: Sequence[Mapping[str, str]] | None = None,
     allow_outside: bool = False,
+    categories: Sequence[Mapping[str, Any]] | None = None,
 ) -> Task:
     """COCO- and LVIS-style files: every category by ascending id, every image by ascending id.
 
     Args:
-        images: folder of the images, see `ImageFinder`; for LVIS the one that holds `train2017` and `val2017`.
+        images: folder of the images, see `ImageFinder`; for LVIS the one that holds `train2017` and `val2017`. None
+            where no image is looked at.
         prompts: caption prompts, one `{"prefix", "name", "suffix"}` per category, in the order of ids.
         allow_outside: read images outside the folder, too.
+        categories: to use in place of the file's.
 
     Raises:
         ValueError: for a file of another format, no categories, or a number of prompts that is not that of categories.
     """
-    document = read_annotations(annotations, "images", "categories")
-    categories = sorted(document["categories"], key=lambda category: category["id"])
-    if not categories:
-        raise ValueError(f"{annotations}: there are no categories to look for.")
-    if prompts is not None and len(prompts) != len(categories):
-        raise ValueError(f"{len(prompts)} caption prompts for {len(categories)} categories: one each is needed.")
-    finder = ImageFinder(images, allow_outside)
+    finder = None if images is None else ImageFinder(images, allow_outside)
     fields = ("coco_url", "file_name") if name == "lvis" else ("file_name", *URL_FIELDS)
-    entries = sorted(document["images"], key=lambda image: (str(type(image["id"])), image["id"]))
-    found = [_task_image(finder, image, map(image.get, fields)) for image in entries]
-    names = [category["name"] for category in categories] if prompts is None else list(prompts)
-    return Task(name, found, names, [category["id"] for category in categories])
+    known = read_annotations(annotations, categories, finder and (lambda image: finder.find(*map(image.get, fields))))
+    if prompts is not None and len(prompts) != len(known.names):
+        raise ValueError(f"{len(prompts)} caption prompts for {len(known.names)} categories: one each is needed.")
+    if finder is None:
+        found = [TaskImage(image_id, "") for image_id in known.image_ids]
+    else:
+        found = [_task_image(finder, image, map(image.get, fields)) for image in known.images]
+    return Task(name, found, known.names if prompts is None else list(prompts), known.category_ids, known)
 
 
 def flickr_task(
@@ -153,11 +158,12 @@ def flickr_task(
             sentences.setdefault(image_id, []).append(Sentence(number, text, spans))
             entries[image_id] = {"id": image_id, "file_name": f"{image_id}.jpg"}
     else:
-        records = read_annotations(annotations, "images")["images"]
+        document = read_json(annotations)
+        records = document.get("images") if isinstance(document, Mapping) else document
         needed = ("caption", "tokens_positive_eval", "file_name")
-        check_records(records, needed, "images (is it MDETR's format?)")
+        check_records(records, needed, f"{quote(annotations)}, images (is it MDETR's format?)")
         for record in records:
-            image_id = record.get("original_img_id", record["id"])
+            image_id = read_id(next(filter(None, map(record.get, ("original_img_id", "id"))), 0))
             entries[image_id] = {**record, "id": image_id}
             known = sentences.setdefault(image_id, [])
             if record["tokens_positive_eval"]:
@@ -185,19 +191,16 @@ def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
     except (TypeError, ValueError):
         pass
     raise ValueError(
-        f"sentence {number!r}, {caption!r:.80}: tokens_positive_eval {phrases!r:.80} is not, for each phrase, a list "
-        "of [begin, end) in the caption's characters."
+        f"sentence {quote(number)}, {quote(caption)}: tokens_positive_eval {quote(phrases)} is not, for each phrase, a "
+        "list of [begin, end) in the caption's characters."
     )
 
 
 @dataclass
 class OdinwSet:
-    """One data set of ODinW: its task, the annotations its metrics come from, their file, whether it has caption
-    prompts."""
+    """One data set of ODinW: its task, whether it has caption prompts."""
 
     task: Task
-    annotations: Mapping[str, Any]
-    file: Path
     prompted: bool = False
 
 
@@ -227,16 +230,15 @@ def odinw_set(
         raise ValueError(f"{path}: there is no split {split!r} in REGISTER; it has {', '.join(sorted(register))}.")
     entry = register[split]
     check_records([entry], ("ann_file", "img_dir"), f"{path}, REGISTER of {split!r}")
-    file = Path(root) / entry["ann_file"]
-    document = dict(read_annotations(file, "images", "annotations"))
-    if settings["OVERRIDE_CATEGORY"]:
-        document["categories"] = settings["OVERRIDE_CATEGORY"]
     own = settings["CAPTION_PROMPT"] if prompts == "glip" else None
     if own:
         check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
     images = Path(root) / entry["img_dir"]
-    task = detection_task(Path(path).stem, document, images, own or None, allow_outside)
-    return OdinwSet(task, document, file, bool(own))
+    categories = settings["OVERRIDE_CATEGORY"] or None
+    task = detection_task(
+        Path(path).stem, Path(root) / entry["ann_file"], images, own or None, allow_outside, categories
+    )
+    return OdinwSet(task, bool(own))
 
 
 def odinw_sets(

@@ -245,7 +245,7 @@ class Validation:
         self, data: TuningData, processor: GlipProcessor, batch_size: int = 4, on_broken: str = "skip"
     ) -> None:
         self.processor, self.options = processor, GroundingOptions(batch_size=batch_size, workers=1)
-        self.annotations = read_annotations(data.annotations, "images", "annotations", "categories")
+        self.annotations = read_annotations(data.annotations)
         # The class names of the training file in their order: a prompt table is valid for no other caption.
         self.source, self.task = data.validation, source_task(data.validation, classes=data.train)
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)

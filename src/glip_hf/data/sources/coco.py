@@ -254,7 +254,7 @@ def parse_coco(
         elif key == "categories":
             categories.append(entry)
         elif key == "images":
-            if _add_image(columns, entry, image_path, keep_keys) and accepted is not None:
+            if _add_image(columns, entry, image_path, keep_keys, accepted is None) and accepted is not None:
                 accepted[key].append(entry)
         else:
             added = columns.add_annotation(
@@ -276,6 +276,7 @@ def _add_image(
     entry: Mapping[str, Any],
     image_path: Callable[[Mapping[str, Any]], str] | None,
     keep_keys: Sequence[str],
+    needs_file: bool,
 ) -> bool:
     where, width, height = f"image {quote(entry.get('id'))}", entry.get("width"), entry.get("height")
     try:
@@ -285,8 +286,10 @@ def _add_image(
                 width, height = upright_size(image)
     except (OSError, TypeError, ValueError) as error:
         kinds = {RefusedImage: "refused_image", FileNotFoundError: "missing_image", UnreadableImage: "broken_image"}
-        columns.note(kinds.get(type(error), "malformed"), where, str(error))
-        return False
+        if needs_file:
+            columns.note(kinds.get(type(error), "malformed"), where, str(error))
+            return False
+        path = "-"
     extra = {key: entry[key] for key in keep_keys if entry.get(key) is not None}
     return columns.add_image(
         entry.get("id"),
@@ -311,7 +314,7 @@ def read_document(
     Args:
         source: the file, or its content.
         categories: to use in place of the file's.
-        image_path: see `CocoFile`; an image for which it raises is left out. Without one no image needs a file.
+        image_path: see `CocoFile`; where sizes are missing they are read from that file, if it can be read.
 
     Returns:
         `images` (all of their fields, `id` and `width`, `height` in one form, None where a size is missing),

@@ -1,6 +1,7 @@
 import json
 import re
 import stat
+import zipfile
 from collections import OrderedDict
 
 import pytest
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from glip_hf import GlipConfig, GlipForGrounding, GlipProcessor
 from glip_hf.conversion import (
+    CheckpointError,
     ConversionError,
     RecordError,
     VariantError,
@@ -161,7 +163,7 @@ def test_unusual_order_absent_buffers_and_dtypes_come_back(tmp_path):
     shuffled["rpn.head.bias0"] = shuffled["rpn.head.bias0"].double() / 3
     anchor = "rpn.anchor_generator.cell_anchors.0"
     shuffled[anchor] = shuffled[anchor].half()
-    shuffled["rpn.head.log_scale"] = torch.tensor([float("nan")])
+    shuffled["rpn.head.log_scale"] = torch.tensor([-0.0])
     record = convert(tmp_path, {"model": shuffled}).record
     assert record.dtype == "float32" and len(record.dtypes) == 3
     assert load_exactly(tmp_path / "out").dtype == torch.float64  # holds every one exactly
@@ -339,6 +341,37 @@ def test_integer_weights_are_refused(tmp_path):
     original["rpn.head.bias0"] = torch.tensor([1])
     with pytest.raises(ConversionError, match=r"rpn\.head\.bias0 torch\.int64"):
         convert(tmp_path, {"model": original})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    state = small_state()
+    key = next(key for key, tensor in state.items() if tensor.is_floating_point() and "cell_anchors" not in key)
+    state[key] = torch.full_like(state[key], float(value))
+    with pytest.raises(ConversionError, match=rf"1 of \d+ weights have NaN or infinite values \({re.escape(key)}\)"):
+        convert(tmp_path, {"model": state})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_zip_file_that_differs_from_its_checksums_is_refused(tmp_path, checksums):
+    """Files that were saved without checksums convert."""
+    source = tmp_path / "x.pth"
+    torch.serialization.set_crc32_options(checksums)
+    torch.save({"model": small_state()}, source)
+    torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(source) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    data = bytearray(source.read_bytes())
+    middle = largest.header_offset + 200 + largest.file_size // 2
+    data[middle : middle + 8] = 8 * b"\x01"
+    source.write_bytes(data)
+    options = {"config": small_config({"model": small_state()}), "tokenizer": VOCAB}
+    if checksums:
+        with pytest.raises(CheckpointError, match="differs from its checksum. Fetch the file again"):
+            convert_checkpoint(source, tmp_path / "out", **options)
+    else:
+        assert convert_checkpoint(source, tmp_path / "out", **options).directory.is_dir()
 
 
 def test_tokenizers(tmp_path, converted):

@@ -4,15 +4,18 @@ import builtins
 import functools
 import importlib
 import io
+import json
 import os
 import pickle
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import Calls, pickled, with_pickle
+from hostile import FULL, HUGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,8 +100,6 @@ def load(data: bytes):
     return RestrictedUnpickler(io.BytesIO(data)).load()
 
 
-HUGE = b"N" + 200 * b"2\x86"
-"""Opcodes of a pair that holds the same pair twice, and so on: 400 bytes, of which the text has 2^200 characters."""
 STORAGE, TEXT = b"X\x07\x00\x00\x00storage", b"X\x01\x00\x00\x00x"
 
 
@@ -191,3 +192,38 @@ def test_random_bytes_never_do_more_than_fail(data):
         load(b"\x80\x02" + data)
     except Exception as error:
         assert not isinstance(error, (SystemExit, KeyboardInterrupt))
+
+
+@pytest.mark.parametrize("name", [name for name in FULL if "within the limit" not in name and "deep" not in name])
+def test_time_and_memory_are_bounded(tmp_path, name):
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(with_pickle(tmp_path / "x.pth", b"\x80\x02" + FULL[name] + b"."))
+    assert len(str(error.value)) < 1000
+
+
+def test_pickles_change_containers_only():
+    """A list stands for what is no container of ours, such as a tensor."""
+    for opcodes in (b"]K\x00K\x01s", b"](K\x00K\x01u", b"]}b", b"c__builtin__\nlist\n}b", b"](K\x01\x90"):
+        with pytest.raises(UnsafePickleError, match="wants to change an object of class"):
+            load(b"\x80\x02" + opcodes + b".")
+
+
+@pytest.mark.slow
+def test_600_hostile_files(tmp_path):
+    """Read by another process as `glip info` does: nothing runs, no file takes 5 s of processor time or 2 GB."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), str(here.parents[1] / "src")])
+    result = subprocess.run(
+        [sys.executable, str(here / "hostile.py"), str(tmp_path), "600"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 0, (lines[-1], result.stderr[-2000:])
+    read = [line for line in lines if "seconds" in line]
+    assert len(read) >= 600
+    assert max(line["seconds"] for line in read) < 5 and read[-1]["megabytes"] < 2000
+    assert all(line["error"] is None or len(line["error"]) < 1000 for line in read)
+    assert not (tmp_path / "executed").exists()

@@ -4,6 +4,7 @@
 import hashlib
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .unpickling import Inert, UnsafePickleError, load_pickle
+from .unpickling import MAX_PICKLE_BYTES, Inert, UnsafePickleError, load_pickle
 
 WRAPPINGS = ("model", "state_dict")
 """Keys under which files keep the weights, in the order in which they are looked for."""
 EMA_WRAPPING = "model_ema"
 PREFIX = "module."
 """What multi-GPU training prepends to every key."""
+MAX_TENSORS, MAX_KEY = 20_000, 500
+"""Of GLIP-L there are 1,900, with names of at most 100 characters."""
 
 
 class CheckpointError(ValueError):
@@ -95,7 +98,7 @@ def _kind_of(path: Path) -> str:
         raise CheckpointError(f"{path} is empty (0 bytes): download it again.")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_PICKLE_BYTES:
         return "safetensors"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"<"):
@@ -121,10 +124,11 @@ def _read(path: Path) -> Any:
         if kind == "safetensors":
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}
-        # By torch's own reader, since `torch.load` runs what that one takes for TorchScript.
-        is_script = kind == "zip" and torch._C.PyTorchFileReader(os.fspath(path)).has_record("constants.pkl")
-        if not is_script:
-            return load_pickle(path, archive=kind == "zip")
+        if kind == "zip":
+            _check_archive(path)
+        return load_pickle(path, archive=kind == "zip")
+    except CheckpointError:
+        raise
     except UnsafePickleError as error:
         raise CheckpointError(f"{path} is refused: {error}") from error
     except Exception as error:  # a damaged file can go wrong in any way
@@ -132,7 +136,37 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is damaged, cut off or not a PyTorch checkpoint ({reason:.300}): fetch it again."
         ) from error
-    raise CheckpointError(f"{path} is a TorchScript program, not a state dict: export model.state_dict() instead.")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses TorchScript, which `torch.load` would run, and what is read whole and unpacks to more than it should."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    is_script = any(entry.filename.endswith("constants.pkl") for entry in entries)
+    if not is_script:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{path} is a compressed zip file, which PyTorch does not write: unpack it first.")
+        for entry in entries:
+            if "/data/" not in entry.filename and entry.file_size > MAX_PICKLE_BYTES:
+                raise CheckpointError(
+                    f"{path}: {entry.filename:.100} has {entry.file_size:,} bytes, a GLIP's less than a million; "
+                    "where it was made, save the weights alone: torch.save({'model': checkpoint['model']}, path)."
+                )
+        # By torch's own reader as well, since `torch.load` runs what that one takes for TorchScript.
+        is_script = torch._C.PyTorchFileReader(os.fspath(path)).has_record("constants.pkl")
+    if is_script:
+        raise CheckpointError(f"{path} is a TorchScript program, not a state dict: export model.state_dict() instead.")
+
+
+def verify_checksums(path: Path) -> None:
+    """Raise a CheckpointError if the contents of a zip file differ from their checksums. Other formats have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # All are 0 in files that were saved without.
+        damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged:.100} differs from its checksum. Fetch the file again.")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -159,11 +193,17 @@ def _unwrap(root: Any, path: Path, ema: bool) -> tuple[Mapping[str, Any], str | 
         raise CheckpointError(f"{where} is a pickled object ({kind}), not a dict of weights: save a state_dict().")
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError(f"{where} is not a dict of weights (or an empty one).")
-    wrong = [str(key) for key, value in state_dict.items() if not (isinstance(key, str) and _is_tensor(value))]
+    wrong = [
+        str(key)
+        for key, value in state_dict.items()
+        if not (isinstance(key, str) and len(key) <= MAX_KEY and _is_tensor(value))
+    ]
     if len(wrong) == len(state_dict):
         raise CheckpointError(f"{where} holds no weights; its keys are {shorten(wrong)}.")
     if wrong:
         raise CheckpointError(f"{where} holds entries that are not tensors: {shorten(wrong)}.")
+    if len(state_dict) > MAX_TENSORS:
+        raise CheckpointError(f"{where} holds {len(state_dict):,} tensors, but a GLIP has at most {MAX_TENSORS:,}.")
     beside = () if wrapping is None else tuple(name for name in names if name != wrapping)
     return state_dict, wrapping, beside
 
@@ -182,11 +222,11 @@ def _as_tensor(key: str, value: Any, path: Path) -> Tensor:
 
 
 def _class_of(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{type(value).__module__}.{type(value).__qualname__}"[:100]
 
 
 def shorten(names: Iterable[str], limit: int = 12) -> str:
     """The first names of a list, and how many there are."""
-    names = list(names)
+    names = [f"{name[:100]}..." if len(name) > 103 else name for name in names]
     shown = ", ".join(names[:limit]) or "none"
     return f"{shown}, ... ({len(names)} in all)" if len(names) > limit else shown

@@ -21,7 +21,7 @@ from ..configuration_glip import GlipConfig
 from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
-from .checkpoint import read_checkpoint, sha256_of
+from .checkpoint import read_checkpoint, sha256_of, shorten, verify_checksums
 from .model_card import build_model_card
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout
 from .restore import download, local_directory
@@ -66,8 +66,9 @@ def convert_checkpoint(
         max_shard_size: weights beyond this are split over several files.
 
     Raises:
-        CheckpointError, VariantError, WeightMapError: the source cannot be read, recognised or matched.
-        ConversionError: the output exists, the tokenizer does not fit, or an index buffer is wrong.
+        CheckpointError, VariantError, WeightMapError: the source cannot be read, recognised or matched, or differs from
+            its checksums.
+        ConversionError: the output exists, the tokenizer does not fit, an index buffer is wrong, or a weight is NaN.
     """
     output = Path(output).resolve()
     _check_output(output, force)
@@ -77,6 +78,13 @@ def convert_checkpoint(
     glip_config, family = build_config(tensors, config)
     altered = _altered_buffers(tensors, glip_config, checkpoint.is_ema)
     weights = {key: tensor for key, tensor in tensors.items() if not is_buffer(key)}
+    verify_checksums(checkpoint.path)
+    damaged = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise ConversionError(
+            f"{len(damaged)} of {len(weights)} weights have NaN or infinite values ({shorten(damaged)}): training "
+            "diverged or the file is damaged. Take an earlier checkpoint, or fetch the file again."
+        )
     integers = [f"{key} {tensor.dtype}" for key, tensor in weights.items() if not tensor.is_floating_point()]
     if integers:
         raise ConversionError(f"Weights that are not floating point: {', '.join(integers[:20])}.")

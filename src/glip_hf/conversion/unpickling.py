@@ -6,8 +6,12 @@ argparse.Namespace, numpy scalars) that `weights_only=True` refuses; here a pick
 file: tensors are rebuilt by PyTorch after a check of their bounds, instances of unknown classes become `Inert`
 containers. A *call* of anything that is not on the allow-list is refused, and so is the mention of a module that runs
 code.
+
+Time and memory are bounded too: by `MAX_PICKLE_BYTES`, by the size of the file for storages, and by what may be a key,
+since a few bytes can describe a tuple that takes forever to hash, compare or format.
 """
 
+import gc
 import os
 import pickle
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -20,6 +24,10 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
+MAX_PICKLE_BYTES = 2 << 20
+"""Largest pickle that is read, without the tensors it names; GLIP-L's with its optimizer has 0.6 MB. Each byte can
+make an object of 64, and takes a microsecond."""
+
 
 class UnsafePickleError(ValueError):
     """The pickle would execute code on loading; the message names the global it would call."""
@@ -30,13 +38,10 @@ class _InertType(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> NoReturn:
         raise UnsafePickleError(
-            f"The pickle wants to call {cls.__module__}.{cls.__qualname__} on loading. It was refused and nothing was "
-            "executed. If the file is yours, save its weights alone where it was made: "
+            f"The pickle wants to call {cls.__module__:.80}.{cls.__qualname__:.80} on loading. It was refused and "
+            "nothing was executed. If the file is yours, save its weights alone where it was made: "
             "torch.save({'model': checkpoint['model']}, path)."
         )
-
-    def __setattr__(cls, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"The pickle wants to change the class {cls.__module__}.{cls.__qualname__}.")
 
 
 class Inert(metaclass=_InertType):
@@ -51,15 +56,11 @@ class Inert(metaclass=_InertType):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
         instance = object.__new__(cls)
-        for name, value in (("items", {}), ("elements", list(args)), ("state", None)):
-            object.__setattr__(instance, name, value)
+        instance.items, instance.elements, instance.state = _Mapping(), list(args), None
         return instance
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"The pickle wants to set the attribute {name!r} of an inert object.")
-
     def __setstate__(self, state: Any) -> None:
-        object.__setattr__(self, "state", state)
+        self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items[key] = value
@@ -74,24 +75,34 @@ class Inert(metaclass=_InertType):
 
 
 class _Function:
-    """A callable of ours in place of the global that a pickle names; BUILD cannot alter it."""
-
-    __slots__ = ("_function",)
+    """A callable of ours in place of the global that a pickle names."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
+        self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"The pickle wants to set {name!r} of a function.")
+
+def _key(value: Any) -> Any:
+    """A key of a dictionary or an element of a set: text, a number, or a flat tuple of them."""
+    for part in value if type(value) is tuple and len(value) < 16 else (value,):
+        if type(part) not in (str, bytes, int, float, bool, type(None)) or (type(part) is int and abs(part) >= 1 << 60):
+            raise pickle.UnpicklingError("a key that is neither text nor a number")
+    return value
 
 
 class _Mapping(dict):
-    """Stands for OrderedDict and its kin; attributes such as `_metadata` are dropped."""
+    """Stands for dict, OrderedDict and its kin; attributes such as `_metadata` are dropped."""
 
     __slots__ = ()
+
+    def __init__(self, pairs: Any = ()) -> None:
+        for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+            self[key] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(_key(key), value)
 
     def __setstate__(self, state: Any) -> None:
         """Ignores the attributes."""
@@ -109,7 +120,11 @@ class _UntypedStorage(NamedTuple):
 def _tensor(rebuild: Callable[..., Tensor], storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
     """`torch._utils._rebuild_tensor(_v2, _v3)`, which trusts its arguments; v3 gives the dtype apart."""
     valid = isinstance(storage, TypedStorage) and isinstance(shape, tuple) and isinstance(stride, tuple)
-    if not valid or len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+    if (
+        not valid
+        or not len(shape) == len(stride) <= 64
+        or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
+    ):
         raise pickle.UnpicklingError("a tensor without a valid storage, offset, shape or stride")
     dtype = next((value for value in rest if isinstance(value, torch.dtype)), storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
@@ -120,7 +135,7 @@ def _tensor(rebuild: Callable[..., Tensor], storage: Any, offset: Any, shape: An
 
 def _with_attributes(function: Any, cls: Any, arguments: Any, state: Any) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor with Python attributes, which are dropped."""
-    if not isinstance(function, _Function):
+    if not isinstance(function, _Function) or getattr(function.function, "func", None) is not _tensor:
         raise pickle.UnpicklingError("a tensor of an unknown kind")
     return function(*arguments)
 
@@ -137,7 +152,9 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or not isinstance(encoding, str):
         raise pickle.UnpicklingError("bytes that are not encoded text")
     if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise UnsafePickleError(f"The pickle wants to call _codecs.encode with the codec {encoding!r}. It was refused.")
+        raise UnsafePickleError(
+            f"The pickle wants to call _codecs.encode with the codec {encoding[:20]!r}. It was refused."
+        )
     return text.encode(encoding)
 
 
@@ -150,14 +167,14 @@ def _collection(kind: type, *args: Any) -> Any:
     # An integer argument would allocate that many bytes.
     if len(args) > 1 or any(not isinstance(argument, list | tuple | set | bytes) for argument in args):
         raise pickle.UnpicklingError(f"{kind.__name__} of something other than a collection")
-    return kind(*args)
+    return kind(*args) if kind in (list, tuple, bytearray) else kind(map(_key, *args))
 
 
 def _stand_in(module: str, name: str) -> type:
     return _InertType(name, (Inert,), {"__module__": module, "__qualname__": name, "__slots__": ()})
 
 
-_COLLECTIONS = (set, frozenset, list, tuple, dict, bytearray)
+_COLLECTIONS = (set, frozenset, list, tuple, bytearray)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": partial(_tensor, torch._utils._rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": partial(_tensor, torch._utils._rebuild_tensor_v2),
@@ -169,6 +186,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "copyreg._reconstructor": lambda cls, *_: _new(cls),  # a plain class in pickle protocols 0 and 1
     "copyreg.__newobj__": _new,
     **{f"collections.{name}": _mapping for name in ("OrderedDict", "defaultdict", "Counter")},
+    "builtins.dict": _mapping,
     **{f"builtins.{kind.__name__}": partial(_collection, kind) for kind in _COLLECTIONS},
     "builtins.complex": complex,
 }
@@ -203,14 +221,103 @@ _CODE_MODULES = frozenset(
 """Modules that no checkpoint has a reason to name: refused when named, for a clearer message."""
 
 
+class _Bounded:
+    """A file of which at most `MAX_PICKLE_BYTES` are read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, MAX_PICKLE_BYTES
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise pickle.UnpicklingError(f"a pickle of more than {MAX_PICKLE_BYTES >> 20} MB (MAX_PICKLE_BYTES)")
+
+    def read(self, size: int) -> bytes:
+        self.take(size)
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(self._left + 1)
+        self.take(len(line))
+        return line
+
+
 class RestrictedUnpickler(pickle._Unpickler):
     """Unpickles with the allow-list above.
 
     In Python, since that in C asks for as much memory as the largest number that a file gives to an object.
     """
 
+    largest_storage = 1 << 62
+    """In bytes; that of a file is no larger than the file."""
+    dispatch = pickle._Unpickler.dispatch.copy()
+    for _opcode in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.NEWOBJ_EX):
+        del dispatch[_opcode[0]]  # the first allocates what it is told; of later protocols than that of `torch.save`
+
     def __init__(self, file: BinaryIO, **_: Any) -> None:
-        super().__init__(file, encoding="latin1")
+        self._bounded = _Bounded(file)
+        super().__init__(self._bounded, encoding="latin1")
+
+    def _changed(self) -> Any:
+        """The object on the stack that an opcode changes: a container of ours, neither a tensor nor a class."""
+        if not isinstance(self.stack[-1], Inert | _Mapping):
+            kind = type(self.stack[-1]).__name__
+            raise UnsafePickleError(f"The pickle wants to change an object of class {kind:.80}. It was refused.")
+        return self.stack[-1]
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        self._changed().__setstate__(state)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._changed()[key] = value
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._changed()[key] = value
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1] if isinstance(self.stack[-1], set) else self._changed()
+        for item in items:
+            target.add(_key(item))
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_Mapping(zip(items[::2], items[1::2], strict=True)))
+
+    def _charge(self, args: tuple[Any, ...]) -> None:
+        """Count what a call may copy as if it stood in the file, which may name one long list a million times."""
+        sized = (
+            arg for arg in args if isinstance(arg, str | bytes | bytearray | list | tuple | dict | set | frozenset)
+        )
+        self._bounded.take(len(args) + sum(map(len, sized)))
+
+    def _instantiate(self, cls: Any, args: tuple[Any, ...]) -> None:
+        self._charge(args)
+        super()._instantiate(cls, args)
+
+    def _reduce(self) -> None:
+        self._charge(self.stack[-1])
+        self.load_reduce()
+
+    def _new_object(self) -> None:
+        self._charge(self.stack[-1])
+        self.load_newobj()
+
+    dispatch |= {
+        pickle.REDUCE[0]: _reduce,
+        pickle.NEWOBJ[0]: _new_object,
+        pickle.BUILD[0]: _build,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.ADDITEMS[0]: _add_items,
+        pickle.DICT[0]: _dict,
+        pickle.EMPTY_DICT[0]: lambda self: self.append(_Mapping()),
+        pickle.FROZENSET[0]: lambda self: self.append(frozenset(map(_key, self.pop_mark()))),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         # Protocols 0 to 2 use the names of Python 2, as the standard unpickler knows them too.
@@ -227,21 +334,25 @@ class RestrictedUnpickler(pickle._Unpickler):
             return _Function(lambda *args: stand_in.__new__(stand_in, *args))
         if path not in _PLAIN_TYPES and (module.split(".")[0] in _CODE_MODULES or module in _CODE_MODULES):
             raise UnsafePickleError(
-                f"The pickle names {path}, which could execute code on loading. It was refused and nothing was "
+                f"The pickle names {path:.100}, which could execute code on loading. It was refused and nothing was "
                 "executed."
             )
         return _stand_in(module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """`torch.load` sets `persistent_load`, which trusts its argument: it is checked first."""
-        super().__setattr__(name, partial(_checked_load, value) if name == "persistent_load" else value)
+        if name == "persistent_load":
+            value = partial(_checked_load, value, self.largest_storage)
+        super().__setattr__(name, value)
 
 
-def _checked_load(load: Callable[[Any], Any], pid: Any) -> Any:
+def _checked_load(load: Callable[[Any], Any], largest: int, pid: Any) -> Any:
     """A storage: ('storage', type, key, location, number of elements) and, in legacy files, a view, which is None."""
     known = isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[5:] in ((), (None,))
     if not known or not isinstance(pid[2], str) or not isinstance(pid[3], str) or type(pid[4]) is not int or pid[4] < 0:
         raise pickle.UnpicklingError("an unknown persistent id: not a storage, or a view of one (PyTorch before 0.4)")
+    if pid[4] > largest:
+        raise pickle.UnpicklingError("a storage larger than the file")
     return load(pid)
 
 
@@ -255,9 +366,6 @@ def _load_header(file: BinaryIO, **_: Any) -> Any:
     raise pickle.UnpicklingError("a pickle, but not one that torch.save wrote")
 
 
-_PICKLE_MODULE = SimpleNamespace(__name__=__name__, Unpickler=RestrictedUnpickler, load=_load_header)
-
-
 def load_pickle(path: str | os.PathLike[str], archive: bool) -> Any:
     """The object in a `.pth` file, on the CPU.
 
@@ -269,4 +377,13 @@ def load_pickle(path: str | os.PathLike[str], archive: bool) -> Any:
         UnsafePickleError: if the pickle would execute code.
         Exception: of any kind if the file is damaged or something else.
     """
-    return torch.load(os.fspath(path), "cpu", _PICKLE_MODULE, weights_only=False, mmap=archive)
+    size = os.path.getsize(path)
+    unpickler = type("Unpickler", (RestrictedUnpickler,), {"largest_storage": size})
+    module = SimpleNamespace(__name__=__name__, Unpickler=unpickler, load=_load_header)
+    collecting = gc.isenabled()
+    gc.disable()  # a pickle makes no garbage, and to look for it among many objects takes longer than to make them
+    try:
+        return torch.load(os.fspath(path), "cpu", module, weights_only=False, mmap=archive)
+    finally:
+        if collecting:
+            gc.enable()

@@ -33,22 +33,25 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Sub-configs appear as nested dicts. Anchors, being stored values, give `anchor_scale`.
 
     Raises:
-        VariantError: if a tensor that every GLIP has is missing; names it.
+        VariantError: if a tensor that every GLIP has is missing or has another number of dimensions; names it.
     """
 
-    def shape(key: str) -> tuple[int, ...]:
+    def shape(key: str, dimensions: int = 2) -> tuple[int, ...]:
         if key not in tensors:
             names = list(tensors)
             held = f"{len(names)} tensors, from {names[0]} to {names[-1]}" if names else "no tensors"
             raise VariantError(f"This is not a GLIP checkpoint: it has no tensor {key}. It has {held}.")
-        return tuple(tensors[key].shape)
+        sizes = tuple(tensors[key].shape)
+        if len(sizes) != dimensions or 0 in sizes:
+            raise VariantError(f"This is not a GLIP checkpoint: {key} is {list(sizes)}, not {dimensions}-dimensional.")
+        return sizes
 
     def number_of(template: str) -> int:
         return next(number for number in count() if template.format(number) not in tensors)
 
     swin, bert, head = "backbone.body", "language_backbone.body.model", "rpn.head"
     fused = is_fused(tensors)
-    patches = shape(f"{swin}.patch_embed.proj.weight")
+    patches = shape(f"{swin}.patch_embed.proj.weight", 4)
     block = f"{swin}.layers.{{}}.blocks.{{}}"
     stages = max(1, number_of(f"{swin}.layers.{{}}.blocks.0.norm1.weight"))  # of none, the first is reported
     tables = [shape(f"{block.format(stage, 0)}.attn.relative_position_bias_table") for stage in range(stages)]
@@ -56,7 +59,7 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     mlp = shape(f"{block.format(0, 0)}.mlp.fc1.weight")
     slots, dyconv = (3, 2) if fused else (1, 0)
     towers = (f"{head}.dyhead_tower.{slots * number + dyconv}.offset.weight" for number in count())
-    channels = shape("backbone.fpn.fpn_inner2.weight")[0]
+    channels = shape("backbone.fpn.fpn_inner2.weight", 4)[0]
     relu = shape(f"{head}.dyhead_tower.{dyconv}.relu.fc.0.weight")
     logits, prompts = f"{head}.cls_logits.weight", "rpn.tunable_linear.weight"
     fields: dict[str, Any] = {
@@ -84,7 +87,7 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_blocks": next(number for number, key in enumerate(towers) if key not in tensors),
         "use_fusion": fused,
         "dynamic_relu_reduction": channels // max(relu[0], 1),
-        "num_class_channels": shape(logits)[0] if logits in tensors else 0,
+        "num_class_channels": shape(logits, 4)[0] if logits in tensors else 0,
         "prompt_table_length": shape(prompts)[0] if prompts in tensors else 0,
     }
     if fused:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -110,3 +111,20 @@ def test_real_outputs(output: str) -> None:
     command = f"{sys.executable} -m glip_hf.cli info src/glip_hf/assets/glip-scenes {output}"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
+
+
+def test_control_sequences_do_not_reach_the_terminal(capsys) -> None:
+    name = "cat\x1b]0;title\x07\x9b31m\r\u202edog\ud800"
+
+    def function() -> int:
+        print(name, json.dumps([name], ensure_ascii=False), "日本語\t|")
+        print("10%\r20%\x1b[A", file=sys.stderr)
+        sys.stderr.write("\n\x1b[A")  # as progress bars do
+        raise ValueError(f"no {name}")
+
+    assert run_program("it", function) == 1
+    out, err = capsys.readouterr()
+    escaped = r"cat\u001b]0;title\u0007\u009b31m\u000d\u202edog\ud800"
+    assert out.startswith(f"{escaped} [") and out.endswith("日本語\t|\n")
+    assert json.loads(out[len(escaped) : out.rindex("]") + 1]) == [name]
+    assert err.startswith("10%\r20%\\u001b[A\n\n\x1b[A") and r"it: no cat\u001b]0;title\u0007\u009b31m" in err

@@ -2,7 +2,16 @@
 """Values of files and users in messages: cut before they are formatted (a file may hold megabytes where a number
 belongs), on one line, and without control characters, which a terminal would obey."""
 
+import re
 from typing import Any
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys, that change the direction of what follows, or that are none."""
+
+
+def escape(text: str, keep: str = "") -> str:
+    """The text with control characters written as in JSON: `\\u001b`."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
 def quote(value: Any, limit: int = 80) -> str:
@@ -24,6 +33,5 @@ def shown(value: Any, limit: int = 100) -> str:
     """The same with text as it is, without quotation marks."""
     if not isinstance(value, str):
         return quote(value, limit)
-    text = value[: limit + 1]
-    text = text if text.isprintable() else text.encode("unicode_escape").decode()
+    text = escape(value[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -9,12 +9,29 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
+
+from ._messages import escape
 
 OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 SECONDARY = ("closed by peer", "reset by peer", "gloo/", "NCCL", "Broken pipe", "recvValue failed")
 """Parts of what PyTorch says in a process whose partner ended."""
+
+
+class _Escaping:
+    """A text stream that no control character reaches: text of files and users cannot command the terminal."""
+
+    def __init__(self, stream: TextIO, keep: str) -> None:
+        self._stream, self._keep = stream, keep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        is_move = not text.replace("\x1b[A", "").strip("\n")  # of progress bars, to the one above
+        self._stream.write(text if is_move else escape(text, self._keep))
+        return len(text)
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,6 +58,8 @@ def run_program(name: str, function: Callable[[], int | None], hint: str = "") -
         return FAILURE
     if isinstance(sys.stdout, io.TextIOWrapper):  # of a class name, not every terminal shows every character
         sys.stdout.reconfigure(errors="backslashreplace")
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Escaping(sys.stdout, "\n\t"), _Escaping(sys.stderr, "\n\t\r")
     try:
         with _terminable():
             code = function() or OK
@@ -60,6 +79,8 @@ def run_program(name: str, function: Callable[[], int | None], hint: str = "") -
             print(f"{name}: {message}", file=sys.stderr)
         _drop_output()
         return getattr(error, "exit_code", FAILURE)
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def explain(error: Exception) -> str | None:

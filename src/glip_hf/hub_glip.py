@@ -5,7 +5,9 @@ With `save_pretrained(directory, with_code=True)` the flat files (`*_glip.py`) a
 Auto classes load the directory with `trust_remote_code=True` where glip_hf is not installed.
 """
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,8 +48,8 @@ import torch
 from PIL import Image
 from {package} import {model}, {processor}
 
-model = {model}.from_pretrained("{name}"{trust}).eval()
-processor = {processor}.from_pretrained("{name}"{trust})
+model = {model}.from_pretrained({name}{trust}).eval()
+processor = {processor}.from_pretrained({name}{trust})
 
 image = Image.open("image.jpg")
 inputs = processor(images=image, text=["cat", "remote control"], return_tensors="pt")
@@ -57,6 +59,16 @@ found = processor.post_process_grounded_object_detection(outputs, inputs, thresh
 for name, score, box in zip(found["text_labels"], found["scores"], found["boxes"]):
     print(f"{{name}}: {{score:.2f}} at {{[round(v) for v in box.tolist()]}}")
 ```"""
+
+
+def code_span(text: Any) -> str:
+    """Text of a file or a user as code in a model card, which it ends neither alone nor in a table."""
+    clean = _one_line(text).replace("`", "'").replace("|", "\\|")
+    return f"`{clean}`"
+
+
+def _one_line(text: Any) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 def build_model_card(
@@ -85,9 +97,9 @@ def build_model_card(
         code["trust"] = ", trust_remote_code=True"
     parts = [
         f"---\n{ModelCardData(**fields).to_yaml()}\n---",
-        f"# {name}",
+        re.sub(r"([<\[`])", r"\\\1", f"# {_one_line(name)}"),
         _INTRODUCTION + (f" Architecture: {architecture}." if architecture else ""),
-        _SNIPPET.format(name=name, **code),
+        _SNIPPET.format(name=json.dumps(name), **code),
         *(f"## {heading}\n\n{text}" for heading, text in sections),
         _LIMITS,
     ]
@@ -207,7 +219,7 @@ class GlipModelHubMixin(GlipHubMixin):
         backbone, text = config.backbone_config, config.text_config
         rows = [("parameters", f"{self.num_parameters():,}"), ("dtype", str(self.dtype)[6:])]
         source = getattr(config, "_name_or_path", "")
-        if source.count("/") == 1 and not os.path.exists(source) and source != name:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not os.path.exists(source) and source != name:
             rows.append(("started from", f"[{source}](https://huggingface.co/{source})"))
         rows.append(("licence", "MIT; GLIP is by Microsoft (MIT)"))
         table = "\n".join(f"| {key} | {value} |" for key, value in rows)

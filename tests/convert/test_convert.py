@@ -107,6 +107,15 @@ def test_model_card_and_record(converted):
     assert (record["wrapping"], record["prefix"], record["keys"]) == ("model", "module.", None)
 
 
+def test_a_source_file_of_any_name_stays_in_its_cell():
+    from glip_hf.conversion.model_card import build_model_card
+    from glip_hf.conversion.record import ConversionRecord
+
+    record = ConversionRecord("a`b | c\n\n# Gone <img src=x>.pth", "0" * 64, 1, "model", "", "float32")
+    (row,) = (line for line in build_model_card(record, "x").text.splitlines() if line.startswith("| source file"))
+    assert row == "| source file | `a'b \\| c # Gone <img src=x>.pth` (1 bytes) |"
+
+
 def test_model_card_marks_published_results():
     from glip_hf.conversion.model_card import PUBLISHED, build_model_card
     from glip_hf.conversion.record import ConversionRecord

@@ -22,7 +22,7 @@ from glip_hf import GlipProcessor, compilation
 from glip_hf.cli.evaluate import _subset
 from glip_hf.evaluation import distributed
 from glip_hf.evaluation.plots import make_sets_plot
-from glip_hf.evaluation.report import write_summary
+from glip_hf.evaluation.report import _write_csv, write_summary
 from glip_hf.evaluation.run import Result
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -429,3 +429,12 @@ def test_other_pages_in_a_browser(flickr_case, look, tmp_path):
     write_summary(tmp_path / "odinw", Result({"AP": 0.375, "APs": 0.5}, info), "AP", sets, {name: 3, "a": 2})
     seen = look(tmp_path / "odinw")
     assert (seen["rows"], seen["before"], seen["after"]) == (2, name, "a")
+
+
+def test_cells_are_no_formulas_and_names_no_markup(tmp_path):
+    names = ["=1+1", "+1", "-1", "@x", "\t=1", "a=1", "$x$"]
+    _write_csv(tmp_path / "a.csv", [{"name": name, "AP": -1.0} for name in names])
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = [(row["name"], row["AP"]) for row in csv.DictReader(file)]
+    assert rows == [(name if name in ("a=1", "$x$") else f"'{name}", "-1.0") for name in names]
+    assert make_sets_plot({r"$\frac": {"AP": 0.5}, "$": {"AP": -1.0}}, 0.5).startswith(b"\x89PNG")

@@ -1,10 +1,12 @@
 """A finished run's card says what it is of, and what the Hub takes."""
 
+import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from glip_hf.hub_glip import build_model_card
 from glip_hf.training.card import write_card
 from glip_hf.training.recipe import load_recipe
 
@@ -40,3 +42,16 @@ def test_only_a_hub_id_is_the_base_model(start: str, tmp_path: Path, monkeypatch
     found = card(tmp_path, f"model.start_from={start}")
     assert found.data.to_dict().get("base_model") == (start if start == "user/glip-tiny" else None)
     assert f"from `{start}`" in found.text
+
+
+def test_names_do_not_end_what_they_stand_in(tmp_path: Path) -> None:
+    name = "a`|b\n# <script>"
+    text = card(tmp_path, f"data.sources=[{{format: coco, name: {json.dumps(name)}, annotations: x}}]").text
+    assert "- `a'\\|b # <script>`" in text and "\n# <script>" not in text
+    recipe = text[text.index("## Recipe") :]
+    assert recipe.count("`" * 8) == 2
+
+
+def test_titles_and_snippets_of_odd_directories() -> None:
+    text = build_model_card('x"]\n## [y](z) <b>').text
+    assert '# x"] ## \\[y](z) \\<b>' in text and r'from_pretrained("x\"]\n## [y](z) <b>")' in text

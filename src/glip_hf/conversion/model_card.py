@@ -21,7 +21,7 @@ checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
     """The model card of a converted checkpoint; `name` is its title, usually that of the directory or repository."""
-    source = f"weights `{record.wrapping}`" if record.wrapping else "bare state dict"
+    source = f"weights {hub_glip.code_span(record.wrapping)}" if record.wrapping else "bare state dict"
     tools = ", ".join(f"{tool} {version}" for tool, version in record.tools.items())
     buffers = (
         f"\n\n{len(record.altered_buffers)} index buffers of this moving average had drifted from "
@@ -32,8 +32,8 @@ def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
     provenance = f"""\
 | | |
 |---|---|
-| source file | `{record.source_name}` ({record.source_bytes:,} bytes) |
-| SHA-256 of the source | `{record.source_sha256}` |
+| source file | {hub_glip.code_span(record.source_name)} ({record.source_bytes:,} bytes) |
+| SHA-256 of the source | {hub_glip.code_span(record.source_sha256)} |
 | taken from it | {source}, {record.dtype} |
 | converted | {record.converted_at} with {tools} |
 | licence | MIT; GLIP is by Microsoft (MIT) |

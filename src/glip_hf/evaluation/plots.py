@@ -45,7 +45,7 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     order = sorted(sets, key=lambda name: sets[name]["AP"])
     values = [100 * max(sets[name]["AP"], 0) for name in order]
     figure, (axis,) = _figure(10, 1.2 + 0.28 * len(order))
-    names = [name if len(name) <= 34 else name[:33] + "…" for name in order]
+    names = [_label(name if len(name) <= 34 else name[:33] + "…") for name in order]
     drawn = axis.barh(names, values, color=COLORS[0], height=0.65)
     marks = [f"{100 * sets[name]['AP']:.1f}" if sets[name]["AP"] >= 0 else "none" for name in order]
     background = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the line of the mean out of the labels
@@ -56,6 +56,11 @@ def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
     axis.set_title("AP by data set", **TITLE)
     axis.legend(**LEGEND, loc="lower right", bbox_to_anchor=(1, 1))  # above the bars
     return _png(figure)
+
+
+def _label(name: str) -> str:
+    """A name that matplotlib does not take for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -150,7 +155,7 @@ def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
         heights = [100 * row[name] for row in rows]
         label = "any number" if name == "Upper_bound" else name.replace("Recall@", "first ")
         axis.bar(places, heights, width * 0.92, color=COLORS[index % len(COLORS)], label=label)
-    axis.set_xticks(range(len(rows)), [f"{row['name']}\n{row['phrases']}" for row in rows])
+    axis.set_xticks(range(len(rows)), [f"{_label(row['name'])}\n{row['phrases']}" for row in rows])
     axis.set(ylabel="recall, %", ylim=(0, 104))
     axis.grid(False, axis="x")
     axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", **TITLE)

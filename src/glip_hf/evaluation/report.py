@@ -94,7 +94,12 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         if rows:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A value that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _choose(items: list[GalleryItem], number: int) -> tuple[list[GalleryItem], list[GalleryItem]]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The model card of a finished run: data, steps, hardware, measured results."""
 
+import json
 import platform
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCardData
 
-from ..hub_glip import CARD_NAME, build_model_card
+from ..hub_glip import CARD_NAME, build_model_card, code_span
 from .recipe import Recipe, dump_recipe
 
 _NAMES = ("name", "annotations", "yaml_file", "task", "dataset", "format")
@@ -26,7 +27,7 @@ def _data(recipe: Recipe) -> str:
     for source in recipe.data.sources:
         name = next(source[key] for key in _NAMES if key in source)
         shares = [f", {key} {source[key]}" for key in ("copies", "weight", "shots", "split") if key in source]
-        lines.append(f"- `{name}`{''.join(shares)}")
+        lines.append(f"- {code_span(name)}{''.join(shares)}")
     return "\n".join(lines)
 
 
@@ -34,9 +35,9 @@ def _start(recipe: Recipe) -> str:
     """Where the weights come from, in words."""
     model = recipe.model
     if model.start_from:
-        return f"`{model.start_from}`"
+        return code_span(model.start_from)
     parts = {"backbone": model.backbone_weights, "text encoder": model.text_weights}
-    given = [f"{part} `{source}`" for part, source in parts.items() if source]
+    given = [f"{part} {code_span(source)}" for part, source in parts.items() if source]
     return " and ".join(given) + ", the rest random" if given else "random weights"
 
 
@@ -83,7 +84,8 @@ def write_card(
         weights = ", with the averaged weights" if measured_average else ""
         table = f"| metric | value |\n|---|---|\n{rows}"
         sections.append(("Measured results", f"At the end of the run{weights}:\n\n{table}"))
-    sections.append(("Recipe", f"```yaml\n{dump_recipe(recipe)}```"))
+    fence = "`" * 8  # longer than any in the recipe
+    sections.append(("Recipe", f"{fence}yaml\n{dump_recipe(recipe)}{fence}"))
     name = recipe.run.push_to_hub or directory.resolve().parent.name
     card = build_model_card(name, sections=sections, **_base_model(recipe))
     (directory / CARD_NAME).write_text(str(card), encoding="utf-8")
@@ -100,14 +102,14 @@ def write_table_card(
 {ModelCardData(**metadata).to_yaml()}
 ---
 
-# Prompt table for {base}
+# Prompt table for {code_span(base)}
 
 {parameters:,} parameters, added to the text features of the base model and trained for {steps} steps; the model itself
 is unchanged. Validation: {measured or "none"}.
 
 ```python
-model = GlipForGrounding.from_pretrained("{base}")
-model.load_prompt_table("{recipe.run.push_to_hub or directory}")
+model = GlipForGrounding.from_pretrained({json.dumps(base)})
+model.load_prompt_table({json.dumps(recipe.run.push_to_hub or str(directory))})
 ```
 
 It belongs to a caption of the class names it was trained with, in their order.

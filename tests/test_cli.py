@@ -314,3 +314,34 @@ def test_a_misspelt_model_is_told_at_once(folder, capsys) -> None:
     for model in ("more/glip", "glip", "/nowhere/glip"):
         assert main(["ground", "photo.jpg", "cat", "--model", model]) == 1
         assert f"{model}: no such directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["photo.jpg", "cat", "--json", "out.json"],
+        ["photo.jpg", "--json", "out.json", "cat"],
+        ["--json", "out.json", "photo.jpg", "cat"],
+        ["photo.jpg", "--names", "cat", "--json", "out.json"],
+    ],
+)
+def test_json_may_name_a_file(folder, model, capsys, arguments) -> None:
+    assert main(["ground", *arguments, "--model", model, *ANYTHING]) == 0
+    assert capsys.readouterr().out == "-> out.json\n"
+    document = json.loads((folder / "out.json").read_text())
+    assert document["names"] == ["cat"] and [photo["photo"] for photo in document["photos"]] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["photo.jpg", "cat", "out.json"], "to write JSON: --json out.json"),
+        (["photo.jpg", "cat", "--json", "none/out.json"], "there is no folder none"),
+        (["photo.jpg", "a.json", "b.json", "--json"], "a.json: neither an image nor a class name"),
+        (["--json", "out.json"], "no image"),
+    ],
+)
+def test_a_file_of_json_is_no_class_name(folder, capsys, arguments, message) -> None:
+    assert main(["ground", *arguments, "--model", "demo"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1

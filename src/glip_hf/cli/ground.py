@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from .._messages import shown
 from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
 from .common import (
     CliError,
@@ -61,13 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how token scores combine into the score of a class (%(default)s)",
     )
     add("--chunk-size", type=positive, metavar="N", help="class names per caption (default: as many as fit)")
-    add("--json", action="store_true", help="print one JSON document")
+    add("--json", action="store_true", help="print one JSON document; --json FILE.json writes it there")
     add_device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    json_file = take_json_file(arguments)
     paths, names, caption = read_words(arguments)
     targets = save_targets(arguments.save, paths)
+    from .._writing import replacing_text
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
 
@@ -110,8 +113,37 @@ def run(arguments: argparse.Namespace) -> int:
             tqdm.write(f"glip ground: {error}", file=sys.stderr)
     if arguments.json:
         asked = {"names": names} if caption is None else {"caption": caption, "phrases": text_labels}
-        print(json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False))
+        document = json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False)
+        if json_file is None:
+            print(document)
+        else:
+            with replacing_text(json_file) as file:
+                file.write(document + "\n")
+            print(f"-> {json_file}")
     return 1 if any("error" in record for record in records) else 0
+
+
+def take_json_file(arguments: argparse.Namespace) -> Path | None:
+    """The file that --json names, which argparse leaves among the words, and takes it out of them.
+
+    Raises:
+        UsageError: if a word names a file .json without --json, or its folder does not exist.
+    """
+    files = [word for word in arguments.words if word.lower().endswith(".json")]
+    if not files:
+        return None
+    if not arguments.json or len(files) > 1:
+        raise UsageError(
+            f"{shown(files[0])}: neither an image nor a class name; to write JSON: --json {shown(files[0])}"
+        )
+    arguments.words.remove(files[0])
+    if not Path(files[0]).parent.is_dir():
+        raise UsageError(
+            f"--json {shown(files[0])}: there is no folder {shown(str(Path(files[0]).parent))}; make it first"
+        )
+    if not arguments.words:
+        raise UsageError("no image: name images first, then class names or a caption")
+    return Path(files[0])
 
 
 def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | None, str | None]:

@@ -67,6 +67,8 @@ def test_nan_and_byte_order_mark(tmp_path):
         ('{"a": [1, 2] "b": 3}', 2),
         ('{"a": 1', 1),
         ('{"a" 1}', 0),
+        ('{"a": ' + "[" * 100_000, 0),
+        ('{"a": [5, ' + "1" * 5000 + "]}", 1),
     ],
 )
 def test_broken_files_name_place_and_keep_what_came_before(tmp_path, text, before):

@@ -269,7 +269,7 @@ class Columns:
         number = row + self.lost.total()
         try:
             image_id, category = read_id(image_id, "image_id"), read_id(category, "category_id")
-            box, crowd, flat = read_box(box), read_flag(crowd), read_spans(spans) if spans else ()
+            box, crowd, flat = read_box(box), read_flag(crowd), read_spans(spans)
             self.boxes.extend(box)
         except (ValueError, OverflowError) as error:
             del self.boxes[4 * row :]

@@ -104,5 +104,7 @@ class _Reader:
                 hopeless = error.pos < len(self.text) - 16 and not error.msg.startswith("Unterminated string")
                 if self.ended or hopeless:
                     raise self.fail(error.msg) from None
+            except (RecursionError, ValueError) as error:  # brackets in brackets, an integer of thousands of digits
+                raise self.fail(f"{error}"[:100]) from None
             # Doubling: an element larger than the window costs only a constant factor.
             self.more(max(CHUNK_CHARACTERS, len(self.text) - self.at))

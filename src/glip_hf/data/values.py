@@ -86,7 +86,7 @@ def read_flag(value: Any, what: str = "iscrowd") -> bool:
 
 def read_spans(value: Any) -> list[int]:
     """Spans `[[begin, end), ...]` of a caption as one flat list; flat ones are taken as pairs, None is no span."""
-    if value is None:
+    if value is None or value == () or value == []:
         return []
     try:
         flat = [number for pair in value for number in (pair if isinstance(pair, list | tuple) else (pair,))]

@@ -69,6 +69,12 @@ class CocoFile:
             raise ValueError(f"data_source {part!r:.100} has no folder; images= names {sorted(self.finders)}")
         return self.finders[part].find(*map(image.get, self.name_fields))
 
+    def number_categories(
+        self, found: Sequence[Mapping[str, Any]], columns: Columns
+    ) -> tuple[dict[int | str, int], dict[int, str], list[str]]:
+        """See the function: of the categories that were found in the file, or those to use instead."""
+        return number_categories(self.categories or found, self.path, None if self.categories else columns)
+
     def _is_current(self, info: Mapping[str, Any]) -> bool:
         """Whether the image folder still gives what a stored conversion found there."""
         path, existed = info["probe"]
@@ -111,7 +117,7 @@ class CocoFile:
                     more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
                     raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
             if not self.grounded:
-                labels, names, tally.notes = number_categories(self.categories or found, self.path, columns)
+                labels, names, tally.notes = self.number_categories(found, columns)
             writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
             ids = {label: category for category, label in (labels or {}).items()}
             missing = missing_files(columns.paths)[:1]
@@ -332,7 +338,7 @@ def read_document(
     accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
     entries = stream_json(source) if is_path else _members(source)
     found = parse_coco(entries, columns, image_path, (), accepted)
-    labels, names, tally.notes = number_categories(categories or found, name, columns)
+    labels, names, tally.notes = number_categories(categories or found, name, None if categories else columns)
     columns.finish(labels)
     tally.count(columns, thin=True)
     for note in tally.notes:
@@ -347,7 +353,7 @@ def read_document(
             "bbox": boxes[row].tolist(),
             "area": float(areas[row]),
             "iscrowd": int(columns.crowd[row]),
-            "ignore": int(bool(accepted["annotations"][row].get("ignore"))),
+            "ignore": int(bool(columns.crowd[row] or accepted["annotations"][row].get("ignore"))),
         }
         for number, row in enumerate(np.flatnonzero(columns.sound).tolist(), start=1)
     ]
@@ -369,7 +375,7 @@ BACKGROUND = ("__background__", "_background_", "background")
 
 
 def number_categories(
-    categories: Sequence[Mapping[str, Any]], file: str | Path, columns: Columns
+    categories: Sequence[Mapping[str, Any]], file: str | Path, columns: Columns | None
 ) -> tuple[dict[int | str, int], dict[int, str], list[str]]:
     """Category id -> 1..N in order of the ids, 1..N -> name, and a note for each category that is left out.
 
@@ -377,7 +383,7 @@ def number_categories(
     only the supercategory of others, which exporters write as the root of the list.
 
     Args:
-        columns: with the annotations.
+        columns: with the annotations; None numbers all categories, of a list that was chosen on purpose.
 
     Raises:
         ValueError: for entries without a valid id and name, and for ids with two names.
@@ -397,13 +403,14 @@ def number_categories(
         supercategories.setdefault(key, str(entry.get("supercategory") or "none"))
     if not listed:
         raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.")
+    annotated = columns.category_ids.values if columns is not None else list(listed)
     places, keys = Ids(listed), list(listed)
-    used = {keys[place] for value in columns.category_ids.values if (place := places.find(value)) >= 0}
+    used = {keys[place] for value in annotated if (place := places.find(value)) >= 0}
     parents, notes, known = Counter(supercategories.values()), [], []
     for key, name in listed.items():
         is_parent = parents[name] > (supercategories[key] == name)
         # Of a file without annotations it is not known which are used: there, only the root of all is left out.
-        is_root = is_parent and (len(columns.category_ids) or supercategories[key].lower() == "none")
+        is_root = is_parent and (annotated or supercategories[key].lower() == "none")
         if key not in used and (is_root or name.lower() in BACKGROUND[1:]):
             what = "the supercategory of others" if is_root else "the background"
             notes.append(f"category {quote(key)}, {quote(name)}, is left out: {what}, and no annotation has it.")

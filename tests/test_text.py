@@ -16,6 +16,7 @@ from transformers import BertTokenizer
 
 from glip_hf.cli import build_parser, main
 from glip_hf.cli.ground import read_words
+from glip_hf.data.sampling import DetectionCaptions
 from glip_hf.image_processing_pil_glip import GlipImageProcessorPil
 from glip_hf.noun_phrases_glip import TEXT_RULE, read_phrases
 from glip_hf.pipeline import GlipZeroShotObjectDetectionPipeline
@@ -197,11 +198,11 @@ def test_the_rule_is_shown(capsys):
             ["a cat. a remote control.", "a dog."],
             r"'a cat. a remote control.' \(and 1 more\) .*'a remote control'.*",
         ),
-        (1, ["a cat. a remote control."], r"\['a cat', 'a remote control'\]"),
+        (1, ["a cat. a remote control."], r"give each on its own: \['a cat', 'a remote control'\]"),
         (1, ["cat, dog"], r"\['cat', 'dog'\]"),
         (1, ["yellow cross,fish", "bird"], r"\['yellow cross', 'fish'\]"),
-        (2, [["cat. dog"], ["bird"]], r"text\[0\] is a list, so 'cat. dog' is .* one class name"),
-        (2, ["two cats on a pink sofa", "a dog"], r"for one in each image a list and phrases=\[None, \.\.\.\]"),
+        (2, [["cat. dog"], ["bird"]], r"text\[0\] is a list of class names, so 'cat. dog' is .* as one of them"),
+        (2, ["two cats on a pink sofa", "a dog"], r"class names for each, .* or captions with phrases=\[None, "),
         (1, ["cat", "traffic light."], r"'traffic light.' is"),
     ],
 )
@@ -223,6 +224,8 @@ def test_class_names_that_read_the_same_warn(processor, names, message):
     with pytest.warns(UserWarning, match=message):
         inputs = processor(text=names)
     assert inputs.text_labels == [names]
+    with pytest.warns(UserWarning, match=message):  # in training, before it starts
+        DetectionCaptions(dict(enumerate(names)), processor.tokenizer, "all")
 
 
 @pytest.mark.parametrize(

@@ -496,11 +496,11 @@ def _read_names(
     negative_names, max_length = options["negative_names"] or (), max_length or MAX_TEXT_LENGTH
     prompts = build_prompts(made, tokenizer, separator, negative_names, options["chunk_size"], max_length)
     names = [name if isinstance(name, str) else name["name"] for name in names]
-    _warn_of_equals(names, [name.full_text for name in made], tokenizer)
+    warn_of_equals(names, [name.full_text for name in made], tokenizer)
     return Query(prompts, names, is_list=True)
 
 
-def _warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) -> None:
+def warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) -> None:
     """Warn of class names whose texts are the same to the tokenizer, which ignores capitals, accents and spaces."""
     normalizer, groups = tokenizer.backend_tokenizer.normalizer, {}
     for name, text in zip(names, texts, strict=True):
@@ -514,8 +514,8 @@ def _warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) 
     if same:
         more = f" and {len(same) - 5} other groups" if len(same) > 5 else ""
         warnings.warn(
-            f"class names that read the same in the caption: {'; '.join(same[:5])}{more}. Each gets the same boxes and "
-            "scores: leave all but one out, or tell them apart in other words.",
+            f"class names that read the same in the caption: {'; '.join(same[:5])}{more}. The model cannot tell them "
+            "apart: leave all but one out, or use other words.",
             UserWarning,
             stacklevel=5,
         )
@@ -533,10 +533,11 @@ def _warn_of_lists(names: Sequence[NameInput], where: str, several: bool) -> Non
     if split:
         name, pieces = next(iter(split.items()))
         more = f" (and {len(split) - 1} more)" if len(split) > 1 else ""
+        hint = f"If it holds several, give each on its own: {shorten(repr(pieces))}. " if len(pieces) > 1 else ""
         warnings.warn(
-            f"{where} is a list, so {shorten(name)!r}{more} is looked for as one class name. For several class names "
-            f"give each on its own, {shorten(repr(pieces))}; for other class names in each image a list of lists, "
-            "[[...], [...]]; for a caption the text alone, or for one in each image a list and phrases=[None, ...].",
+            f"{where} is a list of class names, so {shorten(name)!r}{more} is looked for as one of them. {hint}"
+            "If each text belongs to one image, give class names for each, [[...], [...]], or captions with "
+            "phrases=[None, ...].",
             UserWarning,
             stacklevel=4,
         )

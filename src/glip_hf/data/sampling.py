@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..prompts_glip import MAX_TEXT_LENGTH, Name, Prompt, build_prompt, clean_name, count_tokens
+from ..prompts_glip import MAX_TEXT_LENGTH, Name, Prompt, build_prompt, clean_name, count_tokens, warn_of_equals
 
 BACKGROUND = "__background__"
 
@@ -163,6 +163,8 @@ class DetectionCaptions:
         if mode not in ("all", "sampled"):
             raise ValueError(f"captions={mode!r} must be 'all' or 'sampled' for a detection set.")
         self.names = without_background(names)
+        if not prompts:
+            warn_of_equals(list(self.names.values()), list(map(clean_name, self.names.values())), tokenizer)
         self.settings = settings or NegativeSampling()
         self.prompt: Prompt | None = None
         if mode == "all":

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from glip_hf import GlipForGrounding
 from glip_hf.data.columns import DamagedData
 from glip_hf.data.images import MissingImages
+from glip_hf.evaluation import CocoEvaluator
+from glip_hf.inference import Grounded
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
 from glip_hf.training.recipe import RecipeError, load_recipe
 
@@ -73,8 +75,83 @@ def test_a_validation_file_is_taken_as_it_is(coco: Path) -> None:
 
 def test_nothing_to_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(RecipeError, match="has 1 image: give a validation file"):
-        load_tuning_data(write_rectangles(tmp_path, count=1, empty=0), tmp_path)
+    with pytest.raises(RecipeError, match="has boxes in 1 image of 10: give a validation file"):
+        load_tuning_data(write_rectangles(tmp_path, count=1, empty=9), tmp_path)
+
+
+@pytest.mark.parametrize("shots", [None, 1, 9])
+@pytest.mark.parametrize("boxes", [2, 4, 9])
+def test_held_out_images_have_boxes(boxes: int, shots: int | None, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    path = write_rectangles(tmp_path, count=boxes, empty=10 - boxes)
+    for seed in range(8):
+        data = load_tuning_data(path, tmp_path, shots=shots, seed=seed)
+        for part in (data.train, data.validation):
+            assert any(part.label_sets()), (seed, data.note)
+        assert not set(data.train.image_ids()) & set(data.validation.image_ids())
+
+
+def renamed(coco: Path, *categories: tuple[int | str, str]) -> Path:
+    """The same file with other category ids and names, in the old order of ids."""
+    document = json.loads(coco.read_text())
+    new = {old["id"]: category_id for old, (category_id, _) in zip(document["categories"], categories)}
+    document["categories"] = [{"id": category_id, "name": name} for category_id, name in categories]
+    for box in document["annotations"]:
+        box["category_id"] = new[box["category_id"]]
+    path = coco.with_name("validation.json")
+    path.write_text(json.dumps(document))
+    return path
+
+
+class Perfect:
+    """Stands in for the engine: the true boxes, whose labels count the class names of the caption."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def ground(self, requests):
+        truth = json.loads(self.coco.read_text())
+        names = [category["name"] for category in truth["categories"]]
+        for index, request in enumerate(requests):
+            number = int(Path(str(getattr(request.image, "path", request.image))).stem)
+            boxes = [box for box in truth["annotations"] if box["image_id"] == number]
+            corners = [[x, y, x + w - 1, y + h - 1] for x, y, w, h in (box["bbox"] for box in boxes)]
+            found = {
+                "boxes": torch.tensor(corners, dtype=torch.float64).reshape(-1, 4),
+                "scores": torch.ones(len(boxes)),
+                "labels": torch.tensor([request.text.index(names[box["category_id"] - 1]) for box in boxes]),
+            }
+            yield Grounded(index, detections=[found])
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [(1, "cat"), (2, "sofa")],
+        [(2, "cat"), (1, "sofa")],
+        [("b", " Cat"), ("a", "sofa")],
+        [(10**20, "cat"), (7, "SOFA")],
+    ],
+)
+def test_validation_classes_match_by_name(categories, coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_tuning_data(coco, coco.parent, validation=renamed(coco, *categories))
+    validation = Validation(data, random_processor())
+    assert validation.task.names == ["cat", "sofa"]
+    monkeypatch.setattr(Perfect, "coco", coco, raising=False)
+    monkeypatch.setattr("glip_hf.training.finetuning.GroundingEngine", Perfect)
+    assert validation(None)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ([(1, "cat"), (2, "couch")], r"lacks \['sofa'\] and has \['couch'\] besides"),
+        ([(1, "cat"), (2, "sofa"), (3, "dog")], r"lacks \[\] and has \['dog'\] besides"),
+        ([(1, "cat"), (2, "Cat")], r"lacks \['sofa'\]"),
+    ],
+)
+def test_other_validation_classes_are_refused(categories, said: str, coco: Path) -> None:
+    with pytest.raises(RecipeError, match=f"validation.json are not those of .*annotations.json: it {said}"):
+        load_tuning_data(coco, coco.parent, validation=renamed(coco, *categories))
 
 
 def test_recipe_defaults_by_mode(coco: Path) -> None:
@@ -112,6 +189,20 @@ def test_validation_images_are_read_before_the_run(coco: Path, caplog: pytest.Lo
     assert rest(random_model())["AP"] >= 0
     with pytest.raises(ValueError, match="3.png.*set data.on_broken=skip"):
         Validation(data, random_processor(), on_broken="fail")
+    for number in (0, 1, 2, 5):  # all that have boxes
+        (coco.parent / f"{number}.png").unlink()
+    with pytest.raises(ValueError, match="none of the 1 validation images has a box to find"):
+        Validation(data, random_processor())
+
+
+def test_the_evaluator_is_rehearsed_before_the_run(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: CocoEvaluator) -> None:
+        raise ValueError("its area is None")
+
+    data = load_tuning_data(coco, coco.parent, validation=coco)
+    monkeypatch.setattr(CocoEvaluator, "_accumulate", fails)
+    with pytest.raises(ValueError, match="its area is None"):
+        Validation(data, random_processor())
 
 
 def test_images_are_settled_before_the_model(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,6 +350,26 @@ def test_the_best_weights_are_what_is_saved(coco: Path, tmp_path: Path, monkeypa
     assert not torch.equal(saved["head.bias0"], taken[1]["head.bias0"])
     history = json.loads((out / "history.json").read_text())
     assert [entry["step"] for entry in history] == [1, 2, 3, 4, 4] and history[-1]["AP"] == 0.5
+
+
+@pytest.mark.parametrize(("scores", "best"), [([-1.0, -1.0, -1.0], None), ([-1.0, 0.0, float("nan"), 0.0], 2)])
+def test_what_was_not_measured_is_never_the_best(
+    scores: list[float], best: int | None, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """An AP of 0 is one; the run neither stops early nor lowers its learning rate for an AP of -1."""
+    given = iter(scores)
+    monkeypatch.setattr(Validation, "__call__", lambda self, model: {"AP": next(given)})
+    taken = {}
+    monkeypatch.setattr(BestWeights, "take", spy(BestWeights.take, taken))
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    options = ["--train", str(coco), "--images", str(coco.parent), "--mode", "linear", "--max-steps", "3"]
+    early = ["run.evaluate_every=1", "tuning.early_stopping=1", "schedule.patience=1"]
+    assert finetune(monkeypatch, "--model", str(model), *options, "--output-dir", str(out), "--set", *FAST, *early) == 0
+    said = capsys.readouterr().out
+    assert list(taken) == ([best] if best else []) and "step 1: no AP was measured" in said
+    assert ("no evaluation measured an AP: these are the last weights" in said) == (best is None)
+    card = (out / "final" / "README.md").read_text()
+    assert "-1.0" not in card and (out / "final" / "model.safetensors").is_file()
 
 
 def spy(take, taken: dict):

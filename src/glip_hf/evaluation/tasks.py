@@ -97,12 +97,11 @@ def _task_image(
     return TaskImage(image["id"], path, sentences, size, problem)
 
 
-def source_task(source: "Source", classes: "Source | None" = None) -> Task:
-    """A data source as a task: its images, and its class names in order of their ids, or those of another source."""
-    classes = classes or source
-    labels = sorted(classes.names)
+def source_task(source: "Source") -> Task:
+    """A data source as a task: its images, and its class names in order of their ids."""
+    labels = sorted(source.names)
     images = [TaskImage(record.image_id, record.image.path, size=record.image.size) for record in source]
-    names, category_ids = ([known[label] for label in labels] for known in (classes.names, classes.category_ids))
+    names, category_ids = ([known[label] for label in labels] for known in (source.names, source.category_ids))
     return Task(source.name, images, names, category_ids)
 
 

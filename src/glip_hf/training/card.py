@@ -80,7 +80,8 @@ def write_card(
         training += f" These are the averaged weights (EMA {recipe.run.ema_decay})."
     sections = [("Training data", _data(recipe)), ("Training", training)]
     if history:
-        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in history[-1].items() if isinstance(value, float))
+        measured = ((name, value) for name, value in history[-1].items() if isinstance(value, float) and value >= 0)
+        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in measured)
         weights = ", with the averaged weights" if measured_average else ""
         table = f"| metric | value |\n|---|---|\n{rows}"
         sections.append(("Measured results", f"At the end of the run{weights}:\n\n{table}"))
@@ -97,7 +98,7 @@ def write_table_card(
     """Write README.md beside a prompt table; arguments as of `write_card`."""
     base, metadata = recipe.model.start_from, _base_model(recipe) | {"tags": ["glip", "prompt-tuning"]}
     metrics = (history or [{}])[-1]
-    measured = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50") if name in metrics)
+    measured = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50") if metrics.get(name, -1) >= 0)
     text = f"""---
 {ModelCardData(**metadata).to_yaml()}
 ---

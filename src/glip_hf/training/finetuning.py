@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .._messages import quote
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
@@ -90,11 +91,16 @@ class TuningData:
 
         Raises:
             MissingImages: for all images that are not there.
+            RecipeError: if no image with boxes is left to train on.
             ValueError: see `find_broken`.
         """
         require_images([self.train, self.validation], "--images")
         before = len(self.train) + len(self.validation)
         train, validation = self.train.without_broken(on_broken), self.validation.without_broken(on_broken)
+        if not any(train.label_sets()):
+            raise RecipeError(
+                f"none of the {len(train)} training images that can be read has a box: repair the others."
+            )
         left_out = before - len(train) - len(validation)
         note = self.note + (f"; {left_out} images that cannot be read are left out" if left_out else "")
         return replace(self, train=train, validation=validation, note=note)
@@ -116,8 +122,9 @@ def load_tuning_data(
 
     Args:
         train: the COCO file; images: the folder of its images.
-        validation, validation_images: another COCO file (and its folder, default the same). Without one, some of the
-            images that are not trained on are held out, or if there are none, a fraction of the training images.
+        validation, validation_images: another COCO file (and its folder, default the same); its classes are those of
+            the training file by name, whatever their ids. Without one, some of the images that are not trained on are
+            held out, or if none of these has boxes, a fraction of the training images.
         shots: images per class to train on (`Source.few_shot`); None for all.
         seed: of the order in which few-shot images are chosen, and of the split.
         allow_damage: the share of the boxes of a file that may be damaged and are left out.
@@ -127,7 +134,7 @@ def load_tuning_data(
     Raises:
         MissingImages: for all images that are not there.
         DamagedData: if more are damaged, or a file has no box at all.
-        RecipeError: for a data set of a single image without a validation file.
+        RecipeError: for other class names in the validation file; without one, if less than two images have boxes.
         FileNotFoundError, ValueError: as `read_coco`.
     """
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
@@ -138,26 +145,64 @@ def load_tuning_data(
         folder = Path(validation_images or images)
         held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
         held_out.require_boxes(allow_damage, needed=True)
+        matching_category_ids(source, held_out)
         note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
         return TuningData(chosen, held_out, Path(validation), folder, note, allow_outside).with_images(on_broken)
-    if len(source) < 2:
-        raise RecipeError(f"{train} has {len(source)} image: give a validation file, there is nothing to hold out.")
+    has_boxes = [bool(labels) for labels in source.label_sets()]
     used = {str(image_id) for image_id in chosen.image_ids()}
     rest = [index for index, image_id in enumerate(source.image_ids()) if str(image_id) not in used]
     rng = np.random.default_rng(seed)
-    if rest:
+    if any(has_boxes[index] for index in rest):
         count = max(round(VALIDATION_FRACTION * len(source)), 1)
-        held_out = source.select(sorted(rng.permutation(rest)[:count]))
+        held_out = source.select(sorted(_with_boxes_first(rng.permutation(rest), has_boxes)[:count]))
         note = f"training on {taken}, validating on {len(held_out)} of the others: no validation file was given"
     else:
+        has_boxes = [bool(labels) for labels in chosen.label_sets()]
+        if sum(has_boxes) < 2:
+            raise RecipeError(
+                f"{train} has boxes in {sum(has_boxes)} image of {len(chosen)}: give a validation file, there is "
+                "nothing to hold out that could tell which weights are best."
+            )
         order = rng.permutation(len(chosen))
         count = min(max(round(VALIDATION_FRACTION * len(chosen)), 1), len(chosen) - 1)
+        order = _with_boxes_first(order, has_boxes)
+        if not any(has_boxes[index] for index in order[count:]):
+            order = np.append(order[1:], order[0])  # one to train on
         held_out, chosen = chosen.select(sorted(order[:count])), chosen.select(sorted(order[count:]))
         note = (
             f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
             f"{len(chosen)} are trained on"
         )
     return TuningData(chosen, held_out, Path(train), Path(images), note, allow_outside).with_images(on_broken)
+
+
+def _with_boxes_first(order: np.ndarray, has_boxes: Sequence[bool]) -> np.ndarray:
+    """The order, but for the first image that has boxes, which leads."""
+    first = next(place for place, index in enumerate(order) if has_boxes[index])
+    return np.insert(np.delete(order, first), 0, order[first])
+
+
+def matching_category_ids(train: Source, validation: Source) -> list[int | str]:
+    """The validation file's id of every class of the training file, in order of class ids: classes match by name.
+
+    Raises:
+        RecipeError: naming the classes that only one of the files has.
+    """
+    # Names as the tokenizer reads them.
+    ours, theirs = (
+        [" ".join(one.names[label].split()).lower() for label in sorted(one.names)] for one in (train, validation)
+    )
+    category_ids = [validation.category_ids[label] for label in sorted(validation.names)]
+    if ours == theirs:
+        return category_ids
+    if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+        lacking, besides = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise RecipeError(
+            f"the classes of {validation.info['file']} are not those of {train.info['file']}: it lacks "
+            f"{quote(lacking)} and has {quote(besides)} besides. Give both files the same category names, each once; "
+            "their ids may differ, and a category may be without boxes."
+        )
+    return [category_ids[theirs.index(name)] for name in ours]
 
 
 def tuning_recipe(
@@ -238,7 +283,9 @@ class Validation:
             so that no evaluation can fail in the middle of a run.
 
     Raises:
-        ValueError: naming the images that cannot be read, with `fail` or if no other is left.
+        RecipeError: for other class names than in training.
+        ValueError: naming the images that cannot be read, with `fail` or if no other is left; if none has boxes; and
+            for annotations that the evaluator does not take.
     """
 
     def __init__(
@@ -246,16 +293,28 @@ class Validation:
     ) -> None:
         self.processor, self.options = processor, GroundingOptions(batch_size=batch_size, workers=1)
         self.annotations = read_annotations(data.annotations)
+        self.source, self.task = data.validation, source_task(data.validation)
         # The class names of the training file in their order: a prompt table is valid for no other caption.
-        self.source, self.task = data.validation, source_task(data.validation, classes=data.train)
+        self.task.names = [data.train.names[label] for label in sorted(data.train.names)]
+        self.task.category_ids = matching_category_ids(data.train, data.validation)
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
         self.task.images = [image for image in self.task.images if image.path not in broken]
+        evaluator = self._evaluator()
+        if not evaluator.objects_by_category():
+            raise ValueError(
+                f"none of the {len(self.task.images)} validation images has a box to find: the run could not tell "
+                "which weights are best. Give a validation file, or another one."
+            )
+        evaluator.rehearse()
+
+    def _evaluator(self) -> CocoEvaluator:
+        return CocoEvaluator(self.annotations, [image.image_id for image in self.task.images])
 
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
         """`AP`, `AP50`, ... of the model, the same on every process."""
         rank, size = world()
         engine = GroundingEngine(model, self.processor, self.options)
-        evaluator = CocoEvaluator(self.annotations, [image.image_id for image in self.task.images])
+        evaluator = self._evaluator()
         evaluator.update(predictions(engine, self.task, self.task.images[rank::size]))
         evaluator.gather()
         return evaluator.summarize()
@@ -320,6 +379,11 @@ class TuningRun(Run):
         progress = self.progress
         if not progress.history or progress.history[-1]["step"] != progress.step:
             self._evaluate()
+        if not self.best.weights:
+            self.accelerator.print(
+                "no evaluation measured an AP: these are the last weights, which need not be the best"
+            )
+            return
         self.best.put(self._trained())
         if self.average is not None:
             self.best.put(self.average.average.items())

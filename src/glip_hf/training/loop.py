@@ -86,7 +86,7 @@ class Progress(Section):
     """How far a run is; part of every checkpoint.
 
     Attributes:
-        best: highest validation AP; history: all metrics by step.
+        best: highest validation AP that was measured; history: all metrics by step.
     """
 
     step: NonNegativeInt = 0
@@ -600,7 +600,10 @@ class Run:
         progress.history.append({"step": progress.step, **metrics})
         self.accelerator.log(metrics, step=progress.step)
         self.accelerator.print(f"step {progress.step}: {json.dumps(metrics)}")
-        score = metrics.get("AP", 0.0)
+        score = metrics.get("AP", math.nan)
+        if not score >= 0:  # -1, and NaN, say that there was nothing to measure
+            self.accelerator.print(f"step {progress.step}: no AP was measured, so this evaluation decides nothing")
+            return False
         self.schedule.report(score)
         progress.evaluations_without_gain = 0 if score > progress.best else progress.evaluations_without_gain + 1
         progress.best = max(progress.best, score)

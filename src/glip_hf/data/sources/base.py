@@ -142,7 +142,7 @@ class Source:
         Images are visited in order (ascending id; shuffled by Python's `random.Random(shuffle_seed)` where a seed other
         than 0 is given). One is taken if any of its classes still lacks images, and then counts for all of its classes.
         """
-        return self.select(few_shot_indices(self._label_sets(), shots, shuffle_seed))
+        return self.select(few_shot_indices(self.label_sets(), shots, shuffle_seed))
 
     def digest(self) -> str:
         """SHA-256 of what training sees of this source: its records (not the folder of the images), class names, and
@@ -160,7 +160,8 @@ class Source:
         digest.update(sizes_digest(paths.to_pylist()).encode())
         return digest.hexdigest()
 
-    def _label_sets(self) -> list[set[int]]:
+    def label_sets(self) -> list[set[int]]:
+        """The class ids of every sample's boxes."""
         per_row = [set(labels) for labels in self.table.data.column("labels").to_pylist()]
         return [per_row[self.row(index)] for index in range(len(self))]
 

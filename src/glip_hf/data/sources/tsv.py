@@ -167,7 +167,7 @@ def read_tsv(
 
     source = Source(name, *convert_once(name, files, options, build, cache_dir), captions)
     if drop_empty:
-        source = source.select([i for i, labels in enumerate(source._label_sets()) if labels])
+        source = source.select([i for i, labels in enumerate(source.label_sets()) if labels])
     return source
 
 

@@ -6,7 +6,8 @@ Command: accelerate launch examples/label_captions.py --teacher DIR_OR_ID --inpu
              [--threshold 0.5] [--batch-size 8] [--format parquet|tar] [--caption-column NAME]
          Shards are Parquet files or WebDataset tars, local or on the Hub: --input 'hf://datasets/user/name/*.parquet'.
 Result:  shards of images, captions and boxes, each with its counts beside it; the last line of output is the entry for
-         `data.sources` of a recipe. A second run resumes where the first stopped.
+         `data.sources` of a recipe. A second run resumes where the first stopped; with another teacher or other
+         options it is refused.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", required=True, type=model_name, help="a GLIP: directory or Hub id")
     parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
+    parser.add_argument("--overwrite", action="store_true", help="label again what an earlier run labelled")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box")
     parser.add_argument("--nms-threshold", type=float, default=0.6)
     parser.add_argument("--batch-size", type=int, default=8, help="images per forward pass")
@@ -42,7 +44,9 @@ def label(arguments: argparse.Namespace) -> int:
     from glip_hf import GlipForGrounding, GlipProcessor
     from glip_hf.conversion import model_directory
     from glip_hf.data.shards import list_shards, reader_spec, shard_format
-    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards
+    from glip_hf.evaluation.distributed import broadcast
+    from glip_hf.runs import on_main
+    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, claim_labels, label_shards
 
     # Explicitly: several processes that find no accelerator would otherwise not form a group.
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -52,18 +56,17 @@ def label(arguments: argparse.Namespace) -> int:
         teacher, dtype = model_directory(arguments.teacher), getattr(torch, arguments.precision)
         model = GlipForGrounding.from_pretrained(teacher, dtype=dtype).to(state.device)
         labeller = CaptionLabeller(model, GlipProcessor.from_pretrained(teacher), options)
-        counts = label_shards(
-            labeller,
-            shards,
-            arguments.output.rstrip("/"),
-            arguments.format,
-            state.process_index,
-            state.num_processes,
-            arguments.caption_column,
+        output, wanted = arguments.output.rstrip("/"), (arguments.format, arguments.caption_column)
+        lock = on_main(
+            lambda: claim_labels(labeller, output, *wanted, arguments.overwrite), state.is_main_process, broadcast
         )
+        processes = state.process_index, state.num_processes
+        counts = label_shards(labeller, shards, output, arguments.format, *processes, arguments.caption_column)
     except (ImportError, OSError, ValueError) as error:
         print(f"label_captions: {error}", file=sys.stderr)
         return 2
+    if lock is not None:
+        lock.release()
     everyone = sum(gather_object([counts]), start=type(counts)())
     state.print(", ".join(f"{name} {count:,}" for name, count in sorted(everyone.items())))
     written = arguments.format or shard_format(shards[0])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from random_glip import load_photo, random_model, random_processor, save_random_model
+from safetensors.torch import load_file, save_file
 
 from glip_hf.data.shards import (
     GroundedPair,
@@ -206,6 +207,22 @@ def test_shards_are_shared_out_finished_ones_skipped(labeller: CaptionLabeller, 
     assert label_shards(labeller, shards, str(out)) == total
 
 
+def test_other_inputs_under_the_names_of_labelled_ones(labeller: CaptionLabeller, tmp_path: Path) -> None:
+    shard, out = write_parquet(tmp_path / "a.parquet", ROWS[:1]), tmp_path / "out"
+    label_shards(labeller, [str(shard)], str(out))
+    write_parquet(shard, ROWS[3:])
+    with pytest.raises(ValueError, match=r"a\.parquet has changed since it was labelled: delete .*a\.stats\.json"):
+        label_shards(labeller, [str(shard)], str(out))
+    for text in ("", "[]", '{"labelled": "1"}', '{"code": 1}', "[" * 100_000):
+        (out / "a.stats.json").write_text(text)
+        with pytest.raises(ValueError, match=r"a\.stats\.json is damaged .* delete it"):
+            label_shards(labeller, [str(shard)], str(out))
+    content = shard.read_bytes()
+    with pytest.raises(ValueError, match="its result would replace it"):
+        label_shards(labeller, [str(shard)], str(tmp_path))
+    assert shard.read_bytes() == content
+
+
 def test_a_broken_shard_stops_nobody(labeller: CaptionLabeller, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     (tmp_path / "b.tar").write_bytes(b"not tar" * 100)
@@ -293,6 +310,19 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Non
     assert "broken_image 2" in counts and "no_caption 2" in counts and "labelled 4" in counts
     source = build_source(json.loads(spec), cache_dir=tmp_path / "cache")
     assert len(source) == 4 and {record.caption for record in source} == {CAPTION, "a cat"}
+    again = ["x", *arguments, "--format", "tar", "--threshold"]
+    for options, code in ((["0.05"], 0), (["0.5"], 2), (["0.05", "--caption-column", "caption"], 2)):
+        monkeypatch.setattr(sys, "argv", again + options)
+        assert module.main() == code
+    errors = capsys.readouterr().err
+    assert "with threshold=0.05, this one has 0.5: " in errors and "caption_column=None, this one has caption" in errors
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({name: value * 1.01 for name, value in load_file(file).items()}, file, {"format": "pt"})
+    monkeypatch.setattr(sys, "argv", [*again, "0.05"])
+    assert module.main() == 2 and "tensors) of another content" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*again, "0.05", "--overwrite"])
+    assert module.main() == 0
+    capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["x", *arguments[:3], "nowhere*", *arguments[4:]])
     assert module.main() == 2
     assert "no shard matches" in capsys.readouterr().err

@@ -7,16 +7,18 @@ threshold are kept after NMS; boxes that nearly coincide become one with all of 
 """
 
 import json
+import os
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .._messages import shown
 from ..boxes_glip import box_iou
 from ..data.shards import (
     FORMATS,
@@ -30,18 +32,20 @@ from ..data.shards import (
     write_bytes,
     write_grounded,
 )
+from ..evaluation.run import fingerprints
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor
 from ..prompts_glip import Span
+from ..runs import FolderLock, Manifest, claim, environment, file_digest
 
 logger = logging.get_logger(__name__)
 
 OUTCOMES = ("labelled", "no_box", "no_phrase", "no_caption", "broken_image")
 """The outcomes of a pair; every count of a shard is one of these, or `boxes`."""
 
-STATS_ENDING = ".stats.json"
+STATS_ENDING, INPUT = ".stats.json", "input"
 REPORTED = 5
 """Broken images of a shard that are named in a warning; all are counted."""
 
@@ -193,6 +197,36 @@ def label_shard(
     return counts
 
 
+def _read_stats(fs: Any, path: str) -> tuple[Counter, str | None]:
+    """Counts of a finished shard, and the digest of its input if it was noted."""
+    try:
+        content = json.loads(fs.cat_file(path))
+        identity = content.pop(INPUT, None)
+        if not all(name in (*OUTCOMES, "boxes") and type(count) is int for name, count in content.items()):
+            raise ValueError("other entries than counts")
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({shown(str(error))}): delete it to label the shard again.") from error
+    return Counter(content), identity
+
+
+def claim_labels(
+    labeller: CaptionLabeller, output: str, format: str | None, caption_column: str | None, overwrite: bool = False
+) -> FolderLock | None:
+    """Lock the folder of a labelling and note what made it (see `runs.claim`); nothing for folders on the Hub.
+
+    Raises:
+        RunFolderError: if another process labels into it, or if its shards were labelled otherwise.
+    """
+    fs, folder = file_system(output)
+    if "file" not in fs.protocol:
+        return None
+    settings = asdict(labeller.options) | {"format": format, "caption_column": caption_column}
+    del settings["batch_size"]  # it changes nothing
+    manifest = Manifest("labelling", settings, fingerprints(labeller.engine), environment())
+    options = {"resume": True, "overwrite": overwrite, "output_with": "--output"}
+    return claim(folder, manifest, [f"*{STATS_ENDING}"], **options)[0]
+
+
 def label_shards(
     labeller: CaptionLabeller,
     shards: Sequence[str],
@@ -217,7 +251,8 @@ def label_shards(
         that could not be read (a warning names each).
 
     Raises:
-        ValueError: for an unknown format, or a shard without images or captions.
+        ValueError: for an unknown format, or a shard without images or captions; for an input that the output would
+            replace, or that is another than the one that was labelled under its name.
     """
     if format is not None and format not in FORMATS.values():
         raise ValueError(f"format={format!r} is unknown: choose one of {', '.join(FORMATS.values())}.")
@@ -230,10 +265,19 @@ def label_shards(
             name = shard_name(shard)
             progress.set_postfix_str(f"shard {number} of {len(own)}: {name}")
             stats = f"{folder}/{name}{STATS_ENDING}"
-            if fs.exists(stats):
-                total.update(json.loads(fs.cat_file(stats)))
-                continue
             target = f"{output}/{name}{endings[format or shard_format(shard)]}"
+            if os.path.realpath(target) == os.path.realpath(shard):
+                raise ValueError(f"{shard} is an input, and its result would replace it: name another output folder.")
+            identity = file_digest(shard) if os.path.isfile(shard) else None
+            if fs.exists(stats):
+                counts, before = _read_stats(fs, stats)
+                if identity and before not in (None, identity):
+                    raise ValueError(
+                        f"{shard} has changed since it was labelled: delete {stats} to label it again, or name another "
+                        "output folder."
+                    )
+                total.update(counts)
+                continue
             try:
                 counts = label_shard(labeller, shard, target, caption_column, progress)
             except UnreadableShard as error:
@@ -241,9 +285,10 @@ def label_shards(
                 logger.warning(str(error))
                 total["broken_shard"] += 1
                 continue
-            write_bytes(f"{output}/{name}{STATS_ENDING}", json.dumps(counts, indent=1).encode())
+            content = counts | {INPUT: identity} if identity else counts
+            write_bytes(f"{output}/{name}{STATS_ENDING}", json.dumps(content, indent=1).encode())
             total.update(counts)
     return total
 
 
-__all__ = ["OUTCOMES", "CaptionLabeller", "LabelOptions", "label_shard", "label_shards", "merge_boxes"]
+__all__ = ["OUTCOMES", "CaptionLabeller", "LabelOptions", "claim_labels", "label_shard", "label_shards", "merge_boxes"]

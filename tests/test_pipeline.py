@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from random_glip import PHOTO, load_photo, random_model, random_processor
 from torch.utils.data import Dataset
 from transformers import pipeline
@@ -394,6 +395,26 @@ def test_pictures_that_cannot_be_resized_are_named(detector, monkeypatch) -> Non
 
 def detector_item(name) -> dict:
     return {"image": None, "name": name and str(name), "text": "cat", "phrases": None}
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_broken_images_are_skipped_if_asked(detector, photo, tmp_path, caplog, kind, batch_size) -> None:
+    photo.save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:2000])
+    names = ["good.png", "cut.png", "none.png", "good.png"]
+    images = [str(tmp_path / name) for name in names] + [Image.open(tmp_path / "cut.png"), photo]
+    given = images if kind == "list" else (image for image in images)
+    results = list(detector(given, candidate_labels=NAMES, on_broken="skip", batch_size=batch_size, threshold=0))
+    (good,) = detector([photo], candidate_labels=NAMES, threshold=0)
+    assert [result is None for result in results] == [False, True, True, False, True, False]
+    assert len(results[0]) == len(results[3]) == len(results[5]) == len(good) > 0
+    assert "cut.png" in caplog.text and "none.png" in caplog.text and caplog.text.count("It is skipped.") == 3
+    assert detector(images[1], candidate_labels=NAMES, on_broken="skip") is None
+    with pytest.raises(ValueError, match="cut.png"):
+        list(detector(images[:2], candidate_labels=NAMES))
+    with pytest.raises(ValueError, match="on_broken='maybe' must be 'fail' or 'skip'"):
+        detector(photo, candidate_labels=NAMES, on_broken="maybe")
 
 
 def test_results_that_nobody_takes_leave_no_thread(detector, photos) -> None:

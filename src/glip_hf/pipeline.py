@@ -11,19 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import logging
 
-from .image_processing_pil_glip import load_image
+from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
 from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
 from .noun_phrases_glip import split_names
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
 
+logger = logging.get_logger(__name__)
+
 _TEXT = ("candidate_labels", "caption", "phrases")
 _STEPS = (  # the options of `preprocess`, `_forward` and `postprocess`
-    (*_TEXT, "timeout"),
+    (*_TEXT, "timeout", "on_broken"),
     (*DETECTION_OPTIONS, *PROMPT_OPTIONS),
     ("top_k",),
 )
@@ -99,7 +103,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             phrases: substrings of the caption, matched exactly; by default its noun phrases. With a list of captions a
                 list for each.
             options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections` (100), `aggregation`
-                ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a URL); how captions are built:
+                ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a URL), `on_broken` ("fail" at an image
+                that cannot be read, or "skip" it with a warning: its result is None); how captions are built:
                 `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; how it runs: `batch_size`,
                 `num_workers`.
 
@@ -111,6 +116,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             TypeError: for an unknown option.
             ValueError: for an image with neither class names nor a caption, or both; for lists that differ in length.
         """
+        if options.get("on_broken", "fail") not in ("fail", "skip"):
+            raise ValueError(f"on_broken={options['on_broken']!r:.50} must be 'fail' or 'skip'.")
         known = (*chain(*_STEPS), "batch_size", "num_workers")
         if unknown := sorted(set(options).difference(known)):
             raise TypeError(f"unknown options {unknown}: known are {', '.join(known)}.")
@@ -161,8 +168,9 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         caption: str | None = None,
         phrases: Sequence[PhraseInput] | None = None,
         timeout: float | None = None,
+        on_broken: str = "fail",
     ) -> dict[str, Any]:
-        """One image, loaded, and the text for it."""
+        """One image, loaded, and the text for it; `{"broken": True}` of an image that is skipped."""
         image = inputs
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
@@ -176,23 +184,37 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:
             raise ValueError("phrases belong to a caption: give it, or leave them out.")
-        if timeout is not None and isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = load_image(image, timeout)
         text = caption if candidate_labels is None else list(candidate_labels)
+        try:
+            if isinstance(image, str | os.PathLike):
+                loaded = load_image(image, timeout)
+            elif isinstance(image, Image.Image):
+                loaded = decode_image(image)
+            else:
+                loaded = self.image_processor.fetch_images(image)
+        except (UnreadableImage, FileNotFoundError) as error:
+            if on_broken == "fail":
+                raise
+            logger.warning(f"{error} It is skipped.")
+            return {"broken": True}
         return {
-            "image": self.image_processor.fetch_images(image),
+            "image": loaded,
             "name": os.fspath(image) if isinstance(image, str | os.PathLike) else None,
             "text": text,
             "phrases": None if phrases is None else list(phrases),
         }
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        texts = [None if "broken" in item else (item["text"], item["phrases"]) for item in items]
+        items = [item for item in items if "broken" not in item]
+        if not items:
+            return {"pixels": {}, "texts": texts}
         try:
             pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
         except ValueError as error:
             names = [name if len(name) <= 200 else name[:197] + "..." for item in items if (name := item["name"])]
             raise ValueError(f"{', '.join(names)}: {error}" if names else str(error)) from error
-        return {"pixels": dict(pixels), "texts": [(item["text"], item["phrases"]) for item in items]}
+        return {"pixels": dict(pixels), "texts": texts}
 
     def _forward(
         self,
@@ -200,13 +222,15 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         threshold: float = 0.1,
         max_detections: int = 100,
         **options: Any,
-    ) -> list[dict[str, Any]]:
-        """Detections of every image of a batch, see `inference.Detections`.
+    ) -> list[dict[str, Any] | None]:
+        """Detections of every image of a batch, see `inference.Detections`; None for those that are skipped.
 
         Boxes are computed here and not in `postprocess`, caption by caption: the logits of a long vocabulary would not
         fit in memory, and this way they never leave the device.
         """
-        texts = model_inputs["texts"]
+        texts = [text for text in model_inputs["texts"] if text is not None]
+        if not texts:
+            return [None] * len(model_inputs["texts"])
         # A copy, because another thread may ask with other options; and the model may have been replaced.
         engine = copy.copy(self._engine)
         engine.model, engine.processor = self.model, self.processor
@@ -216,10 +240,15 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         engine.budget = PairBudget(self.device, len(texts))  # the batch with one caption at a time
         captions = [engine.encode(text, phrases) for text, phrases in texts]
         found = engine.detect(model_inputs["pixels"], captions)
-        return [engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)]
+        merged = iter([engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)])
+        return [None if text is None else next(merged) for text in model_inputs["texts"]]
 
-    def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: dict[str, Any] | None, top_k: int | None = None
+    ) -> list[dict[str, Any]] | None:
         """Detections of one image in the form of Transformers' pipeline."""
+        if model_outputs is None:
+            return None
         rows = zip(*(model_outputs[name] for name in ("scores", "text_labels", "boxes")))
         results = [
             {"score": score.item(), "label": name, "box": self._get_bounding_box(box)} for score, name, box in rows

@@ -455,7 +455,8 @@ _BREAK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _CONJUNCTION = re.compile(r"(?:and|or|&)\s+", re.IGNORECASE)
-_FINITE_VERBS = (_LEX.auxiliaries - _LEX.modals - {"be", "been", "being", "having"}) | _LEX.third | _LEX.verbs
+_CLAUSE_VERBS = _LEX.auxiliaries - _LEX.modals - {"be", "been", "being", "having"}
+_FINITE_VERBS = _CLAUSE_VERBS | _LEX.third | _LEX.verbs
 
 
 def split_list(text: str, *kinds: str, begin: int = 0, end: int | None = None) -> list[tuple[int, int]]:
@@ -480,11 +481,13 @@ def read_phrases(text: str) -> tuple[list[tuple[int, int]], bool]:
     spans, is_list = [], True
     for begin, end in sentences:
         items = _items(text, begin, end)
-        parts = [(begin + first, begin + last) for first, last in noun_phrases(text[begin:end])]
-        alone = len(sentences) == len(items) == 1
-        prose = any(_is_prose(text[first:last], len(items) > 1) for first, last in items) or alone and len(parts) > 1
-        spans += parts if prose else items
+        alone, several = len(sentences) == len(items) == 1, len(items) > 1
+        prose = any(_is_prose(text[first:last], alone, several) for first, last in items)
+        phrases = noun_phrases(text[begin:end]) if prose else ()
+        spans += [(begin + first, begin + last) for first, last in phrases] if prose else items
         is_list = is_list and not prose
+    if not is_list and "\n" in text:  # a caption on several lines
+        return read_phrases(text.replace("\n", " "))
     return spans, is_list and bool(spans)
 
 
@@ -513,18 +516,21 @@ def _items(text: str, begin: int, end: int) -> list[tuple[int, int]]:
     return pieces + (parts if joined else [(first, last)])
 
 
-def _is_prose(piece: str, enumerated: bool) -> bool:
-    """Whether a piece of a text is not an item of a list, but (part of) a sentence; `enumerated`: one of several
-    between commas."""
-    if len(piece.split()) > MAX_ITEM_WORDS:
-        return True
+def _is_prose(piece: str, alone: bool, enumerated: bool) -> bool:
+    """Whether a piece of a text is not an item of a list, but (part of) a sentence.
+
+    Args:
+        alone: the piece is the whole text; enumerated: it is one of several between commas.
+    """
+    if not 1 < len(piece.split()) <= MAX_ITEM_WORDS:
+        return len(piece.split()) > 1
     words = _tag(piece)
     classes = [_closed_class(word.text) for word in words]
-    if classes[:2] == ["P", "D"]:  # "in the park"
+    starts = classes[0] in {"D", "R", "V"}
+    if starts and any(word.tag == "V" and word.text in _FINITE_VERBS for word in words):  # "a dog runs"
         return True
-    if classes and classes[0] in {"D", "R", "V"}:
-        if any(word.tag == "V" and word.text in _FINITE_VERBS for word in words):  # "a dog runs"
-            return True
-        if enumerated and classes[1:] and set(classes[1:]) == {"A"} and words[-1].tag != "N":  # "a big, red bus"
-            return True
-    return enumerated and classes.count("D") > 1  # "a man in a hat"
+    if alone:  # "where is the cat", "cat on sofa"
+        verb = any(word.text in _CLAUSE_VERBS for word in words)
+        return verb or "D" in classes[1:] or "R" in classes or len(noun_phrases(piece)) > 1
+    adjectives = starts and set(classes[1:]) == {"A"} and words[-1].tag != "N"  # "a big, red bus"
+    return classes[:2] == ["P", "D"] or enumerated and adjectives  # "in the park"

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from glip_hf._writing import NotWrittenError, patient_file, replacing, replacing_text
+from glip_hf.data.cache import TableWriter, convert_once
 
 LARGE = torch.zeros(500_000)
 
@@ -83,6 +85,17 @@ def test_what_fits_takes_the_place(write, tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["out.bin"]
     if write is with_torch:
         assert torch.equal(torch.load(output)["large"], LARGE)
+
+
+def test_the_cache_of_annotations_is_whole_or_absent(tmp_path: Path, small_files: None) -> None:
+    def build(writer: TableWriter) -> dict[str, str]:
+        writer.write(pa.table({"text": [str(number) * 20 for number in range(100_000)]}))
+        return {"file": "annotations.json"}
+
+    (tmp_path / "annotations.json").write_text("{}")
+    with pytest.raises(NotWrittenError, match="name another cache folder in GLIP_DATA_CACHE"):
+        convert_once("a", [tmp_path / "annotations.json"], {}, build, tmp_path / "cache")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

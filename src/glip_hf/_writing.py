@@ -54,7 +54,7 @@ def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing_text(output: str | os.PathLike[str]) -> Iterator[TextIO]:
     """The same for a text file (UTF-8), open for writing."""
-    with replacing(output) as path, open(path, "w", encoding="utf-8") as file:
+    with replacing(output) as path, open(path, "w", encoding="utf-8", newline="") as file:
         yield file
 
 
@@ -90,7 +90,7 @@ class _PatientFile:
 
 
 @contextlib.contextmanager
-def writing(output: Path) -> Iterator[None]:
+def writing(output: Path, elsewhere: str = "name another place") -> Iterator[None]:
     """Errors of the block as one that names `output`, the reason and the remedy.
 
     Raises:
@@ -108,6 +108,6 @@ def writing(output: Path) -> Iterator[None]:
         # Writers of PyTorch and Pillow hide the system's reason.
         reason = getattr(error, "strerror", None) or ("No space left on device" if free < 1e6 else message)
         raise NotWrittenError(
-            f"{output} cannot be written: {reason} ({free / 1e6:,.0f} MB are free there). Make room, or name another "
-            "place, and start it again; nothing is left half-written."
+            f"{output} cannot be written: {reason} ({free / 1e6:,.0f} MB are free there). Make room, or "
+            f"{elsewhere}, and start it again; nothing is left half-written."
         ) from error

@@ -43,8 +43,7 @@ class Started:
         return self.log.read_text()
 
     def under_way(self) -> "Started":
-        while "img/s=" not in self.text():
-            assert self.launcher.poll() is None, self.text()
+        while "img/s=" not in self.text() and self.launcher.poll() is None:
             time.sleep(0.1)
         return self
 
@@ -102,7 +101,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
 def test_an_error_of_one_process(started: Callable[..., Started]) -> None:
     """The other one waits for it in a collective operation, or in its loader."""
-    text = (run := started(2, FAIL_AT="3")).ends()
+    text = (run := started(2, FAIL_AT="3").under_way()).ends()
     assert run.launcher.returncode == 1
     assert "run_worker: image-15 is no image" in text and "another process of this run ended" in text
 
@@ -128,6 +127,13 @@ def test_an_interruption_in_the_middle_of_a_sample(started: Callable[..., Starte
     assert "run_worker: interrupted" in run.ends() and run.launcher.returncode == 130
 
 
+def test_a_request_to_stop_while_no_data_comes(started: Callable[..., Started]) -> None:
+    run = started(1, HANG_AT="3").under_way()
+    time.sleep(1)
+    run.launcher.send_signal(signal.SIGTERM)
+    assert "run_worker: interrupted" in run.ends() and run.launcher.returncode == 130
+
+
 def test_a_killed_worker(started: Callable[..., Started]) -> None:
     run = started(1).under_way()
     os.kill(run.workers()[0], signal.SIGKILL)
@@ -135,6 +141,6 @@ def test_a_killed_worker(started: Callable[..., Started]) -> None:
 
 
 def test_a_full_disk(started: Callable[..., Started]) -> None:
-    text = (run := started(1, "full")).ends()
+    text = (run := started(1, "full").under_way()).ends()
     assert run.launcher.returncode == 1 and "Traceback" not in text and "cannot be written: File too large" in text
-    assert [path.name for path in run.output.iterdir()] == ["recipe.yaml"]
+    assert not list((run.output / "checkpoints").iterdir())

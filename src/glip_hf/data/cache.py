@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
+from .._writing import writing
 from .columns import Tally
 
 FORMAT_VERSION = 3
@@ -103,12 +104,13 @@ def convert_once(
         return json.loads((folder / "info.json").read_text(), object_pairs_hook=_integer_keys)
 
     if (info := stored()) is None or not is_current(info):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
-            if (info := stored()) is None or not is_current(info):  # another process may have converted meanwhile
-                shutil.rmtree(folder, ignore_errors=True)
-                _build(folder, build)
-                info = stored()
+        with writing(folder, "name another cache folder in GLIP_DATA_CACHE"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{folder}.lock"):
+                if (info := stored()) is None or not is_current(info):  # another process may have converted meanwhile
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _build(folder, build)
+                    info = stored()
     rows = folder / "rows.npy"
     table = datasets.Dataset.from_file(str(folder / "records.arrow"))
     return table, info, np.load(rows, mmap_mode="r") if rows.is_file() else None

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .._extras import require
+from .._writing import replacing, replacing_text
 from ..data.records import ImageRef
 from ..image_processing_pil_glip import read_pixels
 from ..visualize import draw_detections
@@ -85,12 +86,13 @@ def _write_plots(output: Path, make: Callable[[], dict[str, bytes]]) -> dict[str
         warnings.warn(f"no plots: {error}", stacklevel=3)
         return {}
     for name, png in plots.items():
-        (output / name).write_bytes(png)
+        with replacing(output / name) as path:
+            path.write_bytes(png)
     return plots
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with replacing_text(path) as file:
         if rows:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
@@ -142,7 +144,8 @@ def _write_page(
         best=best,
         worst=worst,
     )
-    (output / "report.html").write_text(page, encoding="utf-8")
+    with replacing_text(output / "report.html") as file:
+        file.write(page)
 
 
 def metric_name(name: str) -> str:

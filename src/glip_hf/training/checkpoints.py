@@ -186,12 +186,17 @@ def write_checkpoint(
                 shutil.rmtree(abandoned)
             unfinished.mkdir()
     wait()
-    with writing(target):
-        save(unfinished)
-    wait()
-    if is_main:
+    try:
         with writing(target):
-            _finish(unfinished, target, step, run or {})
+            save(unfinished)
+            wait()
+            if is_main:
+                _finish(unfinished, target, step, run or {})
+    except BaseException:
+        if is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if is_main:
         numbered = [path for path in find_checkpoints(folder) if _number(path) is not None]
         for old in numbered[:-keep]:
             _remove(old)

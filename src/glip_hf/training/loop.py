@@ -467,7 +467,8 @@ class Run:
         self._seed_step()
         totals: dict[str, float] = {}
         images, finite = 0, True
-        batches = [dict(next(micro_batches)) for _ in range(settings.gradient_accumulation)]
+        with self._stop.waiting():
+            batches = [dict(next(micro_batches)) for _ in range(settings.gradient_accumulation)]
         for batch, weights in zip(batches, self._weights(batches)):
             inputs = send_to_device(batch, self.accelerator.device, non_blocking=True)
             del inputs["sample_ids"]

@@ -256,6 +256,9 @@ def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys
 WRONG = [
     ("imagess: x", "knows no 'imagess'"), ("captions: sometimes", "captions='sometimes'"), ("captions: given", "given"),
     ("shots: 0", "shots=0"), ("copies: 0", "copies"), ("categories: []", None), ("strict: true", None),
+    ("copies: two", "'two'"), ("shots: many", "shots='many'"), ("images: [a]", "not a path"),
+    ("format: tsv", "read_tsv knows no"), ("categories: [cat]", "category None"), ("prompts: [cat]", "'name'"),
+    ("name: {a: 1}", None), ("format: [coco]", "no format"), ("format: odinw", "read_odinw knows no"),
     ("prompts: [{name: a}]", "1 caption prompts for 3 classes"), ("annotations: nowhere.json", "nowhere.json"),
 ]  # fmt: skip
 
@@ -266,8 +269,9 @@ def test_a_recipe_that_a_run_refuses(coco_set, tmp_path, capsys, entry, message)
     changes = dict([entry.split(": ", 1)])
     spec = ", ".join(f"{key}: {value}" for key, value in (coco_set | changes).items())
     recipe.write_text(f"data: {{sources: [{{{spec}}}]}}")
-    code, out = code_of(capsys, "--recipe", recipe)
-    assert code == (2 if message else 0) and (message or "A run would start.") in out
+    code = main(["check-data", "--recipe", str(recipe)])
+    out, told = capsys.readouterr()
+    assert code == (2 if message else 0) and (message or "A run would start.") in out + told
 
 
 def test_a_recipe_of_scenes_needs_no_check(tmp_path, capsys):

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from glip_hf.data import check_data
 from glip_hf.data.cache import convert_once, fingerprint
+from glip_hf.data.columns import DamagedData
 from glip_hf.data.sources import CATALOGUE, HubStream, build_source, coco, find_path, read_coco, read_hub, resolve_spec
 from glip_hf.data.sources.base import few_shot_indices
 from glip_hf.data.sources.odinw import load_task
@@ -500,3 +502,64 @@ def test_odinw_and_lvis_samples(build, shared, tmp_path):
     lvis = build({"format": "lvis", "annotations": str(file), "images": "/coco", "drop_empty": False})
     assert len(lvis) == len(content["images"]) == 60
     assert sum(len(r.boxes) for r in lvis) == sum(min(a["bbox"][2:]) > 1 for a in content["annotations"])
+
+
+# -- damaged rows of the Hub ------------------------------------------------------------------------------------------
+
+
+def damaged_rows():
+    """A data set with one object per kind of damage, and the count of each."""
+    objects = [
+        ([2, 3, 10, 12], "cat", "kept"), ([1, 1, 20, 9], "0", "kept"), ([1, 2, 20, 9], "1.0", "kept"),
+        ([3, 2, 20, 9], "dog", "kept"), ([4, 2, 20, 9], "dog", "kept"), ([5, 2, 20, 9], "dog", "kept"),
+        ([5, 2, 20, 8], "dog", "kept"), (None, "cat", "malformed"), ([], "cat", "malformed"),
+        ([1, 2, 3], "cat", "malformed"), ([1, None, 3, 4], "cat", "malformed"), ([1, 2, 3, 4], None, "malformed"),
+        ([1, 2, 3, 4], "bird", "unknown_category"), ([1, 2, 3, 4], "7", "unknown_category"),
+        ([float("nan"), 2, 3, 4], "cat", "nan_box"), ([1, 2, float("inf"), 4], "cat", "infinite_box"),
+        ([90, 2, 3, 4], "cat", "box_outside"), ([0.1, 0.2, 0.3, 0.4], "cat", "normalised_box"),
+        ([2, 3, 10, 12], "cat", "duplicate_annotation"), ([9, 9, 1, 5], "cat", "thin"),
+    ]  # fmt: skip
+    image = {"bytes": encoded_image(40, 30), "path": None}
+    rows = {
+        "image": [image, image],
+        "image_id": [None, "b"],
+        "objects": [[{"bbox": box, "category": name, "iscrowd": None} for box, name, _ in objects], []],
+    }
+    datasets = pytest.importorskip("datasets")
+    counts = {}
+    for _, _, fate in objects:
+        counts[fate] = counts.get(fate, 0) + 1
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False)), counts
+
+
+def test_damaged_hub_rows(tmp_path, caplog):
+    dataset, counts = damaged_rows()
+    kept, thin = counts.pop("kept"), counts.pop("thin")
+    options = {"names": ["cat", "dog"], "drop_empty": False}
+    source = read_hub(dataset, "rows", cache_dir=tmp_path, **options)
+    assert source.dropped == counts and (source.tally.kept, source.tally.thin) == (kept, thin)
+    assert source.tally.listed == kept + thin + sum(counts.values())
+    assert [record.image_id for record in source] == [0, "b"] and len(source[0].boxes) == kept
+    with pytest.raises(DamagedData, match="7 of 20 boxes are used"):
+        source.require_boxes()
+    report = check_data({"format": "hub", "dataset": dataset, "name": "rows", **options}, images="none")
+    assert report.tallies["rows"] == source.tally and "7 of 20 boxes" in report.refusal
+
+    stream = HubStream(dataset.to_iterable_dataset(), "rows", **options)
+    with pytest.raises(DamagedData, match="rows, first 64 rows: nothing was started: 7 of 20 boxes"):
+        stream.check()
+    caplog.clear()
+    assert [len(record.boxes) for record in stream] == [kept, 0] and stream.dropped == counts
+    told = [record.message for record in caplog.records]
+    assert len(told) == len(counts) and all(
+        "rows: what is damaged like this is left out" in message for message in told
+    )
+
+
+def test_a_stream_stops_when_too_much_is_lost():
+    dataset, _ = damaged_rows()
+    stream = HubStream(dataset.repeat(9).to_iterable_dataset(), "rows", names=["cat", "dog"])
+    with pytest.raises(DamagedData, match="35 of 100 boxes"):
+        list(stream)
+    allowed = HubStream(dataset.repeat(9).to_iterable_dataset(), "rows", names=["cat", "dog"], allow_damage=0.65)
+    assert len(list(allowed)) == 9

@@ -211,8 +211,8 @@ def test_categories(categories, used, names, left_out):
     columns = Columns("a.json")
     for category in used:
         columns.add_annotation(1, 1, category, [1, 1, 5, 5])
-    labels, found, removed = number_categories(entries, "a.json", columns)
-    assert not number_categories(entries, "a.json", None)[2]
+    labels, found, removed = number_categories(None, entries, "a.json", columns)
+    assert not number_categories(entries, [], "a.json", columns)[2]
     assert list(found.values()) == names and list(found) == list(labels.values()) == list(range(1, len(names) + 1))
     assert len(removed) == left_out and all("no annotation has it" in note for note in removed)
 

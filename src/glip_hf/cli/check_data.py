@@ -75,7 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         options["start"] = start
     if arguments.tokenizer:
         options["tokenizer"] = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    report = check_data(specs, root, **options)
+    try:
+        report = check_data(specs, root, **options)
+    except ValueError as error:  # a data set or format that does not exist
+        raise UsageError(str(error)) from None
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=1))
     else:

@@ -20,7 +20,7 @@ from .dataset import build_mixture
 from .json_stream import UnreadableJson, stream_json
 from .records import ImageRef
 from .sources import NOT_READ, find_path, require_images, resolve_spec
-from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, parse_coco
+from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories, parse_coco
 from .sources.hub import HubData
 from .sources.odinw import odinw_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
@@ -119,7 +119,7 @@ class DataReport:
             "ok": self.ok,
             "starts": not self.refusal,
             "refusal": self.refusal,
-            "tallies": {name: tally.to_dict() for name, tally in self.tallies.items()},
+            "tallies": {name: vars(tally) for name, tally in self.tallies.items()},
             "counts": dict(self.counts),
             "sources": {name: dict(counts) for name, counts in self.sources.items()},
             "problems": [vars(problem) for problem in self.problems],
@@ -230,7 +230,7 @@ def _check_categories(
     if not file.categories and found is None:
         return None
     try:
-        categories, names, notes = file.number_categories(found, columns)
+        categories, names, notes = number_categories(file.categories, found, file.path, columns)
     except ValueError as error:
         report.add(Problem("malformed", str(file.path), "categories", str(error)))
         return None

@@ -13,7 +13,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -161,10 +161,6 @@ class Tally:
             share = math.ceil(100 * self.lost) / 100
             remedy += f", or go on without them: --allow-damage {share:g} (in a recipe data.allow_damage={share:g})"
         raise DamagedData(f"{name}: nothing was started: {self.describe()}. {remedy}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass

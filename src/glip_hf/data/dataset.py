@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from .._messages import quote
 from ..image_processing_pil_glip import clip_and_drop, resize_boxes
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
 from .broken import BrokenImages, OnError, TooManyBrokenImages
@@ -274,6 +275,9 @@ def build_mixture(
     entries = [{"name": spec} if isinstance(spec, str) else dict(spec) for spec in specs]
     weights = [entry.pop("weight", None) for entry in entries]
     copies = [entry.pop("copies", 1) for entry in entries]
+    for value in (value for value in [*copies, *weights] if value is not None):
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"copies and weight of a data set must be positive numbers, got {quote(value)}.")
     weighted = any(weight is not None for weight in weights)
     if weighted and (None in weights or length is None):
         raise ValueError(f"Give every data set a weight, and the length of an epoch; got {weights}, {length}.")

@@ -101,6 +101,10 @@ def build_source(
         resolved.setdefault("data_root", data_root)
     if "cache_dir" in known:
         resolved.setdefault("cache_dir", cache_dir)
+    try:
+        inspect.signature(reader).bind(**resolved)
+    except TypeError as error:
+        raise ValueError(f"Data set {given!r:.200}: {error}.") from None
     source = reader(**resolved)
     return source.few_shot(**few_shot) if few_shot else source
 
@@ -114,13 +118,13 @@ def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "format" not in spec:
         name = spec.get("name")
-        if name not in CATALOGUE:
+        if not isinstance(name, str) or name not in CATALOGUE:
             raise ValueError(
                 f"There is no data set {name!r}{_nearest(str(name), list(CATALOGUE))}. Give 'format' "
                 f"({', '.join(READERS)}) and what its reader needs."
             )
         spec = CATALOGUE[name] | spec
-    if spec["format"] not in READERS:
+    if str(spec["format"]) not in READERS:
         nearest = _nearest(str(spec["format"]), list(READERS))
         raise ValueError(f"There is no format {spec['format']!r}{nearest}; there are {', '.join(READERS)}.")
     return spec

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from transformers.utils import logging
 
+from ..._messages import quote
 from ...prompts_glip import Name
 from ...runs import sizes_digest
 from ..broken import find_broken
@@ -181,8 +182,8 @@ def require_images(sources: Iterable[Source], option: str) -> None:
 
 def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: int | None = None) -> list[int]:
     """The images of a few-shot set, see `Source.few_shot`."""
-    if shots < 1:
-        raise ValueError(f"shots={shots} must be at least 1.")
+    if not isinstance(shots, int) or shots < 1:
+        raise ValueError(f"shots={quote(shots)} must be an integer of at least 1.")
     order = list(range(len(label_sets)))
     if shuffle_seed:
         random.Random(shuffle_seed).shuffle(order)
@@ -201,6 +202,8 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
     Raises:
         FileNotFoundError: if it does not exist; the message lists the paths tried.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"{quote(path)} is not a path.")
     roots = [data_root]
     if data_root is None:
         roots = [root for root in map(os.path.expandvars, DATA_ROOTS) if not root.startswith("$")]

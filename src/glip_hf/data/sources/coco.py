@@ -69,12 +69,6 @@ class CocoFile:
             raise ValueError(f"data_source {part!r:.100} has no folder; images= names {sorted(self.finders)}")
         return self.finders[part].find(*map(image.get, self.name_fields))
 
-    def number_categories(
-        self, found: Sequence[Mapping[str, Any]], columns: Columns
-    ) -> tuple[dict[int | str, int], dict[int, str], list[str]]:
-        """See the function: of the categories that were found in the file, or those to use instead."""
-        return number_categories(self.categories or found, self.path, None if self.categories else columns)
-
     def _is_current(self, info: Mapping[str, Any]) -> bool:
         """Whether the image folder still gives what a stored conversion found there."""
         path, existed = info["probe"]
@@ -117,12 +111,12 @@ class CocoFile:
                     more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
                     raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
             if not self.grounded:
-                labels, names, tally.notes = self.number_categories(found, columns)
+                labels, names, tally.notes = number_categories(self.categories, found, self.path, columns)
             writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
             ids = {label: category for category, label in (labels or {}).items()}
             missing = missing_files(columns.paths)[:1]
             probe = [(missing or columns.paths or [""])[0], not missing]
-            info = {"file": str(self.path), "names": names, "category_ids": ids, "tally": tally.to_dict()}
+            info = {"file": str(self.path), "names": names, "category_ids": ids, "tally": vars(tally)}
             return info | {"probe": probe}
 
         folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
@@ -338,7 +332,7 @@ def read_document(
     accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
     entries = stream_json(source) if is_path else _members(source)
     found = parse_coco(entries, columns, image_path, (), accepted)
-    labels, names, tally.notes = number_categories(categories or found, name, None if categories else columns)
+    labels, names, tally.notes = number_categories(categories, found, name, columns)
     columns.finish(labels)
     tally.count(columns, thin=True)
     for note in tally.notes:
@@ -375,7 +369,10 @@ BACKGROUND = ("__background__", "_background_", "background")
 
 
 def number_categories(
-    categories: Sequence[Mapping[str, Any]], file: str | Path, columns: Columns | None
+    chosen: Sequence[Mapping[str, Any]] | None,
+    found: Sequence[Mapping[str, Any]],
+    file: str | Path,
+    columns: Columns,
 ) -> tuple[dict[int | str, int], dict[int, str], list[str]]:
     """Category id -> 1..N in order of the ids, 1..N -> name, and a note for each category that is left out.
 
@@ -383,14 +380,16 @@ def number_categories(
     only the supercategory of others, which exporters write as the root of the list.
 
     Args:
-        columns: with the annotations; None numbers all categories, of a list that was chosen on purpose.
+        chosen: categories to use in place of those found in the file; none of them is left out.
+        columns: with the annotations.
 
     Raises:
         ValueError: for entries without a valid id and name, and for ids with two names.
     """
     listed: dict[int | str, str] = {}
     supercategories: dict[int | str, str] = {}
-    for entry in categories:
+    for entry in chosen or found:
+        entry = entry if isinstance(entry, Mapping) else {}
         try:
             key, name = read_id(entry.get("id")), read_name(entry.get("name"))
         except ValueError as error:
@@ -403,8 +402,8 @@ def number_categories(
         supercategories.setdefault(key, str(entry.get("supercategory") or "none"))
     if not listed:
         raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.")
-    annotated = columns.category_ids.values if columns is not None else list(listed)
     places, keys = Ids(listed), list(listed)
+    annotated = keys if chosen else columns.category_ids.values
     used = {keys[place] for value in annotated if (place := places.find(value)) >= 0}
     parents, notes, known = Counter(supercategories.values()), [], []
     for key, name in listed.items():
@@ -428,6 +427,8 @@ def class_prompts(names: Mapping[int, str], prompts: Sequence[Mapping[str, str]]
     """
     if not prompts:
         return None
+    if not all(isinstance(prompt, Mapping) and isinstance(prompt.get("name"), str) for prompt in prompts):
+        raise ValueError(f"Caption prompts have a 'name', and may have 'prefix' and 'suffix'; got {quote(prompts)}.")
     if len(prompts) != len(names):
         raise ValueError(f"There are {len(prompts)} caption prompts for {len(names)} classes: give one each.")
     return {

@@ -288,7 +288,7 @@ def read_hub(
         writer.write(sound_table(collected, tally, labels, labels, drop_empty, strict, by_id=False))
         numbered = dict(enumerate(used, start=1))
         ids = {label: label - 1 for label in numbered}
-        return {"file": data.name, "names": numbered, "category_ids": ids, "tally": tally.to_dict()}
+        return {"file": data.name, "names": numbered, "category_ids": ids, "tally": vars(tally)}
 
     key = {
         "reader": "hub",

@@ -163,7 +163,7 @@ def read_tsv(
         names: dict[int, str] = {}
         for text, index in labels.items():
             names.setdefault(index, text)
-        return {"file": str(yaml_file), "names": names, "category_ids": ids, "tally": tally.to_dict()}
+        return {"file": str(yaml_file), "names": names, "category_ids": ids, "tally": vars(tally)}
 
     source = Source(name, *convert_once(name, files, options, build, cache_dir), captions)
     if drop_empty:

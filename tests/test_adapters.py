@@ -3,11 +3,13 @@
 
 import pytest
 import torch
+from random_glip import load_photo, random_model, random_processor
 from tiny import tiny_inputs, tiny_labels, tiny_model
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from glip_hf import GlipForGrounding, kernels
+from glip_hf import GlipForGrounding, GlipZeroShotObjectDetectionPipeline, kernels
+from glip_hf.inference import GroundingEngine
 
 NUM_LINEAR = 74
 """Linear layers of the tiny model."""
@@ -48,6 +50,32 @@ def test_peft_adapts_all_linear_layers(use_dora) -> None:
     changed = logits(adapted.eval())
     assert not torch.allclose(changed, expected, atol=1e-3)
     torch.testing.assert_close(logits(adapted.merge_and_unload()), changed, atol=1e-4, rtol=1e-3)
+
+
+def test_adapters_that_change_are_seen() -> None:
+    """By the pipeline, and by an engine that lives on, though both keep the features of texts."""
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft): adapters are not tested")
+    config = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+    model, processor, photo = peft.get_peft_model(random_model(), config), random_processor(96), load_photo()
+    model.add_adapter("second", config)
+    base = model.eval().get_base_model()
+    detector = GlipZeroShotObjectDetectionPipeline(model=base, processor=processor, device="cpu")
+    engine = GroundingEngine(base, processor)
+
+    def ask() -> tuple[list, float]:
+        names = ["cat", "sofa"]
+        return detector(photo, candidate_labels=names, threshold=0.0), engine.encode(names).hidden[0].sum().item()
+
+    found = [ask()]
+    model.set_adapter("second")
+    found.append(ask())
+    with model.disable_adapter():
+        found.append(ask())
+    assert ask() == found[1]
+    model.set_adapter("default")
+    assert ask() == found[0]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert found[first][0] != found[second][0] and found[first][1] != found[second][1]
 
 
 def test_torch_dynamic_quantisation() -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """The stock pipeline on GLIP, and GLIP's own: the same numbers as model and processor by hand."""
 
+import base64
 import threading
 from collections import Counter
 
@@ -12,7 +13,7 @@ from random_glip import PHOTO, load_photo, random_model, random_processor
 from torch.utils.data import Dataset
 from transformers import pipeline
 
-from glip_hf import GlipZeroShotObjectDetectionPipeline
+from glip_hf import GlipProcessor, GlipZeroShotObjectDetectionPipeline
 from glip_hf.inference import READER_THREAD as READER
 
 NAMES = ["cat", "remote control", "sofa"]
@@ -247,30 +248,22 @@ def test_pictures_and_captions_are_encoded_once(detector, model, photos, calls) 
     assert calls["get_image_features"] == 3
     assert calls["get_text_features"] == 3  # one a name
     assert calls["forward"] == 6  # two batches, three captions
-    calls.clear()
-    detector(photos[0], candidate_labels=NAMES, chunk_size=1)
-    assert (calls["get_image_features"], calls["get_text_features"]) == (1, 0)
-    detector(photos[0], candidate_labels=NAMES)  # another prompt of the same names
-    assert calls["get_text_features"] == 1
 
 
 def test_text_features_kept_are_bounded(detector, photo, calls) -> None:
+    """Within a call; between calls nothing is kept, as anything may happen to the model."""
     detector.max_kept_captions = 2
-    ask = {name: {"candidate_labels": [name]} for name in NAMES}
-    for name in NAMES:
-        detector(photo, **ask[name])
+    names = [*NAMES, "dog"]
+    detector([photo] * 3, candidate_labels=names, chunk_size=1)
+    assert calls["get_text_features"] == 2 + 3 * 2  # the two beyond the limit for every batch
     calls.clear()
-    detector(photo, **ask[NAMES[1]])
-    detector(photo, **ask[NAMES[2]])
-    assert calls["get_text_features"] == 0
-    detector(photo, **ask[NAMES[0]])
-    assert calls["get_text_features"] == 1
+    each = [[NAMES[0]], [NAMES[1]], [NAMES[2]], [NAMES[2]], [NAMES[0]]]
+    detector([photo] * 5, candidate_labels=each)
+    assert calls["get_text_features"] == 4  # the first has gone when it is asked for again
     calls.clear()
-    many = {"candidate_labels": [*NAMES, "dog"], "chunk_size": 1}
-    first = detector(photo, **many)
-    assert len(detector._engine._texts) == 1
-    assert detector(photo, **many) == first
-    assert calls["get_text_features"] == 4 + 2  # the two beyond the limit once more
+    for _ in range(2):
+        detector(photo, candidate_labels=NAMES)
+    assert calls["get_text_features"] == 2
 
 
 def test_new_weights_void_what_was_kept(processor, photo) -> None:
@@ -279,6 +272,25 @@ def test_new_weights_void_what_was_kept(processor, photo) -> None:
     before = detector(photo, candidate_labels=NAMES)
     with torch.no_grad():
         model.model.text_model.encoder.layer[0].output.dense.weight.mul_(3)
+    after = detector(photo, candidate_labels=NAMES)
+    assert before != after
+    assert_same(after, by_hand(model, processor, photo, NAMES)[0])
+
+
+def in_place(model) -> None:
+    model.model.text_model.encoder.layer[0].output.dense.weight.data.mul_(3)
+
+
+def by_a_hook(model) -> None:
+    model.model.text_model.encoder.register_forward_hook(lambda _, __, out: type(out)(out.last_hidden_state * 2))
+
+
+@pytest.mark.parametrize("change", [in_place, by_a_hook])
+def test_what_happens_to_the_model_between_calls_is_seen(processor, photo, change) -> None:
+    model = random_model()
+    detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
+    before = detector(photo, candidate_labels=NAMES)
+    change(model)
     after = detector(photo, candidate_labels=NAMES)
     assert before != after
     assert_same(after, by_hand(model, processor, photo, NAMES)[0])
@@ -423,6 +435,67 @@ def test_results_that_nobody_takes_leave_no_thread(detector, photos) -> None:
     assert len(readers()) == 1
     del results
     assert not readers()
+
+
+def test_through_the_pipeline_function_with_a_model_of_ones_own(model, processor, photo, detector) -> None:
+    task, own = "zero-shot-object-detection", {"pipeline_class": GlipZeroShotObjectDetectionPipeline, "device": "cpu"}
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    expected = detector(photo, candidate_labels=NAMES)
+    for given in (parts, {"processor": processor}, {"processor": processor, "tokenizer": processor.tokenizer}):
+        assert pipeline(task, model=model, **given, **own)(photo, candidate_labels=NAMES) == expected
+    with pytest.raises(ValueError, match="there is no processor: give a GlipProcessor"):
+        pipeline(task, model=model, tokenizer=processor.tokenizer, **own)
+
+
+def test_prompt_options_are_saved(model, processor, photo, tmp_path) -> None:
+    prompted = GlipProcessor(processor.image_processor, processor.tokenizer, prompt_options={"suffix": " thing"})
+    made = GlipZeroShotObjectDetectionPipeline(model=model, processor=prompted, device="cpu")
+    made.save_pretrained(tmp_path)
+    loaded = pipeline(
+        "zero-shot-object-detection",
+        model=str(tmp_path),
+        pipeline_class=GlipZeroShotObjectDetectionPipeline,
+        device="cpu",
+    )
+    assert loaded.processor.prompt_options == prompted.prompt_options
+    found = loaded(photo, candidate_labels=NAMES)
+    assert_same(found, made(photo, candidate_labels=NAMES))
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": -1}, "top_k=-1 must not be negative"),
+        ({"top_k": 2.5}, "top_k=2.5 must be one whole number"),
+        ({"max_detections": -1}, "max_detections=-1 must not be negative"),
+        ({"max_detections": None}, "max_detections=None must be one whole number"),
+        ({"threshold": float("nan")}, "threshold=nan must be a number"),
+        ({"threshold": [0.1, 0.2]}, r"threshold=\[0.1, 0.2\] must be one number"),
+        ({"nms_threshold": float("nan")}, "nms_threshold=nan must be a number"),
+        ({"box_threshold": 0.3}, "'box_threshold': here it is 'threshold'"),
+    ],
+)
+def test_options_that_make_no_sense_stop_before_anything_runs(detector, photo, calls, options, words, many) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        detector([photo] if many else photo, candidate_labels=NAMES, **options)
+    assert not calls
+
+
+@pytest.mark.parametrize("option", ["top_k", "max_detections"])
+def test_limits_of_zero_give_nothing(detector, photo, option) -> None:
+    assert detector(photo, candidate_labels=NAMES, **{option: 0}) == []
+    assert detector([photo], candidate_labels=NAMES, **{option: 0}) == [[]]
+
+
+def test_images_as_base64(detector, photo) -> None:
+    text = base64.b64encode(PHOTO.read_bytes()).decode()
+    expected = detector(str(PHOTO), candidate_labels=NAMES)
+    assert detector(text, candidate_labels=NAMES) == expected
+    assert detector(f"data:image/jpeg;base64,{text}", candidate_labels=NAMES) == expected
+    with pytest.raises(ValueError, match="Cannot read the image") as error:
+        detector("abcd" * 1000, candidate_labels=NAMES)
+    assert len(str(error.value)) < 400
 
 
 def test_nothing_to_do(detector, photo) -> None:

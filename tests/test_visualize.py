@@ -215,3 +215,35 @@ def test_any_mode_becomes_rgb(mode) -> None:
 def test_contradictory_detections_are_refused(detections, message) -> None:
     with pytest.raises(ValueError, match=message):
         draw_detections(grey(10, 10), detections)
+
+
+def test_results_of_all_kinds_draw_the_same() -> None:
+    boxes, names = [[2, 3, 30, 20], [10, 10, 40, 38]], ["cat", "dog"]
+    result = {"boxes": torch.tensor(boxes), "scores": torch.tensor([0.75, 0.5]), "text_labels": names}
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    of_pipeline = [
+        {"score": score, "label": name, "box": dict(zip(sides, box))}
+        for score, name, box in zip((0.75, 0.5), names, boxes)
+    ]
+    expected = draw_detections(grey(60, 40), result).tobytes()
+    for same in ([result], (result,), of_pipeline, [of_pipeline]):
+        assert draw_detections(grey(60, 40), same).tobytes() == expected
+    for nothing in ([], [[]], {"boxes": torch.zeros(0, 4)}):
+        assert draw_detections(grey(60, 40), nothing).tobytes() == grey(60, 40).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("detections", "options", "words"),
+    [
+        ([{"boxes": []}, {"boxes": []}], {}, "2 results for one image: draw each on its own"),
+        ([[], []], {}, "2 results for one image"),
+        (None, {}, "detections are a NoneType"),
+        ({"boxes": [1, 2, 3, 4]}, {}, r"boxes=\[1, 2, 3, 4\] must be \[K, 4\] numbers"),
+        ({"boxes": [[1, 2, "x", 4]]}, {}, "must be"),
+        ({"boxes": []}, {"line_width": 0}, "line_width=0 must be at least 1"),
+        ({"boxes": []}, {"font_size": float("nan")}, "font_size=nan must be at least 1"),
+    ],
+)
+def test_what_cannot_be_drawn_says_so(detections, options, words) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        draw_detections(grey(10, 10), detections, **options)

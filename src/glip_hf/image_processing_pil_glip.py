@@ -23,6 +23,7 @@ import base64
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -122,7 +123,7 @@ def _unreadable(name: object, error: Exception) -> UnreadableImage:
 
 
 def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
-    """Open and fully decode an image from a path, an http(s) URL or a `data:image/...` URI.
+    """Open and fully decode an image from a path, an http(s) URL, a `data:image/...` URI or base64 text.
 
     Args:
         timeout: seconds that fetching a URL may take; for this and the other limits see `fetching_glip`.
@@ -136,16 +137,19 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     if not isinstance(name, str):
         raise TypeError(f"The path of an image must be a string, got {shown!r}.")
     is_url = name.startswith(("http://", "https://"))
-    is_data = name.startswith("data:image/")
+    is_base64 = len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name) and not os.path.isfile(name[:4096])
+    is_data = name.startswith("data:image/") or is_base64
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
-        raise FileNotFoundError(f"There is no image file {shown!r}, nor is it an http(s) URL or a data:image/ URI.")
+        raise FileNotFoundError(
+            f"There is no image file {shown!r}, nor is it an http(s) URL, a data:image/ URI or base64."
+        )
     file = name
     try:
         if is_url:
             file = io.BytesIO(fetch(name, timeout))
         elif is_data:
-            file = io.BytesIO(base64.b64decode(name.partition(",")[2]))
+            file = io.BytesIO(base64.b64decode(name if is_base64 else name.partition(",")[2]))
     except Exception as error:  # of servers, too, of any kind
         raise _unreadable(repr(shown), error) from error
     return decode_image(open_image(file, repr(shown)), repr(shown))

@@ -22,7 +22,6 @@ import io
 import json
 import os
 import sys
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +33,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from .boxes_glip import box_iou
 from .image_processing_pil_glip import decode_image, load_image, open_image, read_pixels, upright
@@ -46,7 +45,6 @@ CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: m
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
-_ENCODING = threading.RLock()  # copies of an engine share the texts that they keep
 DETECTION_OPTIONS = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold")
 _PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden")  # the lists of `Captions` with one entry for each
 
@@ -383,6 +381,16 @@ def _open_upright(image: Any) -> Image.Image:
     return upright(decode_image(image))
 
 
+def _weights_state(model: Any) -> list[Any]:
+    """What changes with a model's weights, their device or dtype, and its adapters; nothing of an exported model."""
+    if not isinstance(model, nn.Module):
+        return []
+    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    named = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+    layers = (vars(module) for module in model.modules() if hasattr(module, "_active_adapter"))
+    return [weights, [repr([layer.get(name) for name in named]) for layer in layers]]
+
+
 # -- the engine ------------------------------------------------------------------------------------
 
 
@@ -410,29 +418,24 @@ class GroundingEngine:
         self.budget = PairBudget(model.device, self.options.pairs)
         self.max_kept_captions = max_kept_captions
         self._texts: OrderedDict[str, Captions] = OrderedDict()
-        self._text_state: list[Any] = [None]  # a list, so that copies of the engine share it
+        self._text_state: list[Any] = []
 
     # -- text --------------------------------------------------------------------------------------
 
     def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:
-        """The captions of a text with their features, which are kept while the text encoder's weights stay.
+        """The captions of a text with their features, which are kept while weights and adapters stay as they are.
+
+        What is written to the `data` of a parameter, PyTorch does not count: make a new engine after that.
 
         Args:
             text, phrases, spans: as `GlipProcessor` takes them without images.
         """
-        with _ENCODING:
-            return self._kept_captions(text, phrases, spans)
-
-    def _kept_captions(self, text: Any, phrases: Any, spans: Any) -> Captions:
         prompt = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
         key = json.dumps([text, phrases, spans, prompt], sort_keys=True)
-        base = getattr(self.model, "model", None)  # an exported model has none, and never changes
-        parameters = () if base is None else base.text_model.parameters()
-        # Address and version of each parameter: new weights, another device or dtype void what was kept.
-        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if state != self._text_state[0]:
+        state = _weights_state(self.model)
+        if state != self._text_state:
             self._texts.clear()
-            self._text_state[0] = state
+            self._text_state = state
         captions = self._texts.pop(key, None)
         if captions is None:
             if self.max_kept_captions is None:

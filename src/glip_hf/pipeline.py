@@ -5,7 +5,6 @@ Transformers' `pipeline("zero-shot-object-detection")` works too, but runs the w
 the backbone once per image, the text encoder once per caption, and the head once per image and caption.
 """
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
@@ -21,7 +20,7 @@ from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
 from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
 from .noun_phrases_glip import split_names
 from .processing_glip import GlipProcessor
-from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput
+from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput, read_number, refuse_unknown
 
 logger = logging.get_logger(__name__)
 
@@ -66,22 +65,34 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         kwargs: `device`, `batch_size`, `num_workers`, and defaults for the options of a call.
     """
 
-    _load_processor = True
+    _load_processor = None  # where there is one
     _load_image_processor = False
     _load_tokenizer = False
 
     max_kept_captions = 256
-    """Captions whose text features are kept between calls, the least recently used vocabulary out first: at most 200 MB
+    """Captions whose text features are kept during a call, the least recently used vocabulary out first: at most 200 MB
     with BERT-base in float32. What a larger vocabulary has beyond that is encoded again for every batch."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
         super().__init__(**kwargs)
-        if self.processor is None:
-            if self.image_processor is None or self.tokenizer is None:
-                raise ValueError("there is no processor: give a GlipProcessor, or image_processor and tokenizer.")
-            self.processor = GlipProcessor(self.image_processor, self.tokenizer)
-        self._engine = GroundingEngine(self.model, self.processor)
+        image_processor, tokenizer, prompt_options = self.image_processor, self.tokenizer, None
+        if self.processor is not None:
+            prompt_options = self.processor.prompt_options
+            image_processor = self.processor.image_processor if image_processor is None else image_processor
+            tokenizer = self.processor.tokenizer if tokenizer is None else tokenizer
+        if image_processor is None or tokenizer is None:
+            raise ValueError(
+                "there is no processor: give a GlipProcessor, or image_processor and tokenizer. (Where the model's "
+                "directory should have one, GlipProcessor.from_pretrained says what is wrong with it.)"
+            )
+        self.processor = GlipProcessor(image_processor, tokenizer, prompt_options)
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and processor, its prompt options among it."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def __call__(
         self,
@@ -119,8 +130,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if options.get("on_broken", "fail") not in ("fail", "skip"):
             raise ValueError(f"on_broken={options['on_broken']!r:.50} must be 'fail' or 'skip'.")
         known = (*chain(*_STEPS), "batch_size", "num_workers")
-        if unknown := sorted(set(options).difference(known)):
-            raise TypeError(f"unknown options {unknown}: known are {', '.join(known)}.")
+        refuse_unknown("the pipeline", options, known)
         text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
         if isinstance(image, list | tuple):
             if not image:
@@ -131,7 +141,13 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        return tuple({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
+        reading, detection, results = ({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
+        GroundingOptions(**detection)  # checks them before anything runs
+        if results.get("top_k") is not None:
+            results["top_k"] = read_number("top_k", results["top_k"], least=0, whole=True)
+        # An engine for each call: it keeps the features of texts, and between calls anything may happen to the model.
+        detection["engine"] = GroundingEngine(self.model, self.processor, max_kept_captions=self.max_kept_captions)
+        return reading, detection, results
 
     def get_iterator(
         self,
@@ -219,6 +235,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def _forward(
         self,
         model_inputs: dict[str, Any],
+        engine: GroundingEngine,
         threshold: float = 0.1,
         max_detections: int = 100,
         **options: Any,
@@ -231,10 +248,6 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         texts = [text for text in model_inputs["texts"] if text is not None]
         if not texts:
             return [None] * len(model_inputs["texts"])
-        # A copy, because another thread may ask with other options; and the model may have been replaced.
-        engine = copy.copy(self._engine)
-        engine.model, engine.processor = self.model, self.processor
-        engine.max_kept_captions = self.max_kept_captions
         limits = {"max_detections": max_detections, "merged_limit": max_detections}
         engine.options = GroundingOptions(threshold=threshold, **limits, **options)
         engine.budget = PairBudget(self.device, len(texts))  # the batch with one caption at a time
@@ -253,7 +266,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         results = [
             {"score": score.item(), "label": name, "box": self._get_bounding_box(box)} for score, name, box in rows
         ]
-        return results[:top_k] if top_k else results
+        return results[:top_k]
 
 
 def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

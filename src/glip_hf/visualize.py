@@ -1,13 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Draw detections on an image: boxes, names and scores, legible at any size, with PIL alone.
 
-    annotated = draw_detections(image, result)   # result: one dict of post-processing
+    annotated = draw_detections(image, result)   # one dict of post-processing, or what a pipeline returns
     annotated.save("annotated.png")
 
 Letters: K detections. Boxes are xyxy in pixels of the upright image, after its EXIF orientation is applied.
 """
 
 import itertools
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_processing_pil_glip import read_pixels
+from .image_processing_pil_glip import load_image, read_pixels
+from .prompts_glip import read_number, shorten
 
 # Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by at least 17 CIELAB
 # units in normal, red-blind and green-blind vision (Machado 2009, severity 1); neighbours in the list by at least 50.
@@ -66,8 +68,8 @@ def text_color(background: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def draw_detections(
-    image: Image.Image | np.ndarray | torch.Tensor,
-    detections: Mapping[str, Any],
+    image: str | os.PathLike | Image.Image | np.ndarray | torch.Tensor,
+    detections: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
     show_scores: bool = True,
     line_width: int | None = None,
@@ -76,10 +78,11 @@ def draw_detections(
     """Draw every detection on a copy of an image.
 
     Args:
-        image: what the processor takes: a PIL image of any mode, turned upright by its EXIF orientation, or an array
-            or tensor [H, W], [H, W, 3] or [3, H, W].
+        image: what the processor takes: a path or URL, a PIL image of any mode, turned upright by its EXIF orientation,
+            or an array or tensor [H, W], [H, W, 3] or [3, H, W].
         detections: `boxes` [K, 4] xyxy in pixels of the upright image, and any of `scores` [K], `labels` [K] int,
-            `text_labels` [K] str; tensors, arrays or lists. Other keys are ignored.
+            `text_labels` [K] str; tensors, arrays or lists. Other keys are ignored. Or a list with this one dict, or
+            what a pipeline returns for the image: dicts of `score`, `label` and `box`.
         show_scores: write the score after the name.
         line_width: of the boxes, in pixels; by default proportional to the image.
         font_size: of the names, in pixels; by default proportional to the image.
@@ -89,8 +92,14 @@ def draw_detections(
         on top; a name is shortened where the image is narrower than it and left out where not even one letter fits.
 
     Raises:
-        ValueError: lengths that differ, or a box that is not finite or has its corners swapped.
+        ValueError: lengths that differ, results of several images, a width or size below 1, or a box that is not
+            finite or has its corners swapped.
     """
+    for name, value in (("line_width", line_width), ("font_size", font_size)):
+        if value is not None:
+            read_number(name, value, least=1)
+    if isinstance(image, str | os.PathLike):
+        image = load_image(image)
     canvas = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # what the model sees, upright
     boxes, scores, labels, names = _unpack(detections)
     short = min(canvas.size)
@@ -120,10 +129,23 @@ def draw_detections(
     return canvas
 
 
-def _unpack(
-    detections: Mapping[str, Any],
-) -> tuple[list[list[float]], list[float | None], list[int | None], list[str | None]]:
+def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], list[int | None], list[str | None]]:
     """Plain Python lists of equal length from tensors, arrays or lists, checked."""
+    if isinstance(detections, list | tuple):
+        if len(detections) == 1 and (isinstance(detections[0], list) or "boxes" in detections[0]):
+            return _unpack(detections[0])
+        if any(not isinstance(found, Mapping) or "box" not in found for found in detections):
+            raise ValueError(
+                f"there are {len(detections)} results for one image: draw each on its own, draw_detections(images[0], "
+                "results[0])."
+            )
+        detections = {
+            "boxes": [[found["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for found in detections],
+            "scores": [found["score"] for found in detections],
+            "text_labels": [found["label"] for found in detections],
+        }
+    if not isinstance(detections, Mapping):
+        raise TypeError(f"detections are a {type(detections).__name__}: give one dict of post-processing.")
 
     def plain(key: str) -> list | None:
         value = detections.get(key)
@@ -132,8 +154,7 @@ def _unpack(
     boxes = plain("boxes")
     if boxes is None:
         raise ValueError(
-            f"detections has no 'boxes' (keys: {sorted(detections)}); pass one dict of the "
-            "processor's post-processing, not the list of them."
+            f"detections has no 'boxes' (keys: {sorted(detections)}); pass one dict of the processor's post-processing."
         )
     columns: list[list] = []
     for key in ("scores", "labels", "text_labels"):
@@ -141,7 +162,10 @@ def _unpack(
         if column is not None and len(column) != len(boxes):
             raise ValueError(f"{len(boxes)} boxes but {len(column)} {key}: they must pair up.")
         columns.append([None] * len(boxes) if column is None else column)
-    boxes = [[float(v) for v in box] for box in boxes]
+    try:
+        boxes = [[float(v) for v in box] for box in boxes]
+    except (TypeError, ValueError):
+        raise ValueError(f"boxes={shorten(repr(boxes))} must be [K, 4] numbers.") from None
     for k, box in enumerate(boxes):
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")
@@ -201,7 +225,7 @@ def _printable_name(name: str | None, label: int | None) -> str:
     number = "" if label is None else f"#{int(label)}"
     if name is None:
         return number
-    text = " ".join(name.split())
+    text = " ".join(str(name).split())
     index = _best_font(text)
     shown = "".join(c if _has_glyph(index, c) else "?" for c in text)
     return shown if shown.strip("? ") else number or shown

@@ -31,10 +31,6 @@ MANIFEST, LOCK = "run.json", "run.lock"
 FORMAT = 1
 """Of manifests; to be raised when the meaning of an entry changes."""
 
-WHOLE_BYTES, SAMPLES, SAMPLE_BYTES = 4 << 30, 64, 1 << 20
-"""Files up to the first size are hashed whole, at about a gigabyte per second, which parsing takes ten times over. Of
-larger ones (TSV files of images) the size and so many samples, evenly spaced, beginning and end included."""
-
 PACKAGES = ("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow")
 SHOWN_DIFFERENCES = 3
 
@@ -127,25 +123,16 @@ def in_one_line(differences: Sequence[str]) -> str:
 # -- inputs and environment ------------------------------------------------------------------------
 
 
-def file_digest(path: str | Path, whole: bool = False) -> str:
+def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's content, independent of its name and time.
-
-    Args:
-        whole: also of a file larger than `WHOLE_BYTES`, of which samples are hashed otherwise.
 
     Raises:
         OSError: if it cannot be read.
     """
-    digest, size = hashlib.sha256(), os.path.getsize(path)
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        if whole or size <= WHOLE_BYTES:
-            while block := file.read(SAMPLE_BYTES):
-                digest.update(block)
-        else:
-            digest.update(str(size).encode())
-            for number in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -161,12 +148,14 @@ def sizes_digest(paths: Sequence[str | Path]) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(folder: str | Path) -> str:
-    """SHA-256 of the names and contents of a folder's files (a model's), but not of its README."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".md")
+def path_digest(path: str | Path) -> str:
+    """`file_digest`, or of a folder (a model) SHA-256 of the names and contents of its files but the README."""
+    path = Path(path)
+    if path.is_file():
+        return file_digest(path)
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\0".encode(errors="surrogatepass"))
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md"):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\0".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -331,16 +320,19 @@ def remove(path: Path) -> None:
 
 
 def on_main(action: Callable[[], T], is_main: bool, share: Callable[[Any], Any]) -> T | None:
-    """What `action` gives in the main process, None in the others; its `RunFolderError` is raised in all of them.
+    """What `action` gives in the main process, None in the others; if it fails, all of them do.
 
     Args:
         share: gives every process the main one's value (`evaluation.distributed.broadcast`).
+
+    Raises:
+        RunFolderError: with the message of the main process's `OSError` or `ValueError`.
     """
     result, problem = None, None
     if is_main:
         try:
             result = action()
-        except RunFolderError as error:
+        except (OSError, ValueError) as error:
             problem = str(error)
     if (problem := share(problem)) is not None:
         raise RunFolderError(problem)
@@ -354,9 +346,9 @@ __all__ = [
     "claim",
     "environment",
     "file_digest",
-    "folder_digest",
     "in_one_line",
     "on_main",
+    "path_digest",
     "read_manifest",
     "shown",
     "sizes_digest",

@@ -2,11 +2,14 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -83,6 +86,25 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted: tuple[Path, dict
     assert killed.returncode == -signal.SIGKILL
     assert find_checkpoints(tmp_path / "checkpoints")
     assert_equal(run(tmp_path, "run.resume=latest", STRAY="1"), uninterrupted[1])
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    """Two processes and their launcher, killed twice, also while they write a checkpoint."""
+    options = ["schedule.max_steps=12", "run.checkpoint_every=1", "run.resume=latest"]
+    expected = run(tmp_path / "whole", *options, processes=2)
+    rng, output, step = random.Random(0), tmp_path / "killed", 0
+    for _ in range(2):
+        launcher = start(output, *options, processes=2)
+        step += rng.randint(1, 3)
+        while not list(output.glob(f"checkpoints/step_*{step}*")):
+            assert launcher.poll() is None, launcher.stdout.read()
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+            process.kill()
+        launcher.communicate()
+    assert_equal(run(output, *options, processes=2), expected)
 
 
 def test_sigterm_saves_and_exits_cleanly(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:

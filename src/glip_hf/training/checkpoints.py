@@ -113,7 +113,7 @@ def verify(path: Path) -> CheckpointManifest:
         if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or not (path / name).is_file():
             raise CheckpointError(f"{shown(name)} is missing")
         try:
-            found = file_digest(path / name, whole=True)
+            found = file_digest(path / name)
         except OSError as error:
             raise CheckpointError(f"{shown(name)} cannot be read ({error.strerror})") from error
         if found != expected:
@@ -207,7 +207,7 @@ def write_checkpoint(
 def _finish(unfinished: Path, target: Path, step: int, run: Mapping[str, Any]) -> None:
     """Add the manifest, and give the checkpoint its name."""
     written = sorted(path for path in unfinished.rglob("*") if path.is_file())
-    files = {path.relative_to(unfinished).as_posix(): file_digest(path, whole=True) for path in written}
+    files = {path.relative_to(unfinished).as_posix(): file_digest(path) for path in written}
     numbers = [number for path in find_checkpoints(target.parent) if (number := _number(path)) is not None]
     manifest = CheckpointManifest(step=step, number=max(numbers, default=-1) + 1, files=files, run=dict(run))
     (unfinished / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")

@@ -24,6 +24,7 @@ from huggingface_hub import HfApi
 from pydantic import NonNegativeInt
 from tqdm.auto import tqdm
 
+from .. import runs
 from .._launch import follow_launcher, threads_asked_for, warn_if_alone
 from .._writing import patient_file, replacing, replacing_text
 from ..boxes_glip import make_anchors
@@ -35,38 +36,11 @@ from ..kernels.cpu_linear import settle_library
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
-from ..runs import (
-    FolderLock,
-    Manifest,
-    RunFolderError,
-    claim,
-    environment,
-    file_digest,
-    folder_digest,
-    in_one_line,
-    on_main,
-)
+from ..runs import FolderLock, Manifest, RunFolderError
+from . import checkpoints
 from .batches import Batches, per_process
 from .card import write_card
-from .checkpoints import (
-    DEEPSPEED,
-    STATE,
-    CheckpointError,
-    candidates,
-    expected_optimizer_tensors,
-    find_checkpoints,
-    no_whole_one,
-    optimizer_tensors,
-    put,
-    put_optimizer,
-    read_manifest,
-    read_state,
-    read_tensors,
-    restricted_unpickling,
-    write_checkpoint,
-    write_state,
-    write_tensors,
-)
+from .checkpoints import CheckpointError, find_checkpoints
 from .optimization import ExponentialAverage, Schedule, ScheduleState, build_optimizer
 from .recipe import Recipe, RecipeError, Section, dump_recipe
 from .stopping import StopRequest
@@ -268,10 +242,10 @@ class Run:
         for name in ("start_from", "backbone_weights", "text_weights", "tokenizer"):
             path = settings[key := f"model.{name}"]
             if path and Path(path).exists():
-                digest = folder_digest(path) if Path(path).is_dir() else file_digest(path)
-                inputs[key] = [settings.pop(key), digest]
-        found = environment(self.accelerator.num_processes, self._library)
-        return Manifest("training", settings, inputs, found | {"steps": self.max_steps})
+                inputs[key] = [settings.pop(key), runs.path_digest(path)]
+        found = runs.environment(self.accelerator.num_processes, self._library)
+        found |= {"threads": torch.get_num_threads(), "steps": self.max_steps}
+        return Manifest("training", settings, inputs, found)
 
     def _claim_folder(self) -> FolderLock | None:
         """Lock the output folder and write the manifest, in the main process; refuse a folder in use or used.
@@ -290,9 +264,9 @@ class Run:
 
         def claim_it() -> FolderLock:
             self._identity = self._manifest()
-            return claim(self.output, self._identity, MADE, resume=own, overwrite=settings.overwrite)[0]
+            return runs.claim(self.output, self._identity, MADE, resume=own, overwrite=settings.overwrite)[0]
 
-        return on_main(claim_it, self.accelerator.is_main_process, broadcast)
+        return runs.on_main(claim_it, self.accelerator.is_main_process, broadcast)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -324,15 +298,15 @@ class Run:
         def write(folder: Path) -> None:
             tensors = self._tensors()
             if self.accelerator.distributed_type == "DEEPSPEED":
-                self.model.save_checkpoint(str(folder / DEEPSPEED), DEEPSPEED)
+                self.model.save_checkpoint(str(folder / checkpoints.DEEPSPEED), checkpoints.DEEPSPEED)
             else:
-                tensors["optimizer"] = optimizer_tensors(self.optimizer.optimizer)
+                tensors["optimizer"] = checkpoints.optimizer_tensors(self.optimizer.optimizer)
             for name, named in tensors.items():
-                write_tensors(folder, name, named, is_main)
+                checkpoints.write_tensors(folder, name, named, is_main)
             if is_main:
-                write_state(folder, self._state())
+                checkpoints.write_state(folder, self._state())
 
-        return write_checkpoint(
+        return checkpoints.write_checkpoint(
             self._checkpoints,
             self.progress.step,
             self.recipe.run.keep_checkpoints,
@@ -353,18 +327,19 @@ class Run:
             return
 
         def choose() -> tuple[list[Path], list[str], Manifest | None]:
-            whole, damaged = candidates(resume, self._checkpoints)
+            whole, damaged = checkpoints.candidates(resume, self._checkpoints)
             for path in whole:
-                before = Manifest.from_json(read_manifest(path).run)
+                before = Manifest.from_json(checkpoints.read_manifest(path).run)
                 if different := before.differences(self._identity):
+                    what = runs.in_one_line(different)
                     raise RunFolderError(
-                        f"{path} comes from a run with {in_one_line(different)}: give this run the same, or start a "
-                        "new one from a finished model with model.start_from."
+                        f"{path} comes from a run with {what}: give this run the same, or start a new one from a "
+                        "finished model with model.start_from."
                     )
             return whole, damaged, before if whole else None
 
         main = self.accelerator.is_main_process
-        whole, damaged, before = broadcast(on_main(choose, main, broadcast))
+        whole, damaged, before = broadcast(runs.on_main(choose, main, broadcast))
         if not whole:
             self.accelerator.print(f"{self._checkpoints} has no checkpoint yet: starting at step 0")
             return
@@ -376,7 +351,7 @@ class Run:
                 continue
             break
         else:
-            raise no_whole_one(damaged, self._checkpoints)
+            raise checkpoints.no_whole_one(damaged, self._checkpoints)
         for what in damaged:
             self.accelerator.print(f"note: {what}: going back to an older checkpoint")
         if self._library is not None:
@@ -393,23 +368,23 @@ class Run:
         Raises:
             CheckpointError: if its content is not that of this run.
         """
-        step, state = read_manifest(path).step, read_state(path, SavedState)
+        step, state = checkpoints.read_manifest(path).step, checkpoints.read_state(path, SavedState)
         if (state.progress.step, state.schedule.step_number) != (step, step):
-            raise CheckpointError(f"{STATE} is of step {state.progress.step}, {state.schedule.step_number}, not {step}")
+            raise CheckpointError(f"{checkpoints.STATE} is of another step than {step}")
         scaler, expected = self.accelerator.scaler, self._tensors()
         if (scaler is None) != (state.scaler is None):
-            raise CheckpointError(f"{STATE} does not fit run.precision={self.recipe.run.precision}")
-        found = {name: read_tensors(path, name, named) for name, named in expected.items()}
+            raise CheckpointError(f"{checkpoints.STATE} does not fit run.precision={self.recipe.run.precision}")
+        found = {name: checkpoints.read_tensors(path, name, named) for name, named in expected.items()}
         if self.accelerator.distributed_type == "DEEPSPEED":
-            with restricted_unpickling():
-                self.model.load_checkpoint(str(path / DEEPSPEED), DEEPSPEED)
+            with checkpoints.restricted_unpickling():
+                self.model.load_checkpoint(str(path / checkpoints.DEEPSPEED), checkpoints.DEEPSPEED)
         else:
             optimizer = self.optimizer.optimizer
-            wanted = expected_optimizer_tensors(optimizer)
-            put_optimizer(optimizer, read_tensors(path, "optimizer", wanted, partly=True))
+            wanted = checkpoints.expected_optimizer_tensors(optimizer)
+            checkpoints.put_optimizer(optimizer, checkpoints.read_tensors(path, "optimizer", wanted, partly=True))
         for name, named in expected.items():
             for key, target in named.items():
-                put(target, found[name][key])
+                checkpoints.put(target, found[name][key])
         self.progress = state.progress
         self.schedule.load_state_dict(state.schedule.model_dump())
         if scaler is not None:

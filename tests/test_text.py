@@ -282,6 +282,13 @@ def test_prompt_options_of_other_types_are_refused(processor, options):
         make_processor(prompt_options=options)(text=["cat"])
 
 
+@pytest.mark.parametrize("value", [-5, 0, 2, True, 2.5, "7"])
+@pytest.mark.parametrize("text", ["two cats on a pink sofa", ["cat", "dog"]])
+def test_captions_of_no_length_are_refused(processor, text, value):
+    with pytest.raises((TypeError, ValueError), match="max_length="):
+        processor(text=text, max_length=value)
+
+
 def test_long_values_are_cut_in_messages(processor):
     long = "a " * 10_000
     for options in ({"phrases": ["a"]}, {"phrases": ["b" * 9999]}, {"phrases": long}, {"spans": [[long]]}):

@@ -29,6 +29,7 @@ from .prompts_glip import (
     listed,
     one_each,
     positive_map,
+    read_number,
     read_text,
     refuse_unknown,
     shorten,
@@ -214,6 +215,8 @@ class GlipProcessor(GlipHubProcessorMixin):
             options = {key: merged[key] for key in PROMPT_OPTIONS}
             num_images = len(data["pixel_values"]) if images is not None else None
             max_length = text_kwargs.get("max_length")
+            if max_length is not None:
+                read_number("max_length", max_length, least=3, whole=True)  # [CLS], [SEP] and what is between
             keep_captions = annotations is not None  # their spans count the characters of the text as given
             queries = read_text(text, phrases, spans, num_images, self.tokenizer, options, max_length, keep_captions)
             text_data, offsets = self._encode(queries, text_kwargs)

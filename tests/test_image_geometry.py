@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -131,12 +132,35 @@ def test_area_defaults_to_width_times_height():
         (coco(thing([1, 2, 3])), "four finite numbers"),
         (coco(thing([1, 2, 3, float("nan")])), "four finite numbers"),
         (coco(thing([1, 2, 3, 4], "cat")), "'category_id' must be an integer"),
-        (coco(image_id="000001"), "'image_id' must be an integer"),
+        (coco(image_id="img-1"), "'image_id' must be an integer"),
+        (coco(image_id=None), "'image_id' must be an integer"),
+        (coco(image_id=10**20), "'image_id' must be an integer"),
+        (coco(thing([1, 2, 3, 4], 1.5)), "'category_id' must be an integer, got 1.5"),
+        (coco(thing([1, 2, 3, 4], True)), "'category_id' must be an integer, got True"),
+        (coco(thing(None)), "needs 'bbox' and 'category_id'"),
+        (coco(thing([])), "four finite numbers"),
+        (coco(thing(["1", "x", 3, 4])), "four finite numbers"),
+        (coco(thing(7)), "four finite numbers"),
+        (coco(thing([1, 2, 3, 4], area="much")), "'area' must be a number, got 'much'"),
+        (coco(thing([1, 2, 3, 4], area=float("nan"))), "'area' must be a number, got nan"),
+        (coco(thing([1, 2, 3, 4], iscrowd="yes")), "'iscrowd' must be an integer, got 'yes'"),
     ],
 )
 def test_bad_annotations(annotation, message):
     with pytest.raises(ValueError, match=message):
         coco_to_target(annotation, 20, 20)
+
+
+def test_what_is_beyond_doubt_is_taken():
+    box = {"bbox": ["1", "2", "3", "4"], "category_id": 0.0, "area": None, "iscrowd": None}
+    others = [
+        box | {"bbox": torch.tensor([1.0, 2, 3, 4]), "category_id": torch.tensor([5]), "area": "7.5", "iscrowd": "0"},
+        box | {"bbox": np.array([1, 2, 3, 4]), "category_id": " 6", "iscrowd": False},
+        *[box | {"iscrowd": crowd} for crowd in (True, "1", 1.0)],
+    ]
+    target = coco_to_target(coco(box, *others, image_id="000007"), 20, 20)
+    assert target["class_labels"].tolist() == [0, 5, 6] and target["area"].tolist() == [12, 7.5, 12]
+    assert target["boxes"].tolist() == [[1, 2, 3, 5]] * 3 and target["image_id"].tolist() == [7]
 
 
 # recorded: image 640 x 480 to 1243 x 491

@@ -389,6 +389,44 @@ def test_grounding_targets(processor):
     assert moved["class_labels"].dtype == torch.int64
 
 
+def test_targets_as_other_tools_write_them(processor):
+    """Ids as text, tensors or with a fraction of zero; one span without a list around it; no image id."""
+    names, box = ["cat", "dog"], {"bbox": [0, 0, 10, 10], "area": None, "iscrowd": None}
+    for ids, categories in (
+        (None, ("1", 1.0, torch.tensor(1))),
+        (["7", 8.0], ("8", 8, np.int64(8))),
+        (["a", "b"], "b"),
+    ):
+        for category in categories:
+            annotations = {"image_id": None, "annotations": [box | {"category_id": category}]}
+            inputs = processor(IMAGE, names, annotations=annotations, category_ids=ids, return_tensors="pt")
+            (target,) = inputs["labels"]
+            assert target["class_labels"].tolist() == [1] and target["area"].isfinite().all()
+    for spans in ([2, 5], (2, 5), [[2, 5]], torch.tensor([2, 5]), np.array([[2, 5]])):
+        annotations = record(box | {"tokens_positive": spans, "category_id": "3"})
+        (target,) = processor(IMAGE, "a cat here", annotations=annotations, return_tensors="pt")["labels"]
+        assert target["positive_map"].nonzero().tolist() == [[0, 2]] and target["class_labels"].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"category_id": "cat"}, "category_id 'cat' is not an index of its 1 names"),
+        ({"category_id": 0.5}, "category_id 0.5 is not an index"),
+        ({"category_id": -1}, "category_id -1 is not an index"),
+        ({"category_id": [0]}, r"category_id \[0\] is not an index"),
+        ({"tokens_positive": 5}, "tokens_positive=5 must be a list of spans"),
+        ({"tokens_positive": "2:5"}, "tokens_positive='2:5' must be a list"),
+        ({"tokens_positive": [[2, 50]]}, "does not lie in the caption"),
+        ({"tokens_positive": [["a", "b"]]}, "is not a span"),
+    ],
+)
+def test_targets_that_make_no_sense(processor, change, words):
+    boxes = record({"bbox": [0, 0, 10, 10], **change})
+    with pytest.raises(ValueError, match=words):
+        processor(IMAGE, ["cat"], annotations=boxes, return_tensors="pt")
+
+
 def test_targets_need_all_class_names_in_one_caption(processor):
     boxes = record({"bbox": [0, 0, 10, 10], "category_id": 1})
     with pytest.raises(ValueError, match="3 names of image 0 fill 3 captions"):

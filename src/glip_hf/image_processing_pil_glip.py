@@ -418,6 +418,8 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     As in GLIP's COCO reader, crowd regions are left out, boxes are clipped to the image and those without extent
     (x2 <= x1 or y2 <= y1 after clipping) dropped, together with their class. `area` defaults to w * h, `iscrowd` to 0.
 
+    Numbers and ids may be spelt as text, as tensors or with a fraction of zero; None is a missing value.
+
     Raises:
         ValueError: if a key is missing, an id is not an integer or a box is not four finite numbers.
     """
@@ -425,26 +427,57 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
         raise ValueError(
             f"An annotation has the keys 'image_id' and 'annotations' (COCO format), got {shorten(repr(annotation))}."
         )
-    where = f"Image {annotation['image_id']!r}"
+    where = f"Image {shorten(repr(annotation['image_id']))}"
+    boxes, classes, areas = [], [], []
     for entry in annotation["annotations"]:
-        if not isinstance(entry, Mapping) or not {"bbox", "category_id"} <= set(entry):
+        if not isinstance(entry, Mapping) or entry.get("bbox") is None or entry.get("category_id") is None:
             raise ValueError(f"{where}: an annotation needs 'bbox' and 'category_id', got {shorten(repr(entry))}.")
-        if len(entry["bbox"]) != 4 or not np.isfinite(np.asarray(entry["bbox"], float)).all():
-            raise ValueError(f"{where}: 'bbox' must be four finite numbers x, y, w, h, got {entry['bbox']!r}.")
+        crowd = entry.get("iscrowd") or 0
+        if not isinstance(crowd, bool) and not _integer("iscrowd", crowd):
+            boxes.append(_finite(where, "'bbox' must be four finite numbers x, y, w, h", entry["bbox"], 4))
+            classes.append(_integer("category_id", entry["category_id"]))
+            area = entry.get("area")
+            area = boxes[-1][2] * boxes[-1][3] if area is None else _finite(where, "'area' must be a number", area, 1)
+            areas.append(float(area))
 
-    entries = [entry for entry in annotation["annotations"] if not entry.get("iscrowd", 0)]
-    xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float32).reshape(-1, 4)
+    xywh = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     far_corners = xywh[:, :2] + np.clip(xywh[:, 2:] - np.float32(1), 0, None)
-    boxes, keep = clip_and_drop(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
-    area = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries]
+    clipped, keep = clip_and_drop(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
     return {
-        "boxes": boxes[keep],
-        "class_labels": _integers([entry["category_id"] for entry in entries], "category_id")[keep],
-        "area": np.array(area, dtype=np.float32)[keep],
-        "image_id": _integers([annotation["image_id"]], "image_id"),
+        "boxes": clipped[keep],
+        "class_labels": np.array(classes, dtype=np.int64)[keep],
+        "area": np.array(areas, dtype=np.float32)[keep],
+        "image_id": np.array([_integer("image_id", annotation["image_id"])], dtype=np.int64),
         "orig_size": np.array([height, width], dtype=np.int64),
         "size": np.array([height, width], dtype=np.int64),
     }
+
+
+def _finite(where: str, rule: str, value: Any, count: int) -> np.ndarray:
+    """So many finite numbers, float64."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        numbers = np.array([])
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{where}: {rule}, got {shorten(repr(value))}.")
+    return numbers if count > 1 else numbers[0]
+
+
+def plain_id(value: Any) -> Any:
+    """7 for what means it beyond doubt (7.0, "7", an array or tensor of it); anything else as it is."""
+    if math.prod(getattr(value, "shape", (0,))) == 1:  # of NumPy or PyTorch
+        value = value.item()
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integer(name: str, value: Any) -> int:
+    number = plain_id(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{name!r} must be an integer, got {shorten(repr(value))}.")
+    return number
 
 
 def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -456,13 +489,6 @@ def resize_target(target: dict[str, np.ndarray], size: tuple[int, int]) -> dict[
         "area": target["area"] * np.float32((width / old_width) * (height / old_height)),
         "size": np.array(size, dtype=np.int64),
     }
-
-
-def _integers(values: list[Any], name: str) -> np.ndarray:
-    """`values` as int64 [K]; anything but an integer is refused, not rounded."""
-    if not all(isinstance(value, int | np.integer) for value in values):
-        raise ValueError(f"{name!r} must be an integer, got {shorten(repr(values))}.")
-    return np.array(values, dtype=np.int64)
 
 
 # -- the processors --------------------------------------------------------------------------------

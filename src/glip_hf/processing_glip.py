@@ -4,7 +4,6 @@
 Letters: B images, N captions, C class names or phrases of a caption, T text tokens, K boxes of an image.
 """
 
-import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
-from .image_processing_pil_glip import GlipImageProcessorKwargs
+from .image_processing_pil_glip import GlipImageProcessorKwargs, plain_id
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import (
     MAX_TEXT_LENGTH,
@@ -25,7 +24,9 @@ from .prompts_glip import (
     Offsets,
     PhraseInput,
     Query,
+    Span,
     SpanInput,
+    check_span,
     listed,
     one_each,
     positive_map,
@@ -382,7 +383,8 @@ def _index_boxes(records: list[Mapping[str, Any]]) -> tuple[list[list[Mapping[st
         own = list(record["annotations"])
         renumbered = [{**box, "category_id": i} if isinstance(box, Mapping) else box for i, box in enumerate(own)]
         boxes.append(own)
-        indexed.append({"image_id": image, **record, "annotations": renumbered})
+        image_id = image if record.get("image_id") is None else record["image_id"]
+        indexed.append({**record, "image_id": image_id, "annotations": renumbered})
     return boxes, indexed
 
 
@@ -416,32 +418,42 @@ def _box_maps(
                 f"category_ids has {len(ids)} entries for the {len(query.names)} names of image {image}: give one per "
                 "name, in their order."
             )
-        categories = range(len(query.names)) if ids is None else map(operator.index, ids)
+        categories = range(len(query.names)) if ids is None else map(plain_id, ids)
         index_of = {category: index for index, category in reversed(list(enumerate(categories)))}  # the first of equals
         kept = [boxes[image][int(index)] for index in target["class_labels"]]
         tokens = np.zeros((len(kept), caption_maps[image].shape[1]), dtype=np.float32)
         classes = np.zeros(len(kept), dtype=np.int64)
         for row, box in enumerate(kept):
+            category = plain_id(box.get("category_id"))
             if box.get("tokens_positive") is not None:
-                tokens[row] = positive_map(offsets[image], [box["tokens_positive"]], normalize=False)
-                classes[row] = box.get("category_id", 0)
+                spans = _spans(query.prompts[0].caption, box["tokens_positive"])
+                tokens[row] = positive_map(offsets[image], [spans], normalize=False)
+                classes[row] = category if isinstance(category, int) else 0
                 continue
-            if "category_id" not in box:
+            if category is None:
                 raise ValueError(
                     f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(box))}."
                 )
-            category = operator.index(box["category_id"])
-            if category not in index_of:
+            if not isinstance(category, int | str) or category not in index_of:
                 reason = "is not in category_ids."
                 if ids is None:
                     reason = (
                         f"is not an index of its {len(query.names)} names (from 0): pass category_ids, one per name."
                     )
-                raise ValueError(f"image {image}: category_id {category} {reason}")
+                raise ValueError(f"image {image}: category_id {shorten(repr(category))} {reason}")
             classes[row] = index_of[category]
             tokens[row] = caption_maps[image][classes[row]]
         maps.append((tokens, classes))
     return maps
+
+
+def _spans(caption: str, value: Any) -> list[Span]:
+    """`tokens_positive` of a box as spans of the caption; `[begin, end]` alone is one of them."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"tokens_positive={shorten(repr(value))} must be a list of spans [begin, end) of the caption.")
+    is_flat = len(value) == 2 and not any(isinstance(end, list | tuple) for end in value)
+    return [check_span(caption, span) for span in ([value] if is_flat else value)]
 
 
 __all__ = ["GlipBatchFeature", "GlipProcessor", "GlipProcessorKwargs"]

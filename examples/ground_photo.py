@@ -19,7 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=model_name, default="demo", help="converted model: a directory or a Hub id (%(default)s)")
     add("--photo", help="an image (default: a generated scene)")
-    add("--text", nargs="+", help="class names, or one caption (default: one for the scene)")
+    add("--text", nargs="+", help="class names, or one text: a list of them or a caption (default: a caption)")
     add("--threshold", type=float, default=0.4, help="lowest score (%(default)s)")
     add("--save", default="out/grounded.png", help="annotated image (%(default)s)")
     return parser.parse_args()
@@ -41,8 +41,8 @@ def ground(arguments: argparse.Namespace) -> None:
 
     image = load_image(arguments.photo or DEMO_IMAGE)
     text = arguments.text or [DEMO_CAPTION]
-    is_caption = len(text) == 1 and len(text[0].split()) > 2
-    inputs = processor(images=image, text=text[0] if is_caption else text, return_tensors="pt")
+    # One text alone is read as a caption, or as a list of class names: "cat. remote control."
+    inputs = processor(images=image, text=text[0] if len(text) == 1 else text, return_tensors="pt")
     with torch.inference_mode():
         outputs = model(**inputs)
     result = processor.post_process_grounded_object_detection(outputs, inputs, threshold=arguments.threshold)[0]

@@ -3,8 +3,10 @@
 
 import json
 import subprocess
+import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -102,6 +104,35 @@ def test_kill_and_resume(scenes, model, tmp_path):
     found = [prediction for share in stored(tmp_path / "run") for prediction in share]
     assert_same_predictions(found, stored(tmp_path / "whole")[0], image_sizes(scenes))
     assert figures(tmp_path / "run")[0] == pytest.approx(figures(tmp_path / "whole")[0], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(scenes, model, tmp_path):
+    """Of one process, wherever it is: the end is that of a run nobody disturbed, to the bit."""
+    random = np.random.default_rng(0)
+    arguments = command("coco", scenes, model, tmp_path / "killed", "--chunk-size", "8")
+    evaluate_apart = [sys.executable, "-m", "glip_hf.cli", "evaluate"]
+    whole = command("coco", scenes, model, tmp_path / "whole", "--chunk-size", "8")
+    begin = time.monotonic()
+    subprocess.run([*evaluate_apart, *whole], check=True, env=environment(), capture_output=True)
+    needed = time.monotonic() - begin
+    for _ in range(3):
+        process = subprocess.Popen([*evaluate_apart, *arguments], env=environment(), stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=needed * random.uniform(0.2, 1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    subprocess.run([*evaluate_apart, *arguments], check=True, env=environment(), capture_output=True)
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+
+def assert_same_end(one, other):
+    """Every file that does not say when, where and how it was made."""
+    for name in ("predictions.json", "per_class.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    first, second = (json.loads((output / "metrics.json").read_text()) for output in (one, other))
+    assert first | {"run": None} == second | {"run": None}
 
 
 def read_lines(output):

@@ -106,6 +106,17 @@ def test_federated_rules_by_hand():
     assert evaluator.gallery_items()[1].show()[0]["text_labels"] == ["a"]
 
 
+@pytest.mark.parametrize("listed", [5, {}, [None], [[1]], [float("nan")]])
+def test_federated_lists_that_are_none(listed):
+    images, categories = [{"id": 1, "neg_category_ids": listed}], [{"id": 1, "name": "a"}]
+    truth = {"images": images, "annotations": [], "categories": categories}
+    if listed:
+        with pytest.raises(ValueError, match="image 1: neg_category_ids .* is not a list of category ids"):
+            LvisEvaluator(truth)
+    else:
+        LvisEvaluator(truth)
+
+
 def test_match_prefers_what_counts_and_the_last_of_equals():
     ious = np.array([[0.9, 0.6, 0.6], [0.6, 0.6, 0.0]])
     ignored = np.array([[True, False, False]])

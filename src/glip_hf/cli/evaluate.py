@@ -5,9 +5,8 @@ import argparse
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from ..compilation import caption_multiple, compile_for_inference
@@ -44,32 +43,35 @@ DETECTIONS = {"lvis": 300}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; the metrics go to stdout and to the output folder."""
+    """Evaluate; the metrics go to stdout and to the output folder. ODinW's data sets have a subfolder each."""
     distributed.start()
     output = Path(arguments.output or f"evaluation/{arguments.benchmark}")
     _check(arguments)
-    is_main = distributed.world()[0] == 0
+    is_main, is_odinw = distributed.world()[0] == 0, arguments.benchmark == "odinw"
     if arguments.score_only and not is_main:
         return 0  # one process is enough
-    if arguments.benchmark == "odinw":
-        result = _odinw(arguments, output)
-    elif arguments.score_only:
-        result = _score_only(arguments, output)
-    else:
-        whole = _task(arguments)
-        require_boxes([whole], arguments.allow_damage)
-        task = whole.limited(arguments.limit)
-        require_images([task], output)
-        (task,), broken = leave_out_broken([task], arguments.on_broken)
-        evaluator = partial(_evaluator, arguments, whole)
-        evaluator(task).rehearse()
-        result = _evaluate(arguments, _engine(arguments), task, evaluator, output, broken)
+    tasks = [task.limited(arguments.limit) for task in _tasks(arguments)]
+    require_boxes(tasks, arguments.allow_damage, needed=is_odinw)
+    engine = None
+    if not arguments.score_only:  # all data sets are looked at before the first is computed
+        require_images(tasks, output)
+        tasks = leave_out_broken(tasks, arguments.on_broken)
+        for task in tasks:
+            _evaluator(arguments, task).rehearse()
+        engine = _engine(arguments)
+    results = {}
+    for task in tasks:
+        folder = output / task.name if is_odinw else output
+        results[task.name] = (
+            _score(arguments, task, folder) if engine is None else _evaluate(arguments, engine, task, folder)
+        )
+    result = _mean(output, results) if is_odinw else results[tasks[0].name]
     if is_main:
         for name, value in result.metrics.items():
             name = metric_name(name)
             print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
-        if count := result.info.get("skipped"):
-            warnings.warn(f"{count} images cannot be read and were left out: see metrics.json", stacklevel=1)
+        if skipped := result.info.get("skipped_images"):
+            warnings.warn(f"{len(skipped)} images cannot be read and were left out: see metrics.json", stacklevel=1)
         print(f"-> {output}", flush=True)
     return 0
 
@@ -86,11 +88,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
 
 
-def _task(arguments: argparse.Namespace) -> Task:
-    images, outside = arguments.images, arguments.allow_outside
+def _tasks(arguments: argparse.Namespace) -> list[Task]:
+    """The task of the benchmark, or those of ODinW's data sets."""
+    outside = arguments.allow_outside
+    if arguments.benchmark == "odinw":
+        sets = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split, outside)
+        return [one.task for one in sets]
     if arguments.benchmark == "flickr":
-        return flickr_task(arguments.annotations, images or ".", _subset(arguments), outside)
-    return detection_task(arguments.benchmark, arguments.annotations, images, allow_outside=outside)
+        return [flickr_task(arguments.annotations, arguments.images or ".", _subset(arguments), outside)]
+    return [detection_task(arguments.benchmark, arguments.annotations, arguments.images, allow_outside=outside)]
 
 
 def _subset(arguments: argparse.Namespace) -> str:
@@ -99,22 +105,18 @@ def _subset(arguments: argparse.Namespace) -> str:
     return arguments.subset or (named[1] if named else "test")
 
 
-def _evaluator(arguments: argparse.Namespace, whole: Task | None, task: Task | None) -> Evaluator:
-    """The benchmark's evaluator for the images of the task, a part of the `whole` one.
-
-    Without tasks all sentences of Flickr30k Entities count.
-    """
+def _evaluator(arguments: argparse.Namespace, task: Task) -> Evaluator:
+    """The benchmark's evaluator for the images of the task."""
     if arguments.benchmark != "flickr":
         ids = [image.image_id for image in task.images]
         if arguments.benchmark == "lvis":
             return LvisEvaluator(task.annotations, ids, fixed=not arguments.standard)
         return CocoEvaluator(task.annotations, ids)
-    is_part = task and (arguments.limit or len(task.images) < len(whole.images))
-    sentences = sentence_keys(task.images) if is_part else None
+    sentences = sentence_keys(task.images) if arguments.limit or task.skipped else None
     evaluator = FlickrEvaluator(_entities(arguments), _subset(arguments), arguments.protocol, sentences=sentences)
-    if task is not None:
-        asked = {(image.image_id, one.number): len(one.spans) for image in task.images for one in image.sentences}
-        evaluator.check_asked(asked)
+    evaluator.check_asked(
+        {(image.image_id, one.number): len(one.spans) for image in task.images for one in image.sentences}
+    )
     return evaluator
 
 
@@ -164,33 +166,22 @@ def _inputs(arguments: argparse.Namespace, task: Task) -> dict[str, list[str]]:
     return inputs
 
 
-def _evaluate(
-    arguments: argparse.Namespace,
-    engine: GroundingEngine,
-    task: Task,
-    make_evaluator: Callable[[Task], Evaluator],
-    output: Path,
-    broken: Mapping[str, str],
-) -> Result:
-    """Predict, score, and (in process 0) write everything.
-
-    Args:
-        broken: path -> reason, of images that were left out of the task already.
-    """
+def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task, output: Path) -> Result:
+    """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
     settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
     inputs = _inputs(arguments, task)
     store = predict(engine, task, output, settings, arguments.fresh, inputs, arguments.on_broken)
     seconds = time.monotonic() - begin
-    task = replace(task, images=[image for image in task.images if image.path not in store.broken])
-    evaluator = make_evaluator(task)
+    task = task.without(store.broken)
+    evaluator = _evaluator(arguments, task)
     metrics = score(evaluator, store, task)
-    is_measured = task.annotations is None or task.annotations.tally.listed > 0
     info = provenance(engine.model, arguments.model, engine.options)
     info |= {"benchmark": arguments.benchmark, "pictures": len(task.images), "seconds": round(seconds, 1)}
-    skipped = {**broken, **store.broken}
-    info |= {"skipped": len(skipped), "skipped_images": skipped}
-    info |= {} if task.annotations is None else {"annotations": task.annotations.tally.to_dict()}
+    info |= {"skipped": len(task.skipped), "skipped_images": task.skipped}
+    is_measured = task.annotations is None or task.annotations.tally.listed > 0
+    if task.annotations is not None:
+        info["annotations"] = asdict(task.annotations.tally)
     result = Result(metrics if is_measured else {}, info)
     if distributed.world()[0] > 0:
         return result
@@ -202,57 +193,29 @@ def _evaluate(
     return result
 
 
-def _score_only(arguments: argparse.Namespace, output: Path) -> Result:
-    """Metrics of a result file; with --images also the gallery, with --limit for the first images."""
-    wanted = arguments.limit or arguments.images or arguments.benchmark != "flickr"
-    whole = _task(arguments) if wanted else None
-    task = whole.limited(arguments.limit) if wanted else None
-    if task is not None:
-        require_boxes([task], arguments.allow_damage)
-    evaluator = _evaluator(arguments, whole, task)
-    shown = task if arguments.images else None
-    return _score_file(arguments, evaluator, Path(arguments.score_only), output, shown)
-
-
-def _score_file(
-    arguments: argparse.Namespace, evaluator: Evaluator, path: Path, output: Path, task: Task | None
-) -> Result:
+def _score(arguments: argparse.Namespace, task: Task, output: Path) -> Result:
+    """Metrics of a result file; with --images (and where ODinW's are) also the gallery."""
+    path, shown = Path(arguments.score_only), arguments.images
+    if arguments.benchmark == "odinw":
+        path, shown = path / task.name / "predictions.json", not task.missing_images()
+    evaluator = _evaluator(arguments, task)
     load_predictions(evaluator, path)
-    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path)}
+    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path), "pictures": len(task.images)}
     result = Result(evaluator.summarize(), info)
-    write_report(output, result, evaluator, task, arguments.gallery, predictions=False)
+    write_report(output, result, evaluator, task if shown else None, arguments.gallery, predictions=False)
     return result
 
 
-def _odinw(arguments: argparse.Namespace, output: Path) -> Result:
-    """Each data set in a subfolder of its own, and the mean in the output folder."""
-    sets = odinw_sets(
-        arguments.config, arguments.data_root, arguments.prompts, arguments.split, arguments.allow_outside
-    )
-    tasks = [one.task.limited(arguments.limit) for one in sets]
-    require_boxes(tasks, arguments.allow_damage, needed=True)
-    evaluator, engine, broken = partial(_evaluator, arguments, None), None, {}
-    if not arguments.score_only:  # all sets are looked at before the first is computed
-        require_images(tasks, output)
-        tasks, broken = leave_out_broken(tasks, arguments.on_broken)
-        for task in tasks:
-            evaluator(task).rehearse()
-        engine = _engine(arguments)
-    metrics, info = {}, {}
-    for task in tasks:
-        name = task.name
-        if engine is None:
-            path, shown = Path(arguments.score_only) / name / "predictions.json", not task.missing_images()
-            result = _score_file(arguments, evaluator(task), path, output / name, task if shown else None)
-        else:
-            result = _evaluate(arguments, engine, task, evaluator, output / name, {})
-            broken |= result.info["skipped_images"]
-        metrics[name], info = result.metrics, result.info
-    info["pictures"] = sum(len(task.images) for task in tasks)
-    info |= {"skipped": len(broken), "skipped_images": broken}
-    for of_one_set in ("seconds", "annotations"):
+def _mean(output: Path, results: Mapping[str, Result]) -> Result:
+    """The mean over data sets, written to the output folder."""
+    *_, info = [dict(one.info) for one in results.values()]
+    for of_one_set in ("seconds", "annotations", "predictions"):
         info.pop(of_one_set, None)
+    counts = {name: one.info.get("pictures", 0) for name, one in results.items()}
+    skipped = {path: why for one in results.values() for path, why in one.info.get("skipped_images", {}).items()}
+    info |= {"pictures": sum(counts.values()), "skipped": len(skipped), "skipped_images": skipped}
+    metrics = {name: one.metrics for name, one in results.items()}
     result = Result(mean_metrics(metrics), info)
     if distributed.world()[0] == 0:
-        write_summary(output, result, "AP", metrics, {task.name: len(task.images) for task in tasks})
+        write_summary(output, result, "AP", metrics, counts)
     return result

@@ -6,6 +6,7 @@ Only Python objects travel (predictions, metrics), so gloo serves on every machi
 
 import datetime
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -56,4 +57,10 @@ def broadcast(value: Any) -> Any:
     return require("accelerate.utils", "eval").broadcast_object_list([value])[0] if world()[1] > 1 else value
 
 
-__all__ = ["broadcast", "gather", "merge", "start", "world"]
+def tell(message: str) -> None:
+    """A warning, from process 0 alone."""
+    if world()[0] == 0:
+        warnings.warn(message, stacklevel=3)
+
+
+__all__ = ["broadcast", "gather", "merge", "start", "tell", "world"]

@@ -78,9 +78,12 @@ def read_sentences(path: str | Path) -> list[tuple[str, list[Phrase]]]:
 def read_boxes(path: str | Path) -> ImageBoxes:
     """Boxes of one image from `Annotations/<id>.xml`."""
     try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is not valid XML: {error}") from None
+        return _image_boxes(ElementTree.parse(path).getroot())
+    except (ElementTree.ParseError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not valid XML of Flickr30k Entities: {error}") from None
+
+
+def _image_boxes(root: ElementTree.Element) -> ImageBoxes:
     sides = [int(root.findtext(f"size/{name}", "0")) for name in ("width", "height", "depth")]
     image = ImageBoxes(*sides)
     for thing in root.iter("object"):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .._messages import quote
 from ..data.values import Ids, read_id
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
 from .files import Annotations, read_annotations
@@ -75,8 +76,14 @@ class LvisEvaluator(DetectionEvaluator):
         tables = {"neg_category_ids": self._evaluated, "not_exhaustive_category_ids": self._partial}
         for image in document.images:
             for key, table in tables.items() if image["id"] in self._rank else ():
-                ids = [known.find(read_id(one, f"{key} of image {image['id']!r}:")) for one in image.get(key) or ()]
-                table[self._rank[image["id"]], [place for place in ids if place >= 0]] = True
+                listed = image.get(key) or []
+                try:
+                    places = [known.find(read_id(one)) for one in listed]
+                except (TypeError, ValueError):
+                    raise ValueError(
+                        f"image {quote(image['id'])}: {key} {quote(listed)} is not a list of category ids."
+                    ) from None
+                table[self._rank[image["id"]], [place for place in places if place >= 0]] = True
 
     # -- limits ------------------------------------------------------------------------------------
 

@@ -46,12 +46,10 @@ def write_report(
         gallery: how many of the best, and how many of the worst images.
         predictions: whether to write predictions.json (not where it is what was scored).
     """
-    output.mkdir(parents=True, exist_ok=True)
     rows = evaluator.per_class()
     document = {**result.metrics, "primary": evaluator.primary, "run": result.info}
     if isinstance(evaluator, DetectionEvaluator):
         document["per_category_AP"] = {str(row["id"]): row["AP"] for row in rows}
-    write_json(output / "metrics.json", document)
     _write_csv(output / "per_class.csv", rows)
     if predictions:
         write_predictions(output / "predictions.json", evaluator)
@@ -59,6 +57,7 @@ def write_report(
     best, worst = _choose(evaluator.gallery_items(), gallery) if task is not None and gallery else ([], [])
     images = {} if task is None else {str(image.image_id): image.ref for image in task.images}
     _write_page(output, result, evaluator.primary, rows, plots, _cards(best, images), _cards(worst, images))
+    write_json(output / "metrics.json", document)  # last: where it is, the rest is
 
 
 def write_summary(
@@ -69,13 +68,12 @@ def write_summary(
     Args:
         sets: metrics of each; num_images: how many images each has.
     """
-    output.mkdir(parents=True, exist_ok=True)
     rows = [{"name": name, "pictures": num_images[name], **metrics} for name, metrics in sets.items()]
     info = {**result.info, "sets": len(sets)}
-    write_json(output / "metrics.json", {**result.metrics, "primary": primary, "sets": sets, "run": info})
     _write_csv(output / "per_set.csv", rows)
     plots = _write_plots(output, lambda: {"ap_by_set.png": make_sets_plot(sets, result.metrics["AP"])})
     _write_page(output, Result(result.metrics, info), primary, rows, plots)
+    write_json(output / "metrics.json", {**result.metrics, "primary": primary, "sets": sets, "run": info})
 
 
 def _write_plots(output: Path, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
@@ -94,7 +92,7 @@ def _write_plots(output: Path, make: Callable[[], dict[str, bytes]]) -> dict[str
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with replacing_text(path) as file:
         if rows:
-            writer = csv.DictWriter(file, rows[0].keys())
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
 

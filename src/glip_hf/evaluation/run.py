@@ -7,10 +7,9 @@ import platform
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ def require_images(tasks: Sequence[Task], output: str | Path) -> None:
     """
     missing = [path for task in tasks for path in task.missing_images()]
     if missing and distributed.world()[0] == 0:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        (Path(output) / "missing_pictures.txt").write_text("".join(f"{path}\n" for path in missing))
+        with replacing_text(Path(output) / "missing_pictures.txt") as file:
+            file.writelines(f"{path}\n" for path in missing)
     if missing:
         raise MissingImages(missing, sum(len(task.images) for task in tasks))
 
@@ -63,25 +62,15 @@ def require_boxes(tasks: Sequence[Task], allow_damage: float, needed: bool = Fal
     for known in [task.annotations for task in tasks if task.annotations is not None]:
         known.tally.require_boxes(known.name, allow_damage, needed)
         if known.tally.dropped:
-            warnings.warn(f"{known.name}: {known.tally.describe()}", stacklevel=2)
+            distributed.tell(f"{known.name}: {known.tally.describe()}")
         if not known.tally.listed:
-            warnings.warn(f"{known.name} has no annotations: nothing is measured, only predicted", stacklevel=2)
+            distributed.tell(f"{known.name} has no annotations: nothing is measured, only predicted")
 
 
-def leave_out_broken(tasks: Sequence[Task], on_broken: str) -> tuple[list[Task], dict[str, str]]:
-    """Read the header of every image before a model is loaded.
-
-    Args:
-        on_broken: "skip" leaves out images that cannot be read, "fail" refuses them.
-
-    Returns:
-        the tasks without those, and path -> reason of each.
-
-    Raises:
-        ValueError: naming the images that cannot be read, with "fail" or if no other is left.
-    """
+def leave_out_broken(tasks: Sequence[Task], on_broken: str) -> list[Task]:
+    """The tasks without images whose header cannot be read; with "fail" they are refused, see `find_broken`."""
     broken = find_broken((image.ref for task in tasks for image in task.images), on_broken)
-    return [replace(task, images=[one for one in task.images if one.path not in broken]) for task in tasks], broken
+    return [task.without(broken) for task in tasks]
 
 
 def predictions(
@@ -162,11 +151,10 @@ def predict(
         _compare_images(store, task)
         todo = [image for image in task.images if image.image_id not in store.done][rank::size]
         before = sum(image.image_id in store.done for image in task.images)
-        if before and before == len(task.images) and rank == 0:
-            warnings.warn(
+        if before and before == len(task.images):
+            distributed.tell(
                 f"all {before} predictions in {store.folder} are of an earlier run: nothing is computed, they are "
-                "scored again. --fresh computes them anew",
-                stacklevel=2,
+                "scored again. --fresh computes them anew"
             )
         # The bar counts this process's share; the others have as much to do.
         bar = tqdm(total=len(todo), unit="image", desc=task.name, disable=rank > 0 or not todo, mininterval=1.0)

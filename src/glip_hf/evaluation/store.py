@@ -2,7 +2,6 @@
 """Predictions on disk while they are made: a JSON line per image, a file per process; a killed run can resume."""
 
 import json
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,13 +58,13 @@ class PredictionStore:
         )
         self._lock, before = claimed or (None, None)
         if before and (notes := before.notes(manifest)):
-            warnings.warn(f"{output} was begun with {', '.join(notes)}: the last digits may differ", stacklevel=2)
+            distributed.tell(f"{output} was begun with {', '.join(notes)}: the last digits may differ")
         # The whole run takes the library of matrix products that it began with.
         settle_library(distributed.broadcast((before or manifest).environment.get("matmul")))
         self.folder.mkdir(parents=True, exist_ok=True)
         found = [_repair(path) for path in self._own_files()]
         if damaged := sum(distributed.gather(sum(count for _, count in found))):
-            warnings.warn(f"{self.folder} has damaged predictions ({damaged}): they are computed again", stacklevel=2)
+            distributed.tell(f"{self.folder} has damaged predictions ({damaged}): they are computed again")
         known = {image_id: digest for own, _ in found for image_id, digest in own.items()}
         self.done: dict[int | str, str] = distributed.merge(known)
         self.broken: dict[str, str] = {}

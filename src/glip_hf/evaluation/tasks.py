@@ -66,6 +66,7 @@ class Task:
         names: class names, in the order of captions; empty where images have sentences.
         category_ids: of each class name, which predictions carry as label.
         annotations: what the metrics of a detection set come from.
+        skipped: path -> reason, of images that were left out because they cannot be read.
     """
 
     name: str
@@ -73,10 +74,17 @@ class Task:
     names: list[NameInput] = field(default_factory=list)
     category_ids: list[int | str] = field(default_factory=list)
     annotations: Annotations | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def limited(self, number: int | None) -> "Task":
         """The task of the first `number` images."""
         return replace(self, images=self.images[:number])
+
+    def without(self, broken: Mapping[str, str]) -> "Task":
+        """The task without images at these paths, each with the reason."""
+        own = {image.path: broken[image.path] for image in self.images if image.path in broken}
+        images = [image for image in self.images if image.path not in broken]
+        return replace(self, images=images, skipped={**self.skipped, **own})
 
     def missing_images(self) -> list[str]:
         """Paths of images that do not exist, and what is wrong with those that have none."""

@@ -439,7 +439,7 @@ TEXT_RULE = """\
 A list of texts is a list of class names: each is looked for as it is written.
 A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
 Any other text is a caption: its noun phrases are looked for, "two cats" and "a pink sofa" in "two cats on a pink sofa".
-A piece is short if it has at most five words and is no sentence; one alone must not hold several noun phrases.
+Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
 Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
 """
 """How text is read by the processor, the pipeline and the command line; the README and `glip ground --help` show it."""

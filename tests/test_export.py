@@ -297,13 +297,15 @@ def test_onnx_gives_the_same_detections(text, exported, model, processor, photo)
 
 
 @pytest.mark.slow
-def test_onnx_of_one_size(model, processor, photo, tmp_path) -> None:
+def test_onnx_of_one_size(model, processor, photo, tmp_path, capfd) -> None:
     path = export_onnx(model, tmp_path / "fixed.onnx", height=128, width=192, caption_length=12, opset=22)
+    capfd.readouterr()
     glip = OnnxGlip(path, processor, threads=1)
     assert (glip.height, glip.width, glip.caption_length) == (128, 192, 12)
     for image in (photo, photo.resize((300, 400))):
         inputs = glip.prepare(image, NAMES)
         assert_same_detections(glip.detect(image, NAMES, threshold=0.0), detections(model, processor, inputs))
+    assert capfd.readouterr() == ("", ""), "ONNX Runtime warns of nothing when it loads and runs the file"
 
 
 @pytest.mark.slow

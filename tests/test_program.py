@@ -29,7 +29,7 @@ WORKER_ERROR = (
         (ValueError("a value"), 1, "a value"),
         (RecipeError("an option"), 2, "an option"),
         (ValueError(WORKER_ERROR), 1, "a: image 7 is cut"),
-        (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "[Errno 28] No space left on device: 'out'"),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), 1, "out: No space left on device"),
         (NonFiniteLossError("the loss is not finite"), 1, "the loss is not finite"),
         (TooManyBrokenImages("101 images"), 1, "101 images"),
         (ImportError("pip install x"), 1, "pip install x"),

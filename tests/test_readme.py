@@ -77,6 +77,7 @@ def test_main_example_in_half_precision(readers_directory: Path, monkeypatch: py
     namespace: dict = {}
     exec(compile(code, "README.md", "exec"), namespace)
     assert namespace["outputs"].logits.dtype == namespace["model"].dtype == torch.bfloat16
+    assert not namespace["outputs"].logits.requires_grad, "gradients double the memory"
     assert len(namespace["result"]["boxes"])
 
 

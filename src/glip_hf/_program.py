@@ -93,6 +93,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(__package__):
         package = error.name.partition(".")[0]
         return f"this needs {package}: pip install {package}, or the extra that has it (README.md, Install)"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, RuntimeError):
         if any(part in message for part in SECONDARY):
             return f"another process of this run ended, and so does this one ({message.splitlines()[0][:100]})"

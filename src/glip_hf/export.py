@@ -304,6 +304,8 @@ def export_onnx(
     with _quiet(), _ready(model, backbone_config="eager", text_config="eager") as graph:
         config = exporter.OnnxConfig(dynamic_shapes=axes, opset_version=opset)
         program, _ = exporter.OnnxExporter().export_program(graph, inputs, config)
+    # ONNX Runtime would warn of each unused constant at each load.
+    require("onnx_ir.passes.common", "export").RemoveUnusedNodesPass()(program)
     _name_axes(program.graph, ir)
     program.metadata_props[METADATA] = json.dumps({"max_text_length": model.config.max_text_length, "divisor": DIVISOR})
     with writing(path):

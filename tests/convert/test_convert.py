@@ -500,6 +500,9 @@ def test_misspelt_paths_are_never_looked_up_on_the_hub(tmp_path, monkeypatch, na
 
 def test_a_tokenizer_that_cannot_be_fetched_is_told_before_the_checkpoint_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(CheckpointError, match="nothing.pth"):
+        convert_checkpoint("nothing.pth", "output")
     for tokenizer in ("bert-base-uncased-of-nobody", "vocab.txt", "missing/vocab.txt"):
         with pytest.raises(ConversionError, match=f"{tokenizer}: .*no such directory.* Give .* with --tokenizer"):
-            convert_checkpoint("nothing.pth", "output", tokenizer=tokenizer)
+            convert_checkpoint("empty.pth", "output", tokenizer=tokenizer)

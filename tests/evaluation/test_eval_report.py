@@ -330,16 +330,16 @@ def test_plot_of_data_sets():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["coco", "--images", "x"], "coco needs --annotations, --model"),
-        (["odinw", "--model", "x"], "odinw needs --config"),
-        (["odinw", "--config", "nowhere", "--score-only", "y"], "nowhere: no task file"),
-        (["coco", "--score-only", "nowhere.json", "--annotations", "none.json"], "none.json"),
+        (["coco", "--images", "x"], 2, "coco needs --annotations, --model"),
+        (["odinw", "--model", "x"], 2, "odinw needs --config"),
+        (["odinw", "--config", "nowhere", "--score-only", "y"], 1, "nowhere: no task file"),
+        (["coco", "--score-only", "nowhere.json", "--annotations", "none.json"], 1, "none.json"),
     ],
 )
-def test_errors_are_one_line(arguments, message, capsys, tmp_path):
-    assert evaluate([*arguments, "--output", str(tmp_path)]) == 1
+def test_errors_are_one_line(arguments, code, message, capsys, tmp_path):
+    assert evaluate([*arguments, "--output", str(tmp_path)]) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 

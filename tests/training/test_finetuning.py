@@ -419,3 +419,11 @@ def test_how_much_damage_is_allowed(coco: Path) -> None:
     coco.write_text(json.dumps(content | {"annotations": []}))
     with pytest.raises(DamagedData, match="there are no annotations"):
         load_tuning_data(coco, coco.parent)
+
+
+@pytest.mark.parametrize("option", ["train", "validation"])
+def test_a_misspelt_file_is_named_by_its_option(coco: Path, option: str) -> None:
+    paths = {"train": coco, "validation": coco} | {option: coco / "nowhere"}
+    with pytest.raises(FileNotFoundError, match=f"^--{option} .*nowhere: no such file in ") as error:
+        load_tuning_data(images=coco.parent, **paths)
+    assert "data_root" not in str(error.value)

@@ -10,10 +10,10 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import __version__
-from .._program import run_program
+from .._program import USAGE, run_program
 from . import check_data, convert, evaluate_options, export, ground, info, restore
 from .common import UsageError
 
@@ -29,9 +29,16 @@ COMMANDS = {
 """Each has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the exit code."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, as all other errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `glip` and its subcommands; `run` of the parsed arguments carries the subcommand out."""
-    parser = argparse.ArgumentParser(prog="glip", description="Ground any phrase in any image.")
+    parser = _Parser(prog="glip", description="Ground any phrase in any image.")
     parser.add_argument("--version", action="version", version=f"glip_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers import AutoTokenizer
 
+    from ..conversion.convert import find_tokenizer
     from ..data.check import check_data
 
     root, options = arguments.data_root, {"images": arguments.pictures}
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         options["start"] = start
     if arguments.tokenizer:
-        options["tokenizer"] = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        options["tokenizer"] = AutoTokenizer.from_pretrained(find_tokenizer(arguments.tokenizer))
     try:
         report = check_data(specs, root, **options)
     except ValueError as error:  # a data set or format that does not exist

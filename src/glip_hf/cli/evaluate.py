@@ -32,7 +32,7 @@ from ..evaluation.run import (
 from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
 from ..runs import file_digest
-from .common import load_model
+from .common import UsageError, load_model
 
 CHUNKS = {"lvis": 40}
 """Class names per caption in the published protocols; elsewhere as many as fit."""
@@ -79,13 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: naming an option that is missing.
+        UsageError: naming an option that is missing.
     """
     needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
     if not arguments.score_only:
         needed += ["model"] if arguments.benchmark == "odinw" else ["model", "images"]
     if missing := [name for name in needed if getattr(arguments, name) is None]:
-        raise ValueError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
+        raise UsageError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:

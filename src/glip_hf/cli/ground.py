@@ -256,5 +256,5 @@ def _save(image: Image.Image, result: dict[str, Any], target: Path) -> str:
         with replacing(target) as path:
             draw_detections(image, result).save(path)
     except OSError as error:
-        raise CliError(f"--save {first_line(error)}") from None
+        raise CliError(f"--save {shown(str(target))}: {error.strerror or first_line(error)}") from None
     return str(target)

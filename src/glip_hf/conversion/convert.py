@@ -72,7 +72,8 @@ def convert_checkpoint(
     """
     output = Path(output).resolve()
     _check_output(output, force)
-    tokenizer = _fetch_tokenizer(tokenizer)  # before gigabytes are read
+    if Path(source).is_file():  # before gigabytes are read
+        tokenizer = find_tokenizer(tokenizer)
     checkpoint = read_checkpoint(source, ema=ema)
     tensors = checkpoint.tensors
     glip_config, family = build_config(tensors, config)
@@ -133,7 +134,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedTokenizerBase):
         tokenizer = source
     else:
-        name = os.fspath(_fetch_tokenizer(source))
+        name = os.fspath(find_tokenizer(source))
         try:
             if not Path(name).is_file():
                 tokenizer = AutoTokenizer.from_pretrained(name, **limits)
@@ -157,7 +158,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _fetch_tokenizer(
+def find_tokenizer(
     source: str | os.PathLike[str] | PreTrainedTokenizerBase,
 ) -> str | os.PathLike[str] | PreTrainedTokenizerBase:
     """The tokenizer's directory, if `source` is a Hub id; otherwise `source`.

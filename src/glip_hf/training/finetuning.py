@@ -9,6 +9,7 @@ first stage are frozen.
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .._messages import quote
+from .._messages import quote, shown
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
-from ..data.sources import Source, read_coco, require_images
+from ..data.sources import Source, find_path, read_coco, require_images
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.files import read_annotations
@@ -137,6 +138,9 @@ def load_tuning_data(
         RecipeError: for other class names in the validation file; without one, if less than two images have boxes.
         FileNotFoundError, ValueError: as `read_coco`.
     """
+    for option, path in {"train": train, "validation": validation}.items():
+        if path is not None and not find_path(path, must_exist=False).exists():
+            raise FileNotFoundError(f"--{option} {shown(str(path))}: no such file in {os.getcwd()}.")
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
     source.require_boxes(allow_damage, needed=True)
     chosen = source.few_shot(shots, seed or None) if shots else source

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BertModel, BertTokenizer, SwinModel
 
 from ..configuration_glip import PRESETS, GlipConfig
 from ..conversion.checkpoint import read_checkpoint
+from ..conversion.convert import find_tokenizer
 from ..conversion.restore import local_directory, model_directory
 from ..conversion.weight_map import match_original
 from ..demo import scenes_config, scenes_processor
@@ -120,7 +121,7 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         if Path(source).is_file():
             tokenizer = BertTokenizer(vocab=source, do_lower_case=True)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(local_directory(source, "tokenizer") or source)
+            tokenizer = AutoTokenizer.from_pretrained(find_tokenizer(source))
         processor = GlipProcessor(GlipImageProcessorPil(), tokenizer)
     else:
         raise RecipeError(f"model.preset={recipe.preset!r} is unknown: scenes, {', '.join(PRESETS)}.")

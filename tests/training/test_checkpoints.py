@@ -254,6 +254,13 @@ def test_nothing_in_a_checkpoint_is_unpickled(output: Path, expected: dict, tmp_
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_is_no_checkpoint_is_named_first(output: Path, tmp_path: Path) -> None:
+    (output / "final").mkdir()
+    for what, message in ((tmp_path / "nowhere", "no such checkpoint"), (output / "final", "has no checkpoint.json")):
+        with pytest.raises(RunFolderError, match=message):
+            resume(output, what=str(what))
+
+
 def test_checkpoints_of_older_versions_are_refused(output: Path, tmp_path: Path) -> None:
     older = tmp_path / "older" / "step_00000002"
     older.mkdir(parents=True)

@@ -89,7 +89,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
     """
     if not (path / MANIFEST).exists():
         older = " (an older glip_hf wrote it)" if any(path.glob("custom_checkpoint_*.pkl")) else ""
-        raise CheckpointError(f"it has no {MANIFEST}{older}")
+        raise CheckpointError(f"the directory has no {MANIFEST}{older}")
     manifest = _read_json(path / MANIFEST, CheckpointManifest)
     if (name := NAME.fullmatch(path.name)) and int(name[1]) != manifest.step:
         raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")

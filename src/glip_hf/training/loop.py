@@ -226,7 +226,8 @@ class Run:
     def _inputs(self) -> dict[str, Source]:
         """What the run reads, for its manifest."""
         dataset = self.batches.dataset
-        sources = dataset.mixture.sources if isinstance(dataset, GroundingDataset) else []
+        named = self.recipe.data.sources and isinstance(dataset, GroundingDataset)  # else generated scenes, or a stream
+        sources = dataset.mixture.sources if named else []
         return {f"data.sources[{index}]": source for index, source in enumerate(sources)}
 
     def _manifest(self) -> Manifest:
@@ -237,7 +238,7 @@ class Run:
         if inputs:
             kept = ("copies", "weight")
             settings["data.sources"] = [{k: s[k] for k in kept if k in s} for s in settings["data.sources"]]
-        else:  # a stream, whose order depends on its readers, or data of the caller's own
+        elif settings["data.sources"]:  # a stream, whose order depends on its readers
             settings["data.workers"] = self.batches.workers
         for name in ("start_from", "backbone_weights", "text_weights", "tokenizer"):
             path = settings[key := f"model.{name}"]
@@ -263,6 +264,8 @@ class Run:
             raise RecipeError(f"run.overwrite deletes run.resume={settings.resume}: drop one of them.")
 
         def claim_it() -> FolderLock:
+            if settings.resume and not own:
+                checkpoints.candidates(settings.resume, self._checkpoints)  # before the folder is found to be used
             self._identity = self._manifest()
             return runs.claim(self.output, self._identity, MADE, resume=own, overwrite=settings.overwrite)[0]
 

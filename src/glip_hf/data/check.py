@@ -26,10 +26,6 @@ from .sources.odinw import odinw_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
 
 KINDS = DAMAGE | {
-    "unreadable": "a file or a row of it cannot be read",
-    "missing_image": "an image file is missing",
-    "refused_image": "a file name leads out of the image folder, or to the file of another image",
-    "broken_image": "an image cannot be decoded",
     "wrong_size": "an image has another size than annotated",
     "turned_photo": "a photo is annotated as it is stored, not upright as its EXIF orientation shows it, and used so",
     "key_mismatch": "rows of image and label files do not belong together",

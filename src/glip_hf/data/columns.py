@@ -35,9 +35,19 @@ DAMAGE = {
     "span_empty": "a character span is empty or reversed",
     "span_outside": "a character span leaves the caption",
     "duplicate_image": "an image id that occurred before",
+    "unreadable": "a file or a row of it cannot be read",
+    "missing_image": "an image file is missing",
+    "refused_image": "a file name leads out of the image folder, or to the file of another image",
+    "broken_image": "an image cannot be decoded",
     "duplicate_annotation": "an image has the same box with the same category twice",
 }
 """What a reader leaves out, and why; `box_outside` only where nothing of the box is in the image."""
+
+IGNORED = {
+    "crowd": "a region of many objects (iscrowd), which is not trained on",
+    "thin_box": "a box has a side of at most one pixel, which is not trained on",
+}
+"""What else is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +141,16 @@ class Tally:
 
     def describe(self, examples: bool = True) -> str:
         """The counts, with an example of each kind."""
-        left_out = self.dropped | {"crowd": self.crowd, "thin_box": self.thin}
         kinds = [
             f"{count:,} {kind}" + (f" (the first: {self.examples[kind]})" if examples else "")
-            for kind, count in left_out.items()
-            if count
+            for kind, count in self._left_out()
         ]
         return f"{self.kept:,} of {self.listed:,} boxes are used" + (f"; left out: {'; '.join(kinds)}" if kinds else "")
+
+    def _left_out(self) -> list[tuple[str, int]]:
+        """What is not used and how much of it, most first."""
+        counts = Counter(self.dropped | {"crowd": self.crowd, "thin_box": self.thin})
+        return (+counts).most_common()
 
     def require_boxes(self, name: str, allow_damage: float = ALLOWED_DAMAGE, needed: bool = False) -> None:
         """The guard before a run starts.
@@ -156,7 +169,8 @@ class Tally:
                 f"{name}: nothing was started: there are no annotations, and nothing can be learned without boxes. Is "
                 "it the right file?"
             )
-        remedy = "Repair the file (`glip check-data` names every finding)"
+        most = self._left_out()[0][0]
+        remedy = f"{most}: {(DAMAGE | IGNORED)[most]}. Repair the file (`glip check-data` names every finding)"
         if self.kept:
             share = math.ceil(100 * self.lost) / 100
             remedy += f", or go on without them: --allow-damage {share:g} (in a recipe data.allow_damage={share:g})"

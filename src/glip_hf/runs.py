@@ -31,7 +31,10 @@ MANIFEST, LOCK = "run.json", "run.lock"
 FORMAT = 1
 """Of manifests; to be raised when the meaning of an entry changes."""
 
-PACKAGES = ("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow")
+PACKAGES = (
+    *("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow"),
+    *("pycocotools", "faster-coco-eval"),
+)
 SHOWN_DIFFERENCES = 3
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from ..evaluation.coco import CocoEvaluator
 from ..evaluation.flickr import FlickrEvaluator, folder_digest
 from ..evaluation.lvis import LvisEvaluator
 from ..evaluation.odinw import mean_metrics
-from ..evaluation.report import metric_name, write_report, write_summary
+from ..evaluation.report import write_report, write_summary
 from ..evaluation.run import (
     Result,
     leave_out_broken,
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = _mean(output, results) if is_odinw else results[tasks[0].name]
     if is_main:
         for name, value in result.metrics.items():
-            name = metric_name(name)
+            name = name.removesuffix("@-1")  # of LVIS: no limit of detections
             print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
         if skipped := result.info.get("skipped_images"):
             warnings.warn(f"{len(skipped)} images cannot be read and were left out: see metrics.json", stacklevel=1)

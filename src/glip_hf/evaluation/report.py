@@ -126,7 +126,7 @@ def _write_page(
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True)
     environment.filters |= {
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
-        "metric_name": metric_name,
+        "metric_name": _metric_name,
         "percent": lambda value: f"{100 * value:.1f}" if value >= 0 else "–",
         "quote": quote,
         "summary": _summary,
@@ -146,7 +146,7 @@ def _write_page(
         file.write(page)
 
 
-def metric_name(name: str) -> str:
+def _metric_name(name: str) -> str:
     """A metric's name for people: "Recall@1_all" -> "Recall@1, all phrases"; "AR@-1" (no limit) -> "AR"."""
     name, _, kind = name.removesuffix("@-1").partition("_")
     return f"{name}, {kind} phrases" if name.startswith("Recall") and kind else "_".join(filter(None, (name, kind)))
@@ -182,4 +182,4 @@ def _cards(items: list[GalleryItem], refs: dict[str, ImageRef]) -> list[dict[str
     return cards
 
 
-__all__ = ["metric_name", "write_report", "write_summary"]
+__all__ = ["write_report", "write_summary"]

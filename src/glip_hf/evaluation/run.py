@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from .._messages import shown
 from .._writing import replacing_text
 from ..data.broken import find_broken
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..runs import RunFolderError, file_digest
+from ..runs import RunFolderError, environment, file_digest
 from . import distributed
 from .base import Evaluator
 from .files import check_records, numbers, read_json
@@ -33,7 +33,6 @@ from .tasks import MissingImages, Task, TaskImage
 UNIMPORTANT = ("_name_or_path", "transformers_version")  # of a model's configuration
 PACKAGE = Path(__file__).resolve().parents[1]
 BOX_DECIMALS, SCORE_DECIMALS = 3, 6  # of stored predictions: thousandths of a pixel
-PACKAGES = ("torch", "transformers", "numpy", "pillow", "pycocotools", "faster-coco-eval")
 
 
 @dataclass
@@ -259,16 +258,10 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
 
 def provenance(model: Any = None, source: str | None = None, options: GroundingOptions | None = None) -> dict[str, Any]:
     """Where metrics come from: command, commit, versions, model, machine."""
-    from .. import __version__
-
-    versions = {"python": platform.python_version(), "glip_hf": __version__}
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     info: dict[str, Any] = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
-        "versions": versions,
+        "versions": environment(distributed.world()[1]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "processes": distributed.world()[1],
     }

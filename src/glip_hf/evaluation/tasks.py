@@ -174,7 +174,7 @@ def flickr_task(
             entries[image_id] = {**record, "id": image_id}
             known = sentences.setdefault(image_id, [])
             if record["tokens_positive_eval"]:
-                number = record.get("sentence_id", len(known))
+                number = len(known) if record.get("sentence_id") is None else record["sentence_id"]
                 known.append(_sentence(number, record["caption"], record["tokens_positive_eval"]))
     finder, found = ImageFinder(images, allow_outside), []
     for image_id, entry in entries.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from ._messages import shown
+from ._program import USAGE
 from ._writing import replacing_text
 
 try:
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 class RunFolderError(ValueError):
     """A folder that this run may not use; the message is one line that says why, and what to do."""
+
+    exit_code = USAGE
 
 
 @dataclass

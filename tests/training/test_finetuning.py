@@ -312,13 +312,12 @@ def test_another_run_is_refused_by_name(coco: Path, tmp_path: Path, monkeypatch:
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("moved", "cache", "out"))
     other = written("other.json", lambda document: document["annotations"].pop())
-    renamed = written("renamed.json", lambda document: document["categories"][0].update(name="box"))
     assert started(False)[0] == 0
     kept = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     refusals = [
         (started(False), "holds an earlier run (checkpoints/step_00000002, final, history.json): --resume latest goes"),
         (started(train=other), "data.sources[0]=annotations (7 images), this one has other (7 images): give"),
-        (started(validation=renamed), "validation data="),
+        (started(validation=other), "validation data=annotations (7 images), this one has other (7 images): give"),
         (started(mode="full"), "tuning.mode=linear, this one has full; "),
         (started(seed="1"), "run.seed=0, this one has 1: give"),
         (started(lr="0.5"), "optimizer.lr=0.0001, this one has 0.5: give"),

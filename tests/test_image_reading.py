@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from glip_hf.image_processing_pil_glip import fetch_images, flatten_images, load_image, read_pixels
+from glip_hf import image_processing_pil_glip
+from glip_hf.image_processing_pil_glip import (
+    GlipImageProcessorPil,
+    fetch_images,
+    flatten_images,
+    load_image,
+    read_pixels,
+)
 
 
 def make_rgb(seed: int = 0) -> np.ndarray:
@@ -105,3 +112,29 @@ def test_nesting():
     assert [type(entry) for entry in nested] == [np.ndarray, list, list]
     assert len(flatten_images(nested)) == 3
     assert len(flatten_images([np.stack([rgb] * 2), torch.zeros(3, 3, 5, 5)])) == 5
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "P with alpha", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "I 16-bit", "F"]
+)
+@pytest.mark.parametrize("rgb", [True, False])
+def test_large_images_are_read_in_strips(mode, rgb, monkeypatch):
+    """They hold less in memory; the values are the same."""
+    image = Image.fromarray(make_rgb())
+    if mode.startswith("P"):
+        image = image.quantize(64)
+        if "alpha" in mode:
+            image.info["transparency"] = bytes(range(0, 256, 4))
+    elif "16" in mode:
+        image = Image.fromarray(make_rgb()[..., 0].astype(np.uint16) * 257)
+        image = image.convert("I") if mode.startswith("I-16") else image
+    else:
+        image = image.convert(mode)
+    kwargs = {"size": {"height": 20, "width": 31}, "do_convert_rgb": rgb, "return_tensors": "pt"}
+    processor = GlipImageProcessorPil()
+    expected = read_pixels(image, None, rgb)
+    resized = processor(image, **kwargs).pixel_values if rgb else None
+    monkeypatch.setattr(image_processing_pil_glip, "STRIP_PIXELS", 64 * 7)
+    assert torch.equal(read_pixels(image, None, rgb), expected)
+    if rgb:
+        assert torch.equal(processor(image, **kwargs).pixel_values, resized)

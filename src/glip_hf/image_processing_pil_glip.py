@@ -59,6 +59,9 @@ _TURNS = dict(
 )
 """What brings an image of each EXIF orientation upright."""
 
+STRIP_PIXELS = 1 << 24
+"""Larger images are converted in strips of so many pixels: else one of 179 megapixels takes 3 to 14 GB."""
+
 Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
 
 # -- reading images --------------------------------------------------------------------------------
@@ -137,7 +140,8 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     if not isinstance(name, str):
         raise TypeError(f"The path of an image must be a string, got {shown!r}.")
     is_url = name.startswith(("http://", "https://"))
-    is_base64 = len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name) and not os.path.isfile(name[:4096])
+    is_base64 = len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name) and len(set(name)) > 16
+    is_base64 = is_base64 and not os.path.isfile(name[:4096])
     is_data = name.startswith("data:image/") or is_base64
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
@@ -232,9 +236,8 @@ def read_pixels(
     if pixels.numel() == 0:
         raise ValueError(f"An image needs at least one pixel, got shape {tuple(pixels.shape)}.")
     pixels = channels_first(pixels, input_data_format, prefer)
-    if do_convert_rgb:
-        pixels = pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels[:3]
-    return to_uint8(pixels)
+    pixels = to_uint8(pixels[:3] if do_convert_rgb else pixels)
+    return pixels.expand(3, -1, -1) if do_convert_rgb and pixels.shape[0] == 1 else pixels
 
 
 def channels_first(
@@ -282,31 +285,33 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     if pixels.is_complex():
         raise ValueError(f"Pixel values must be real, got {pixels.dtype}.")
 
+    # In strips of whole rows: 16-bit pixels take four times their memory on the way.
+    strips = pixels.split(max(STRIP_PIXELS // max(pixels.shape[-1], 1), 1), dim=-2)
+    double = pixels.dtype == torch.float64
+    wide = torch.float64 if double else torch.float32 if pixels.is_floating_point() else torch.int64
+    limits = np.array([[value.item() for value in strip.to(wide).aminmax()] for strip in strips])  # of NaN both are NaN
+    low, high = limits[:, 0].min(), limits[:, 1].max()
     if pixels.is_floating_point():
-        values = pixels if pixels.dtype == torch.float64 else pixels.float()
-        low, high = (value.item() for value in values.aminmax())  # NaN anywhere makes both NaN
         if not np.isfinite([low, high]).all():
             raise ValueError("The image has NaN or infinite values; replace them first.")
         # A hair above 1 is rounding in the caller's arithmetic, not another scale.
         scale = 255.0 if high <= 1.001 else 1.0
         if low * scale < -0.5 or high * scale > 255.5 or 1.001 < high < 2:
             raise ValueError(f"Float pixels must be 0..1 or 0..255, got {low:g}..{high:g}. Undo any normalisation.")
-        return (values * scale).round().clamp(0, 255).to(torch.uint8)
+        return torch.cat([(strip.to(wide) * scale).round().clamp(0, 255).to(torch.uint8) for strip in strips], dim=-2)
 
-    values = pixels.to(torch.int64)
-    low, high = (value.item() for value in values.aminmax())
     if pixels.dtype == torch.uint16:
         if 1 < high <= 255:
             logger.warning(
                 f"A uint16 image without a value above {high} is nearly black, as 16-bit pixels go to 65535. If its "
                 "values are 8-bit, convert it to uint8."
             )
-        return ((values + 128) // 257).to(torch.uint8)
+        return torch.cat([((strip.to(wide) + 128) // 257).to(torch.uint8) for strip in strips], dim=-2)
     if low < 0 or high > 255:
         raise ValueError(
             f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images."
         )
-    return values.to(torch.uint8)
+    return pixels.to(torch.uint8)
 
 
 def _pil_pixels(image: Image.Image, do_convert_rgb: bool) -> torch.Tensor:
@@ -314,20 +319,37 @@ def _pil_pixels(image: Image.Image, do_convert_rgb: bool) -> torch.Tensor:
     try:
         image = upright(image)
         if image.mode.startswith(("I", "F")):  # 16- or 32-bit grey: convert("RGB") would clip it
-            values = np.asarray(image)
+            values = _as_array(image, image.mode)
             # Some 16-bit formats (and every one in older Pillow versions) come as 32-bit "I".
             if image.mode == "I" and values.size and values.min() >= 0 and 255 < values.max() <= 65535:
                 values = values.astype(np.uint16)
             return _tensor_from_numpy(values)
-        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-            image = image.convert("RGBA")  # Pillow warns about these unless asked for the alpha first
-        if image.mode == "1" and not do_convert_rgb:
-            image = image.convert("L")
-        if do_convert_rgb or image.mode not in ("L", "RGB", "RGBA"):
-            image = image.convert("RGB")
-        return torch.from_numpy(np.array(image))
+        keep = "L" if image.mode == "1" else image.mode
+        rgb = do_convert_rgb or keep not in ("L", "RGB", "RGBA")
+        return torch.from_numpy(_as_array(image, "RGB" if rgb else keep))
     except (OSError, SyntaxError) as error:  # images opened lazily are decoded only here
         raise ValueError(f"Cannot decode the image {getattr(image, 'filename', '') or image!r}: {error}") from error
+
+
+def _as_array(image: Image.Image, mode: str) -> np.ndarray:
+    """A PIL image as an array [H, W] or [H, W, C] of this mode; of a large one no second whole copy is made."""
+    width, height = image.size
+    rows = max(STRIP_PIXELS // max(width, 1), 1)
+    if rows >= height:
+        return np.array(_converted(image, mode))
+    array = None
+    for top in range(0, height, rows):
+        strip = np.asarray(_converted(image.crop((0, top, width, min(top + rows, height))), mode))
+        if array is None:
+            array = np.empty((*strip.shape[2:], height, width), strip.dtype)  # channels first: each is resized alone
+        array[..., top : top + rows, :] = np.moveaxis(strip, -1, 0) if strip.ndim == 3 else strip
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # Pillow warns about these unless asked for the alpha first
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _tensor_from_numpy(array: np.ndarray) -> torch.Tensor:
@@ -683,7 +705,12 @@ class GlipImageProcessorMixin(GlipHubMixin):
     def _resize_to(
         self, image: Pixels, size: tuple[int, int], resample: PILImageResampling | int | None = None
     ) -> Pixels:
-        return super().resize(image, SizeDict(height=size[0], width=size[1]), resample)
+        if image.shape[0] not in (1, 3) or image.shape[-2] * image.shape[-1] <= STRIP_PIXELS:
+            return super().resize(image, SizeDict(height=size[0], width=size[1]), resample)
+        resample = PILImageResampling.BILINEAR if resample is None else resample
+        # Channel by channel: the same values in a third of the memory.
+        channels = [Image.fromarray(np.ascontiguousarray(channel)).resize(size[::-1], resample) for channel in image]
+        return np.stack([np.asarray(channel) for channel in channels])
 
     def _to_network_values(
         self,

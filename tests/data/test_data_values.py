@@ -157,6 +157,16 @@ def test_damage_is_left_out_by_both_and_counted_once(both, kind, change):
     assert all(np.isfinite(a["bbox"] + [a["area"]]).all() for a in found["annotations"])
 
 
+def test_polygons_without_boxes_are_named(both):
+    source, _, _ = both(
+        document([box(n, bbox=()) | {"bbox": None, "segmentation": [[1, 1, 9, 9, 1, 9]]} for n in (1, 2)])
+    )
+    with pytest.raises(
+        DamagedData, match="0 of 2 boxes .*2 malformed .*a segmentation but no bbox: write the box around"
+    ):
+        source.require_boxes()
+
+
 def test_kept_values(both):
     """Ids that all are 0, areas and crowds in any form: nothing is lost."""
     content = document([

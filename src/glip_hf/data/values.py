@@ -22,7 +22,9 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 def is_text(value: Any) -> bool:
     """Whether a value is text that can be stored: JSON can spell half a surrogate pair, which is not a character."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and (
+        value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    )
 
 
 def read_id(value: Any, what: str = "id") -> int | str:

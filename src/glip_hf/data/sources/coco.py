@@ -256,6 +256,9 @@ def parse_coco(
         elif key == "images":
             if _add_image(columns, entry, image_path, keep_keys, accepted is None) and accepted is not None:
                 accepted[key].append(entry)
+        elif entry.get("bbox") is None and entry.get("segmentation"):
+            where = f"annotation {quote(entry.get('id'))} of image {quote(entry.get('image_id'))}"
+            columns.note("malformed", where, "a segmentation but no bbox: write the box around it", annotations=1)
         else:
             added = columns.add_annotation(
                 entry.get("id"),

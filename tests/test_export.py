@@ -128,13 +128,15 @@ def graph_inputs(height: int, width: int, length: int) -> dict[str, torch.Tensor
         ({"height": 16, "width": 320}, r"height=16 .* take 32"),
         ({"caption_length": 2}, "caption_length=2 must be 3 to 32"),
         ({"caption_length": 33}, "caption_length=33 must be 3 to 32"),
+        ({"caption_length": 5.0}, "caption_length=5.0 must be one whole number"),
+        ({"height": "320", "width": 320}, "height='320' must be one whole number"),
     ],
 )
 def test_sizes_that_no_graph_has(sizes, message, tmp_path) -> None:
     model = tiny_model(num_blocks=1)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         export_program(model, **sizes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         export_onnx(model, tmp_path / "model.onnx", **sizes)
 
 

@@ -277,10 +277,14 @@ def test_half_precision_loss_is_computed_in_float32() -> None:
         (lambda labels: [labels[0] | {"boxes": torch.zeros(3, 4)}, labels[1]], "one row per box"),
         (lambda labels: [labels[0], labels[1] | {"positive_map": torch.zeros(2, 256)}], r"\(2, 256\), not \(2, 9\)"),
         (lambda labels: [labels[0] | {"boxes": torch.full((2, 4), math.nan)}, labels[1]], "NaN"),
+        (lambda labels: [labels[0], labels[1] | {"positive_map": torch.full((2, 9), math.nan)}], r"labels\[1\].*NaN"),
+        (lambda labels: [labels[0] | {"boxes": labels[0]["boxes"].flip(1)}, labels[1]], "a box with x2 < x1"),
+        (lambda labels: [labels[0] | {"boxes": [[1, 2, 3, 4]] * 2}, labels[1]], "is a list, not a tensor"),
+        (lambda labels: [labels[0] | {"positive_map": None}, labels[1]], "is a NoneType, not a tensor"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(change, words) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         tiny_model()(**tiny_inputs(), labels=change(tiny_labels()))
 
 

@@ -494,7 +494,7 @@ def test_images_as_base64(detector, photo) -> None:
     assert detector(text, candidate_labels=NAMES) == expected
     assert detector(f"data:image/jpeg;base64,{text}", candidate_labels=NAMES) == expected
     with pytest.raises(ValueError, match="Cannot read the image") as error:
-        detector("abcd" * 1000, candidate_labels=NAMES)
+        detector(text[: len(text) // 2], candidate_labels=NAMES)
     assert len(str(error.value)) < 400
 
 

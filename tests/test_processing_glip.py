@@ -427,6 +427,23 @@ def test_targets_that_make_no_sense(processor, change, words):
         processor(IMAGE, ["cat"], annotations=boxes, return_tensors="pt")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"annotations": 5}, "annotations=5 must be a dictionary per image"),
+        ({"annotations": {"annotations": None}}, "COCO detection format"),
+        ({"annotations": {"annotations": []}, "category_ids": 5}, "category_ids=5 must be a list"),
+        ({"annotations": []}, "0 annotations for 1 images"),
+    ],
+)
+def test_annotations_of_another_kind(processor, given, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        processor(IMAGE, ["cat"], **given)
+    if "category_ids" not in given:
+        with pytest.raises((TypeError, ValueError), match="annotations"):
+            processor(IMAGE, **given)
+
+
 def test_targets_need_all_class_names_in_one_caption(processor):
     boxes = record({"bbox": [0, 0, 10, 10], "category_id": 1})
     with pytest.raises(ValueError, match="3 names of image 0 fill 3 captions"):

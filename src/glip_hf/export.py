@@ -37,6 +37,7 @@ from .inference import GroundingEngine, GroundingOptions
 from .modeling_glip import GlipForGrounding
 from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatures, class_maps, pair_captions
 from .processing_glip import GlipBatchFeature, GlipProcessor
+from .prompts_glip import read_number
 
 DIVISOR = 32
 """Sides of the graph's images are multiples of it, as the image processor pads them."""
@@ -116,6 +117,9 @@ def _traced_inputs(
     """Inputs to trace with, of the sizes given, and `dynamic_shapes` of `torch.export`: their axes of any size."""
     if (height is None) != (width is None):
         raise ValueError(f"height={height} and width={width}: give both for one image size, or neither for all sizes.")
+    for name, value in (("height", height), ("width", width), ("caption_length", caption_length)):
+        if value is not None:
+            read_number(name, value, whole=True)
     for name, side in (("height", height), ("width", width)):
         if side is not None and (side < DIVISOR or side % DIVISOR):
             raise ValueError(
@@ -291,7 +295,7 @@ def export_onnx(
         ImportError: without the extra `export`.
     """
     inputs, axes = _traced_inputs(model, height, width, caption_length)
-    if opset < FIRST_OPSET:
+    if read_number("opset", opset, whole=True) < FIRST_OPSET:
         raise ValueError(
             f"opset={opset} has no deformable convolution: take {FIRST_OPSET} or later ({OPSET} is the default)."
         )

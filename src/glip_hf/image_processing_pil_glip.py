@@ -125,6 +125,10 @@ def _unreadable(name: object, error: Exception) -> UnreadableImage:
     return UnreadableImage(f"Cannot read the image{f' {name}' if str(name) else ''}: {reason}")
 
 
+_BASE64_BEGINNINGS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0AK")
+"""Of JPEG, PNG, GIF, WebP, BMP and TIFF files as text."""
+
+
 def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
     """Open and fully decode an image from a path, an http(s) URL, a `data:image/...` URI or base64 text.
 
@@ -140,8 +144,7 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     if not isinstance(name, str):
         raise TypeError(f"The path of an image must be a string, got {shown!r}.")
     is_url = name.startswith(("http://", "https://"))
-    is_base64 = len(name) > 100 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", name) and len(set(name)) > 16
-    is_base64 = is_base64 and not os.path.isfile(name[:4096])
+    is_base64 = len(name) > 100 and name.startswith(_BASE64_BEGINNINGS) and not os.path.isfile(name[:4096])
     is_data = name.startswith("data:image/") or is_base64
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
@@ -450,6 +453,8 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
             f"An annotation has the keys 'image_id' and 'annotations' (COCO format), got {shorten(repr(annotation))}."
         )
     where = f"Image {shorten(repr(annotation['image_id']))}"
+    if not isinstance(annotation["annotations"], list | tuple):
+        raise ValueError(f"{where}: 'annotations' must be a list, got {shorten(repr(annotation['annotations']))}.")
     boxes, classes, areas = [], [], []
     for entry in annotation["annotations"]:
         if not isinstance(entry, Mapping) or entry.get("bbox") is None or entry.get("category_id") is None:
@@ -634,6 +639,10 @@ class GlipImageProcessorMixin(GlipHubMixin):
                 raise ValueError(f"{name}={dict(kwargs[name])} must be at least 1 pixel.")
         if kwargs.get("size_divisor") is not None and kwargs["size_divisor"] < 1:
             raise ValueError(f"size_divisor={kwargs['size_divisor']} must be at least 1.")
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            values = np.asarray([] if kwargs.get(name) is None else kwargs[name], dtype=np.float64)
+            if not np.isfinite(values).all() or (name != "image_mean" and (values == 0).any()):
+                raise ValueError(f"{name}={kwargs[name]} must be finite{'' if name == 'image_mean' else ' and not 0'}.")
 
     def _prepare_image_like_inputs(self, images: Any, **kwargs: Any) -> list[Pixels]:
         images = flatten_images(self.fetch_images(images))
@@ -665,6 +674,8 @@ class GlipImageProcessorMixin(GlipHubMixin):
         original_sizes = [tuple(image.shape[-2:]) for image in images]
         if annotations is not None:
             annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+            if not isinstance(annotations, list | tuple):
+                raise TypeError(f"annotations={shorten(repr(annotations))} must be a dictionary per image.")
             if len(annotations) != len(images):
                 raise ValueError(
                     f"{len(annotations)} annotations for {len(images)} images: give one per image (with an empty list "

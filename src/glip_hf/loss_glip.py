@@ -172,6 +172,8 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
         for key in ("boxes", "positive_map"):
             if key not in label:
                 raise ValueError(f"labels[{index}] has no {key!r}, only {sorted(label)}.")
+            if not isinstance(label[key], Tensor):
+                raise TypeError(f"labels[{index}][{key!r}] is a {type(label[key]).__name__}, not a tensor.")
         boxes, positive_map = label["boxes"], label["positive_map"]
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"labels[{index}]['boxes'] has shape {tuple(boxes.shape)}, not [K, 4].")
@@ -180,9 +182,18 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
                 f"labels[{index}]['positive_map'] has shape {tuple(positive_map.shape)}, not "
                 f"({len(boxes)}, {num_tokens}): one row per box, one column per token of the batch's captions."
             )
-    if not torch.isfinite(torch.cat([label["boxes"].flatten() for label in labels])).all():
-        index = next(i for i, label in enumerate(labels) if not torch.isfinite(label["boxes"]).all())
-        raise ValueError(f"labels[{index}]['boxes'] holds NaN or infinity.")
+    tests = {
+        ("boxes", "NaN or infinity"): lambda label: ~label["boxes"].isfinite(),
+        ("positive_map", "NaN or infinity"): lambda label: ~label["positive_map"].isfinite(),
+        ("boxes", "a box with x2 < x1 or y2 < y1"): lambda label: label["boxes"][:, 2:] < label["boxes"][:, :2],
+    }
+    # All at once, as an accelerator has to be waited for.
+    if not torch.cat([wrong(label).flatten() for wrong in tests.values() for label in labels]).any():
+        return
+    for (key, what), wrong in tests.items():
+        for index, label in enumerate(labels):
+            if wrong(label).any():
+                raise ValueError(f"labels[{index}][{key!r}] holds {what}.")
 
 
 def grounding_loss(

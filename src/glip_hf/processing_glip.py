@@ -207,8 +207,8 @@ class GlipProcessor(GlipHubProcessorMixin):
         data: dict[str, Any] = {}
         if images is not None:
             if annotations is not None:
-                annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
-                if text is not None:
+                annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+                if text is not None and isinstance(annotations, list | tuple):
                     boxes, annotations = _index_boxes(annotations)
             data = dict(self.image_processor(images, annotations=annotations, **merged["images_kwargs"]))
 
@@ -375,12 +375,12 @@ def _index_boxes(records: list[Mapping[str, Any]]) -> tuple[list[list[Mapping[st
     the image processor dropped (crowds, outside the image)."""
     boxes, indexed = [], []
     for image, record in enumerate(records):
-        if not isinstance(record, Mapping) or "annotations" not in record:
+        if not isinstance(record, Mapping) or not isinstance(record.get("annotations"), list | tuple):
             raise ValueError(
                 f"annotations of image {image} are {shorten(repr(record))}: give a dictionary with 'image_id' and "
                 "'annotations' (COCO detection format)."
             )
-        own = list(record["annotations"])
+        own = record["annotations"]
         renumbered = [{**box, "category_id": i} if isinstance(box, Mapping) else box for i, box in enumerate(own)]
         boxes.append(own)
         image_id = image if record.get("image_id") is None else record["image_id"]
@@ -411,6 +411,8 @@ def _box_maps(
                 "need all of them in one: give fewer names."
             )
         ids = category_ids
+        if ids is not None and not hasattr(ids, "__len__"):
+            raise TypeError(f"category_ids={shorten(repr(ids))} must be a list: the id of each name.")
         if ids is not None and len(ids) and isinstance(ids[0], list | tuple):
             ids = one_each("category_ids", ids, len(queries))[image]
         if ids is not None and len(ids) != len(query.names):

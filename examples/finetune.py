@@ -15,8 +15,8 @@ useful: they serve as negatives.
 import argparse
 import sys
 
-from glip_hf._program import leave, run_program
-from glip_hf.cli.common import model_name
+from glip_hf._program import explain, leave, run_program
+from glip_hf.cli.common import model_name, positive
 
 MODES = ("full", "head", "linear", "prompt", "lora")
 
@@ -40,14 +40,14 @@ def parse_arguments() -> argparse.Namespace:
         help="leave out images that cannot be read, or stop; missing images always stop it",
     )
     add("--mode", choices=MODES, default="full", help="which parameters are trained")
-    add("--shots", type=int, help="images per class to train on; default all")
-    add("--prompt-length", type=int, help="rows of the prompt table; default: a full caption")
+    add("--shots", type=positive, help="images per class to train on; default all")
+    add("--prompt-length", type=positive, help="rows of the prompt table; default: a full caption")
     add("--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout")
     add("--output-dir", dest="run.output_dir", default="out/finetune", metavar="DIR", help="checkpoints and result")
     add(
         "--max-steps",
         dest="schedule.max_steps",
-        type=int,
+        type=positive,
         metavar="N",
         help="default: 200 epochs with --shots, else 24",
     )
@@ -110,7 +110,7 @@ def train(arguments: argparse.Namespace) -> int:
             Validation(data, processor, recipe.data.batch_size, recipe.data.on_broken),
         )
     except (ImportError, OSError, ValueError) as error:
-        print(f"finetune: {error}", file=sys.stderr)
+        print(f"finetune: {explain(error)}", file=sys.stderr)
         return 2
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: training {count:,} parameters in {len(names)} tensors")

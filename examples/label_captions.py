@@ -14,8 +14,8 @@ import argparse
 import json
 import sys
 
-from glip_hf._program import leave, run_program
-from glip_hf.cli.common import model_name
+from glip_hf._program import explain, leave, run_program
+from glip_hf.cli.common import fraction, model_name, positive
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,9 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
     parser.add_argument("--overwrite", action="store_true", help="label again what an earlier run labelled")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score of a box")
-    parser.add_argument("--nms-threshold", type=float, default=0.6)
-    parser.add_argument("--batch-size", type=int, default=8, help="images per forward pass")
+    parser.add_argument("--threshold", type=fraction, default=0.5, help="lowest score of a box")
+    parser.add_argument("--nms-threshold", type=fraction, default=0.6)
+    parser.add_argument("--batch-size", type=positive, default=8, help="images per forward pass")
     parser.add_argument("--format", choices=("parquet", "tar"), help="of the output; default as the input")
     parser.add_argument("--caption-column", help="column of the captions, if not caption or text")
     parser.add_argument("--precision", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -63,7 +63,7 @@ def label(arguments: argparse.Namespace) -> int:
         processes = state.process_index, state.num_processes
         counts = label_shards(labeller, shards, output, arguments.format, *processes, arguments.caption_column)
     except (ImportError, OSError, ValueError) as error:
-        print(f"label_captions: {error}", file=sys.stderr)
+        print(f"label_captions: {explain(error)}", file=sys.stderr)
         return 2
     if lock is not None:
         lock.release()

@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from glip_hf._program import leave, run_program
+from glip_hf._program import explain, leave, run_program
+from glip_hf.cli.common import positive
 
 ALLOW_DAMAGE = "share of a source's boxes that may be damaged and are left out (default 0.5); beyond nothing starts"
 DEFAULT = Path(__file__).parent / "configs" / "scenes.yaml"
@@ -25,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--config", default=str(DEFAULT), help="a recipe, see examples/configs")
     add("--data-root", dest="data.root", metavar="DIR", help="folder that relative paths are resolved against")
     add("--output-dir", dest="run.output_dir", metavar="DIR", help="checkpoints, logs and the finished model")
-    add("--max-steps", dest="schedule.max_steps", type=int, metavar="N", help="optimiser steps")
+    add("--max-steps", dest="schedule.max_steps", type=positive, metavar="N", help="optimiser steps")
     add("--checkpoint-every", dest="run.checkpoint_every", type=int, metavar="N", help="steps between checkpoints")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
     fresh = "delete the run that the output directory holds"
@@ -68,7 +69,7 @@ def train(arguments: argparse.Namespace) -> int:
         has_metrics = recipe.run.evaluate_every and not recipe.data.sources
         run = Run(recipe, model, processor, make_batches, evaluate if has_metrics else None)
     except (ImportError, OSError, ValueError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"pretrain: {explain(error)}", file=sys.stderr)
         return 2
     run.accelerator.print(run.train())
     return 0

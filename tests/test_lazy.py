@@ -132,3 +132,13 @@ def test_examples_name_the_extra_that_is_missing(name: str, tmp_path: Path) -> N
         r"this needs \w+.*(pip install '\.\[(train|eval)\]' in the clone|pip install (accelerate|jinja2))", done.stderr
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, option, value",
+    [("finetune", "--shots", "0"), ("finetune", "--prompt-length", "-1"), ("pretrain", "--max-steps", "0"),
+     ("label_captions", "--batch-size", "0"), ("label_captions", "--threshold", "40")],
+)  # fmt: skip
+def test_limits_without_a_sense_are_refused_before_anything_is_read(name, option, value, tmp_path) -> None:
+    done = run_bare(f"examples/{name}.py", [*EXAMPLES[name], option, value], ["torch"], tmp_path)
+    assert done.returncode == 2 and f"argument {option}: {value} is not" in done.stderr

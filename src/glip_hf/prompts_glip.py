@@ -533,7 +533,8 @@ def _warn_of_lists(names: Sequence[NameInput], where: str, several: bool) -> Non
     if split:
         name, pieces = next(iter(split.items()))
         more = f" (and {len(split) - 1} more)" if len(split) > 1 else ""
-        hint = f"If it holds several, give each on its own: {shorten(repr(pieces))}. " if len(pieces) > 1 else ""
+        hint = "If the full stop is not part of it, leave it out. " if name.rstrip().endswith(".") else ""
+        hint = f"If it holds several, give each on its own: {shorten(repr(pieces))}. " if len(pieces) > 1 else hint
         warnings.warn(
             f"{where} is a list of class names, so {shorten(name)!r}{more} is looked for as one of them. {hint}"
             "If each text belongs to one image, give class names for each, [[...], [...]], or captions with "

@@ -94,11 +94,11 @@ def test_a_finished_folder_says_so(run, data):
     document["annotations"][0]["bbox"][0] += 1
     (data / "annotations.json").write_text(json.dumps(document))
     code, _, _, error = run("--limit", "2")
-    assert code == 1 and "annotations" in error and "another content" in error and "--fresh" in error
+    assert code == 2 and "annotations" in error and "another content" in error and "--fresh" in error
     assert run("--limit", "2", "--fresh")[0] == 0
     Image.new("RGB", SIZES[0]).save(data / "0.png")
     code, _, _, error = run("--limit", "2")
-    assert code == 1 and "predictions for other images: 1 of 2 differ" in error and "0.png" in error
+    assert code == 2 and "predictions for other images: 1 of 2 differ" in error and "0.png" in error
 
 
 def test_figures_without_a_limit_have_no_minus_one(run, data):

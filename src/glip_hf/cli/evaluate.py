@@ -13,7 +13,7 @@ from ..compilation import caption_multiple, compile_for_inference
 from ..evaluation import distributed
 from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
-from ..evaluation.flickr import FlickrEvaluator, folder_digest
+from ..evaluation.flickr import FlickrEvaluator
 from ..evaluation.lvis import LvisEvaluator
 from ..evaluation.odinw import mean_metrics
 from ..evaluation.report import write_report, write_summary
@@ -156,21 +156,13 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     return GroundingEngine(model, processor, options)
 
 
-def _inputs(arguments: argparse.Namespace, task: Task) -> dict[str, list[str]]:
-    """Names and digests of the annotations."""
-    path = Path(arguments.annotations if task.annotations is None else task.annotations.name)
-    inputs = {} if path.is_dir() else {"annotations": [path.name, file_digest(path)]}
-    if arguments.benchmark == "flickr":
-        folder = _entities(arguments)
-        inputs["entities"] = [folder.name, folder_digest(folder, _subset(arguments))]
-    return inputs
-
-
 def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task, output: Path) -> Result:
     """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
     settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
-    inputs = _inputs(arguments, task)
+    path = Path(arguments.annotations if task.annotations is None else task.annotations.name)
+    # Of a folder the digest of each image has what is asked about it; scoring reads the rest anew.
+    inputs = {} if path.is_dir() else {"annotations": [path.name, file_digest(path)]}
     store = predict(engine, task, output, settings, arguments.fresh, inputs, arguments.on_broken)
     seconds = time.monotonic() - begin
     task = task.without(store.broken)

@@ -5,7 +5,6 @@ A phrase is found at k if one of its first k boxes overlaps a ground-truth box w
 ("any", MDETR's any-box protocol) or the box that encloses them all ("merged"). arXiv 1505.04870, 2104.12763.
 """
 
-import hashlib
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..runs import file_digest
 from .base import Evaluator, GalleryItem, to_array
 from .files import check_records, numbers
 
@@ -152,20 +150,6 @@ def boxes_by_phrase(
     order = np.argsort(-scores, kind="stable")
     groups = [order[labels[order] == phrase] for phrase in range(num_phrases)]
     return [[*boxes[rows].tolist(), list(ZERO_BOX)] for rows in groups], [scores[rows].tolist() for rows in groups]
-
-
-def folder_digest(folder: str | Path, subset: str) -> str:
-    """A digest of the files of one subset."""
-    folder = Path(folder)
-    listed = folder / f"{subset}.txt"
-    ids = listed.read_text().split()
-    paths = [
-        folder / place for image_id in ids for place in (f"Sentences/{image_id}.txt", f"Annotations/{image_id}.xml")
-    ]
-    digest = hashlib.sha256()
-    for path in [listed, *paths]:
-        digest.update(file_digest(path).encode())
-    return digest.hexdigest()
 
 
 class FlickrEvaluator(Evaluator):
@@ -348,7 +332,6 @@ __all__ = [
     "boxed_phrases",
     "boxes_by_phrase",
     "enclosing_box",
-    "folder_digest",
     "parse_sentence",
     "read_boxes",
     "read_sentences",

@@ -39,15 +39,25 @@ def follow_launcher() -> None:
     if not LAUNCHED & os.environ.keys():
         return
     launcher = os.getppid()
+    # Orphans become children of process 1, which a container may also start as the launcher itself.
+    orphaned = launcher == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not _is_launcher(launcher)
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == launcher and not orphaned:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(GRACE)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_launcher(process: int) -> bool:
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # not Linux
+        return True
+    return any(name in command for name in (b"torchrun", b"accelerate", b"torch.distributed"))
 
 
 def threads_asked_for() -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
+from ._launch import follow_launcher
 from ._messages import escape
 
 OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -51,6 +52,7 @@ def run_program(name: str, function: Callable[[], int | None], hint: str = "") -
     Returns:
         The exit code.
     """
+    follow_launcher()  # first of all: what follows imports for seconds
     if sys.stderr is None:  # closed
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:

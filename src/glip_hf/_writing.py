@@ -2,6 +2,7 @@
 """Files and directories that are written whole or not at all."""
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -65,28 +66,31 @@ def patient_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: at the end, the first that occurred.
     """
-    with open(path, "wb") as file:
-        patient = _PatientFile(file)
-        yield patient
-        if patient.error is not None:
-            raise patient.error
+    with _PatientFile(io.FileIO(path, "w")) as file:
+        yield file
+    if file.error is not None:
+        raise file.error
 
 
-class _PatientFile:
-    """Keeps the first error of a file and drops what follows."""
+class _PatientFile(io.BufferedWriter):
+    """Keeps the first error and drops what follows."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         if self.error is None:
             try:
-                self.file.write(data)
+                super().write(data)
             except OSError as error:
                 self.error = error
         return len(data)
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:  # `close` comes here, too
+        if self.error is None:
+            try:
+                super().flush()
+            except OSError as error:
+                self.error = error
 
 
 @contextlib.contextmanager

@@ -69,11 +69,11 @@ class Started:
     def workers(self) -> list[int]:
         return [process for process, parent in self.tree() if parent in self.ranks()]
 
-    def ends(self) -> str:
+    def ends(self, limit: float = LIMIT) -> str:
         """What it said, once all of it has ended."""
         begun = time.monotonic()
         while self.tree():
-            assert time.monotonic() - begun < LIMIT, f"{self.tree()} of {self.launcher.pid} still run: {self.text()}"
+            assert time.monotonic() - begun < limit, f"{self.tree()} of {self.launcher.pid} still run: {self.text()}"
             time.sleep(0.1)
         self.launcher.wait(LIMIT)
         return self.text()
@@ -118,6 +118,15 @@ def test_a_killed_launcher(started: Callable[..., Started]) -> None:
     os.kill(run.launcher.pid, signal.SIGKILL)
     assert "asked to stop: saved" in run.ends()
     assert find_checkpoints(run.output / "checkpoints")
+
+
+def test_a_launcher_killed_at_the_start(started: Callable[..., Started]) -> None:
+    """Its processes, which are importing, are orphans already when they first look."""
+    run = started(2)
+    while len(run.ranks()) < 2:
+        time.sleep(0.05)
+    os.kill(run.launcher.pid, signal.SIGKILL)
+    run.ends(3 * LIMIT)  # imports included
 
 
 def test_an_interruption_in_the_middle_of_a_sample(started: Callable[..., Started]) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
 
@@ -64,6 +65,23 @@ def test_a_dead_worker_is_an_error() -> None:
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         list(batches)
+
+
+class Large(Dataset):
+    """Batches for which there is no shared memory."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        return torch.zeros(100_000)
+
+
+def test_full_shared_memory_is_an_error(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(read_batches(Large(), 1, batch_size=None))
+    assert "cannot hand over its batch: " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])

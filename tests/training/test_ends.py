@@ -150,6 +150,6 @@ def test_a_killed_worker(started: Callable[..., Started]) -> None:
 
 
 def test_a_full_disk(started: Callable[..., Started]) -> None:
-    text = (run := started(1, "full").under_way()).ends()
+    text = (run := started(1, "full", WORKERS="0").under_way()).ends()
     assert run.launcher.returncode == 1 and "Traceback" not in text and "cannot be written: File too large" in text
     assert not list((run.output / "checkpoints").iterdir())

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import parent_process
+from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -45,8 +47,17 @@ def _follow_run(worker_id: int) -> None:
     for it.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # PyTorch moves a batch to shared memory in a thread whose errors are only printed: the run would wait for ever.
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
     if sys.platform == "linux":  # elsewhere the loader itself looks every few seconds
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_process().pid:  # it died before
+            os._exit(1)
+
+
+def _end_worker(error: Exception, batch: Any) -> None:
+    print(f"a loader worker cannot hand over its batch: {error}. Is shared memory (/dev/shm) full?", file=sys.stderr)
+    os._exit(1)
 
 
 def _end_workers(batches: Any) -> None:

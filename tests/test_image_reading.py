@@ -138,3 +138,8 @@ def test_large_images_are_read_in_strips(mode, rgb, monkeypatch):
     assert torch.equal(read_pixels(image, None, rgb), expected)
     if rgb:
         assert torch.equal(processor(image, **kwargs).pixel_values, resized)
+
+
+def test_every_sixteen_bit_value():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    np.testing.assert_array_equal(read_pixels(values)[0], (values.astype(np.int64) + 128) // 257)

@@ -59,6 +59,7 @@ _TURNS = dict(
 )
 """What brings an image of each EXIF orientation upright."""
 
+LONGEST_SIDE = 1_000_000  # in pixels; Pillow runs out of memory at rows of 100 MB
 STRIP_PIXELS = 1 << 24
 """Larger images are converted in strips of so many pixels: else one of 179 megapixels takes 3 to 14 GB."""
 
@@ -90,6 +91,8 @@ def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
         if image.format == "EPS":  # to decode it Ghostscript would run the program that it is
             image.close()
             raise ValueError("it is PostScript; convert it to PNG or JPEG")
+        if max(image.size) > LONGEST_SIDE:
+            raise ValueError(f"it has {image.width} x {image.height} pixels; a side has {LONGEST_SIDE:,} at most")
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything on damaged files
@@ -290,8 +293,9 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 
     # In strips of whole rows: 16-bit pixels take four times their memory on the way.
     strips = pixels.split(max(STRIP_PIXELS // max(pixels.shape[-1], 1), 1), dim=-2)
-    double = pixels.dtype == torch.float64
-    wide = torch.float64 if double else torch.float32 if pixels.is_floating_point() else torch.int64
+    integers = torch.int32 if pixels.dtype == torch.uint16 else torch.int64
+    floats = torch.float64 if pixels.dtype == torch.float64 else torch.float32
+    wide = floats if pixels.is_floating_point() else integers
     limits = np.array([[value.item() for value in strip.to(wide).aminmax()] for strip in strips])  # of NaN both are NaN
     low, high = limits[:, 0].min(), limits[:, 1].max()
     if pixels.is_floating_point():
@@ -309,7 +313,9 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
                 f"A uint16 image without a value above {high} is nearly black, as 16-bit pixels go to 65535. If its "
                 "values are 8-bit, convert it to uint8."
             )
-        return torch.cat([((strip.to(wide) + 128) // 257).to(torch.uint8) for strip in strips], dim=-2)
+        # (value + 128) // 257, for all 16-bit values, without the slow division
+        rounded = (strip.to(wide) + 128 for strip in strips)
+        return torch.cat([((value - (value >> 8)) >> 8).to(torch.uint8) for value in rounded], dim=-2)
     if low < 0 or high > 255:
         raise ValueError(
             f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images."

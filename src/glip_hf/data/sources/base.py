@@ -118,16 +118,16 @@ class Source:
         ids = self._column("image_id")
         return ids if ids.dtype.kind == "i" else np.array([json.loads(text) for text in ids] or [0], object)[: len(ids)]
 
-    def image_files(self) -> list[ImageRef]:
+    def image_files(self) -> Iterable[ImageRef]:
         """The image of every sample, where it is a file of its own; empty where images are held otherwise."""
         if self._encoded is not None or not (self._column("offset") < 0).all():
             return []
         sizes = zip(self._column("width").tolist(), self._column("height").tolist(), strict=True)
-        return [ImageRef(path, size=size) for path, size in zip(self._column("path").tolist(), sizes, strict=True)]
+        return (ImageRef(path, size=size) for path, size in zip(self._column("path").tolist(), sizes, strict=True))
 
     def without_broken(self, on_broken: str) -> "Source":
         """The samples whose image files have a header that can be read; raises as `find_broken`."""
-        files = self.image_files()
+        files = list(self.image_files())
         broken = find_broken(files, on_broken)
         return self.select([row for row, image in enumerate(files) if image.path not in broken]) if broken else self
 
@@ -175,9 +175,9 @@ def require_images(sources: Iterable[Source], option: str) -> None:
     Raises:
         MissingImages: for all image files of the sources that are not there.
     """
-    files = [image.path for source in sources for image in source.image_files()]
+    files = dict.fromkeys(image.path for source in sources for image in source.image_files())
     if missing := missing_files(files):
-        raise MissingImages(missing, len(set(files)), option)
+        raise MissingImages(missing, len(files), option)
 
 
 def few_shot_indices(label_sets: Sequence[set[int]], shots: int, shuffle_seed: int | None = None) -> list[int]:

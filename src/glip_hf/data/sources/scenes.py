@@ -1,6 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Generated scenes as a source of captioned images: no file, no download, made when asked for."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..columns import Tally
@@ -39,7 +41,7 @@ class SceneSource(Source):
     def image_ids(self) -> np.ndarray:
         return np.arange(len(self)) if self._rows is None else self._rows
 
-    def image_files(self) -> list[ImageRef]:
+    def image_files(self) -> Iterable[ImageRef]:
         return []
 
     def digest(self) -> str:

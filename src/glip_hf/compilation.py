@@ -91,6 +91,3 @@ def compile_for_inference(
     for name, function in functions.items():
         setattr(compiled, name, _as_a_step(function) if _records_graphs(mode) else function)
     return compiled
-
-
-__all__ = ["CAPTION_MULTIPLE", "MODES", "caption_multiple", "compile_for_inference"]

@@ -556,6 +556,3 @@ def check(model: GlipForGrounding, processor: GlipProcessor, path: str | os.Path
     """`compare` an exported file with its model on the shipped image, with three timed runs of each."""
     exported = OnnxGlip(path, processor)
     return compare(model, exported, exported.prepare(load_demo_image(), list(DEMO_NAMES)), rounds=3)
-
-
-__all__ = ["OnnxGlip", "check", "compare", "export_onnx", "export_program", "save_program"]

@@ -689,20 +689,3 @@ class GroundingEngine:
             best = merge_detections(parts, limit)
             merged.append({**best, "text_labels": [names[label] for label in best["labels"].tolist()]})
         return merged
-
-
-__all__ = [
-    "DETECTION_OPTIONS",
-    "Captions",
-    "Detections",
-    "Grounded",
-    "GroundingEngine",
-    "GroundingOptions",
-    "PairBudget",
-    "Request",
-    "make_views",
-    "out_of_memory",
-    "prefetch",
-    "unflip",
-    "vote",
-]

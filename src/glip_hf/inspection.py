@@ -87,6 +87,3 @@ def _architecture(config: GlipConfig) -> list[Any]:
         (config, "d_model num_blocks use_fusion fusion_hidden_size fusion_heads anchor_scale"),
     )
     return [getattr(part, name, None) for part, names in compared for name in names.split()]
-
-
-__all__ = ["describe", "read_config"]

@@ -274,20 +274,3 @@ def deform_conv2d(
         with torch.autocast(device_type, enabled=False):
             return _deform_conv2d(features.float(), offset.float(), mask.float(), weight.float(), bias.float(), stride)
     return _deform_conv2d(features, offset, mask, weight, bias, stride)
-
-
-__all__ = [
-    "NUM_POINTS",
-    "Kernel",
-    "deform_conv2d",
-    "is_enabled",
-    "is_traced",
-    "once_differentiable",
-    "operation",
-    "register_kernel",
-    "select_kernel",
-    "shape_constants",
-    "to_pyramid",
-    "to_tokens",
-    "view_offsets_as",
-]

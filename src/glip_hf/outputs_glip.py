@@ -296,20 +296,3 @@ def concatenate(parts: list[Any]) -> Any:
 
     joined = {name: join([part[name] for part in parts]) for name in parts[0]}
     return joined if type(parts[0]) is dict else type(parts[0])(**joined)
-
-
-__all__ = [
-    "GlipGroundingOutput",
-    "GlipImageFeatures",
-    "GlipModelOutput",
-    "GlipTextFeatures",
-    "check_inputs",
-    "check_shape",
-    "check_tokens",
-    "class_maps",
-    "concatenate",
-    "keep_states",
-    "pair_captions",
-    "select",
-    "split_pairs",
-]

@@ -343,19 +343,3 @@ def on_main(action: Callable[[], T], is_main: bool, share: Callable[[Any], Any])
     if (problem := share(problem)) is not None:
         raise RunFolderError(problem)
     return result
-
-
-__all__ = [
-    "FolderLock",
-    "Manifest",
-    "RunFolderError",
-    "claim",
-    "environment",
-    "file_digest",
-    "in_one_line",
-    "on_main",
-    "path_digest",
-    "read_manifest",
-    "shown",
-    "sizes_digest",
-]

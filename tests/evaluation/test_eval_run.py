@@ -17,10 +17,11 @@ from eval_cases import SIZES
 from PIL import Image
 from scene_sets import in_processes
 
+from glip_hf.data.images import MissingImages
 from glip_hf.evaluation import CocoEvaluator, LvisEvaluator, distributed, run
 from glip_hf.evaluation.run import predict, score
 from glip_hf.evaluation.store import PredictionStore
-from glip_hf.evaluation.tasks import MissingImages, Task, TaskImage, detection_task
+from glip_hf.evaluation.tasks import Task, TaskImage, detection_task
 from glip_hf.inference import GroundingEngine, GroundingOptions
 from glip_hf.runs import FolderLock, RunFolderError
 

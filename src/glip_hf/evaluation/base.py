@@ -358,20 +358,3 @@ def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, thresho
             hits += 1
             ious[:, best] = 0
     return hits
-
-
-__all__ = [
-    "IOU_THRESHOLDS",
-    "MISSING",
-    "NOTHING",
-    "RECALL_POINTS",
-    "DetectionEvaluator",
-    "Detections",
-    "Evaluator",
-    "GalleryItem",
-    "average",
-    "count_hits",
-    "iou_xywh",
-    "to_array",
-    "to_xywh",
-]

@@ -112,6 +112,3 @@ class CocoEvaluator(DetectionEvaluator):
             np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
             np.array([box["category_id"] - 1 for box in boxes], dtype=np.int64),
         )
-
-
-__all__ = ["CocoEvaluator"]

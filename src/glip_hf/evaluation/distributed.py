@@ -61,6 +61,3 @@ def tell(message: str) -> None:
     """A warning, from process 0 alone."""
     if world()[0] == 0:
         warnings.warn(message, stacklevel=3)
-
-
-__all__ = ["broadcast", "gather", "merge", "start", "tell", "world"]

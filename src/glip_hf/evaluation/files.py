@@ -119,6 +119,3 @@ def _numeric(value: Any) -> np.ndarray | None:
     except ValueError:
         return None
     return array.astype(np.float64) if array.dtype.kind in "iuf" else None
-
-
-__all__ = ["Annotations", "check_records", "numbers", "read_annotations", "read_json"]

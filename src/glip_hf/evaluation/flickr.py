@@ -324,15 +324,3 @@ def _key(image_id: int | str, sentence_id: int | str) -> Key:
         return str(image_id), int(sentence_id)
     except (TypeError, ValueError):
         raise ValueError(f"sentence_id {sentence_id!r} of image {image_id!r} is not an integer.") from None
-
-
-__all__ = [
-    "FlickrEvaluator",
-    "PredictionError",
-    "boxed_phrases",
-    "boxes_by_phrase",
-    "enclosing_box",
-    "parse_sentence",
-    "read_boxes",
-    "read_sentences",
-]

@@ -255,6 +255,3 @@ def match(ious: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray
         matched[size, threshold, row] = True
         on_ignored[size, threshold, row] = ignored[size, taken]
     return matched, on_ignored
-
-
-__all__ = ["FREQUENCIES", "LvisEvaluator"]

@@ -44,6 +44,3 @@ def mean_metrics(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     if len(sets) > len(thirteen) == len(ODINW13):
         metrics["AP_odinw13"] = mean([sets[name]["AP"] for name in thirteen])
     return metrics | {f"AP/{name}": of_set["AP"] for name, of_set in sets.items()}
-
-
-__all__ = ["ODINW13", "mean_metrics"]

@@ -161,6 +161,3 @@ def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
     axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", **TITLE)
     axis.legend(**LEGEND, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))
     return _png(figure)
-
-
-__all__ = ["make_plots", "make_sets_plot"]

@@ -180,6 +180,3 @@ def _cards(items: list[GalleryItem], refs: dict[str, ImageRef]) -> list[dict[str
             images[name] = buffer.getvalue()
         cards.append({**vars(item), "correct": round(item.score * item.objects), "images": images})
     return cards
-
-
-__all__ = ["write_report", "write_summary"]

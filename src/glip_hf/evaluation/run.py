@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .._messages import shown
 from .._writing import replacing_text
 from ..data.broken import find_broken
+from ..data.images import MissingImages
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from ..runs import RunFolderError, environment, file_digest
 from . import distributed
@@ -28,7 +29,7 @@ from .base import Evaluator
 from .files import check_records, numbers, read_json
 from .flickr import boxes_by_phrase
 from .store import PredictionStore
-from .tasks import MissingImages, Task, TaskImage
+from .tasks import Task, TaskImage
 
 UNIMPORTANT = ("_name_or_path", "transformers_version")  # of a model's configuration
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -309,21 +310,3 @@ def write_predictions(path: Path, evaluator: Evaluator) -> None:
         for index, entry in enumerate(evaluator.results()):
             file.write(("\n" if index == 0 else ",\n") + json.dumps(entry, separators=(",", ":")))
         file.write("\n]\n")
-
-
-__all__ = [
-    "Result",
-    "digest",
-    "fingerprints",
-    "image_digest",
-    "leave_out_broken",
-    "load_predictions",
-    "predict",
-    "predictions",
-    "provenance",
-    "require_boxes",
-    "require_images",
-    "score",
-    "write_json",
-    "write_predictions",
-]

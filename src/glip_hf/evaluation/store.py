@@ -124,6 +124,3 @@ def _repair(path: Path) -> tuple[dict[int | str, str], int]:
                 file.seek(begin)
                 target.write(file.read(end - begin))
     return done, damaged
-
-
-__all__ = ["PredictionStore"]

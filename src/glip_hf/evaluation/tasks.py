@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._extras import require
 from .._messages import quote
-from ..data.images import URL_FIELDS, ImageFinder, MissingImages
+from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
 from ..data.sources.odinw import load_task
 from ..data.values import read_id
@@ -277,18 +277,3 @@ def odinw_sets(
 def sentence_keys(images: Iterable[TaskImage]) -> list[tuple[int | str, int]]:
     """(image id, sentence number) of everything that is looked for."""
     return [(image.image_id, sentence.number) for image in images for sentence in image.sentences]
-
-
-__all__ = [
-    "MissingImages",
-    "OdinwSet",
-    "Sentence",
-    "Task",
-    "TaskImage",
-    "detection_task",
-    "flickr_task",
-    "odinw_set",
-    "odinw_sets",
-    "sentence_keys",
-    "source_task",
-]

@@ -671,6 +671,3 @@ def cpu_dyconv(
         return fused_dyconv(layer, tokens, spatial_shapes)
     with torch.autocast("cpu", enabled=False):
         return fused_dyconv(layer, tokens.float(), spatial_shapes)
-
-
-__all__ = ["cpu_dyconv", "fused_dyconv"]

@@ -281,16 +281,3 @@ def _with_fast_linear(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     """Any forward, its linear layers by the faster library."""
     with FastLinear():
         return plain(*args, **kwargs)
-
-
-__all__ = [
-    "FastLinear",
-    "PackedWeight",
-    "apply_function",
-    "linear",
-    "onednn_available",
-    "onednn_is_faster",
-    "onednn_linear",
-    "pack",
-    "product_over_rows",
-]

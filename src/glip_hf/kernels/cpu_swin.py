@@ -359,6 +359,3 @@ def cpu_swin(_plain: Callable[..., Any], layer: GlipSwinLayer, hidden_states: Te
     """`GlipSwinLayer.forward`."""
     infer = not layer.training and not torch.is_grad_enabled()
     return (_infer if infer else _train)(layer, hidden_states), None
-
-
-__all__ = ["cpu_swin"]

@@ -48,6 +48,3 @@ def torchvision_deform_conv(
         features.float(), offset.float(), weight.float(), bias.float(), stride=stride, padding=1, mask=mask.float()
     )
     return out.to(features.dtype)
-
-
-__all__ = ["torchvision_deform_conv", "triton_deform_conv"]

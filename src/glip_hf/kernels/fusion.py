@@ -418,6 +418,3 @@ def absorbed_fusion(
     keys, key_bias, values, out_bias = absorb(layer, text)
     image_side, text_side = attend_sdpa(vision, keys, key_bias, values + out_bias / layer.num_heads, text_mask)
     return vision + image_side, _update_text(layer, text, text_side, None), None, None
-
-
-__all__ = ["absorbed_fusion", "attend_in_blocks", "attend_sdpa", "cpu_fusion"]

@@ -39,6 +39,3 @@ def parts_are_plain(module: nn.Module, parts: Mapping[str, type[nn.Module]]) -> 
 def is_cpu_float(*tensors: Tensor) -> bool:
     """Whether all tensors are floating point and lie on a CPU."""
     return all(x.device.type == "cpu" and x.is_floating_point() for x in tensors)
-
-
-__all__ = ["is_cpu_float", "is_watched", "parts_are_plain"]

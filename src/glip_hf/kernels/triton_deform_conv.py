@@ -445,6 +445,3 @@ def deform_conv2d_triton(
             f"{TRITON_DTYPES}: call deform_conv2d, which picks a version that fits."
         )
     return _deform_conv2d(features, offset, mask, weight, bias, stride)
-
-
-__all__ = ["TRITON_DTYPES", "deform_conv2d_triton", "triton_runs"]

@@ -289,6 +289,3 @@ def label_shards(
             write_bytes(f"{output}/{name}{STATS_ENDING}", json.dumps(content, indent=1).encode())
             total.update(counts)
     return total
-
-
-__all__ = ["OUTCOMES", "CaptionLabeller", "LabelOptions", "claim_labels", "label_shard", "label_shards", "merge_boxes"]

@@ -19,11 +19,14 @@ test: $(READY)
 suites: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/transformers_suite/run.py -n $(WORKERS) --dist loadscope
 
-# Libraries that wrap or replace linear layers; beside the environment, since Transformers imports some of them at start.
+# Libraries that wrap or replace linear layers, and one that takes detections; beside the environment, since Transformers
+# imports some of them at start.
 adapters: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade \
-		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao
-	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py
+		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao supervision \
+		certifi charset-normalizer defusedxml idna opencv-python-headless pydeprecate requests scipy urllib3
+	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py \
+		tests/test_outputs.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

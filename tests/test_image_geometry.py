@@ -134,6 +134,7 @@ def test_area_defaults_to_width_times_height():
         (coco(thing([1, 2, 3, 4], "cat")), "'category_id' must be an integer"),
         (coco(image_id="img-1"), "'image_id' must be an integer"),
         (coco(image_id=None), "'image_id' must be an integer"),
+        (coco(image_id="000007"), "'image_id' must be an integer"),  # a name, as for the readers
         (coco(image_id=10**20), "'image_id' must be an integer"),
         (coco(thing([1, 2, 3, 4], 1.5)), "'category_id' must be an integer, got 1.5"),
         (coco(thing([1, 2, 3, 4], True)), "'category_id' must be an integer, got True"),
@@ -143,7 +144,7 @@ def test_area_defaults_to_width_times_height():
         (coco(thing(7)), "four finite numbers"),
         (coco(thing([1, 2, 3, 4], area="much")), "'area' must be a number, got 'much'"),
         (coco(thing([1, 2, 3, 4], area=float("nan"))), "'area' must be a number, got nan"),
-        (coco(thing([1, 2, 3, 4], iscrowd="yes")), "'iscrowd' must be an integer, got 'yes'"),
+        (coco(thing([1, 2, 3, 4], iscrowd="yes")), "'iscrowd' must be 0 or 1, got 'yes'"),
     ],
 )
 def test_bad_annotations(annotation, message):
@@ -158,7 +159,7 @@ def test_what_is_beyond_doubt_is_taken():
         box | {"bbox": np.array([1, 2, 3, 4]), "category_id": " 6", "iscrowd": False},
         *[box | {"iscrowd": crowd} for crowd in (True, "1", 1.0)],
     ]
-    target = coco_to_target(coco(box, *others, image_id="000007"), 20, 20)
+    target = coco_to_target(coco(box, *others, image_id="7"), 20, 20)
     assert target["class_labels"].tolist() == [0, 5, 6] and target["area"].tolist() == [12, 7.5, 12]
     assert target["boxes"].tolist() == [[1, 2, 3, 5]] * 3 and target["image_id"].tolist() == [7]
 

@@ -23,8 +23,7 @@ import base64
 import io
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,8 +37,10 @@ from transformers.utils import logging
 
 from .fetching_glip import fetch, setting
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
+from .messages_glip import quote
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import refuse_unknown, shorten
+from .values_glip import integer, read_box, read_flag, read_number
 
 logger = logging.get_logger(__name__)
 
@@ -456,22 +457,21 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     """
     if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= set(annotation):
         raise ValueError(
-            f"An annotation has the keys 'image_id' and 'annotations' (COCO format), got {shorten(repr(annotation))}."
+            f"An annotation has the keys 'image_id' and 'annotations' (COCO format), got {quote(annotation)}."
         )
-    where = f"Image {shorten(repr(annotation['image_id']))}"
+    where = f"Image {quote(annotation['image_id'])}"
     if not isinstance(annotation["annotations"], list | tuple):
-        raise ValueError(f"{where}: 'annotations' must be a list, got {shorten(repr(annotation['annotations']))}.")
+        raise ValueError(f"{where}: 'annotations' must be a list, got {quote(annotation['annotations'])}.")
     boxes, classes, areas = [], [], []
     for entry in annotation["annotations"]:
         if not isinstance(entry, Mapping) or entry.get("bbox") is None or entry.get("category_id") is None:
-            raise ValueError(f"{where}: an annotation needs 'bbox' and 'category_id', got {shorten(repr(entry))}.")
-        crowd = entry.get("iscrowd") or 0
-        if not isinstance(crowd, bool) and not _integer("iscrowd", crowd):
-            boxes.append(_finite(where, "'bbox' must be four finite numbers x, y, w, h", entry["bbox"], 4))
-            classes.append(_integer("category_id", entry["category_id"]))
-            area = entry.get("area")
-            area = boxes[-1][2] * boxes[-1][3] if area is None else _finite(where, "'area' must be a number", area, 1)
-            areas.append(float(area))
+            raise ValueError(f"{where}: an annotation needs 'bbox' and 'category_id', got {quote(entry)}.")
+        box, category, area, crowd = (_plain(entry.get(key)) for key in ("bbox", "category_id", "area", "iscrowd"))
+        if not _finite(where, "'iscrowd' must be 0 or 1", read_flag, crowd):
+            x, y, w, h = _finite(where, "'bbox' must be four finite numbers x, y, w, h", read_box, box)
+            boxes.append((x, y, w, h))
+            classes.append(_integer("category_id", category))
+            areas.append(w * h if area is None else _finite(where, "'area' must be a number", read_number, area))
 
     xywh = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     far_corners = xywh[:, :2] + np.clip(xywh[:, 2:] - np.float32(1), 0, None)
@@ -486,30 +486,37 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     }
 
 
-def _finite(where: str, rule: str, value: Any, count: int) -> np.ndarray:
-    """So many finite numbers, float64."""
+def _plain(value: Any) -> Any:
+    """What a tensor or an array holds, of a single element that; also within a list."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not hasattr(value, "tolist"):
+        return value
+    return value.item() if math.prod(value.shape) == 1 else value.tolist()
+
+
+def _finite(where: str, rule: str, read: Callable[[Any], Any], value: Any) -> Any:
+    """What a reader of `values_glip` makes of a value; the error says `where` and the rule."""
     try:
-        numbers = np.asarray(value, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        numbers = np.array([])
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise ValueError(f"{where}: {rule}, got {shorten(repr(value))}.")
-    return numbers if count > 1 else numbers[0]
+        found = read(value)
+        if np.isfinite(np.asarray(found, dtype=np.float64)).all():
+            return found
+    except (OverflowError, ValueError):
+        pass
+    raise ValueError(f"{where}: {rule}, got {quote(value)}.")
 
 
 def plain_id(value: Any) -> Any:
     """7 for what means it beyond doubt (7.0, "7", an array or tensor of it); anything else as it is."""
-    if math.prod(getattr(value, "shape", (0,))) == 1:  # of NumPy or PyTorch
-        value = value.item()
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    value = _plain(value)
+    number = integer(value)
+    return value if number is None else number
 
 
 def _integer(name: str, value: Any) -> int:
     number = plain_id(value)
     if isinstance(number, bool) or not isinstance(number, int) or not -(1 << 63) <= number < 1 << 63:
-        raise ValueError(f"{name!r} must be an integer, got {shorten(repr(value))}.")
+        raise ValueError(f"{name!r} must be an integer, got {quote(value)}.")
     return number
 
 
@@ -681,7 +688,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
         if annotations is not None:
             annotations = [annotations] if isinstance(annotations, Mapping) else annotations
             if not isinstance(annotations, list | tuple):
-                raise TypeError(f"annotations={shorten(repr(annotations))} must be a dictionary per image.")
+                raise TypeError(f"annotations={quote(annotations)} must be a dictionary per image.")
             if len(annotations) != len(images):
                 raise ValueError(
                     f"{len(annotations)} annotations for {len(images)} images: give one per image (with an empty list "

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .messages_glip import quote
 from .ops_glip import is_traced
-from .prompts_glip import shorten
 
 
 @dataclass
@@ -259,9 +259,7 @@ def pair_captions(
                 "the index of its image."
             )
         if not isinstance(image_indices, Tensor) or image_indices.ndim != 1 or image_indices.dtype not in _INTEGERS:
-            raise ValueError(
-                f"image_indices={shorten(repr(image_indices))} must be a tensor with an index per caption."
-            )
+            raise ValueError(f"image_indices={quote(image_indices)} must be a tensor with an index per caption.")
         if not is_traced() and num_captions and not 0 <= image_indices.min() <= image_indices.max() < num_images:
             raise ValueError(f"image_indices={image_indices.tolist()} must be from 0 to {num_images - 1}.")
         return image_indices, None

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
+from .messages_glip import quote
 from .prompts_glip import read_number, refuse_unknown, shorten
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
@@ -55,7 +56,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in read:
             if isinstance(read[name], list | tuple) or getattr(read[name], "ndim", 0):
                 raise TypeError(
-                    f"{name}={shorten(repr(read[name]))} must be one number: give the lowest that any class needs, and "
+                    f"{name}={quote(read[name])} must be one number: give the lowest that any class needs, and "
                     "filter the detections by their labels."
                 )
             read[name] = read_number(name, read[name])
@@ -64,7 +65,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
             read[name] = read_number(name, read[name], least=0, whole=True)
     if read.get("aggregation", "mean") not in AGGREGATIONS:
         raise ValueError(
-            f"aggregation={shorten(repr(read['aggregation']))} is not known: choose one of {', '.join(AGGREGATIONS)}."
+            f"aggregation={quote(read['aggregation'])} is not known: choose one of {', '.join(AGGREGATIONS)}."
         )
     return read
 
@@ -183,7 +184,7 @@ def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> 
         sizes = [[]]
     if any(len(size) != 2 or not all(0 < side < math.inf for side in size) for size in sizes):
         raise ValueError(
-            f"{name}={shorten(repr(target_sizes))} must have (height, width) in pixels for each image; for one image, "
+            f"{name}={quote(target_sizes)} must have (height, width) in pixels for each image; for one image, "
             "[(480, 640)]."
         )
     if len(sizes) != len(captions):

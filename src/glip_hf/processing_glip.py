@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
 from .image_processing_pil_glip import GlipImageProcessorKwargs, plain_id
+from .messages_glip import quote
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import (
     MAX_TEXT_LENGTH,
@@ -33,7 +34,6 @@ from .prompts_glip import (
     read_number,
     read_text,
     refuse_unknown,
-    shorten,
 )
 
 
@@ -298,9 +298,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
         if isinstance(text_labels, str):
-            raise TypeError(
-                f"text_labels={shorten(repr(text_labels))} must be a list of class names: [{text_labels!r:.80}]."
-            )
+            raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names: [{text_labels!r:.80}].")
         if text_labels is not None and all(isinstance(name, str) for name in text_labels):
             text_labels = [text_labels] * len(results)
         if text_labels is not None and len(text_labels) != len(results):
@@ -377,7 +375,7 @@ def _index_boxes(records: list[Mapping[str, Any]]) -> tuple[list[list[Mapping[st
     for image, record in enumerate(records):
         if not isinstance(record, Mapping) or not isinstance(record.get("annotations"), list | tuple):
             raise ValueError(
-                f"annotations of image {image} are {shorten(repr(record))}: give a dictionary with 'image_id' and "
+                f"annotations of image {image} are {quote(record)}: give a dictionary with 'image_id' and "
                 "'annotations' (COCO detection format)."
             )
         own = record["annotations"]
@@ -412,7 +410,7 @@ def _box_maps(
             )
         ids = category_ids
         if ids is not None and not hasattr(ids, "__len__"):
-            raise TypeError(f"category_ids={shorten(repr(ids))} must be a list: the id of each name.")
+            raise TypeError(f"category_ids={quote(ids)} must be a list: the id of each name.")
         if ids is not None and len(ids) and isinstance(ids[0], list | tuple):
             ids = one_each("category_ids", ids, len(queries))[image]
         if ids is not None and len(ids) != len(query.names):
@@ -433,16 +431,14 @@ def _box_maps(
                 classes[row] = category if isinstance(category, int) else 0
                 continue
             if category is None:
-                raise ValueError(
-                    f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {shorten(repr(box))}."
-                )
+                raise ValueError(f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {quote(box)}.")
             if not isinstance(category, int | str) or category not in index_of:
                 reason = "is not in category_ids."
                 if ids is None:
                     reason = (
                         f"is not an index of its {len(query.names)} names (from 0): pass category_ids, one per name."
                     )
-                raise ValueError(f"image {image}: category_id {shorten(repr(category))} {reason}")
+                raise ValueError(f"image {image}: category_id {quote(category)} {reason}")
             classes[row] = index_of[category]
             tokens[row] = caption_maps[image][classes[row]]
         maps.append((tokens, classes))
@@ -453,7 +449,7 @@ def _spans(caption: str, value: Any) -> list[Span]:
     """`tokens_positive` of a box as spans of the caption; `[begin, end]` alone is one of them."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, list | tuple):
-        raise ValueError(f"tokens_positive={shorten(repr(value))} must be a list of spans [begin, end) of the caption.")
+        raise ValueError(f"tokens_positive={quote(value)} must be a list of spans [begin, end) of the caption.")
     is_flat = len(value) == 2 and not any(isinstance(end, list | tuple) for end in value)
     return [check_span(caption, span) for span in ([value] if is_flat else value)]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from .messages_glip import quote
 from .noun_phrases_glip import noun_phrases, read_phrases, split_list
 
 MAX_TEXT_LENGTH = 256
@@ -113,7 +114,7 @@ def read_number(name: str, value: Any, least: float = -math.inf, whole: bool = F
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or PyTorch
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"{name}={shorten(repr(value))} must be one {'whole ' if whole else ''}number.")
+        raise TypeError(f"{name}={quote(value)} must be one {'whole ' if whole else ''}number.")
     if not value >= least:  # nor is NaN
         wanted = {-math.inf: "be a number", 0: "not be negative"}.get(least, f"be at least {least}")
         raise ValueError(f"{name}={value} must {wanted}.")
@@ -164,7 +165,7 @@ def make_names(
         entry = {"name": clean_name(name)} if isinstance(name, str) else name
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise TypeError(
-                f"name {index} is {shorten(repr(name))}, a {type(name).__name__}: give a string, or a dictionary with "
+                f"name {index} is {quote(name)}, a {type(name).__name__}: give a string, or a dictionary with "
                 "the keys 'prefix', 'name' and 'suffix'."
             )
         before, after = before + (entry.get("prefix") or ""), (entry.get("suffix") or "") + after
@@ -336,7 +337,7 @@ def check_span(caption: str, span: Sequence[int]) -> Span:
     try:
         begin, end = (operator.index(value) for value in span)
     except (TypeError, ValueError):
-        raise ValueError(f"{shorten(repr(span))} is not a span: give [begin, end), two integers.") from None
+        raise ValueError(f"{quote(span)} is not a span: give [begin, end), two integers.") from None
     if not 0 <= begin < end <= len(caption):
         raise ValueError(
             f"the span [{begin}, {end}) does not lie in the caption {shorten(caption)!r} of {len(caption)} characters: "
@@ -456,7 +457,7 @@ def read_text(
     for index, entry in enumerate(text):
         if not isinstance(entry, str | Mapping | list | tuple):
             raise TypeError(
-                f"text[{index}] is {shorten(repr(entry))}, a {type(entry).__name__}: give strings or lists of them."
+                f"text[{index}] is {quote(entry)}, a {type(entry).__name__}: give strings or lists of them."
             )
     given = phrases is not None or spans is not None
     shared = isinstance(text, str) or (not given and all(isinstance(entry, str | Mapping) for entry in text))
@@ -482,7 +483,7 @@ def read_text(
             queries.append(_read_names(entry, where, tokenizer, options, max_length))
         else:
             wanted = "a caption (a string)" if given else "a list of names or a caption (a string)"
-            raise TypeError(f"{where} is {shorten(repr(entry))}, a {type(entry).__name__}: give {wanted}.")
+            raise TypeError(f"{where} is {quote(entry)}, a {type(entry).__name__}: give {wanted}.")
     return queries * (num_images or 1) if shared else queries
 
 
@@ -578,15 +579,13 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
 def _find(caption: str, phrase: Any) -> Span:
     text, occurrence = phrase if isinstance(phrase, list | tuple) and len(phrase) == 2 else (phrase, None)
     if not isinstance(text, str) or not (occurrence is None or hasattr(occurrence, "__index__")):
-        raise TypeError(
-            f"{shorten(repr(phrase))} is not a phrase: give a string, or (string, occurrence counted from 0)."
-        )
+        raise TypeError(f"{quote(phrase)} is not a phrase: give a string, or (string, occurrence counted from 0).")
     return find_phrase(caption, text, occurrence)
 
 
 def _check_list(what: str, values: Any, where: str) -> Sequence[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
-        raise TypeError(f"{what} of {where} is {shorten(repr(values))}: give a list.")
+        raise TypeError(f"{what} of {where} is {quote(values)}: give a list.")
     if len(values) == 0:
         raise ValueError(f"{what} of {where} is empty: leave it out, and the noun phrases of the caption are used.")
     return values
@@ -597,5 +596,5 @@ def one_each(what: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
-        raise ValueError(f"{what} is {shorten(repr(values))} for {count} texts: give a list with one entry each.")
+        raise ValueError(f"{what} is {quote(values)} for {count} texts: give a list with one entry each.")
     return list(values)

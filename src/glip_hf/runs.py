@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ._messages import shown
 from ._program import USAGE
 from ._writing import replacing_text
+from .messages_glip import shown
 
 try:
     import fcntl

@@ -19,7 +19,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .image_processing_pil_glip import load_image, read_pixels
-from .prompts_glip import read_number, shorten
+from .messages_glip import quote
+from .prompts_glip import read_number
 
 # Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by at least 17 CIELAB
 # units in normal, red-blind and green-blind vision (Machado 2009, severity 1); neighbours in the list by at least 50.
@@ -165,7 +166,7 @@ def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], lis
     try:
         boxes = [[float(v) for v in box] for box in boxes]
     except (TypeError, ValueError):
-        raise ValueError(f"boxes={shorten(repr(boxes))} must be [K, 4] numbers.") from None
+        raise ValueError(f"boxes={quote(boxes)} must be [K, 4] numbers.") from None
     for k, box in enumerate(boxes):
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")

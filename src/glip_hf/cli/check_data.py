@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .._extras import require
-from .._messages import shown
+from ..messages_glip import shown
 from .common import UsageError, count, fraction
 
 HELP = "everything that is wrong with training data"

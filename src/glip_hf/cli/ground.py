@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from .._messages import shown
+from ..messages_glip import shown
 from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
 from .common import (
     CliError,

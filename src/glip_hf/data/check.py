@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .._messages import quote
+from ..messages_glip import quote
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .broken import examine_images
 from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally

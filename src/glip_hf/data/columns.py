@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from .._messages import quote
+from ..messages_glip import quote
+from ..values_glip import Ids, id_order, is_text, read_box, read_flag, read_id, read_number, read_size, read_spans
 from .records import arrow_schema, pairs
-from .values import Ids, id_order, is_text, read_box, read_flag, read_id, read_number, read_size, read_spans
 
 DAMAGE = {
     "malformed": "a field is missing or of the wrong type",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .._messages import quote
 from ..image_processing_pil_glip import clip_and_drop, resize_boxes
+from ..messages_glip import quote
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
 from .broken import BrokenImages, OnError, TooManyBrokenImages
 from .columns import ALLOWED_DAMAGE

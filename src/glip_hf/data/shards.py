@@ -30,8 +30,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._extras import require
-from .._messages import quote
 from ..fetching_glip import setting
+from ..messages_glip import quote
 
 FORMATS = {".parquet": "parquet", ".tar": "tar"}
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .._messages import quote
 from ..data.columns import Tally
 from ..data.sources.coco import read_document
-from ..data.values import id_order
+from ..messages_glip import quote
+from ..values_glip import id_order
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .._messages import quote
-from ..data.values import Ids, read_id
+from ..messages_glip import quote
+from ..values_glip import Ids, read_id
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
 from .files import Annotations, read_annotations
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .._messages import shown
 from .._writing import replacing_text
 from ..data.broken import find_broken
 from ..data.images import MissingImages
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
+from ..messages_glip import shown
 from ..runs import RunFolderError, environment, file_digest
 from . import distributed
 from .base import Evaluator

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
-from .._messages import quote
 from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
 from ..data.sources.odinw import load_task
-from ..data.values import read_id
+from ..messages_glip import quote
 from ..prompts_glip import NameInput, Span
+from ..values_glip import read_id
 from .files import Annotations, check_records, read_annotations, read_json
 from .flickr import boxed_phrases
 

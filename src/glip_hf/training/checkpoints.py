@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .._messages import shown
 from .._writing import writing
+from ..messages_glip import shown
 from ..runs import Manifest, RunFolderError, file_digest, in_one_line
 from .recipe import Section
 

@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .._messages import quote, shown
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
@@ -31,6 +30,7 @@ from ..evaluation.files import read_annotations
 from ..evaluation.run import predictions
 from ..evaluation.tasks import source_task
 from ..inference import GroundingEngine, GroundingOptions
+from ..messages_glip import quote, shown
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker

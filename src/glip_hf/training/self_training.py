@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .._messages import shown
 from ..boxes_glip import box_iou
 from ..data.shards import (
     FORMATS,
@@ -34,6 +33,7 @@ from ..data.shards import (
 )
 from ..evaluation.run import fingerprints
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
+from ..messages_glip import shown
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor

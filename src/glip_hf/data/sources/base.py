@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from transformers.utils import logging
 
-from ..._messages import quote
+from ...messages_glip import quote
 from ...prompts_glip import Name
 from ...runs import sizes_digest
 from ..broken import find_broken

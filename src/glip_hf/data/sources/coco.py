@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..._messages import quote
 from ...image_processing_pil_glip import UnreadableImage
+from ...messages_glip import quote
 from ...prompts_glip import Name
+from ...values_glip import Ids, id_order, read_id, read_name, read_size
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
 from ..images import URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, upright_size
-from ..values import Ids, id_order, read_id, read_name, read_size
 from .base import Captions, Source, find_path, sound_table
 
 logger = logging.get_logger(__name__)

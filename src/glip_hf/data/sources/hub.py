@@ -15,15 +15,15 @@ from typing import Any, Literal, get_args
 from transformers.utils import logging
 
 from ..._extras import require
-from ..._messages import quote
 from ...fetching_glip import fetch
 from ...image_processing_pil_glip import open_image
+from ...messages_glip import quote
 from ...prompts_glip import find_phrase
+from ...values_glip import integer, read_box, read_size
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..images import ImageFinder, RefusedImage
 from ..records import Record, record_from_row, upright_size
-from ..values import integer, read_box, read_size
 from .base import Captions, Source, sound_table
 
 logger = logging.get_logger(__name__)

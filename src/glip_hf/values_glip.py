@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._messages import quote
+from .messages_glip import quote
 
 _NUMBERS = frozenset((int, float))
 _INTEGER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?")  # "007" may be a name: it is not the number 7
@@ -40,7 +40,7 @@ def read_id(value: Any, what: str = "id") -> int | str:
     raise ValueError(f"{what} {quote(value)}" if value is not None else f"no {what}")
 
 
-def read_number(value: Any, what: str) -> float:
+def read_number(value: Any, what: str = "number") -> float:
     """A number, or the number that a text spells; NaN and infinity are numbers."""
     if type(value) in _NUMBERS or isinstance(value, np.integer | np.floating):
         number = value

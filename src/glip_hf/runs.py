@@ -37,6 +37,7 @@ PACKAGES = (
     *("pycocotools", "faster-coco-eval"),
 )
 SHOWN_DIFFERENCES = 3
+REMEDY = "--overwrite replaces it; or choose another --output-dir."
 
 T = TypeVar("T")
 
@@ -241,9 +242,7 @@ def claim(
     *,
     resume: bool,
     overwrite: bool,
-    resume_with: str = "--resume latest",
-    overwrite_with: str = "--overwrite",
-    output_with: str = "--output-dir",
+    remedy: str = REMEDY,
 ) -> tuple[FolderLock, Manifest | None]:
     """Lock a folder for a run and write the run's manifest into it; of several processes one does this (`on_main`).
 
@@ -251,7 +250,7 @@ def claim(
         made: glob patterns of what such a run leaves in its folder; if any is there, the folder is used.
         resume: go on with the run that is there, if it has the same settings and inputs; if none is, begin.
         overwrite: delete what is there of `made`.
-        resume_with, overwrite_with, output_with: options that messages name.
+        remedy: for messages, what the user can do with a folder that cannot be used.
 
     Returns:
         the lock, and the manifest of the run that is resumed (None for a new one).
@@ -264,23 +263,22 @@ def claim(
     lock = FolderLock(folder)
     try:
         used = sorted({str(path.relative_to(folder)) for pattern in made for path in folder.glob(pattern)})
-        otherwise = f"{overwrite_with} replaces it; or choose another {output_with}."
         before = None
         if used and not overwrite:
             names = ", ".join(used[:5])
             if not resume:
                 raise RunFolderError(
-                    f"{folder} holds an earlier run ({names}): {resume_with} goes on with it; {otherwise}"
+                    f"{folder} holds an earlier run ({names}): --resume latest goes on with it; {remedy}"
                 )
-            before = read_manifest(folder, overwrite_with, output_with)
+            before = read_manifest(folder, remedy)
             if before is None:
                 raise RunFolderError(
                     f"{folder} holds a run without {MANIFEST} ({names}), of an older glip_hf: only that one can go on "
-                    f"with it. {otherwise}"
+                    f"with it. {remedy}"
                 )
             if different := before.differences(manifest):
                 raise RunFolderError(
-                    f"{folder} holds a run with {in_one_line(different)}: give it what it began with; {otherwise}"
+                    f"{folder} holds a run with {in_one_line(different)}: give it what it began with; {remedy}"
                 )
         if overwrite:
             for name in used:
@@ -292,9 +290,7 @@ def claim(
     return lock, before
 
 
-def read_manifest(
-    folder: str | Path, overwrite_with: str = "--overwrite", output_with: str = "--output-dir"
-) -> Manifest | None:
+def read_manifest(folder: str | Path, remedy: str = REMEDY) -> Manifest | None:
     """The manifest in a folder, None if there is none.
 
     Raises:
@@ -307,8 +303,7 @@ def read_manifest(
         return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(
-            f"{path} is damaged ({shown(str(error))}): what the run in this folder was made with is unknown. "
-            f"{overwrite_with} replaces it; or choose another {output_with}."
+            f"{path} is damaged ({shown(str(error))}): what the run in this folder was made with is unknown. {remedy}"
         ) from error
 
 

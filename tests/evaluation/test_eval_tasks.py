@@ -164,11 +164,11 @@ def odinw(tmp_path):
 
 def test_odinw_prompts(odinw):
     plain, other = odinw_sets(odinw, odinw)
-    assert (plain.task.name, plain.task.names, plain.task.category_ids) == ("Aquarium", ["shark", "fish"], [1, 3])
+    assert (plain.name, plain.names, plain.category_ids) == ("Aquarium", ["shark", "fish"], [1, 3])
     prompted, other = odinw_sets(odinw, odinw, "glip")
-    assert prompted.task.names == PROMPT
-    assert other.task.names == ["shark", "fish"]  # no prompt in its file
-    assert [one.task.missing_images() for one in (prompted, other)] == [[], []]
+    assert prompted.names == PROMPT
+    assert other.names == ["shark", "fish"]  # no prompt in its file
+    assert [one.missing_images() for one in (prompted, other)] == [[], []]
 
 
 def test_prompts_that_nobody_wrote_are_told(odinw):

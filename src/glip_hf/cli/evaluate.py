@@ -92,8 +92,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     """The task of the benchmark, or those of ODinW's data sets."""
     outside = arguments.allow_outside
     if arguments.benchmark == "odinw":
-        sets = odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split, outside)
-        return [one.task for one in sets]
+        return odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split, outside)
     if arguments.benchmark == "flickr":
         return [flickr_task(arguments.annotations, arguments.images or ".", _subset(arguments), outside)]
     return [detection_task(arguments.benchmark, arguments.annotations, arguments.images, allow_outside=outside)]

@@ -49,10 +49,9 @@ class PredictionStore:
         self.folder = Path(output) / FOLDER
         self.rank, self.size = distributed.world()
         manifest = Manifest("evaluation", dict(settings), dict(inputs or {}), environment(self.size, settle_library()))
-        options = {"overwrite_with": "--fresh", "output_with": "--output"}
-        made = [f"{FOLDER}/{PARTS}"]
+        made, remedy = [f"{FOLDER}/{PARTS}"], "--fresh replaces it; or choose another --output."
         claimed = on_main(
-            lambda: claim(output, manifest, made, resume=True, overwrite=fresh, **options),
+            lambda: claim(output, manifest, made, resume=True, overwrite=fresh, remedy=remedy),
             self.rank == 0,
             distributed.broadcast,
         )

@@ -203,21 +203,13 @@ def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
     )
 
 
-@dataclass
-class OdinwSet:
-    """One data set of ODinW: its task, whether it has caption prompts."""
-
-    task: Task
-    prompted: bool = False
-
-
 def odinw_set(
     path: str | Path,
     root: str | Path,
     prompts: str = "names",
     split: str | None = None,
     allow_outside: bool = False,
-) -> OdinwSet:
+) -> Task:
     """One task file of ODinW.
 
     Args:
@@ -242,10 +234,9 @@ def odinw_set(
         check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
     images = Path(root) / entry["img_dir"]
     categories = settings["OVERRIDE_CATEGORY"] or None
-    task = detection_task(
+    return detection_task(
         Path(path).stem, Path(root) / entry["ann_file"], images, own or None, allow_outside, categories
     )
-    return OdinwSet(task, bool(own))
 
 
 def odinw_sets(
@@ -254,7 +245,7 @@ def odinw_sets(
     prompts: str = "names",
     split: str | None = None,
     allow_outside: bool = False,
-) -> list[OdinwSet]:
+) -> list[Task]:
     """All data sets of a folder of task files (or of one file), by name.
 
     Of GLIP's files four of configs/odinw_35 hold caption prompts, and none of configs/odinw_13: a warning says so where
@@ -264,14 +255,14 @@ def odinw_sets(
     paths = [config] if config.is_file() else sorted([*config.glob("*.yaml"), *config.glob("*.yml")])
     if not paths:
         raise ValueError(f"{config}: no task file (*.yaml) here.")
-    sets = [odinw_set(path, root, prompts, split, allow_outside) for path in paths]
-    if prompts == "glip" and not any(one.prompted for one in sets):
+    tasks = [odinw_set(path, root, prompts, split, allow_outside) for path in paths]
+    if prompts == "glip" and all(isinstance(name, str) for task in tasks for name in task.names):
         warnings.warn(
             f"{config}: no task file has caption prompts (CAPTION_PROMPT): captions hold class names alone. GLIP's "
             "are in four files of its configs/odinw_35.",
             stacklevel=2,
         )
-    return sets
+    return tasks
 
 
 def sentence_keys(images: Iterable[TaskImage]) -> list[tuple[int | str, int]]:

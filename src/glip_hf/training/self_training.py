@@ -223,7 +223,7 @@ def claim_labels(
     settings = asdict(labeller.options) | {"format": format, "caption_column": caption_column}
     del settings["batch_size"]  # it changes nothing
     manifest = Manifest("labelling", settings, fingerprints(labeller.engine), environment())
-    options = {"resume": True, "overwrite": overwrite, "output_with": "--output"}
+    options = {"resume": True, "overwrite": overwrite, "remedy": "--overwrite replaces it; or choose another --output."}
     return claim(folder, manifest, [f"*{STATS_ENDING}"], **options)[0]
 
 

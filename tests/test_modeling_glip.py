@@ -536,3 +536,11 @@ def test_export(dynamic) -> None:
     for height, width, length in sizes:
         other = tiny_inputs(2, height=height, width=width, length=length, seed=1)
         assert_same(program(**other), model(**other))
+
+
+def test_a_replica_has_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `nn.DataParallel` makes them: their weights are plain tensors."""
+    model, inputs = tiny_model().eval(), tiny_inputs()
+    expected = model(**inputs).logits
+    monkeypatch.setattr(model.model.backbone, "parameters", lambda recurse=True: iter(()))
+    assert torch.equal(model(**inputs).logits, expected)

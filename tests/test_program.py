@@ -14,6 +14,7 @@ import pytest
 from glip_hf._program import explain, run_program
 from glip_hf.cli import main
 from glip_hf.data.broken import TooManyBrokenImages
+from glip_hf.image_processing_pil_glip import UnreadableImage
 from glip_hf.training.loop import NonFiniteLossError
 from glip_hf.training.recipe import RecipeError
 
@@ -48,6 +49,13 @@ def test_errors_are_one_line(error: BaseException, code: int, said: str, capsys)
     assert run_program("it", function, hint="; go on") == code
     out, err = capsys.readouterr()
     assert err.startswith(f"it: {said}") and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize("name", ["glip_hf.image_processing_pil_glip.UnreadableImage", "ValueError"])
+def test_errors_of_loader_workers_are_their_last_line(name: str) -> None:
+    traceback = f'Original Traceback (most recent call last):\n  File "a.py", line 1, in b\n{name}: no image: a.png\n'
+    error = UnreadableImage(f"Caught UnreadableImage in DataLoader worker process 0.\n{traceback}")
+    assert explain(error) == "no image: a.png"
 
 
 def test_a_defect_keeps_its_traceback(capsys) -> None:

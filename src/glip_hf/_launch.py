@@ -36,9 +36,10 @@ def follow_launcher() -> None:
 
     It first gets a SIGTERM, by which a training run saves and stops, and after `GRACE` seconds it is ended.
     """
-    if not LAUNCHED & os.environ.keys():
-        return
     launcher = os.getppid()
+    # accelerate's variables may also be a user's own, for a run that is meant to outlive its shell.
+    if "TORCHELASTIC_RUN_ID" not in os.environ and not (LAUNCHED & os.environ.keys() and _is_launcher(launcher)):
+        return
     # Orphans become children of process 1, which a container may also start as the launcher itself.
     orphaned = launcher == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not _is_launcher(launcher)
 

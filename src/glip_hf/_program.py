@@ -3,6 +3,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -89,7 +90,7 @@ def explain(error: Exception) -> str | None:
     """The message of an error that input, disk, memory or another process caused; None for a defect of the program."""
     message = str(error).strip() or type(error).__name__
     if "DataLoader worker process" in message:  # followed by the worker's traceback, whose end is the error
-        message = message[message.rindex(f"\n{type(error).__name__}") :].strip().partition(": ")[2]
+        message = re.split(r"\n[\w.]+: ", message)[-1].strip()
     if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
         return f"out of memory ({message.splitlines()[0]}): use smaller batches or images"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(__package__):

@@ -565,7 +565,8 @@ class GlipModel(GlipPreTrainedModel):
         check_shape("pixel_mask", pixel_mask, batch, height, width)
         if not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values are {pixel_values.dtype}: give what the image processor makes of images.")
-        pixel_values = pixel_values.to(self.backbone.dtype)
+        dtypes = (value.dtype for value in self.backbone.parameters() if value.is_floating_point())
+        pixel_values = pixel_values.to(next(dtypes, pixel_values.dtype))  # a replica of `nn.DataParallel` has none
         backbone = self.backbone(pixel_values, return_dict=True, **kwargs)
         for stride, feature_map in zip(PYRAMID_STRIDES, backbone.feature_maps):
             if tuple(feature_map.shape[-2:]) != (-(-height // stride), -(-width // stride)):

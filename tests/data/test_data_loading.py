@@ -84,6 +84,16 @@ def test_full_shared_memory_is_an_error(capfd: pytest.CaptureFixture) -> None:
     assert "cannot hand over its batch: " in capfd.readouterr().err
 
 
+@pytest.mark.slow
+def test_workers_of_a_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14's way to start them: the run is not their parent."""
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method("forkserver", force=True)
+    batches = read_batches(Numbers(), 1, batch_size=None)
+    assert int(next(batches)) == 0
+    batches.close()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_none_is_left_out(workers: int) -> None:
     batches = read_batches(Numbers(none=1), workers, batch_size=None)

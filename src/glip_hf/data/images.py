@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 SHOWN = 20  # missing images listed in a message
@@ -33,10 +34,19 @@ class RefusedImage(ValueError):
     """A file name that leads out of its folder, or to the file of another image."""
 
 
-class _Listing(NamedTuple):
+@dataclass
+class _Listing:
     real: str  # the folder without links
     files: dict[str, bool]  # name -> whether it is a link
-    folded: dict[str, str | None]  # name without case and accents' spelling -> name, None where several have the same
+
+    @cached_property
+    def folded(self) -> dict[str, str | None]:
+        """Name without case and accents' spelling -> name, None where several have the same."""
+        folded: dict[str, str | None] = {}
+        for name in self.files:
+            key = _fold(name)
+            folded[key] = None if key in folded else name
+        return folded
 
 
 @dataclass
@@ -126,11 +136,7 @@ class ImageFinder:
 
     def _listing(self, folder: str) -> _Listing:
         if folder not in self._listings:
-            files, folded = list_files(folder), {}
-            for name in files:
-                key = _fold(name)
-                folded[key] = None if key in folded else name
-            self._listings[folder] = _Listing(os.path.realpath(folder), files, folded)
+            self._listings[folder] = _Listing(os.path.realpath(folder), list_files(folder))
         return self._listings[folder]
 
     def _exists(self, path: str) -> bool:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing import parent_process
+from multiprocessing import get_start_method, parent_process
 from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
@@ -51,7 +51,8 @@ def _follow_run(worker_id: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_end_worker)
     if sys.platform == "linux":  # elsewhere the loader itself looks every few seconds
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_process().pid:  # it died before
+        # The run died before. (A fork server, which is then the parent, ends with the run.)
+        if get_start_method() != "forkserver" and os.getppid() != parent_process().pid:
             os._exit(1)
 
 

@@ -355,6 +355,8 @@ class Run:
             break
         else:
             raise checkpoints.no_whole_one(damaged, self._checkpoints)
+        if (chosen := broadcast(path)) != path:
+            raise RunFolderError(f"{chosen} cannot be read by every process of this run ({'; '.join(damaged)}).")
         for what in damaged:
             self.accelerator.print(f"note: {what}: going back to an older checkpoint")
         if self._library is not None:

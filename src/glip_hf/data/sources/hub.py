@@ -190,11 +190,12 @@ class HubData:
         cells = self.dataset.data.column(self.columns.image)  # no image is read
         if not require("pyarrow").types.is_struct(cells.type):
             return
-        held, paths = (cells.combine_chunks().field(name) for name in ("bytes", "path"))
-        for number in held.is_null().to_numpy(False).nonzero()[0] if held.null_count else ():
-            if (path := paths[int(number)].as_py()) is not None:
-                with suppress(FileNotFoundError):  # a broken image, like others
-                    self.images.place(path)
+        for chunk in cells.chunks:  # together they may be larger than memory
+            held, paths = chunk.field("bytes"), chunk.field("path")
+            for number in held.is_null().to_numpy(False).nonzero()[0] if held.null_count else ():
+                if (path := paths[int(number)].as_py()) is not None:
+                    with suppress(FileNotFoundError):  # a broken image, like others
+                        self.images.place(path)
 
     def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
         """All annotations, the known categories (None in a grounding set), and the class names."""

@@ -20,10 +20,11 @@ Letters: B images, H and W height and width, C channels, K boxes of an image.
 """
 
 import base64
+import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,9 +38,9 @@ from transformers.utils import logging
 
 from .fetching_glip import fetch, setting
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
-from .messages_glip import quote
+from .messages_glip import quote, shown
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
-from .prompts_glip import refuse_unknown, shorten
+from .prompts_glip import refuse_unknown
 from .values_glip import integer, read_box, read_flag, read_number
 
 logger = logging.get_logger(__name__)
@@ -85,7 +86,7 @@ def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
     Raises:
         UnreadableImage: for what is not an image, or has too many pixels.
     """
-    try:
+    with _reading(name):
         if os.environ.get("GLIP_MAX_MEGAPIXELS"):
             Image.MAX_IMAGE_PIXELS = int(setting("GLIP_MAX_MEGAPIXELS", 0) * 1e6 / 2)  # Pillow's limit is twice as high
         image = Image.open(file)
@@ -94,10 +95,6 @@ def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
             raise ValueError("it is PostScript; convert it to PNG or JPEG")
         if max(image.size) > LONGEST_SIDE:
             raise ValueError(f"it has {image.width} x {image.height} pixels; a side has {LONGEST_SIDE:,} at most")
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise _unreadable(name, error) from error
     return image
 
 
@@ -107,26 +104,30 @@ def decode_image(image: Image.Image, name: object = "") -> Image.Image:
     Raises:
         UnreadableImage: for truncated or damaged pixels.
     """
-    try:
+    with _reading(name):
         image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise almost anything on damaged files
-        raise _unreadable(name, error) from error
     return image
 
 
-def _unreadable(name: object, error: Exception) -> UnreadableImage:
-    reason = shorten(" ".join(str(error).split()) or type(error).__name__, 300)
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is not an image, or its beginning is damaged"
-    if isinstance(error, Image.DecompressionBombError):
-        pixels = next((int(word.lstrip("(")) for word in reason.split() if word.lstrip("(").isdigit()), 0)
-        reason = (
-            f"it has {pixels / 1e6:.0f} megapixels, more than the {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} allowed; the "
-            "environment variable GLIP_MAX_MEGAPIXELS allows more"
-        )
-    return UnreadableImage(f"Cannot read the image{f' {name}' if str(name) else ''}: {reason}")
+@contextlib.contextmanager
+def _reading(name: object) -> Iterator[None]:
+    """Errors of the block as `UnreadableImage` with the reason in one line; memory that runs out is none of them."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders and servers raise almost anything
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is not an image, or its beginning is damaged"
+        if isinstance(error, Image.DecompressionBombError):
+            pixels = next((int(word.lstrip("(")) for word in reason.split() if word.lstrip("(").isdigit()), 0)
+            limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+            reason = (
+                f"it has {pixels / 1e6:.0f} megapixels, more than the {limit:.0f} allowed; the environment variable "
+                "GLIP_MAX_MEGAPIXELS allows more"
+            )
+        raise UnreadableImage(f"Cannot read the image{f' {name}' if str(name) else ''}: {reason}") from error
 
 
 _BASE64_BEGINNINGS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0AK")
@@ -144,26 +145,24 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
         UnreadableImage: if the image cannot be fetched or decoded; the message names the source and the cause.
     """
     name = os.fspath(source)
-    shown = shorten(name, 200)
+    quoted = quote(name, 200)
     if not isinstance(name, str):
-        raise TypeError(f"The path of an image must be a string, got {shown!r}.")
+        raise TypeError(f"The path of an image must be a string, got {quoted}.")
     is_url = name.startswith(("http://", "https://"))
     is_base64 = len(name) > 100 and name.startswith(_BASE64_BEGINNINGS) and not os.path.isfile(name[:4096])
     is_data = name.startswith("data:image/") or is_base64
     # A data URI or pasted text can be longer than the system allows a path to be.
     if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
         raise FileNotFoundError(
-            f"There is no image file {shown!r}, nor is it an http(s) URL, a data:image/ URI or base64."
+            f"There is no image file {quoted}, nor is it an http(s) URL, a data:image/ URI or base64."
         )
     file = name
-    try:
+    with _reading(quoted):
         if is_url:
             file = io.BytesIO(fetch(name, timeout))
         elif is_data:
             file = io.BytesIO(base64.b64decode(name if is_base64 else name.partition(",")[2]))
-    except Exception as error:  # of servers, too, of any kind
-        raise _unreadable(repr(shown), error) from error
-    return decode_image(open_image(file, repr(shown)), repr(shown))
+    return decode_image(open_image(file, quoted), quoted)
 
 
 def orientation(image: Image.Image) -> int:

@@ -3,6 +3,7 @@
 belongs), on one line, and without control characters, which a terminal would obey."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -35,3 +36,14 @@ def shown(value: Any, limit: int = 100) -> str:
         return quote(value, limit)
     text = escape(value[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def in_one_line(texts: Sequence[str], limit: int = 3) -> str:
+    """The first few texts, and how many more there are."""
+    more = len(texts) - limit
+    return "; ".join(texts[:limit]) + (f"; and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

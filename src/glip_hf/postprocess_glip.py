@@ -14,7 +14,7 @@ from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
 from .messages_glip import quote
-from .prompts_glip import read_number, refuse_unknown, shorten
+from .prompts_glip import read_number, refuse_unknown
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
 
@@ -237,7 +237,7 @@ def post_process_grounding(
     if image_indices is not None:
         indices = image_indices.tolist()
         if min(indices, default=0) < 0:
-            raise ValueError(f"image_indices={shorten(str(indices))} must not be negative.")
+            raise ValueError(f"image_indices={quote(indices)} must not be negative.")
         captions = [
             [n for n, owner in enumerate(indices) if owner == image] for image in range(max(indices, default=-1) + 1)
         ]

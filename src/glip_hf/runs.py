@@ -21,7 +21,7 @@ from typing import Any, TextIO, TypeVar
 
 from ._program import USAGE
 from ._writing import replacing_text
-from .messages_glip import shown
+from .messages_glip import in_one_line, shown
 
 try:
     import fcntl
@@ -36,7 +36,6 @@ PACKAGES = (
     *("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow"),
     *("pycocotools", "faster-coco-eval"),
 )
-SHOWN_DIFFERENCES = 3
 REMEDY = "--overwrite replaces it; or choose another --output-dir."
 
 T = TypeVar("T")
@@ -119,12 +118,6 @@ def _described(given: Any) -> tuple[Any, Any]:
     if isinstance(given, list) and len(given) == 2:
         return given[0], given[1]
     return (None, None) if given is None else ("file", given)
-
-
-def in_one_line(differences: Sequence[str]) -> str:
-    """The first few differences, and how many more there are."""
-    more = len(differences) - SHOWN_DIFFERENCES
-    return "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 # -- inputs and environment ------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_a_validation_file_is_taken_as_it_is(coco: Path) -> None:
 
 def test_nothing_to_hold_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(RecipeError, match="has boxes in 1 image of 10: give a validation file"):
+    with pytest.raises(RecipeError, match="has boxes in 1 of 10 images: give a validation file"):
         load_tuning_data(write_rectangles(tmp_path, count=1, empty=9), tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_images_are_settled_before_the_model(coco: Path, caplog: pytest.LogCaptu
     """All that are missing are listed; those without a header are left out, or refused."""
     (coco.parent / "4.png").write_bytes(b"no image")
     data = load_tuning_data(coco, coco.parent)
-    assert len(data.train) + len(data.validation) == 6 and "1 images that cannot be read are left out" in data.note
+    assert len(data.train) + len(data.validation) == 6 and "1 image that cannot be read left out" in data.note
     assert "1 of " in caplog.text and "4.png" in caplog.text
     with pytest.raises(ValueError, match="4.png.* --on-broken skip"):
         load_tuning_data(coco, coco.parent, on_broken="fail")
@@ -229,8 +229,8 @@ def test_images_of_another_size_are_told(coco: Path, caplog: pytest.LogCaptureFi
     Image.new("RGB", (width + 4, height)).save(coco.parent / "1.png", exif=exif)
     Image.new("RGB", (width * 2, height)).save(coco.parent / "2.png")
     load_tuning_data(coco, coco.parent)
-    assert "1 photos are annotated as they are stored" in caplog.text and "1.png" in caplog.text
-    assert "1 images have another size than annotated" in caplog.text and "2.png has " in caplog.text
+    assert "1 photo annotated as stored" in caplog.text and "1.png" in caplog.text
+    assert "1 image of another size than annotated" in caplog.text and "2.png has " in caplog.text
 
 
 def test_best_weights_come_back() -> None:

@@ -31,6 +31,7 @@ from ..evaluation.run import (
 )
 from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
+from ..messages_glip import counted
 from ..runs import file_digest
 from .common import UsageError, load_model
 
@@ -71,7 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
             name = name.removesuffix("@-1")  # of LVIS: no limit of detections
             print(f"{name:24} {100 * value:7.2f}" if value >= 0 else f"{name:24}       -")
         if skipped := result.info.get("skipped_images"):
-            warnings.warn(f"{len(skipped)} images cannot be read and were left out: see metrics.json", stacklevel=1)
+            warnings.warn(
+                f"{counted(len(skipped), 'image')} that cannot be read left out: see metrics.json", stacklevel=1
+            )
         print(f"-> {output}", flush=True)
     return 0
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
-from ..runs import in_one_line
+from ..messages_glip import counted, in_one_line
 from .records import ImageRef, upright_size
 
 logger = logging.get_logger(__name__)
@@ -115,15 +115,16 @@ def find_broken(images: Iterable[ImageRef], on_broken: str, decode: bool = False
     ]
     if turned:
         logger.warning(
-            f"{len(turned)} photos are annotated as they are stored, not upright as their EXIF orientation shows them, "
-            f"and are used as they are stored: {in_one_line(turned)}"
+            f"{counted(len(turned), 'photo')} annotated as stored, not upright as the EXIF orientation shows it, and "
+            f"so used as stored: {in_one_line(turned)}"
         )
     if other:
         logger.warning(
-            f"{len(other)} images have another size than annotated, so their boxes do not fit: {in_one_line(other)}"
+            f"{counted(len(other), 'image')} of another size than annotated, so the boxes do not fit: "
+            f"{in_one_line(other)}"
         )
     broken = {image.path: str(result) for image, result in found.items() if isinstance(result, Exception)}
-    what = f"{len(broken)} of {len(found)} images cannot be read: {in_one_line(list(broken.values()))}"
+    what = f"{len(broken)} of {counted(len(found), 'image')} cannot be read: {in_one_line(list(broken.values()))}"
     if broken and on_broken == "fail":
         raise ValueError(
             f"{what}. Repair them, or leave them out with --on-broken skip (set data.on_broken=skip in a recipe); "

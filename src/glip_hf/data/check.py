@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..messages_glip import quote
+from ..messages_glip import counted, quote
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from .broken import examine_images
 from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
@@ -88,10 +88,8 @@ class DataReport:
     def lines(self, examples: int = 20) -> Iterator[str]:
         """The report as text, with so many examples of each kind."""
         for name, counts in self.sources.items():
-            yield (
-                f"{name}: {counts['images']:,} images, {counts['annotations']:,} annotations, "
-                f"{counts['images_without_boxes']:,} images without boxes"
-            )
+            images, boxes = counted(counts["images"], "image"), counted(counts["annotations"], "annotation")
+            yield f"{name}: {images}, {boxes}, {counts['images_without_boxes']:,} without boxes"
             yield f"    {self.tallies[name].describe(examples=False)}"
             yield from (f"    note: {note}" for note in self.tallies[name].notes)
         for kind in KINDS:
@@ -104,7 +102,7 @@ class DataReport:
                 yield f"    and {count - len(shown):,} more"
         yield f"No run would start: {self.refusal}" if self.refusal else "A run would start."
         numbers = {"error": self.errors, "warning": sum(self.counts.values()) - self.errors}
-        yield ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for what, number in numbers.items())
+        yield ", ".join(counted(number, what) for what, number in numbers.items())
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -201,9 +201,8 @@ class DetectionEvaluator(Evaluator):
             boxes, scores, labels = prediction["boxes"], prediction["scores"], prediction["labels"]
             numbers(boxes, 4, f"{where} box")
             scores = numbers(scores, None, f"{where} score")
-            labels = (
-                labels.tolist() if hasattr(labels, "tolist") else labels
-            )  # not an array: ids of text are among them
+            # Not an array: ids of text are among them.
+            labels = labels.tolist() if hasattr(labels, "tolist") else labels
             self._add(prediction["image_id"], to_xywh(boxes, self.plus), scores, labels)
 
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:

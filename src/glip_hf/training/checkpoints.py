@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .._writing import writing
-from ..messages_glip import shown
-from ..runs import Manifest, RunFolderError, file_digest, in_one_line
+from ..messages_glip import in_one_line, shown
+from ..runs import Manifest, RunFolderError, file_digest
 from .recipe import Section
 
 NAME = re.compile(r"step_(\d{8,})")
@@ -247,9 +247,9 @@ def _read_json(path: Path, kind: type[Model]) -> Model:
         raise CheckpointError(f"{path.name}: {shown(where)}: {shown(first['msg'])}") from error
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # CheckpointError too, which stays as it is
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is not JSON ({shown(str(error))})") from error
 
 

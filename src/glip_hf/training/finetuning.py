@@ -30,7 +30,7 @@ from ..evaluation.files import read_annotations
 from ..evaluation.run import predictions
 from ..evaluation.tasks import source_task
 from ..inference import GroundingEngine, GroundingOptions
-from ..messages_glip import quote, shown
+from ..messages_glip import counted, quote, shown
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
@@ -100,10 +100,10 @@ class TuningData:
         train, validation = self.train.without_broken(on_broken), self.validation.without_broken(on_broken)
         if not any(train.label_sets()):
             raise RecipeError(
-                f"none of the {len(train)} training images that can be read has a box: repair the others."
+                f"none of the training images that can be read ({len(train)}) has a box: repair the others."
             )
         left_out = before - len(train) - len(validation)
-        note = self.note + (f"; {left_out} images that cannot be read are left out" if left_out else "")
+        note = self.note + (f"; {counted(left_out, 'image')} that cannot be read left out" if left_out else "")
         return replace(self, train=train, validation=validation, note=note)
 
 
@@ -144,7 +144,8 @@ def load_tuning_data(
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
     source.require_boxes(allow_damage, needed=True)
     chosen = source.few_shot(shots, seed or None) if shots else source
-    taken = f"{len(chosen)} of {len(source)} images ({shots} per class)" if shots else f"{len(chosen)} images"
+    taken = counted(len(source), "image")
+    taken = f"{len(chosen)} of {taken} ({shots} per class)" if shots else taken
     if validation is not None:
         folder = Path(validation_images or images)
         held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
@@ -164,8 +165,8 @@ def load_tuning_data(
         has_boxes = [bool(labels) for labels in chosen.label_sets()]
         if sum(has_boxes) < 2:
             raise RecipeError(
-                f"{train} has boxes in {sum(has_boxes)} image of {len(chosen)}: give a validation file, there is "
-                "nothing to hold out that could tell which weights are best."
+                f"{train} has boxes in {sum(has_boxes)} of {counted(len(chosen), 'image')}: give a validation file, "
+                "there is nothing to hold out that could tell which weights are best."
             )
         order = rng.permutation(len(chosen))
         count = min(max(round(VALIDATION_FRACTION * len(chosen)), 1), len(chosen) - 1)

@@ -34,6 +34,7 @@ from ..data.sources import Source
 from ..evaluation.distributed import broadcast
 from ..kernels.cpu_linear import settle_library
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
+from ..messages_glip import in_one_line
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from ..runs import FolderLock, Manifest, RunFolderError
@@ -334,7 +335,7 @@ class Run:
             for path in whole:
                 before = Manifest.from_json(checkpoints.read_manifest(path).run)
                 if different := before.differences(self._identity):
-                    what = runs.in_one_line(different)
+                    what = in_one_line(different)
                     raise RunFolderError(
                         f"{path} comes from a run with {what}: give this run the same, or start a new one from a "
                         "finished model with model.start_from."

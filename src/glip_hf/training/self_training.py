@@ -33,7 +33,7 @@ from ..data.shards import (
 )
 from ..evaluation.run import fingerprints
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..messages_glip import shown
+from ..messages_glip import counted, in_one_line, shown
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor
@@ -46,8 +46,6 @@ OUTCOMES = ("labelled", "no_box", "no_phrase", "no_caption", "broken_image")
 """The outcomes of a pair; every count of a shard is one of these, or `boxes`."""
 
 STATS_ENDING, INPUT = ".stats.json", "input"
-REPORTED = 5
-"""Broken images of a shard that are named in a warning; all are counted."""
 
 
 @dataclass
@@ -190,8 +188,7 @@ def label_shard(
             if progress is not None:
                 progress.update()
     if remarks:
-        more = f" and {len(remarks) - REPORTED} more" if len(remarks) > REPORTED else ""
-        logger.warning(f"{shard}: {len(remarks)} broken images: {'; '.join(remarks[:REPORTED])}{more}")
+        logger.warning(f"{shard}: {counted(len(remarks), 'broken image')}: {in_one_line(remarks)}")
     if kept:
         write_grounded(output, kept)
     return counts

@@ -15,7 +15,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -325,9 +325,8 @@ class DetectionEvaluator(Evaluator):
         self, image_id: int | str, found: Detections, boxes: np.ndarray, labels: np.ndarray
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         def named(boxes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-            corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
             texts = [self.names[label] for label in labels.tolist()]
-            return {"boxes": corners, "labels": labels.tolist(), "text_labels": texts}
+            return {"boxes": corners(boxes), "labels": labels.tolist(), "text_labels": texts}
 
         return named(found.boxes, found.labels) | {"scores": found.scores.tolist()}, named(boxes, labels)
 
@@ -338,13 +337,24 @@ def average(values: np.ndarray) -> float:
     return float(present.mean()) if present.size else MISSING
 
 
-def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """IoU [D, G] of xywh boxes, without the inclusive pixel."""
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """xyxy [K, 4] of xywh boxes."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def iou_xyxy(found: np.ndarray, truth: np.ndarray, areas: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """IoU [D, G] of xyxy boxes, without the inclusive pixel; `areas` [D] and [G] where they are known more exactly."""
     low = np.maximum(found[:, None, :2], truth[None, :, :2])
-    high = np.minimum(found[:, None, :2] + found[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:])
+    high = np.minimum(found[:, None, 2:], truth[None, :, 2:])
     inner = np.clip(high - low, 0, None).prod(-1)
-    union = found[:, None, 2:].prod(-1) + truth[None, :, 2:].prod(-1) - inner
+    first, second = areas or [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (found, truth)]
+    union = first[:, None] + second - inner
     return inner / np.where(union > 0, union, 1)
+
+
+def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The same of xywh boxes."""
+    return iou_xyxy(corners(found), corners(truth), [found[:, 2:].prod(-1), truth[:, 2:].prod(-1)])
 
 
 def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> int:

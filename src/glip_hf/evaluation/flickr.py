@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Evaluator, GalleryItem, to_array
+from .base import Evaluator, GalleryItem, iou_xyxy, to_array
 from .files import check_records, numbers
 
 PROTOCOLS = ("any", "merged")
@@ -126,16 +126,6 @@ def enclosing_box(boxes: Sequence[Sequence[float]]) -> list[float]:
     """The smallest box around all, xyxy."""
     array = np.asarray(boxes)
     return [*array[:, :2].min(0).tolist(), *array[:, 2:].max(0).tolist()]
-
-
-def box_iou(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """IoU [K1, K2] of xyxy boxes, without the inclusive pixel."""
-    low = np.maximum(boxes1[:, None, :2], boxes2[None, :, :2])
-    high = np.minimum(boxes1[:, None, 2:], boxes2[None, :, 2:])
-    inner = np.clip(high - low, 0, None).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (boxes1, boxes2)]
-    union = areas[0][:, None] + areas[1] - inner
-    return inner / np.where(union > 0, union, 1)
 
 
 def boxes_by_phrase(
@@ -275,7 +265,7 @@ class FlickrEvaluator(Evaluator):
         for key, phrases in self.truth.items():
             for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
                 found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-                overlaps = box_iou(found, target).max(1, initial=0)
+                overlaps = iou_xyxy(found, target).max(1, initial=0)
                 first = (overlaps if k == ALL else overlaps[:k] for k in self.top_k)
                 of_phrase = [bool(values.max(initial=0) >= self.iou_threshold) for values in first]
                 for kind in ("all", *phrase.types):
@@ -303,7 +293,7 @@ class FlickrEvaluator(Evaluator):
         items = []
         for key, phrases in self.truth.items():
             firsts = (np.array(boxes[:1], np.float64).reshape(-1, 4) for boxes in self._predictions[key]["boxes"])
-            hits = [(box_iou(first, known) >= self.iou_threshold).any() for first, (_, known) in zip(firsts, phrases)]
+            hits = [(iou_xyxy(first, known) >= self.iou_threshold).any() for first, (_, known) in zip(firsts, phrases)]
             score = int(sum(hits)) / len(phrases)
             items.append(GalleryItem(key[0], score, len(phrases), partial(self._show, key), self._texts[key]))
         return items

@@ -232,7 +232,7 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
             columns.note("unreadable", where, str(error), max(len(objects), 1))
             continue
         # Several files may use the same keys.
-        has_id = len(label_files.paths) == 1 and key.lstrip("-").isdigit()
+        has_id = len(label_files.paths) == 1 and key.isascii() and key.removeprefix("-").isdigit()
         image_id = int(key) if has_id else number
         if image_id in seen:
             columns.note("duplicate_image", where, f"key {key}", len(objects))

@@ -339,6 +339,7 @@ def test_json_may_name_a_file(folder, model, capsys, arguments) -> None:
         (["photo.jpg", "cat", "--json", "none/out.json"], "there is no folder none"),
         (["photo.jpg", "a.json", "b.json", "--json"], "a.json: neither an image nor a class name"),
         (["--json", "out.json"], "no image"),
+        (["photo.jpg", "cat", "--json", "out.jsonl"], "--json out.jsonl: the file must be called .json"),
     ],
 )
 def test_a_file_of_json_is_no_class_name(folder, capsys, arguments, message) -> None:

@@ -414,6 +414,7 @@ def test_targets_as_other_tools_write_them(processor):
         ({"category_id": "cat"}, "category_id 'cat' is not an index of its 1 names"),
         ({"category_id": 0.5}, "category_id 0.5 is not an index"),
         ({"category_id": -1}, "category_id -1 is not an index"),
+        ({"category_id": False}, "category_id False is not an index"),
         ({"category_id": [0]}, r"category_id \[0\] is not an index"),
         ({"tokens_positive": 5}, "tokens_positive=5 must be a list of spans"),
         ({"tokens_positive": "2:5"}, "tokens_positive='2:5' must be a list"),
@@ -425,6 +426,15 @@ def test_targets_that_make_no_sense(processor, change, words):
     boxes = record({"bbox": [0, 0, 10, 10], **change})
     with pytest.raises(ValueError, match=words):
         processor(IMAGE, ["cat"], annotations=boxes, return_tensors="pt")
+
+
+def test_normalised_boxes_are_told(processor, monkeypatch):
+    told = []
+    monkeypatch.setattr("glip_hf.image_processing_pil_glip.logger.warning_once", told.append)
+    for box in ([5, 5, 20, 20], [0.1, 0.2, 0.5, 0.5]):
+        assert not told
+        processor(IMAGE, ["cat"], annotations=record({"bbox": box, "category_id": 0}), return_tensors="pt")
+    assert "pixels" in told[0]
 
 
 @pytest.mark.parametrize(

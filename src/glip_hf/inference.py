@@ -422,6 +422,18 @@ class GroundingEngine:
 
     # -- text --------------------------------------------------------------------------------------
 
+    def tokenize(self, text: Any, phrases: Any = None, spans: Any = None) -> Any:
+        """The captions of a text as tokens; arguments as for `encode`.
+
+        Raises:
+            ValueError: for a text that no caption can hold.
+        """
+        given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
+        return self.processor(text=text, return_tensors="pt", **given, **self._prompt())
+
+    def _prompt(self) -> dict[str, Any]:
+        return {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
+
     def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:
         """The captions of a text with their features, which are kept while weights and adapters stay as they are.
 
@@ -430,8 +442,7 @@ class GroundingEngine:
         Args:
             text, phrases, spans: as `GlipProcessor` takes them without images.
         """
-        prompt = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
-        key = json.dumps([text, phrases, spans, prompt], sort_keys=True)
+        key = json.dumps([text, phrases, spans, self._prompt()], sort_keys=True)
         state = _weights_state(self.model)
         if state != self._text_state:
             self._texts.clear()
@@ -440,8 +451,7 @@ class GroundingEngine:
         if captions is None:
             if self.max_kept_captions is None:
                 self._texts.clear()  # not two at a time
-            given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
-            captions = self._encode(self.processor(text=text, return_tensors="pt", **given, **prompt))
+            captions = self._encode(self.tokenize(text, phrases, spans))
         self._texts[key] = captions
         while len(self._texts) > 1 and sum(map(len, self._texts.values())) > (self.max_kept_captions or 0):
             self._texts.popitem(last=False)

@@ -211,7 +211,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         except (UnreadableImage, FileNotFoundError) as error:
             if on_broken == "fail":
                 raise
-            logger.warning(f"{error} It is skipped.")
+            logger.warning(f"{str(error).removesuffix('.')}. It is skipped.")
             return {"broken": True}
         return {
             "image": loaded,

@@ -432,7 +432,7 @@ def _box_maps(
                 continue
             if category is None:
                 raise ValueError(f"image {image}: a box has neither 'category_id' nor 'tokens_positive': {quote(box)}.")
-            if not isinstance(category, int | str) or category not in index_of:
+            if type(category) not in (int, str) or category not in index_of:
                 reason = "is not in category_ids."
                 if ids is None:
                     reason = (

@@ -86,6 +86,20 @@ def test_results_that_are_none(score, benchmark, entries, message):
     assert code == 1 and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "has no results for these images: is it the right file?"),
+        ([FOUND | {"bbox": [0.1, 0.1, 0.2, 0.2]}], "lie between 0 and 1: they must be in pixels"),
+        ([FOUND, FOUND | {"bbox": [30, 30, -20, -20]}], "1 of 2 boxes of "),
+        ([BY_PICTURE | {"boxes": [[30, 30, 9, 9]]}], "have no positive width and height"),
+    ],
+)
+def test_results_that_cannot_be_right_are_told(score, entries, message):
+    code, _, error = score("coco", entries)
+    assert code == 0 and message in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("benchmark", ["coco", "lvis"])
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -205,6 +205,14 @@ def test_the_evaluator_is_rehearsed_before_the_run(coco: Path, monkeypatch: pyte
         Validation(data, random_processor())
 
 
+def test_a_class_name_that_no_caption_holds_is_refused_before_the_run(coco: Path) -> None:
+    document = json.loads(coco.read_text())
+    document["categories"][0]["name"] = "very " * 300
+    coco.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="tokens, but a caption holds"):
+        Validation(load_tuning_data(coco, coco.parent), random_processor())
+
+
 def test_images_are_settled_before_the_model(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     """All that are missing are listed; those without a header are left out, or refused."""
     (coco.parent / "4.png").write_bytes(b"no image")

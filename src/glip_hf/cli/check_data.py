@@ -55,6 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     root, options = arguments.data_root, {"images": arguments.pictures}
     if (arguments.annotations is None) == (arguments.recipe is None):
         raise UsageError("name a file of annotations, or a --recipe.")
+    if arguments.annotations and not arguments.images and arguments.format in ("coco", "lvis", "mdetr"):
+        if not any(assignment.startswith("images=") for assignment in arguments.set):
+            raise UsageError(f"--format {arguments.format} needs --images, the folder of the images.")
     if arguments.recipe is None:
         specs = [_spec(arguments)]
         if arguments.allow_damage is not None:

@@ -60,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         for task in tasks:
             _evaluator(arguments, task).rehearse()
         engine = _engine(arguments)
+        for task in tasks:
+            if task.names:
+                engine.tokenize(task.names)  # a name that no caption can hold
     results = {}
     for task in tasks:
         folder = output / task.name if is_odinw else output

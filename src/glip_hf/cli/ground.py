@@ -131,6 +131,8 @@ def take_json_file(arguments: argparse.Namespace) -> Path | None:
     """
     files = [word for word in arguments.words if word.lower().endswith(".json")]
     if not files:
+        if arguments.json and (other := Path(arguments.words[-1])).suffix.lower() in (".jsonl", ".txt", ".csv"):
+            raise UsageError(f"--json {shown(str(other))}: the file must be called .json")
         return None
     if not arguments.json or len(files) > 1:
         raise UsageError(

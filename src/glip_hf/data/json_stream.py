@@ -37,6 +37,9 @@ def stream_json(path: str | Path) -> Iterator[tuple[str, Any]]:
                     yield key, reader.value()
             else:
                 yield key, reader.value()
+        reader.more(CHUNK_CHARACTERS)
+        if reader.text.strip():  # as of files that were joined, of which all but the first would be lost
+            raise reader.fail("more follows the JSON object: a file holds one")
 
 
 class _Reader:

@@ -184,6 +184,10 @@ class DetectionEvaluator(Evaluator):
     def num_detections(self) -> int:
         return sum(len(found.scores) for found in self._predictions.values())
 
+    def boxes(self) -> np.ndarray:
+        """[K, 4] float64 xywh, of all predictions."""
+        return np.concatenate([NOTHING.boxes, *(found.boxes for found in self._predictions.values())])
+
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Add predictions, one per image.
 

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
 from ..messages_glip import shown
 from ..runs import RunFolderError, environment, file_digest
 from . import distributed
-from .base import Evaluator
+from .base import DetectionEvaluator, Evaluator
 from .files import check_records, numbers, read_json
 from .flickr import boxes_by_phrase
 from .store import PredictionStore
@@ -169,8 +170,8 @@ def predict(
                     store.broken[image.path] = str(found.error)
                 else:
                     raise ValueError(
-                        f"{found.error} Repair the image, or leave it out with --on-broken skip; what has been "
-                        "computed is kept."
+                        f"{str(found.error).removesuffix('.')}. Repair the image, or leave it out with --on-broken "
+                        "skip; what has been computed is kept."
                     ) from found.error
                 bar.update()
         store.broken = distributed.merge(store.broken)
@@ -243,6 +244,7 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
     by_image = bool(entries) and isinstance(entries[0], Mapping) and {"boxes", "labels"} <= set(entries[0])
     if not by_image:
         evaluator.load_results(entries)
+        _warn_of_boxes(evaluator, path)
         return
     check_records(entries, ("image_id", "boxes", "scores", "labels"), "the results")
     # A model gives float32, and the difference of corners was taken in it.
@@ -255,6 +257,25 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
         }
         for entry in entries
     )
+    _warn_of_boxes(evaluator, path)
+
+
+def _warn_of_boxes(evaluator: Evaluator, path: str | Path) -> None:
+    """Warn when no box of a result file can be right: the figures alone would not tell."""
+    if not isinstance(evaluator, DetectionEvaluator):
+        return
+    found = evaluator.boxes()  # [K, 4] xywh
+    empty = int((found[:, 2:] <= 0).any(1).sum())
+    if not len(found):
+        warnings.warn(f"{path} has no results for these images: is it the right file?", stacklevel=3)
+    elif (found <= 1).all():
+        warnings.warn(f"the boxes of {path} lie between 0 and 1: they must be in pixels", stacklevel=3)
+    elif empty:
+        warnings.warn(
+            f"{empty:,} of {len(found):,} boxes of {path} have no positive width and height: 'bbox' is x, y, width, "
+            "height, 'boxes' are x1, y1, x2, y2",
+            stacklevel=3,
+        )
 
 
 def provenance(model: Any = None, source: str | None = None, options: GroundingOptions | None = None) -> dict[str, Any]:

@@ -302,6 +302,7 @@ class Validation:
         # The class names of the training file in their order: a prompt table is valid for no other caption.
         self.task.names = [data.train.names[label] for label in sorted(data.train.names)]
         self.task.category_ids = matching_category_ids(data.train, data.validation)
+        processor(text=self.task.names)  # a name that no caption can hold is found here, not at the first evaluation
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
         self.task.images = [image for image in self.task.images if image.path not in broken]
         evaluator = self._evaluator()

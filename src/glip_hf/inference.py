@@ -385,10 +385,15 @@ def _weights_state(model: Any) -> list[Any]:
     """What changes with a model's weights, their device or dtype, and its adapters; nothing of an exported model."""
     if not isinstance(model, nn.Module):
         return []
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    modules = list(model.modules())  # once: it is asked for every image
+    weights = (p for module in modules for p in module._parameters.values() if p is not None)
     named = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-    layers = (vars(module) for module in model.modules() if hasattr(module, "_active_adapter"))
-    return [weights, [repr([layer.get(name) for name in named]) for layer in layers]]
+    # Looked for where it may be: `hasattr` of a module takes long to say no.
+    layers = (own for one in modules if named[0] in (own := vars(one)) or hasattr(type(one), named[0]))
+    return [
+        [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights],
+        [repr([layer.get(name) for name in named]) for layer in layers],
+    ]
 
 
 # -- the engine ------------------------------------------------------------------------------------

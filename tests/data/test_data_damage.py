@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from glip_hf.data import build_mixture, check_data
 from glip_hf.data.columns import DamagedData
 from glip_hf.data.sources import build_source
-from glip_hf.data.sources.coco import read_document
+from glip_hf.data.sources.coco import read_annotations
 from glip_hf.evaluation.coco import CocoEvaluator
 from glip_hf.evaluation.lvis import LvisEvaluator
 from tests.data.original_formats import encoded_image, save_images, write_tsv
@@ -193,11 +193,12 @@ def check_document(folder, case, form):
     source = agree(spec, folder, fates, images)
     if form == "mdetr" or source is None or images["malformed"]:
         return  # an image without a file name is one for evaluators, which say that it is missing
-    found, tally = read_document(path, image_path=lambda image: str(folder / "photos" / image["file_name"]))
-    assert tally.kept == fates["kept"] + fates["thin"] == sum(not box["iscrowd"] for box in found["annotations"])
-    assert tally.crowd == fates["crowd"] and [image["id"] for image in found["images"]] != []
+    found = read_annotations(path, image_path=lambda image: str(folder / "photos" / image["file_name"]))
+    tally = found.tally
+    assert tally.kept == fates["kept"] + fates["thin"] == sum(not box["iscrowd"] for box in found.boxes)
+    assert tally.crowd == fates["crowd"] and found.image_ids
     expected = sorted(map(str, source.image_ids().tolist()))
-    assert sorted(str(image["id"]) for image in found["images"]) == expected
+    assert sorted(map(str, found.image_ids)) == expected
     evaluator = (CocoEvaluator if form == "coco" else LvisEvaluator)(found)
     # LVIS has no crowd regions: there they are boxes that its evaluator ignores.
     assert sum(evaluator.objects_by_category().values()) == tally.kept + (form == "lvis") * tally.crowd

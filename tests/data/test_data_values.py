@@ -8,7 +8,7 @@ import pytest
 
 from glip_hf.data.columns import Columns, DamagedData, Tally
 from glip_hf.data.sources import read_coco
-from glip_hf.data.sources.coco import number_categories, read_document
+from glip_hf.data.sources.coco import number_categories, read_annotations
 from glip_hf.messages_glip import quote, shown
 from glip_hf.values_glip import Ids, id_order, read_box, read_flag, read_id, read_name, read_number, read_spans
 
@@ -83,6 +83,11 @@ def box(image=1, category=3, bbox=(1, 2, 10, 12), **more):
     return {"id": 1, "image_id": image, "category_id": category, "bbox": list(bbox), **more}
 
 
+def read_document(source):
+    found = read_annotations(source)
+    return {"images": found.images, "annotations": found.boxes, "categories": found.categories}, found.tally
+
+
 @pytest.fixture
 def both(tmp_path):
     """Reads a document as training does and as evaluators do: (source, document, tally)."""
@@ -121,7 +126,7 @@ def test_ids_of_any_kind_match_and_come_back_as_they_were(both, listed, named):
     source, found, tally = both(content)
     assert tally.kept == 4 and tally.dropped == {}
     expected = [listed(n) for n in range(1, 5)]
-    assert [image["id"] for image in found["images"]] == expected
+    assert [image["id"] for image in found["images"]] == sorted(expected, key=id_order)
     assert [a["image_id"] for a in found["annotations"]] == [listed(n) for n in (1, 2, 2, 4)]
     order = sorted(zip(expected, (1, 2, 0, 1)), key=lambda pair: id_order(pair[0]))
     assert [(r.image_id, len(r.boxes)) for r in source] == order

@@ -8,8 +8,8 @@ import pytest
 from eval_cases import NAMES, SIZES, evaluate
 from PIL import Image
 
+from glip_hf.data.sources.coco import read_annotations
 from glip_hf.evaluation import CocoEvaluator
-from glip_hf.evaluation.files import read_annotations
 
 
 @pytest.fixture

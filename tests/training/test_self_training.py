@@ -150,9 +150,9 @@ def test_what_is_written_is_what_pre_training_reads(format: str, tmp_path: Path)
 
 def test_boxes_that_are_nearly_the_same_join() -> None:
     boxes = torch.tensor([[0.0, 0, 99, 99], [0, 0, 99, 98], [0, 0, 50, 99], [0, 0, 99, 99]])
-    groups = merge_boxes(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 0, 0, 1]), 0.95)
+    groups = merge_boxes(boxes, torch.tensor([1, 0, 0, 1]), 0.95)
     assert groups == [(0, [1, 0]), (2, [0])]
-    assert merge_boxes(boxes[:0], torch.zeros(0), torch.zeros(0).long(), 0.95) == []
+    assert merge_boxes(boxes[:0], torch.zeros(0).long(), 0.95) == []
 
 
 def test_every_pair_has_an_outcome(labeller: CaptionLabeller) -> None:

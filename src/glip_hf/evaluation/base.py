@@ -313,7 +313,7 @@ class DetectionEvaluator(Evaluator):
             if len(labels):
                 best = self._best(image_id, len(labels))
                 hits = count_hits(best, boxes, labels)
-                show = partial(self._show, image_id, best, boxes, labels)
+                show = partial(self._show, best, boxes, labels)
                 found.append(GalleryItem(image_id, hits / len(labels), len(labels), show))
         return found
 
@@ -325,9 +325,7 @@ class DetectionEvaluator(Evaluator):
             found = found.select(np.isin(found.labels, evaluated))
         return found.select(np.argsort(-found.scores, kind="stable")[:number])
 
-    def _show(
-        self, image_id: int | str, found: Detections, boxes: np.ndarray, labels: np.ndarray
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _show(self, found: Detections, boxes: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
         def named(boxes: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
             texts = [self.names[label] for label in labels.tolist()]
             return {"boxes": corners(boxes), "labels": labels.tolist(), "text_labels": texts}

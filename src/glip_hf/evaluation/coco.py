@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
+from ..data.sources.coco import Annotations, read_annotations
 from .base import MISSING, DetectionEvaluator
-from .files import Annotations, read_annotations
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 BACKENDS = {  # modules of `COCO` and of the evaluation, and the evaluation's class; the first that is installed is used

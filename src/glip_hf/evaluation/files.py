@@ -1,64 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Annotation and result files as users have them: errors name the position and the value of what is wrong."""
+"""Result files as users have them: errors name the position and the value of what is wrong."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.columns import Tally
-from ..data.sources.coco import read_document
 from ..messages_glip import quote
-from ..values_glip import id_order
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """A detection set without what is damaged: lists as `read_document` gives them, the images in order of their ids.
-
-    Attributes:
-        name: the file, for messages.
-        tally: what became of the boxes.
-    """
-
-    name: str
-    images: list[dict[str, Any]]
-    boxes: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
-    tally: Tally
-
-    @property
-    def image_ids(self) -> list[int | str]:
-        return [image["id"] for image in self.images]
-
-    @property
-    def category_ids(self) -> list[int | str]:
-        return [category["id"] for category in self.categories]
-
-    @property
-    def names(self) -> list[str]:
-        return [category["name"] for category in self.categories]
-
-
-def read_annotations(
-    source: "str | Path | Mapping[str, Any] | Annotations",
-    categories: Sequence[Mapping[str, Any]] | None = None,
-    image_path: Callable[[Mapping[str, Any]], str] | None = None,
-) -> Annotations:
-    """COCO-style annotations, by the rules by which training reads them; see `read_document`.
-
-    Args:
-        source: a file, its content, or what this function gave.
-    """
-    if isinstance(source, Annotations):
-        return source
-    document, tally = read_document(source, categories, image_path)
-    images = sorted(document["images"], key=lambda image: id_order(image["id"]))
-    name = str(source) if isinstance(source, str | Path) else "the annotations"
-    return Annotations(name, images, document["annotations"], document["categories"], tally)
 
 
 def read_json(source: str | Path | Mapping[str, Any]) -> Any:

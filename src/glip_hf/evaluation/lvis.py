@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.sources.coco import Annotations, read_annotations
 from ..messages_glip import quote
 from ..values_glip import Ids, read_id
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
-from .files import Annotations, read_annotations
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 FREQUENCIES = ("r", "c", "f")  # rare (1-10 training images), common (11-100), frequent

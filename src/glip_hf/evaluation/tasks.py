@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from .._extras import require
 from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
+from ..data.sources.coco import Annotations, read_annotations
 from ..data.sources.odinw import load_task
 from ..messages_glip import quote
 from ..prompts_glip import NameInput, Span
 from ..values_glip import read_id
-from .files import Annotations, check_records, read_annotations, read_json
+from .files import check_records, read_json
 from .flickr import boxed_phrases
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
 from ..data.sources import Source, find_path, read_coco, require_images
+from ..data.sources.coco import read_annotations
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
-from ..evaluation.files import read_annotations
 from ..evaluation.run import predictions
 from ..evaluation.tasks import source_task
 from ..inference import GroundingEngine, GroundingOptions

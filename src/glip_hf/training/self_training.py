@@ -74,11 +74,11 @@ class LabelOptions:
             raise ValueError(f"{self}: batch_size and max_detections must be at least 1.")
 
 
-def merge_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[tuple[int, list[int]]]:
+def merge_boxes(boxes: Tensor, labels: Tensor, threshold: float) -> list[tuple[int, list[int]]]:
     """Groups of boxes that nearly coincide: the row of each group's best box, and all labels of the group.
 
     Args:
-        boxes: [K, 4] xyxy; scores: [K], descending; labels: [K].
+        boxes: [K, 4] xyxy, by descending score; labels: [K].
     """
     ious = box_iou(boxes, boxes)
     groups: list[tuple[int, list[int]]] = []
@@ -146,7 +146,7 @@ class CaptionLabeller:
             return "broken_image", None, f"{pair.key}: {found.error}"
         boxes, scores, labels = (found.detections[0][name] for name in ("boxes", "scores", "labels"))
         objects = []
-        for row, merged in merge_boxes(boxes, scores, labels, self.options.merge_threshold):
+        for row, merged in merge_boxes(boxes, labels, self.options.merge_threshold):
             x1, y1, x2, y2 = boxes[row].tolist()
             corner_and_size = x1, y1, x2 - x1 + 1, y2 - y1 + 1  # both corners lie inside the box
             objects.append(

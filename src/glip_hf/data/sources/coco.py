@@ -2,7 +2,7 @@
 """COCO JSON and the formats of its shape: LVIS, and MDETR's grounding files.
 
 `CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `parse_coco` all annotations in
-`Columns`, crowd regions and damaged ones included (`check-data`), `read_document` the sound ones for evaluators: one
+`Columns`, crowd regions and damaged ones included (`check-data`), `read_annotations` the sound ones for evaluators: one
 parser, one validator.
 """
 
@@ -305,28 +305,58 @@ def _add_image(
     )
 
 
-def read_document(
-    source: str | Path | Mapping[str, Any],
+@dataclass(frozen=True)
+class Annotations:
+    """A detection set without what is damaged, with the file's own ids, crowd regions and float64 boxes.
+
+    Attributes:
+        name: the file, for messages.
+        images: in order of their ids; all of their fields, `id`, `width` and `height` in one form, None where a size is
+            missing.
+        boxes: `id` 1..M, `image_id` and `category_id` exactly as in the other two lists, `bbox`, `area`, `iscrowd`,
+            `ignore`.
+        categories: `id` and `name` in one form.
+        tally: what became of the boxes.
+    """
+
+    name: str
+    images: list[dict[str, Any]]
+    boxes: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    tally: Tally
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        return [image["id"] for image in self.images]
+
+    @property
+    def category_ids(self) -> list[int | str]:
+        return [category["id"] for category in self.categories]
+
+    @property
+    def names(self) -> list[str]:
+        return [category["name"] for category in self.categories]
+
+
+def read_annotations(
+    source: str | Path | Mapping[str, Any] | Annotations,
     categories: Sequence[Mapping[str, Any]] | None = None,
     image_path: Callable[[Mapping[str, Any]], str] | None = None,
-) -> tuple[dict[str, list[dict[str, Any]]], Tally]:
-    """A detection set for evaluators, which need the file's own ids, crowd regions and float64 boxes.
+) -> Annotations:
+    """A detection set for evaluators.
 
     What is damaged is left out by the same rules as in training. The given document is not changed.
 
     Args:
-        source: the file, or its content.
+        source: the file, its content, or what this function gave.
         categories: to use in place of the file's.
         image_path: see `CocoFile`; where sizes are missing they are read from that file, if it can be read.
-
-    Returns:
-        `images` (all of their fields, `id` and `width`, `height` in one form, None where a size is missing),
-        `annotations` (`id` 1..M, `image_id` and `category_id` exactly as in the other two lists, `bbox`, `area`,
-        `iscrowd`, `ignore`) and `categories` (`id` and `name` in one form); and what became of the annotations.
 
     Raises:
         ValueError: for what is not such a file at all, and for categories without a valid id and name.
     """
+    if isinstance(source, Annotations):
+        return source
     is_path = isinstance(source, str | Path)
     name = str(source) if is_path else "the annotations"
     if not is_path and not isinstance(source, Mapping):
@@ -360,7 +390,7 @@ def read_document(
         images.append({**entry, "id": columns.ids[row], **size})
     by_id = {read_id(entry["id"]): entry for entry in categories or found if read_id(entry["id"]) in labels}
     kept = [{**by_id[key], "id": key, "name": names[label]} for key, label in labels.items()]
-    return {"images": images, "annotations": annotations, "categories": kept}, tally
+    return Annotations(name, sorted(images, key=lambda image: id_order(image["id"])), annotations, kept, tally)
 
 
 def _members(document: Mapping[str, Any]) -> Entries:

@@ -223,7 +223,7 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
                 raise ValueError(f"objects {quote(given)}")
             image_row = number if image_rows is None else int(image_rows[str(entry["img_id"])])
             path, offset, length = image_files.locate(image_row)
-            height, width = sizes.find(number, image_row, key)
+            height, width = sizes.find(number, image_row)
         except LookupError as error:
             missing = f"no {error} in imageid2idx" if isinstance(error, KeyError) else str(error)
             columns.note("unknown_image", where, missing, len(objects))
@@ -264,7 +264,7 @@ class _Sizes:
         self.images = images
         self.rows = [content for *_, content in TsvFiles(paths, True).rows()] if paths else []
 
-    def find(self, label_row: int, image_row: int, key: str) -> tuple[int, int]:
+    def find(self, label_row: int, image_row: int) -> tuple[int, int]:
         """(height, width) in pixels."""
         # Rows correspond by number; with imageid2idx this can be the row of the label or of the image.
         rows = dict.fromkeys((image_row, label_row))

@@ -556,6 +556,24 @@ def test_damaged_hub_rows(tmp_path, caplog):
     )
 
 
+def test_hub_objects_that_cannot_be_told_apart(tmp_path):
+    """Lists of different lengths, and numbers for which there are no names."""
+    datasets = pytest.importorskip("datasets")
+    boxes = [[1.0, 2, 20, 9], [3.0, 2, 20, 9]]
+    rows = {
+        "image": [{"bytes": encoded_image(40, 30), "path": None}] * 3,
+        "objects": [{"bbox": boxes, "category": kinds} for kinds in ([0, 1], [1, 0], [1])],
+    }
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(ValueError, match=r"are numbers \(0, ...\) without names: .*names="):
+        read_hub(dataset, "rows", cache_dir=tmp_path)
+    tally = read_hub(dataset, "rows", names=["cat", "dog"], cache_dir=tmp_path).tally
+    assert (tally.listed, tally.kept, tally.dropped) == (6, 4, {"malformed": 1})
+    assert tally.examples["malformed"] == "rows: row 2: the lists of its objects differ in length: 2 bbox, 1 category"
+    tally = read_hub(dataset, "rows", names=["cat"], cache_dir=tmp_path).tally
+    assert tally.kept == 2 and "category 1, and there are 1 names" in tally.examples["unknown_category"]
+
+
 def test_a_stream_stops_when_too_much_is_lost():
     dataset, _ = damaged_rows()
     stream = HubStream(dataset.repeat(9).to_iterable_dataset(), "rows", names=["cat", "dog"])

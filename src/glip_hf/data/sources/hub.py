@@ -201,9 +201,19 @@ class HubData:
         """All annotations, the known categories (None in a grounding set), and the class names."""
         c = self.columns
         if not self.grounded and self.names is None:
-            objects = self.dataset.select_columns([c.objects])
-            texts = {thing.get(c.category) for row in objects for thing in _objects(row[c.objects])}
-            self.names = sorted(text for text in texts if isinstance(text, str))
+            texts, other = set(), None
+            for row in self.dataset.select_columns([c.objects]):
+                for value in (thing.get(c.category) for thing in _objects(row[c.objects])[0]):
+                    if isinstance(value, str):
+                        texts.add(value)
+                    elif other is None:
+                        other = value
+            self.names = sorted(texts)
+            if not texts and other is not None:
+                raise ValueError(
+                    f"the categories of {self.name} are numbers ({quote(other)}, ...) without names: give the names in "
+                    "the order of the numbers, names=[...], that of 0 first."
+                )
         rows, wanted = self.dataset, [c.objects, c.caption, c.image_id, c.width, c.height]
         if not {c.width, c.height} <= set(rows.column_names):  # else no image is read
             wanted.append(c.image)
@@ -217,10 +227,13 @@ class HubData:
 
     def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
         """Add a row to `collected`."""
-        c, where, objects = self.columns, f"row {number}", []
+        c, where = self.columns, f"row {number}"
         image_id = number if row.get(c.image_id) is None else row[c.image_id]
+        objects, damage = _objects(row[c.objects])
+        if damage:
+            collected.note("malformed", where, damage, len(objects))
+            return
         try:
-            objects = _objects(row[c.objects])
             width, height = read_size(row.get(c.width), "width"), read_size(row.get(c.height), "height")
             if width is None or height is None:
                 with open_image(io.BytesIO(self.images.encoded(row[c.image]))) as image:
@@ -249,10 +262,11 @@ class HubData:
         """The category, 1..N, of a class name or a number 0..N-1."""
         if isinstance(value, str) and value in self.names:
             return list(self.names).index(value) + 1
-        if (number := integer(value)) is not None:
+        number = integer(value)
+        if number is not None and 0 <= number < len(self.names):
             return number + 1
-        if isinstance(value, str):
-            raise _UnknownCategory(quote(value))
+        if number is not None or isinstance(value, str):
+            raise _UnknownCategory(f"category {quote(value)}, and there are {len(self.names)} names")
         return value  # refused when it is added
 
     def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
@@ -406,11 +420,19 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
-    """Objects as a list of dictionaries, from either form that `datasets` stores them in."""
+def _objects(value: Any) -> tuple[list[dict[str, Any]], str]:
+    """Objects as dictionaries, from either form that `datasets` stores them in, and what is wrong with all of them."""
     if isinstance(value, Mapping):
-        return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-    return list(value or ())
+        lists = {key: items for key, items in value.items() if isinstance(items, list | tuple)}
+        lengths = {key: len(items) for key, items in lists.items()}
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{length} {key}" for key, length in lengths.items())
+            return [{}] * max(lengths.values()), f"the lists of its objects differ in length: {counts}"
+        return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)], ""
+    objects = list(value or ())
+    if not all(isinstance(thing, Mapping) for thing in objects):
+        return [{}] * len(objects), f"its objects are {quote(objects)}, without the names of fields"
+    return objects, ""
 
 
 def _as_xywh(box: Sequence[float], box_format: BoxFormat, width: int, height: int) -> list[float]:

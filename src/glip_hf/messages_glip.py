@@ -20,7 +20,9 @@ def quote(value: Any, limit: int = 80) -> str:
     if isinstance(value, str | bytes):
         value = value[: limit + 1]
     elif isinstance(value, list | tuple):
-        shown = ", ".join(quote(item, 20) for item in value[:8])
+        if limit <= 0:  # deep within lists
+            return "..."
+        shown = ", ".join(quote(item, min(20, limit - 5)) for item in value[:8])
         return f"[{shown}{', ...' if len(value) > 8 else ''}]"[:limit]
     elif isinstance(value, dict):
         return f"an object with the keys {quote(list(value), limit)}"

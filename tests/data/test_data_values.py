@@ -54,7 +54,10 @@ def test_no_single_meaning(read, given):
 
 
 def test_messages_stay_short():
-    for value in ("x" * 10**6, [9] * 10**6, [[["y" * 10**6]]], {"z" * 10**6: 1}, 10**5000, [10**5000], None):
+    deep = []
+    for _ in range(10**5):
+        deep = [deep, deep]
+    for value in (deep, "x" * 10**6, [9] * 10**6, [[["y" * 10**6]]], {"z" * 10**6: 1}, 10**5000, [10**5000], None):
         assert len(quote(value)) <= 110 and len(shown(value)) <= 110
     assert "\n" not in shown("a\nb\x1b[31m") and "\x1b" not in quote("a\x1b") and shown("a b") == "a b"
     with pytest.raises(ValueError, match=r"^no image_id$"):

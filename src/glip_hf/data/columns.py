@@ -282,6 +282,7 @@ class Columns:
             box, crowd, flat = read_box(box), read_flag(crowd), read_spans(spans)
             self.boxes.extend(box)
         except (ValueError, OverflowError) as error:
+            error = f"bbox {quote(box)}" if isinstance(error, OverflowError) else error
             del self.boxes[4 * row :]
             which = f"annotation number {number}" if ann_id is None else f"annotation {quote(ann_id)}"
             self.note("malformed", f"{which} of image {quote(image_id)}", str(error), annotations=1)

@@ -18,12 +18,12 @@ import numpy as np
 from transformers.utils import logging
 
 from ...image_processing_pil_glip import UnreadableImage
-from ...messages_glip import quote
+from ...messages_glip import in_one_line, quote
 from ...prompts_glip import Name
 from ...values_glip import Ids, id_order, read_id, read_name, read_size
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
-from ..images import URL_FIELDS, ImageFinder, RefusedImage, missing_files
+from ..images import SHOWN, URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, upright_size
 from .base import Captions, Source, find_path, sound_table
@@ -108,8 +108,8 @@ class CocoFile:
             found = parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys)
             for kind in ("refused_image", "missing_image"):
                 if problems := [problem for problem in columns.problems if problem.kind == kind]:
-                    more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
-                    raise ValueError(f"{problems[0].file}: {problems[0].where}: {problems[0].detail}.{more}")
+                    listed = [f"{problem.where}: {problem.detail.removesuffix('.')}" for problem in problems]
+                    raise ValueError(f"{self.path}: {in_one_line(listed, SHOWN)}.")
             if not self.grounded:
                 labels, names, tally.notes = number_categories(self.categories, found, self.path, columns)
             writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))

@@ -227,6 +227,16 @@ def test_images_are_settled_before_the_model(coco: Path, caplog: pytest.LogCaptu
         load_tuning_data(coco, coco.parent, validation=coco)
 
 
+def test_images_that_can_be_read_are_held_out(coco: Path) -> None:
+    for number in (0, 3, 4, 5):
+        (coco.parent / f"{number}.png").write_bytes(b"no image")
+    for seed in range(6):
+        data = load_tuning_data(coco, coco.parent, seed=seed)
+        assert (
+            len(data.validation) == 1 and len(data.train) == 2 and "4 images that cannot be read left out" in data.note
+        )
+
+
 def test_images_of_another_size_are_told(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
     width, height = Image.open(coco.parent / "1.png").size
     content = json.loads(coco.read_text())

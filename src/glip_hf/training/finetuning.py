@@ -143,6 +143,10 @@ def load_tuning_data(
             raise FileNotFoundError(f"--{option} {shown(str(path))}: no such file in {os.getcwd()}.")
     source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
     source.require_boxes(allow_damage, needed=True)
+    listed, whole = len(source), not shots and validation is None
+    if whole:  # all images are used: those that cannot be read shall not be the only ones held out
+        require_images([source], "--images")
+        source = source.without_broken(on_broken)
     chosen = source.few_shot(shots, seed or None) if shots else source
     taken = counted(len(source), "image")
     taken = f"{len(chosen)} of {taken} ({shots} per class)" if shots else taken
@@ -178,7 +182,10 @@ def load_tuning_data(
             f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
             f"{len(chosen)} are trained on"
         )
-    return TuningData(chosen, held_out, Path(train), Path(images), note, allow_outside).with_images(on_broken)
+    if listed > len(source):
+        note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
+    data = TuningData(chosen, held_out, Path(train), Path(images), note, allow_outside)
+    return data if whole else data.with_images(on_broken)
 
 
 def _with_boxes_first(order: np.ndarray, has_boxes: Sequence[bool]) -> np.ndarray:

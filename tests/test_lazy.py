@@ -142,3 +142,25 @@ def test_examples_name_the_extra_that_is_missing(name: str, tmp_path: Path) -> N
 def test_limits_without_a_sense_are_refused_before_anything_is_read(name, option, value, tmp_path) -> None:
     done = run_bare(f"examples/{name}.py", [*EXAMPLES[name], option, value], ["torch"], tmp_path)
     assert done.returncode == 2 and f"argument {option}: {value} is not" in done.stderr
+
+
+THREADS = """
+import threading
+import glip_hf
+done = []
+def module():
+    import glip_hf.modeling_glip
+    done.append(glip_hf.modeling_glip.GlipModel)
+threads = [threading.Thread(target=target) for target in (module, lambda: done.append(glip_hf.GlipModel))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(done) == 2
+"""
+
+
+@pytest.mark.slow
+def test_threads_that_import_at_once() -> None:
+    """The one takes a module of the package, the other a class of the package: neither waits for the other for ever."""
+    subprocess.run([sys.executable, "-c", THREADS], check=True)

@@ -51,7 +51,8 @@ def _enter_names(tables: ModuleType) -> None:
 
 def _register(_: ModuleType) -> None:
     """For those who import modules of the package and nothing from the package itself."""
-    import_module(f"{PACKAGE}._register")
+    if f"{PACKAGE}._register" not in sys.modules:  # another thread that imports it waits for this very module
+        import_module(f"{PACKAGE}._register")
 
 
 class _After:

@@ -115,6 +115,12 @@ def test_text_stays_text(value: str) -> None:
 
 def test_bad_file(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
+    for text in ("run: {seed: 1}\nrun: {seed: 2}", "run:\n  seed: 1\n  seed: 2"):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match="twice in one section"):
+            load_recipe(path)
+    path.write_text("")
+    assert load_recipe(path) == load_recipe()
     path.write_text("model: [")
     with pytest.raises(RecipeError, match="is not valid YAML"):
         load_recipe(path)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 from ._launch import follow_launcher
-from .messages_glip import escape
+from .values_glip import escape
 
 OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -38,27 +38,21 @@ from transformers.utils import logging
 
 from .fetching_glip import fetch, setting
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
-from .messages_glip import quote, shown
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import refuse_unknown
-from .values_glip import integer, read_box, read_flag, read_number
+from .values_glip import integer, quote, read_box, read_flag, read_number, shown
 
 logger = logging.get_logger(__name__)
 
-_TURNS = dict(
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 """What brings an image of each EXIF orientation upright."""
 
 LONGEST_SIDE = 1_000_000  # in pixels; Pillow runs out of memory at rows of 100 MB
@@ -509,8 +503,7 @@ def _finite(where: str, rule: str, read: Callable[[Any], Any], value: Any) -> An
 
 def plain_id(value: Any) -> Any:
     """7 for what means it beyond doubt (7.0, "7", an array or tensor of it); anything else as it is."""
-    value = _plain(value)
-    number = integer(value)
+    number = integer(value := _plain(value))
     return value if number is None else number
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .messages_glip import quote
 from .ops_glip import is_traced
+from .values_glip import quote
 
 
 @dataclass

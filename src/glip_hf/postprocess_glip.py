@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
-from .messages_glip import quote
 from .prompts_glip import read_number, refuse_unknown
+from .values_glip import quote
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
 

@@ -16,7 +16,6 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
 from .image_processing_pil_glip import GlipImageProcessorKwargs, plain_id
-from .messages_glip import quote
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
 from .prompts_glip import (
     MAX_TEXT_LENGTH,
@@ -35,6 +34,7 @@ from .prompts_glip import (
     read_text,
     refuse_unknown,
 )
+from .values_glip import quote
 
 
 class GlipProcessorKwargs(ProcessingKwargs, total=False):

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from .messages_glip import quote
 from .noun_phrases_glip import noun_phrases, read_phrases, split_list
+from .values_glip import in_one_line, quote
 
 MAX_TEXT_LENGTH = 256
 """Most tokens of a caption, [CLS] and [SEP] included; the released models were trained with this limit."""
@@ -71,15 +71,10 @@ class Query:
     is_list: bool = False  # of class names; else phrases of a caption
 
 
-def shorten(text: str, limit: int = 80) -> str:
-    """The text, or its beginning, fit for an error message."""
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def listed(names: Sequence[str], limit: int = 10) -> str:
     """The names, or the first of them, fit for a message."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(shorten(name)) for name in names[:limit]) + more
+    return ", ".join(quote(name) for name in names[:limit]) + more
 
 
 _OTHERS_ARGUMENTS = {
@@ -230,7 +225,7 @@ def build_prompts(
     for name, cost in zip(names, costs, strict=True):
         if cost + tail_cost > limit:
             raise ValueError(
-                f"the name {shorten(name.full_text)!r} has {cost} tokens, but a caption holds {limit - tail_cost} "
+                f"the name {quote(name.full_text)} has {cost} tokens, but a caption holds {limit - tail_cost} "
                 f"besides its special tokens{' and negative names' if tail_cost else ''}: shorten it."
             )
 
@@ -265,7 +260,7 @@ def _fit(
             prompts += _fit(halves, tokenizer, separator, negative_names, limit)
         else:
             raise ValueError(
-                f"the name {shorten(group[0].full_text)!r} makes a caption of {length} tokens, {limit} fit: shorten it "
+                f"the name {quote(group[0].full_text)} makes a caption of {length} tokens, {limit} fit: shorten it "
                 "or the negative names."
             )
     return prompts
@@ -285,7 +280,7 @@ def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
 def check_unicode(text: str) -> None:
     """Refuse lone surrogates, which Python makes of bytes that are not UTF-8: no tokenizer takes them."""
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{shorten(text)!r} is not valid Unicode text: give it in UTF-8.")
+        raise ValueError(f"{quote(text)} is not valid Unicode text: give it in UTF-8.")
 
 
 # -- phrases in a given caption --------------------------------------------------------------------
@@ -302,25 +297,25 @@ def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Spa
         ValueError: if the phrase is empty, does not occur, or is ambiguous.
     """
     if not phrase:
-        raise ValueError(f"an empty phrase was given for the caption {shorten(caption)!r}: leave it out.")
+        raise ValueError(f"an empty phrase was given for the caption {quote(caption)}: leave it out.")
     begins = [match.start() for match in re.finditer(f"(?={re.escape(phrase)})", caption)]
     if not begins:
         raise ValueError(
-            f"the phrase {shorten(phrase)!r} is not in the caption {shorten(caption)!r}: phrases match exactly, case "
+            f"the phrase {quote(phrase)} is not in the caption {quote(caption)}: phrases match exactly, case "
             "and spaces included."
         )
     if occurrence is None and len(begins) > 1:
         contexts = [_context(caption, begin, begin + len(phrase)) for begin in begins[:5]]
         places = "; ".join(f"{i}: character {begins[i]}, {text!r}" for i, text in enumerate(contexts))
         raise ValueError(
-            f"the phrase {shorten(phrase)!r} occurs {len(begins)} times in the caption {shorten(caption)!r} ({places}"
-            f"{'; ...' if len(begins) > 5 else ''}): say which one, for example ({shorten(phrase)!r}, 0)."
+            f"the phrase {quote(phrase)} occurs {len(begins)} times in the caption {quote(caption)} ({places}"
+            f"{'; ...' if len(begins) > 5 else ''}): say which one, for example ({quote(phrase)}, 0)."
         )
     occurrence = 0 if occurrence is None else occurrence
     if not 0 <= operator.index(occurrence) < len(begins):
         raise ValueError(
-            f"occurrence {occurrence} of the phrase {shorten(phrase)!r} was asked for, but the caption "
-            f"{shorten(caption)!r} has {len(begins)}, counted from 0."
+            f"occurrence {occurrence} of the phrase {quote(phrase)} was asked for, but the caption "
+            f"{quote(caption)} has {len(begins)}, counted from 0."
         )
     begin = begins[occurrence]
     return begin, begin + len(phrase)
@@ -340,7 +335,7 @@ def check_span(caption: str, span: Sequence[int]) -> Span:
         raise ValueError(f"{quote(span)} is not a span: give [begin, end), two integers.") from None
     if not 0 <= begin < end <= len(caption):
         raise ValueError(
-            f"the span [{begin}, {end}) does not lie in the caption {shorten(caption)!r} of {len(caption)} characters: "
+            f"the span [{begin}, {end}) does not lie in the caption {quote(caption)} of {len(caption)} characters: "
             "0 <= begin < end <= length is needed."
         )
     return begin, end
@@ -508,15 +503,14 @@ def warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) -
         text = " ".join((normalizer.normalize_str(text) if normalizer else text).split())
         groups.setdefault(text, []).append(name)
     same = [
-        f"{listed(list(dict.fromkeys(group)))} (as {shorten(text)!r}, {len(group)} times)"
+        f"{listed(list(dict.fromkeys(group)))} (as {quote(text)}, {len(group)} times)"
         for text, group in groups.items()
         if text and len(group) > 1
     ]
     if same:
-        more = f" and {len(same) - 5} other groups" if len(same) > 5 else ""
         warnings.warn(
-            f"class names that read the same in the caption: {'; '.join(same[:5])}{more}. The model cannot tell them "
-            "apart: leave all but one out, or use other words.",
+            f"class names that read the same in the caption: {in_one_line(same, 5)}. The model cannot tell them apart: "
+            "leave all but one out, or use other words.",
             UserWarning,
             stacklevel=5,
         )
@@ -535,9 +529,9 @@ def _warn_of_lists(names: Sequence[NameInput], where: str, several: bool) -> Non
         name, pieces = next(iter(split.items()))
         more = f" (and {len(split) - 1} more)" if len(split) > 1 else ""
         hint = "If the full stop is not part of it, leave it out. " if name.rstrip().endswith(".") else ""
-        hint = f"If it holds several, give each on its own: {shorten(repr(pieces))}. " if len(pieces) > 1 else hint
+        hint = f"If it holds several, give each on its own: {quote(pieces)}. " if len(pieces) > 1 else hint
         warnings.warn(
-            f"{where} is a list of class names, so {shorten(name)!r}{more} is looked for as one of them. {hint}"
+            f"{where} is a list of class names, so {quote(name)}{more} is looked for as one of them. {hint}"
             "If each text belongs to one image, give class names for each, [[...], [...]], or captions with "
             "phrases=[None, ...].",
             UserWarning,
@@ -549,7 +543,7 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
     """A caption with its phrases: given as substrings or spans, else the items of a list or its noun phrases, else all
     of it."""
     if not caption.strip():
-        raise ValueError(f"{where} is {shorten(caption)!r}: give a caption with words, or a list of names.")
+        raise ValueError(f"{where} is {quote(caption)}: give a caption with words, or a list of names.")
     check_unicode(caption)
     rows: list[list[Span]] = []
     is_list = False
@@ -563,7 +557,7 @@ def _read_caption(caption: str, phrases: Any, spans: Any, where: str) -> Query:
         found, is_list = read_phrases(caption)
         if len(found) < 2 and not noun_phrases(caption):
             warnings.warn(
-                f"no noun phrase was found in the caption {shorten(caption)!r}: all of it is looked for as one phrase. "
+                f"no noun phrase was found in the caption {quote(caption)}: all of it is looked for as one phrase. "
                 "Give phrases=[...], or a list of class names in place of the caption, to say what to look for.",
                 UserWarning,
                 stacklevel=4,

@@ -21,7 +21,7 @@ from typing import Any, TextIO, TypeVar
 
 from ._program import USAGE
 from ._writing import replacing_text
-from .messages_glip import in_one_line, shown
+from .values_glip import in_one_line, shown
 
 try:
     import fcntl

@@ -1,19 +1,62 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Values of annotation files as tools write them, in one form; readers and evaluators share them.
+"""Values of files and users: read in one form, by readers and evaluators alike, and shown in messages.
 
 `null` is a missing value. Numbers may come as text, ids as integers, integral floats or text of any length. What has
-one meaning is converted; for the rest a function raises a `ValueError` that names the value.
+one meaning is converted; for the rest a function raises a `ValueError` that names the value: cut before it is formatted
+(a file may hold megabytes where a number belongs), on one line, without control characters that a terminal obeys.
 """
 
 import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
-import numpy as np
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys, that change the direction of what follows, or that are none."""
 
-from .messages_glip import quote
+
+def escape(text: str, keep: str = "") -> str:
+    """The text with control characters written as in JSON: `\\u001b`."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+
+
+def quote(value: Any, limit: int = 80) -> str:
+    """`repr` of a value, cut to about `limit` characters."""
+    if isinstance(value, str | bytes):
+        value = value[: limit + 1]
+    elif isinstance(value, list | tuple):
+        if limit <= 0:  # deep within lists
+            return "..."
+        shown = ", ".join(quote(item, min(20, limit - 5)) for item in value[:8])
+        return f"[{shown}{', ...' if len(value) > 8 else ''}]"[:limit]
+    elif isinstance(value, dict):
+        return f"an object with the keys {quote(list(value), limit)}"
+    elif isinstance(value, int) and value.bit_length() > 300:  # Python refuses to format long integers
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def shown(value: Any, limit: int = 100) -> str:
+    """The same with text as it is, without quotation marks."""
+    if not isinstance(value, str):
+        return quote(value, limit)
+    text = escape(value[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def in_one_line(texts: Sequence[str], limit: int = 3) -> str:
+    """The first few texts, and how many more there are."""
+    more = len(texts) - limit
+    return "; ".join(texts[:limit]) + (f"; and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
 
 _NUMBERS = frozenset((int, float))
 _INTEGER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?")  # "007" may be a name: it is not the number 7
@@ -22,19 +65,15 @@ _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 def is_text(value: Any) -> bool:
     """Whether a value is text that can be stored: JSON can spell half a surrogate pair, which is not a character."""
-    return isinstance(value, str) and (
-        value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
-    )
+    return isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
 
 
 def read_id(value: Any, what: str = "id") -> int | str:
     """An id: an integer, an integral float as an integer, or text as it is."""
     if type(value) is int:
         return value
-    if isinstance(value, float | np.floating) and value.is_integer():
-        return int(value)
-    if isinstance(value, np.integer):
-        return int(value)
+    if isinstance(value, Real) and (number := integer(value)) is not None:
+        return number
     if is_text(value) and value.strip():
         return value
     raise ValueError(f"{what} {quote(value)}" if value is not None else f"no {what}")
@@ -42,7 +81,7 @@ def read_id(value: Any, what: str = "id") -> int | str:
 
 def read_number(value: Any, what: str = "number") -> float:
     """A number, or the number that a text spells; NaN and infinity are numbers."""
-    if type(value) in _NUMBERS or isinstance(value, np.integer | np.floating):
+    if type(value) in _NUMBERS or (isinstance(value, Real) and not isinstance(value, bool)):
         number = value
     elif isinstance(value, str) and value.isascii() and "_" not in value:
         number = value.strip()
@@ -64,7 +103,7 @@ def read_box(value: Any) -> Sequence[float]:
             listed = json.loads(value)
         except ValueError:
             listed = None
-    if isinstance(listed, np.ndarray):
+    if hasattr(listed, "tolist"):  # an array
         listed = listed.tolist()
     if not isinstance(listed, list | tuple) or len(listed) != 4:
         raise ValueError(f"bbox {quote(value)}" if value is not None else "no bbox")
@@ -78,7 +117,7 @@ def read_flag(value: Any, what: str = "iscrowd") -> bool:
     """0 or 1, also as a boolean or text; a missing value is 0."""
     if value is None or value is False or value is True:
         return bool(value)
-    if isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, Real):
         if value in (0, 1) or value != value:  # pandas writes missing values as NaN
             return value == 1
     elif isinstance(value, str) and (flag := _FLAGS.get(value.strip().lower().removesuffix(".0"))) is not None:
@@ -126,7 +165,7 @@ def integer(value: Any) -> int | None:
     if isinstance(value, str):
         match = _INTEGER.fullmatch(value.strip())
         return int(match[1]) if match and len(match[1]) < 400 else None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     return int(value) if value == value and abs(value) != math.inf and value == int(value) else None
 

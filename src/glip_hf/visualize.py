@@ -19,8 +19,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .image_processing_pil_glip import load_image, read_pixels
-from .messages_glip import quote
 from .prompts_glip import read_number
+from .values_glip import quote
 
 # Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by at least 17 CIELAB
 # units in normal, red-blind and green-blind vision (Machado 2009, severity 1); neighbours in the list by at least 50.

@@ -9,8 +9,18 @@ import pytest
 from glip_hf.data.columns import Columns, DamagedData, Tally
 from glip_hf.data.sources import read_coco
 from glip_hf.data.sources.coco import number_categories, read_annotations
-from glip_hf.messages_glip import quote, shown
-from glip_hf.values_glip import Ids, id_order, read_box, read_flag, read_id, read_name, read_number, read_spans
+from glip_hf.values_glip import (
+    Ids,
+    id_order,
+    quote,
+    read_box,
+    read_flag,
+    read_id,
+    read_name,
+    read_number,
+    read_spans,
+    shown,
+)
 
 NAN, INF = float("nan"), float("inf")
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .._extras import require
-from ..messages_glip import shown
+from ..values_glip import shown
 from .common import UsageError, count, fraction
 
 HELP = "everything that is wrong with training data"

@@ -31,8 +31,8 @@ from ..evaluation.run import (
 )
 from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
-from ..messages_glip import counted
 from ..runs import file_digest
+from ..values_glip import counted
 from .common import UsageError, load_model
 
 CHUNKS = {"lvis": 40}

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ..messages_glip import shown
 from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
+from ..values_glip import shown
 from .common import (
     CliError,
     UsageError,

@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 
 from .._writing import patient_file, replacing
 from ..configuration_glip import GlipConfig
-from ..messages_glip import shown
 from ..modeling_glip import GlipForGrounding
+from ..values_glip import shown
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
 from .weight_map import is_buffer, to_original
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
-from ..messages_glip import counted, in_one_line
+from ..values_glip import counted, in_one_line
 from .records import ImageRef, upright_size
 
 logger = logging.get_logger(__name__)

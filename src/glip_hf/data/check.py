@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..messages_glip import counted, quote
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
+from ..values_glip import counted, quote
 from .broken import examine_images
 from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
 from .dataset import build_mixture

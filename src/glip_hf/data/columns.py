@@ -19,8 +19,18 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from ..messages_glip import quote
-from ..values_glip import Ids, id_order, is_text, read_box, read_flag, read_id, read_number, read_size, read_spans
+from ..values_glip import (
+    Ids,
+    id_order,
+    is_text,
+    quote,
+    read_box,
+    read_flag,
+    read_id,
+    read_number,
+    read_size,
+    read_spans,
+)
 from .records import arrow_schema, pairs
 
 DAMAGE = {

@@ -15,8 +15,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..image_processing_pil_glip import clip_and_drop, resize_boxes
-from ..messages_glip import quote
 from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
+from ..values_glip import quote
 from .broken import BrokenImages, OnError, TooManyBrokenImages
 from .columns import ALLOWED_DAMAGE
 from .records import Record

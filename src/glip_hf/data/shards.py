@@ -31,7 +31,7 @@ from typing import Any
 
 from .._extras import require
 from ..fetching_glip import setting
-from ..messages_glip import quote
+from ..values_glip import quote
 
 FORMATS = {".parquet": "parquet", ".tar": "tar"}
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..messages_glip import quote
+from ..values_glip import quote
 from . import distributed
 from .files import check_records, numbers
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..messages_glip import quote
+from ..values_glip import quote
 
 
 def read_json(source: str | Path | Mapping[str, Any]) -> Any:

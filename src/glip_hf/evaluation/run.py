@@ -23,8 +23,8 @@ from .._writing import replacing_text
 from ..data.broken import find_broken
 from ..data.images import MissingImages
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..messages_glip import shown
 from ..runs import RunFolderError, environment, file_digest
+from ..values_glip import shown
 from . import distributed
 from .base import DetectionEvaluator, Evaluator
 from .files import check_records, numbers, read_json

@@ -18,9 +18,8 @@ from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
 from ..data.sources.coco import Annotations, read_annotations
 from ..data.sources.odinw import load_task
-from ..messages_glip import quote
 from ..prompts_glip import NameInput, Span
-from ..values_glip import read_id
+from ..values_glip import quote, read_id
 from .files import check_records, read_json
 from .flickr import boxed_phrases
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .._writing import writing
-from ..messages_glip import in_one_line, shown
 from ..runs import Manifest, RunFolderError, file_digest
+from ..values_glip import in_one_line, shown
 from .recipe import Section
 
 NAME = re.compile(r"step_(\d{8,})")

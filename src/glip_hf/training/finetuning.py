@@ -30,9 +30,9 @@ from ..evaluation.distributed import world
 from ..evaluation.run import predictions
 from ..evaluation.tasks import source_task
 from ..inference import GroundingEngine, GroundingOptions
-from ..messages_glip import counted, quote, shown
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
+from ..values_glip import counted, quote, shown
 from .batches import ON_ERROR, Batches, dataset_batches, sample_maker
 from .card import write_table_card
 from .checkpoints import put, read_tensors

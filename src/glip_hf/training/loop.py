@@ -34,10 +34,10 @@ from ..data.sources import Source
 from ..evaluation.distributed import broadcast
 from ..kernels.cpu_linear import settle_library
 from ..loss_glip import accumulation_weights, mean_over_processes, positives
-from ..messages_glip import in_one_line
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from ..runs import FolderLock, Manifest, RunFolderError
+from ..values_glip import in_one_line
 from . import checkpoints
 from .batches import Batches, per_process
 from .card import write_card

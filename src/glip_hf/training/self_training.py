@@ -33,12 +33,12 @@ from ..data.shards import (
 )
 from ..evaluation.run import fingerprints
 from ..inference import Grounded, GroundingEngine, GroundingOptions, Request
-from ..messages_glip import counted, in_one_line, shown
 from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor
 from ..prompts_glip import Span
 from ..runs import FolderLock, Manifest, claim, environment, file_digest
+from ..values_glip import counted, in_one_line, shown
 
 logger = logging.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from transformers.utils import logging
 
-from ...messages_glip import quote
 from ...prompts_glip import Name
 from ...runs import sizes_digest
+from ...values_glip import quote
 from ..broken import find_broken
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..images import MissingImages, missing_files

@@ -17,9 +17,8 @@ from transformers.utils import logging
 from ..._extras import require
 from ...fetching_glip import fetch
 from ...image_processing_pil_glip import open_image
-from ...messages_glip import quote
 from ...prompts_glip import find_phrase
-from ...values_glip import integer, read_box, read_size
+from ...values_glip import integer, quote, read_box, read_size
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..images import ImageFinder, RefusedImage

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..._extras import require
-from ...messages_glip import quote
+from ...values_glip import quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
 from ..records import ImageRef

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ class Started:
                 env={**os.environ, **environment, **what},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_small_files if output.name == "full" else None,
+                preexec_fn=partial(_prepare, is_full=output.name == "full"),
             )
 
     def text(self) -> str:
@@ -79,9 +80,11 @@ class Started:
         return self.text()
 
 
-def _small_files() -> None:
-    """As on a full disk, no file can grow beyond what the first checkpoint needs."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def _prepare(is_full: bool) -> None:
+    """A run obeys SIGINT, whatever this process inherited; on a full disk no file grows beyond the first checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if is_full:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 @pytest.fixture

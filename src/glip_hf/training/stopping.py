@@ -15,9 +15,11 @@ class StopRequest:
     """Whether the run was asked to stop: `raised` is true from the first SIGTERM on."""
 
     def __init__(self) -> None:
-        self.raised = self._is_waiting = False
+        self.raised = self._is_waiting = self._is_over = False
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_over:
+            raise KeyboardInterrupt
         if not self.raised:
             timer = threading.Timer(GRACE, self._end_if_waiting)
             timer.daemon = True
@@ -27,7 +29,8 @@ class StopRequest:
     def _end_if_waiting(self) -> None:
         """The step whose end would save and stop the run does not begin."""
         if self._is_waiting:
-            os.kill(os.getpid(), signal.SIGINT)
+            self._is_over = True
+            os.kill(os.getpid(), signal.SIGTERM)  # not SIGINT, which a shell has its background jobs ignore
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

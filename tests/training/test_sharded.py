@@ -22,7 +22,8 @@ def launch(worker: Path, output: Path, steps: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("stops", [(3,), pytest.param((2, 3), marks=pytest.mark.slow)], ids=["whole", "resumed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(3,), (2, 3)], ids=["whole", "resumed"])
 def test_sharded_equals_replicated(tmp_path: Path, stops: tuple[int, ...]) -> None:
     launch(WORKER, tmp_path / "whole", 3)
     for steps in stops:

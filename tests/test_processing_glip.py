@@ -5,7 +5,6 @@ import copy
 import json
 import pickle
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,22 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import BertTokenizer
+from tiny import make_processor
 from transformers.utils import ModelOutput
 
 import glip_hf.processing_glip as processing
-from glip_hf.image_processing_pil_glip import GlipImageProcessorPil
 from glip_hf.processing_glip import GlipProcessor
 
-VOCAB = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
 TEXT_KEYS = {"input_ids", "attention_mask", "token_type_ids", "positive_map", "label_ids"}
 IMAGE_KEYS = {"pixel_values", "pixel_mask", "original_sizes"}
 IMAGE = Image.new("RGB", (60, 40), (90, 120, 30))
-
-
-def make_processor(vocab=VOCAB, **options):
-    images = GlipImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
-    return GlipProcessor(images, BertTokenizer(str(vocab)), **options)
 
 
 @pytest.fixture(scope="module")

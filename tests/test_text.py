@@ -12,24 +12,16 @@ import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from random_glip import PHOTO
-from transformers import BertTokenizer
+from tiny import make_processor
 
 from glip_hf.cli import build_parser, main
 from glip_hf.cli.ground import read_words
 from glip_hf.data.sampling import DetectionCaptions
-from glip_hf.image_processing_pil_glip import GlipImageProcessorPil
 from glip_hf.noun_phrases_glip import TEXT_RULE, read_phrases
 from glip_hf.pipeline import GlipZeroShotObjectDetectionPipeline
-from glip_hf.processing_glip import GlipProcessor
 from glip_hf.prompts_glip import clean_name
 
-VOCAB = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
 IMAGE = Image.new("RGB", (60, 40))
-
-
-def make_processor(vocab=VOCAB, **options):
-    images = GlipImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
-    return GlipProcessor(images, BertTokenizer(str(vocab)), **options)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,17 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Small configurations, models and inputs: a forward takes some 20 ms."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, SwinConfig
+from transformers import BertConfig, BertTokenizer, SwinConfig
 
-from glip_hf import GlipConfig, GlipForGrounding
+from glip_hf import GlipConfig, GlipForGrounding, GlipImageProcessorPil, GlipProcessor
 
 VOCABULARY = 60
+FIXTURE_VOCABULARY = Path(__file__).parent / "fixtures" / "tokenizer" / "vocab.txt"
 
 
 def tiny_swin(**overrides: Any) -> SwinConfig:
@@ -88,3 +90,9 @@ def tiny_labels(images: int = 2, length: int = 9) -> list[dict[str, Tensor]]:
     positive_map[1, 3:5] = 0.5
     boxes = torch.tensor([[4.0, 6.0, 60.0, 50.0], [30.0, 10.0, 90.0, 60.0]])
     return [{"boxes": boxes + index, "positive_map": positive_map} for index in range(images)]
+
+
+def make_processor(vocabulary: Path = FIXTURE_VOCABULARY, **options: Any) -> GlipProcessor:
+    """A processor of images of 32 pixels, with the vocabulary of tests/fixtures unless told otherwise."""
+    images = GlipImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
+    return GlipProcessor(images, BertTokenizer(str(vocabulary)), **options)

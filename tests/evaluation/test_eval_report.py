@@ -50,14 +50,7 @@ def model_folder(model, processor, tmp_path_factory):
 def coco_run(model_folder, image_folder, tmp_path_factory):
     """The output of `evaluate coco`."""
     output = tmp_path_factory.mktemp("coco")
-    arguments = [
-        "--model",
-        model_folder,
-        "--annotations",
-        f"{image_folder}/annotations.json",
-        "--images",
-        f"{image_folder}",
-    ]
+    arguments = ["--model", model_folder, *data_options(image_folder)]
     assert evaluate(["coco", *arguments, "--output", f"{output}", "--device", "cpu", "--gallery", "2"]) == 0
     return output
 
@@ -77,14 +70,7 @@ def test_compiled(coco_run, model_folder, image_folder, tmp_path, monkeypatch, m
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(compilation, "_check_compiler", lambda device: None)
-    arguments = [
-        "--model",
-        model_folder,
-        "--annotations",
-        f"{image_folder}/annotations.json",
-        "--images",
-        f"{image_folder}",
-    ]
+    arguments = ["--model", model_folder, *data_options(image_folder)]
     assert evaluate(["coco", *arguments, "--output", f"{tmp_path}", "--device", "cpu", "--compile", mode]) == 0
     assert modes and set(modes) == {mode}
     found, expected = read_metrics(tmp_path), read_metrics(coco_run)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
+from glip_hf.data.dataset import greenlight_map
 from glip_hf.prompts_glip import (
     Name,
     build_prompt,
@@ -19,7 +20,6 @@ from glip_hf.prompts_glip import (
     chunk,
     clean_name,
     find_phrase,
-    greenlight_map,
     make_names,
     positive_map,
 )

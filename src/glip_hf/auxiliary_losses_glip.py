@@ -44,7 +44,7 @@ def hide_tokens(
     Args:
         input_ids, attention_mask: [N, T].
         greenlight_map: [N, T]; 1: may be masked and is then predicted, 0: may be masked (as the original does, special
-            tokens included) but is not predicted, -1: is never masked. See `prompts_glip.greenlight_map`.
+            tokens included) but is not predicted, -1: is never masked. See `data.dataset.greenlight_map`.
         probability: share of the tokens masked.
 
     Returns:

@@ -405,17 +405,6 @@ def _first_owner(owners: Sequence[Span | None], characters: Iterable[int]) -> Sp
     return None
 
 
-def greenlight_map(offsets: Offsets, spans: Iterable[Sequence[int]], num_tokens: int | None = None) -> np.ndarray:
-    """Tokens that masked language modelling may hide: [T] float32, 1 there and 0 elsewhere.
-
-    A span of three elements is a stop marker: the whole vector is -1 (this caption takes no part).
-    """
-    spans = list(spans)
-    if any(len(span) == 3 for span in spans):
-        return np.full(len(offsets) if num_tokens is None else num_tokens, -1, dtype=np.float32)
-    return positive_map(offsets, [spans], num_tokens, normalize=False)[0].astype(np.float32)
-
-
 # -- all forms of text input -----------------------------------------------------------------------
 
 

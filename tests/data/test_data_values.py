@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from glip_hf.data.columns import Columns, DamagedData, Tally
+from glip_hf.data.ids import Ids, id_order
 from glip_hf.data.sources import read_coco
 from glip_hf.data.sources.coco import number_categories, read_annotations
 from glip_hf.values_glip import (
-    Ids,
-    id_order,
     quote,
     read_box,
     read_flag,

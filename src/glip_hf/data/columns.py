@@ -20,8 +20,6 @@ import numpy as np
 
 from .._extras import require
 from ..values_glip import (
-    Ids,
-    id_order,
     is_text,
     quote,
     read_box,
@@ -31,6 +29,7 @@ from ..values_glip import (
     read_size,
     read_spans,
 )
+from .ids import Ids, id_order
 from .records import arrow_schema, pairs
 
 DAMAGE = {

@@ -7,7 +7,7 @@ same samples, and a resumed run continues with those of an uninterrupted one.
 Letters: K boxes per image, T tokens of its caption.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..image_processing_pil_glip import clip_and_drop, resize_boxes
-from ..prompts_glip import MAX_TEXT_LENGTH, Prompt, greenlight_map, positive_map
+from ..prompts_glip import MAX_TEXT_LENGTH, Offsets, Prompt, positive_map
 from ..values_glip import quote
 from .broken import BrokenImages, OnError, TooManyBrokenImages
 from .columns import ALLOWED_DAMAGE
@@ -289,3 +289,14 @@ def build_mixture(
     if weighted:
         return Mixture.from_weights(sources, weights, length, seed)
     return Mixture(sources, copies, seed)
+
+
+def greenlight_map(offsets: Offsets, spans: Iterable[Sequence[int]], num_tokens: int | None = None) -> np.ndarray:
+    """Tokens that masked language modelling may hide: [T] float32, 1 there and 0 elsewhere.
+
+    A span of three elements is a stop marker: the whole vector is -1 (this caption takes no part).
+    """
+    spans = list(spans)
+    if any(len(span) == 3 for span in spans):
+        return np.full(len(offsets) if num_tokens is None else num_tokens, -1, dtype=np.float32)
+    return positive_map(offsets, [spans], num_tokens, normalize=False)[0].astype(np.float32)

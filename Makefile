@@ -26,7 +26,7 @@ adapters: $(READY)
 		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao supervision \
 		certifi charset-normalizer defusedxml idna opencv-python-headless pydeprecate requests scipy urllib3
 	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py \
-		tests/test_outputs.py
+		tests/test_outputs.py tests/test_formats.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

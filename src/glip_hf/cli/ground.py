@@ -6,12 +6,16 @@ import glob
 import json
 import os
 import sys
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 from tqdm import tqdm
 
+from ..formats import FOLDERS, FORMATS, ImageDetections, check_output, detection_records, rounded
 from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
 from ..values_glip import shown
 from .common import (
@@ -35,6 +39,7 @@ Find what you name in images.
   glip ground photo.jpg "cat" "remote control" --model DIR --save annotated.png
   glip ground photo.jpg "two cats on a pink sofa" --model DIR
   glip ground 'holiday/*.jpg' a.png --names cat dog --model DIR --save annotated/ --json
+  glip ground photos --names cat dog --model DIR --format coco --output found.json
 
 WORDS are images first (files, a directory, quoted globs, URLs), then class names or one text:
 
@@ -62,14 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how token scores combine into the score of a class (%(default)s)",
     )
     add("--chunk-size", type=positive, metavar="N", help="class names per caption (default: as many as fit)")
-    add("--json", action="store_true", help="print one JSON document; --json FILE.json writes it there")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON document; --json FILE.json writes it there")
+    output.add_argument("--format", choices=FORMATS, help="write the format of an annotation tool to --output")
+    add("--output", metavar="PATH", help="of --format: a file, for yolo and voc a new folder")
+    add("--image-prefix", default="", metavar="TEXT", help="of --format: put before the file names of images")
     add_device_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     json_file = take_json_file(arguments)
     paths, names, caption = read_words(arguments)
-    targets = save_targets(arguments.save, paths)
+    targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
     from .._writing import replacing_text
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
@@ -97,20 +106,32 @@ def run(arguments: argparse.Namespace) -> int:
         return image, found.detections[0]
 
     records: list[dict[str, Any]] = []
-    # disable=None: a bar only on a terminal
-    for path, target in tqdm(list(zip(paths, targets)), unit="image", disable=None if len(paths) > 1 else True):
-        record: dict[str, Any] = {"photo": path}
-        records.append(record)
-        try:
-            image, result = detect(path)
-            record |= _as_json(result, image)
-            if target is not None:
-                record["saved"] = _save(image, result, target)
-            if not arguments.json:
-                _print_detections(record, arguments.threshold)
-        except CliError as error:  # does not stop the other images
-            record["error"] = str(error)
-            tqdm.write(f"glip ground: {error}", file=sys.stderr)
+
+    def detect_all() -> Iterator[ImageDetections]:
+        """The detections of one image after the other, which are drawn and printed in passing."""
+        todo = list(zip(paths, targets, file_names))
+        # disable=None: a bar only on a terminal
+        for path, target, file_name in tqdm(todo, unit="image", disable=None if len(paths) > 1 else True):
+            record: dict[str, Any] = {"photo": path}
+            records.append(record)
+            try:
+                image, result = detect(path)
+                if arguments.format is None:
+                    record |= _as_json(result, image)
+                if target is not None:
+                    record["saved"] = _save(image, result, target)
+                if arguments.format is None and not arguments.json:
+                    _print_detections(record, arguments.threshold)
+                yield ImageDetections(file_name, *image.size, result)
+            except CliError as error:  # does not stop the other images
+                record["error"] = str(error)
+                tqdm.write(f"glip ground: {error}", file=sys.stderr)
+
+    if arguments.format is None:
+        deque(detect_all(), maxlen=0)
+    else:
+        FORMATS[arguments.format](arguments.output, detect_all(), text_labels)
+        print(f"-> {arguments.output}")
     if arguments.json:
         asked = {"names": names} if caption is None else {"caption": caption, "phrases": text_labels}
         document = json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False)
@@ -230,12 +251,42 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
     return targets
 
 
+def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
+    """What --format calls each image: the prefix, and its path from the folder that holds all images.
+
+    Raises:
+        UsageError: for an output that cannot be written, or images that could not be told apart in it.
+    """
+    if arguments.format is None:
+        if arguments.output or arguments.image_prefix:
+            raise UsageError(f"--output and --image-prefix belong to --format ({', '.join(FORMATS)})")
+        return paths
+    if arguments.output is None:
+        raise UsageError(f"--format {arguments.format} needs --output PATH, where it is written")
+    is_folder = arguments.format in FOLDERS
+    try:
+        check_output(arguments.output, is_folder)
+    except ValueError as error:
+        raise UsageError(f"--output {error}") from None
+    local = [os.path.dirname(os.path.abspath(path)) for path in paths if not path.startswith(URL_PREFIXES)]
+    folder, names, owners = os.path.commonpath(local or [os.getcwd()]), [], {}
+    for path in paths:
+        is_url = path.startswith(URL_PREFIXES)
+        name = (
+            unquote(urlsplit(path).path).rpartition("/")[2]
+            if is_url
+            else Path(os.path.relpath(path, folder)).as_posix()
+        )
+        key = os.path.splitext(name)[0] if is_folder else name
+        if key in owners:
+            raise UsageError(f"--format {arguments.format}: {owners[key]} and {path} would both be called {key}")
+        owners[key] = path
+        names.append(arguments.image_prefix + name)
+    return names
+
+
 def _as_json(result: dict[str, Any], image: Image.Image) -> dict[str, Any]:
-    columns = (result["text_labels"], result["labels"].tolist(), result["scores"].tolist(), result["boxes"].tolist())
-    detections = [
-        {"text_label": name, "label": label, "score": round(score, 4), "box": [round(v, 2) for v in box]}
-        for name, label, score, box in zip(*columns)
-    ]
+    detections = [rounded(record) for record in detection_records(result)]
     return {"width": image.width, "height": image.height, "detections": detections}
 
 

@@ -7,10 +7,16 @@ OUT := out/demo
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo test suites adapters slow lint format clean
+.PHONY: demo space test suites adapters slow lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
+
+# A Hugging Face Space, ready to upload: see examples/space/README.md.
+space:
+	rm -rf out/space && mkdir -p out
+	cp -r examples/space out/space && cp -r src/glip_hf out/space
+	find out/space -name __pycache__ -prune -exec rm -r {} +
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

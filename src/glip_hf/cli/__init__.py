@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from .._program import USAGE, run_program
-from . import check_data, convert, evaluate_options, export, ground, info, restore
+from . import check_data, convert, demo, evaluate_options, export, ground, info, restore
 from .common import UsageError
 
 COMMANDS = {
     "ground": ground,
+    "demo": demo,
     "convert": convert,
     "restore": restore,
     "info": info,

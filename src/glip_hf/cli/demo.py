@@ -1,0 +1,57 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""`glip demo`: a page in the browser."""
+
+import argparse
+import threading
+
+from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, first_line, load_model
+
+HELP = "try a model in the browser"
+DESCRIPTION = """\
+Serve a page for the browser: choose an image, type class names or a caption, see the boxes.
+
+  glip demo                       the small model that comes with the package
+  glip demo --model DIR --open    any converted model
+
+It needs the extra `demo`, listens on this machine alone unless --host says otherwise, and ends with Ctrl-C."""
+
+
+def port(text: str) -> int:
+    """A number of a TCP port."""
+    if not 1 <= (value := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 65535")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_model_argument(add, default=str(SHIPPED_MODEL))
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s; 0.0.0.0: reachable from the network)")
+    add("--port", type=port, help="TCP port (default: the first free one from 7860 on)")
+    add("--open", action="store_true", help="open the page in the browser")
+    add_device_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .._extras import require
+
+    require("gradio", "demo")  # before a model is loaded for nothing
+    from ..demo_page import build_page
+
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    page = build_page(model, processor, scenes=arguments.model == str(SHIPPED_MODEL))
+    try:
+        _, address, _ = page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            inbrowser=arguments.open,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+    except OSError as error:
+        raise CliError(f"--port {arguments.port}: {first_line(error)}") from None
+    try:
+        print(f"{address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)

@@ -1,0 +1,293 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""The page of `glip demo`: what it shows, and that it works in a browser at a desktop's and a phone's size.
+
+The browser tests need gradio, playwright and Debian's chromium: `make tools`. GLIP_SCREENSHOTS=DIR keeps what they saw.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model
+
+from glip_hf.cli import main
+from glip_hf.demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_NAMES, demo_model, demo_processor
+from glip_hf.demo_page import LOWEST, Found, annotations, build_page, describe, draw_scene, find, rows
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request
+from glip_hf.visualize import label_color
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+needs_gradio = pytest.mark.skipif("gradio" in MISSING, reason="gradio is not installed: `make tools` tests the page")
+needs_browser = pytest.mark.skipif(
+    bool(MISSING) or CHROMIUM is None,
+    reason="needs gradio, playwright and chromium (apt-get install chromium): `make tools` tests the page",
+)
+
+
+# -- what is shown ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> GroundingEngine:
+    return GroundingEngine(demo_model(), demo_processor(), GroundingOptions(threshold=LOWEST, workers=1))
+
+
+def test_a_threshold_chooses_what_the_engine_finds_with_it(engine) -> None:
+    found = find(engine, str(DEMO_IMAGE), ", ".join(DEMO_NAMES))
+    strict = GroundingEngine(engine.model, engine.processor, GroundingOptions(threshold=0.4, workers=1))
+    (expected,) = strict.ground([Request(DEMO_IMAGE, list(DEMO_NAMES))])
+    shown, expected = found.above(0.4), expected.detections[0]
+    assert shown.keys() == expected.keys() and len(expected["boxes"]) == 4 < len(found.detections["boxes"])
+    for name, values in expected.items():
+        assert torch.equal(shown[name], values) if torch.is_tensor(values) else shown[name] == values
+    assert sorted(row[0] for row in rows(shown)) == ["fish", "green star", "yellow cross", "yellow cross"]
+    assert rows(shown)[0][2:] == [round(v, 1) for v in expected["boxes"][0].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("text", "reading", "looked_for"),
+    [
+        ("fish. star", "automatic", ["fish", "star"]),
+        (DEMO_CAPTION, "automatic", ["the dotted yellow cross", "a fish"]),
+        (DEMO_CAPTION, "class names", [DEMO_CAPTION]),
+        ("a fish, a star", "caption", ["a fish", "a star"]),
+        ("fish", "caption", ["fish"]),
+    ],
+)
+def test_texts_are_read_as_asked(engine, text, reading, looked_for) -> None:
+    assert find(engine, str(DEMO_IMAGE), text, reading).looked_for == looked_for
+
+
+def test_large_images_are_shown_smaller_and_upright_with_boxes_in_pixels_of_the_image(engine, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    with Image.open(DEMO_IMAGE) as scene:
+        turned = scene.convert("RGB").resize((1920, 1920)).transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    found = find(engine, str(tmp_path / "turned.jpg"), "fish")
+    assert found.image.size == (1280, 1280) and found.scale == pytest.approx(2 / 3)
+    small = find(engine, str(DEMO_IMAGE), "fish")
+    torch.testing.assert_close(found.above(0.4)["boxes"], small.above(0.4)["boxes"] * 4, atol=8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        (None, "fish", "no image yet"),
+        (str(DEMO_IMAGE), " ", "nothing to look for"),
+        (str(DEMO_IMAGE), None, "nothing to look for"),
+        (__file__, "fish", "image"),
+        (str(DEMO_IMAGE), "\ud800", "Unicode"),
+    ],
+)
+def test_errors_say_what_is_wrong(engine, path, text, message) -> None:
+    with pytest.raises((OSError, ValueError), match=message):
+        find(engine, path, text)
+
+
+def detections(boxes: list[list[float]], labels: list[int], names: list[str]) -> dict[str, Any]:
+    return {
+        "scores": torch.linspace(0.9, 0.5, len(boxes)),
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "text_labels": names,
+    }
+
+
+def test_each_name_is_one_mask_of_its_boxes() -> None:
+    boxes = [[10, 10, 50, 40], [60.4, 5, 99, 30], [-3, 20, 20, 90]]
+    masks, colors = annotations((100, 80), detections(boxes, [1, 0, 1], ["cat", "dog", "cat"]))
+    assert [title for _, title in masks] == ["cat \N{MULTIPLICATION SIGN} 2", "dog"]
+    assert list(colors.values()) == ["#{:02x}{:02x}{:02x}".format(*label_color(label)) for label in (1, 0)]
+    cat, dog = (mask for mask, _ in masks)
+    assert cat.shape == dog.shape == (80, 100)
+    assert cat[10, 10] == cat[40, 50] == cat[11, 30] == 1 and cat[25, 30] == 0.15  # outline of 2 pixels, inside
+    assert cat[9, 10] == cat[41, 30] == cat[20, 51] == 0
+    assert cat[50, 0] == 1 and cat[79, 10] == 1  # clipped at the image's edge
+    assert dog[5, 60] == 1 and dog[15, 80] == 0.15 and dog[:, :60].max() == 0
+    assert annotations((100, 80), detections([], [], [])) == ([], {})
+
+
+def test_the_summary_is_escaped_and_says_what_to_do() -> None:
+    image = Image.new("RGB", (100, 80))
+    found = Found(image, 1.0, detections([[1, 2, 3, 4]], [0], ["<b>cat</b>"]), ["<b>cat</b>"], 0.12)
+    assert describe(found, 0.5) == "<p><b>1 found</b> in 0.1 s, looking for: &lt;b&gt;cat&lt;/b&gt;.</p>"
+    assert "The best is &lt;b&gt;cat&lt;/b&gt; with a score of 0.90: lower the threshold" in describe(found, 0.95)
+    nothing = Found(image, 1.0, detections([], [], []), ["cat"] * 30, 0.12)
+    assert describe(nothing, 0.5) == f"<p><b>0 found</b> in 0.1 s, looking for: {', '.join(['cat'] * 20)}, ....</p>"
+
+
+def test_a_fresh_scene_comes_with_its_caption() -> None:
+    (first, caption), (second, _) = draw_scene(), draw_scene()
+    assert first.size == (480, 480) and " the " in f" {caption} " or " a " in f" {caption} "
+    assert not np.array_equal(first, second)
+
+
+# -- the command and the Space ---------------------------------------------------------------------
+
+
+def test_without_gradio_one_line_names_the_extra(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", "--model", "no/such/folder"]) == 1  # before the model is looked for
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "gradio" in printed and "pip install '.[demo]'" in printed
+    with pytest.raises(ImportError, match="demo"):
+        build_page(tiny_model(), None)
+
+
+@pytest.mark.parametrize(("port", "message"), [("0", "between 1 and 65535"), ("70000", "between"), ("x", "invalid")])
+def test_a_wrong_port_is_wrong_usage(port, message, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--port", port])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def read_card() -> dict[str, Any]:
+    """What stands between the dashes of the Space's README."""
+    yaml = pytest.importorskip("yaml", reason="pyyaml is not installed (extra train): the Space's card is not read")
+    return yaml.safe_load((ROOT / "examples/space/README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+def test_the_space_asks_for_what_the_package_needs() -> None:
+    """It has the package beside it, so that its requirements are the package's own; the Space installs gradio."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
+    asked = (ROOT / "examples/space/requirements.txt").read_text(encoding="utf-8").split("\n")
+    assert asked == [*re.findall(r'"(.+)",', wanted), ""]
+    lowest, beyond = re.search(r'^demo = \["gradio>=(\d+),<(\d+)"\]', project, re.MULTILINE).groups()
+    assert int(lowest) <= int(read_card()["sdk_version"].split(".")[0]) < int(beyond)
+
+
+def test_the_card_of_the_space_is_one() -> None:
+    card = read_card()
+    assert card["sdk"] == "gradio" and (ROOT / "examples/space" / card["app_file"]).is_file()
+    assert {card["colorFrom"], card["colorTo"]} <= set("red yellow green blue indigo purple pink gray".split())
+    assert len(card["title"]) > 0 and len(card["short_description"]) <= 60 and card["license"] == "mit"
+
+
+# -- in the browser --------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(*command: str, **options: Any) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a page that a program serves, and the program, which is ended."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
+    program = subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+    try:
+        printed = ""
+        for line in program.stdout:
+            printed += line
+            if address := re.search(r"http://[\w.]+:\d+", line):
+                break
+        else:
+            raise AssertionError(f"no address, but: {printed}")
+        yield address[0], program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with served("-m", "glip_hf.cli", "demo") as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: see `make tools`")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, request) -> Iterator[Callable[..., Any]]:
+    """Opens an address at a size; afterwards no host but that one has been asked, and no script has failed."""
+    asked: list[str] = []
+    failed: list[str] = []
+    opened: list[tuple[Any, str]] = []
+
+    def open_page(address: str, size: str = "desktop") -> Any:
+        width, height = SIZES[size]
+        is_phone = size == "phone"
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, is_mobile=is_phone, has_touch=is_phone, accept_downloads=True
+        )
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda sent: asked.append(sent.url))
+        page.on("pageerror", lambda error: failed.append(str(error)))
+        page.goto(address)
+        page.get_by_label("What to look for").wait_for()
+        opened.append((page, address))
+        return page
+
+    yield open_page
+    for page, _ in opened:
+        page.context.close()
+    addresses = tuple(address for _, address in opened)
+    assert [url for url in asked if not url.startswith((*addresses, "data:", "blob:"))] == [] and failed == []
+
+
+def look(page: Any, name: str, **options: Any) -> None:
+    """Keep a screenshot, where that is asked for."""
+    if folder := os.environ.get("GLIP_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)
+
+
+def press(page: Any, text: str) -> None:
+    """Type a text, press the button, wait for the result."""
+    page.get_by_label("What to look for").fill(text)
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text(f"looking for: {text}.").wait_for()
+
+
+def legend(page: Any) -> list[str]:
+    return page.locator(".legend-item").all_inner_texts()
+
+
+def table(page: Any) -> list[list[str]]:
+    """The rows of the table, as they are read."""
+    lines = page.locator("[data-testid^='cell-']").evaluate_all(
+        "cells => cells.map(c => [c.dataset.testid, c.innerText])"
+    )
+    cells = {tuple(map(int, name.split("-")[1:])): text.strip() for name, text in lines}
+    number = 1 + max((row for row, _ in cells), default=-1)
+    return [[cells[row, column] for column in range(6)] for row in range(number)]
+
+
+@needs_browser
+@pytest.mark.parametrize("size", SIZES)
+def test_names_are_typed_and_boxes_found(visit, address, size, engine) -> None:
+    page = visit(address, size)
+    press(page, "yellow cross, fish, green star, white heart")
+    expected = rows(find(engine, str(DEMO_IMAGE), "yellow cross, fish, green star, white heart").above(0.4))
+    assert [[row[0], *map(float, row[1:])] for row in table(page)] == expected
+    assert legend(page) == ["fish", "green star", "yellow cross \N{MULTIPLICATION SIGN} 2"]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing beside the screen
+    page.wait_for_timeout(500)
+    look(page, f"demo-{size}", full_page=size == "phone")

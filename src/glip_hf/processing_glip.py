@@ -59,6 +59,10 @@ class GlipProcessorKwargs(ProcessingKwargs, total=False):
     chunk_size: int | None
 
 
+class GlipProcessorCallKwargs(GlipProcessorKwargs, TextKwargs, GlipImageProcessorKwargs, total=False):
+    """What a call takes, for type checkers: also, flat, the options of tokenizer and image processor."""
+
+
 class GlipBatchFeature(BatchFeature):
     """A `BatchFeature` that knows the text of its labels.
 
@@ -131,7 +135,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         spans: Sequence[SpanInput] | Sequence[Sequence[SpanInput] | None] | None = None,
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         category_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        **kwargs: Unpack[GlipProcessorKwargs],
+        **kwargs: Unpack[GlipProcessorCallKwargs],
     ) -> GlipBatchFeature:
         r"""
         Args:

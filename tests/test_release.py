@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from scripts.release_notes import CHANGELOG, main, release_notes
 
 import glip_hf
+from scripts.release_notes import CHANGELOG, main, release_notes
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = """# Changelog

@@ -7,7 +7,7 @@ OUT := out/demo
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo space test suites adapters slow lint format clean
+.PHONY: demo space test suites adapters slow docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
@@ -36,6 +36,11 @@ adapters: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The documentation site. NO_MKDOCS_2_WARNING: an advertisement of its successor.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

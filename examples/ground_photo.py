@@ -1,7 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Ground class names or a caption in an image, in a few lines.
 
-Cost:    seconds on a CPU (GLIP-T at 800 x 1066 pixels: see the table in README.md), no GPU needed.
+Cost:    seconds on a CPU (GLIP-T at 800 x 1066 pixels: see benchmarks/README.md), no GPU needed.
 Command: python examples/ground_photo.py --model DIR --photo photo.jpg --text cat "remote control"
          python examples/ground_photo.py       # without a model: the shipped one, which knows generated scenes
 Result:  the detections on stdout and an annotated image.

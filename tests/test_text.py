@@ -184,8 +184,8 @@ def test_the_rule_is_shown(capsys):
     with pytest.raises(SystemExit):
         main(["ground", "--help"])
     assert TEXT_RULE in capsys.readouterr().out
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "".join(f"- {line}\n" for line in TEXT_RULE.splitlines()) in readme and TEXT_RULE.count("\n") == 5
+    page = (Path(__file__).parents[1] / "docs" / "ground.md").read_text(encoding="utf-8")
+    assert "".join(f"- {line}\n" for line in TEXT_RULE.splitlines()) in page and TEXT_RULE.count("\n") == 5
 
 
 # -- class names that are not what they seem -------------------------------------------------------

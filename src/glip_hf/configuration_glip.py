@@ -89,7 +89,7 @@ class GlipConfig(PreTrainedConfig):
     offset_initializer_range (`float`, *optional*):
         Standard deviation of the initial weights of the convolutions that predict the offsets of the sampling points;
         their bias is then zero-initialised. `None` is PyTorch's default, as in the original; 0.0 is DCN's zero
-        initialisation (arXiv 1703.06211), which trains much faster from scratch: see docs/training.md.
+        initialisation (arXiv 1703.06211), which trains much faster from scratch: see docs/pre-training.md.
     prompt_table_length (`int`, *optional*, defaults to 0):
         Rows of the learned table that prompt tuning adds to the text embeddings, row t to token t; 0 for none, 1000 in
         the original. See `prompt_table_glip`.

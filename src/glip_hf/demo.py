@@ -34,7 +34,7 @@ def scenes_config() -> GlipConfig:
     feature-map cells, which divide the feature maps of images of 160 pixels without padding. Wider initial weights in
     Swin, zero-initialised offsets of the sampling points, and contrastive alignment besides the dot product: with the
     initialisation of the original, which suits long training, colours and shapes take several times as long to be
-    grounded in words (docs/training.md).
+    grounded in words (docs/pre-training.md).
     """
     return GlipConfig(
         backbone_config=SwinConfig(

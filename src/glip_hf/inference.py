@@ -285,7 +285,7 @@ class PairBudget:
 
     The head's memory grows with pairs x locations of the pyramid. The first pass holds one pair; what it took says how
     many fit, and the number doubles until that is reached. Out of memory halves it, for good. On a CPU the automatic
-    number is 1: the head is bound by arithmetic there (docs/evaluation.md has the measurement).
+    number is 1: the head is bound by arithmetic there (docs/vocabularies.md has it measured).
 
     Args:
         device: of the model.

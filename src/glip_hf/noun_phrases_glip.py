@@ -442,7 +442,7 @@ Any other text is a caption: its noun phrases are looked for, "two cats" and "a 
 Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
 Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
 """
-"""How text is read by the processor, the pipeline and the command line; the README and `glip ground --help` show it."""
+"""How text is read by processor, pipeline and command line; docs/ground.md and `glip ground --help` show it."""
 
 MAX_ITEM_WORDS = 5
 """Most words of an item of a list; what is longer is prose."""

@@ -61,13 +61,14 @@ class SceneConfig:
         noise: standard deviation of the sensor noise, of 255.
         blur_chance: probability of an image slightly out of focus.
         list_styles: weights of lists of kinds ("star"), of colours ("red thing") and of both ("red star"). Without the
-            first two, a model trained from scratch finds kinds long before it attends to colours (docs/training.md).
+            first two, a model trained from scratch finds kinds long before it attends to colours
+            (docs/pre-training.md).
         listed: probability that the name of something present is listed.
         negatives: number of absent names; `near_chance`: probability that one differs from something present in only
             one of its words.
         families: (n, weights of lists, sentences and relation sentences), the training mixture from scene n of a stream
             on. Relations come last: a model learns them in a few hundred steps, but only once it knows colours and
-            kinds, and if most of its captions are about relations (docs/training.md).
+            kinds, and if most of its captions are about relations (docs/pre-training.md).
         relation_gap: least distance along the axis of a stated relation; also the largest between "near" things.
     """
 

@@ -26,7 +26,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -40,6 +40,7 @@ from .image_processing_pil_glip import decode_image, load_image, open_image, rea
 from .modeling_glip import GlipTextFeatures, select
 from .postprocess_glip import merge_detections, post_process_grounding, read_options
 from .prompts_glip import PROMPT_OPTIONS, read_number
+from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
 
 CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
@@ -65,6 +66,9 @@ class GroundingOptions:
         size: of images, as the image processor takes it (default: its own).
         scales: short sides in pixels to show each image at (default: `size`), with max_size the limit of
             the long side; flip: also mirrored; vote_threshold: IoU from which detections of several views join.
+        tile: side in pixels of the tiles that an image is shown in besides the whole of it, for objects that are small
+            in it; None for none. overlap: least share of a tile's side that the next one shows, too (0 to 0.9): objects
+            smaller than that are whole in some tile, see `tiling`. max_detections is then a limit per tile.
         allow_padding: let images of different sizes share a batch: faster, and slightly different results.
         batch_size: images per pass of the backbone (speed). pairs: (image, caption) pairs per pass of the head
             (speed; None: found automatically). workers: threads that read images (speed). caption_multiple: captions
@@ -87,6 +91,8 @@ class GroundingOptions:
     max_size: int | None = None
     flip: bool = False
     vote_threshold: float = 0.6
+    tile: int | None = None
+    overlap: float = 0.2
     allow_padding: bool = False
     batch_size: int = 1
     pairs: int | None = None
@@ -96,13 +102,16 @@ class GroundingOptions:
     SPEED = ("batch_size", "pairs", "workers", "caption_multiple")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "workers", "caption_multiple", "pairs", "max_size"):
-            if getattr(self, name) is not None or name not in ("pairs", "max_size"):
-                read_number(name, getattr(self, name), least=1, whole=True)
+        for name in ("batch_size", "workers", "caption_multiple", "pairs", "max_size", "tile"):
+            if getattr(self, name) is not None or name not in ("pairs", "max_size", "tile"):
+                least = SMALLEST_TILE if name == "tile" else 1
+                setattr(self, name, read_number(name, getattr(self, name), least=least, whole=True))
         vars(self).update(read_options({name: getattr(self, name) for name in DETECTION_OPTIONS}))
         if self.merged_limit is not None:
             read_number("merged_limit", self.merged_limit, least=0, whole=True)
         read_number("vote_threshold", self.vote_threshold)
+        if not 0 <= read_number("overlap", self.overlap) <= 0.9:
+            raise ValueError(f"overlap={self.overlap} must be a share of a tile from 0 to 0.9, such as 0.2.")
         for name, sides in (("scales", self.scales), ("size", (self.size or {}).values())):
             for side in sides:
                 read_number(name, side, least=1, whole=True)
@@ -224,10 +233,12 @@ def _join_captions(sources: Sequence[Captions]) -> tuple[Captions, list[int]]:
 
 @dataclass(frozen=True)
 class View:
-    """How an image is shown to the model: `short_side` in pixels (None: the processor's size), mirrored or not."""
+    """How an image is shown to the model: `short_side` in pixels (None: the processor's size), mirrored or not, and
+    which region of it (None: the whole)."""
 
     short_side: int | None = None
     flip: bool = False
+    region: Region | None = None
 
 
 def make_views(scales: Sequence[int] = (), flip: bool = False) -> list[View]:
@@ -268,11 +279,16 @@ def vote(found: Detections, threshold: float) -> Detections:
 
 @dataclass
 class _Shown:
-    """One view of one image, ready for the network: what the image processor gives for it alone."""
+    """One view of one image, ready for the network: what the image processor gives for it alone.
+
+    `views` counts the views of the image, whose upright `size` is (width, height) in pixels.
+    """
 
     index: int
     request: Request
     view: View
+    views: int
+    size: tuple[int, int] = (0, 0)
     pixels: dict[str, Tensor] = field(default_factory=dict)
     error: Exception | None = None
 
@@ -512,12 +528,12 @@ class GroundingEngine:
                     captions, result, views = progress[shown.index]
                     views[shown.view] = of_view
                     if shown.error is None:
-                        result.height, result.width = shown.pixels["original_sizes"][0].tolist()
+                        result.width, result.height = shown.size
                     else:
                         result.error = shown.error
-                    if len(views) == len(self.views):
+                    if len(views) == shown.views:
                         if result.error is None:
-                            result.detections = self.merge(captions, views, result.width)
+                            result.detections = self.merge(captions, views, shown.size)
                         del progress[shown.index]
                         yield result
 
@@ -538,8 +554,8 @@ class GroundingEngine:
         found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))
         return [found.get(row, []) for row in range(len(batch))]
 
-    def _show(self, index: int, request: Request, view: View) -> _Shown:
-        """Read and preprocess one view of an image; runs in a worker thread.
+    def _show(self, index: int, request: Request, view: View, views: int = 1, opened: Any = None) -> _Shown:
+        """Read (unless it is decoded already) and preprocess one view of an image; runs in a worker thread.
 
         Raises:
             ValueError, FileNotFoundError: naming the image that cannot be read.
@@ -547,7 +563,12 @@ class GroundingEngine:
         """
         image = request.image
         try:
-            shown = _open_upright(image)
+            if isinstance(opened, Exception):
+                raise opened
+            shown = _open_upright(image) if opened is None else opened
+            size = shown.size
+            if view.region is not None:
+                shown = shown.crop(view.region)
             if view.flip:
                 shown = ImageOps.mirror(shown)
             made = self.processor.image_processor([shown], return_tensors="pt", **self._size(view))
@@ -561,7 +582,7 @@ class GroundingEngine:
             raise kind(f"{name}: {error}" if name else str(error)) from error
         if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
             made |= {name: made[name].pin_memory() for name in ("pixel_values", "pixel_mask")}
-        return _Shown(index, request, view, dict(made))
+        return _Shown(index, request, view, views, size, dict(made))
 
     def _size(self, view: View) -> dict[str, Mapping[str, int]]:
         """The image processor's option for a view's size."""
@@ -574,9 +595,22 @@ class GroundingEngine:
             longest = round(longest * max(view.short_side / default["shortest_edge"], 1))
         return {"size": {"shortest_edge": view.short_side, "longest_edge": longest}}
 
+    def _jobs(self, requests: Iterable[Request]) -> Iterator[tuple[int, Request, View, int, Any]]:
+        """Every view of every image, as arguments of `_show`. One to be shown in tiles is decoded once for all."""
+        for index, request in enumerate(requests):
+            views, image = self.views, None
+            if self.options.tile is not None:
+                try:
+                    image = _open_upright(request.image)
+                    tiles = make_tiles(*image.size, self.options.tile, self.options.overlap)
+                    views = [replace(view, region=region) for region in (None, *tiles) for view in views]
+                except (ValueError, OSError) as error:
+                    image = error
+            for view in views:
+                yield index, request, view, len(views), image
+
     def _load(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[_Shown]:
         """Views of all images in order, read and resized by threads while the model works on earlier ones."""
-        jobs = ((i, request, view) for i, request in enumerate(requests) for view in self.views)
         waiting: deque[tuple[Future[_Shown], Any]] = deque()
 
         def next_shown() -> _Shown:
@@ -586,11 +620,11 @@ class GroundingEngine:
             except (ValueError, OSError) as error:
                 if not skip_broken:
                     raise
-                return _Shown(*job, error=error)
+                return _Shown(*job[:-1], error=error)
 
         with ThreadPoolExecutor(self.options.workers, thread_name_prefix=READER_THREAD) as pool:
             try:
-                for job in jobs:
+                for job in self._jobs(requests):
                     waiting.append((pool.submit(self._show, *job), job))
                     if len(waiting) > self.options.workers + self.options.batch_size:
                         yield next_shown()
@@ -684,23 +718,31 @@ class GroundingEngine:
         found = post_process_grounding(outputs, **{name: getattr(options, name) for name in DETECTION_OPTIONS})
         return [{name: value.cpu() for name, value in one.items()} for one in found]
 
-    def merge(self, captions: Captions, views: Mapping[View, Sequence[Detections]], width: int = 0) -> list[Detections]:
-        """Detections of an image for each query of its captions, joined over captions and views.
+    def merge(
+        self, captions: Captions, views: Mapping[View, Sequence[Detections]], size: tuple[int, int] = (0, 0)
+    ) -> list[Detections]:
+        """Detections of an image for each query of its captions, joined over captions, views and tiles.
 
         Args:
             views: detections with each caption, per view; see `detect`.
-            width: of the image in pixels, for mirrored views.
+            size: (width, height) of the image in pixels, for mirrored views and tiles.
         """
         limit = NO_LIMIT if self.options.merged_limit is None else self.options.merged_limit
-        merged = []
+        threshold, merged = self.options.vote_threshold, []
         for query, names in enumerate(captions.text_labels):
-            parts = []
+            regions: dict[Region, list[Detections]] = {}
             for view, found in views.items():
+                region = view.region or (0, 0, *size)
                 own = [one for one, owner in zip(found, captions.queries) if owner == query]
                 joined = merge_detections(own, NO_LIMIT)
-                parts.append(unflip(joined, width) if view.flip else joined)
+                joined = unflip(joined, region[2] - region[0]) if view.flip else joined
+                regions.setdefault(region, []).append(joined)
+            parts = [
+                vote(merge_detections(parts, NO_LIMIT), threshold) if len(parts) > 1 else parts[0]
+                for parts in regions.values()
+            ]
             if len(parts) > 1:
-                parts = [vote(merge_detections(parts, NO_LIMIT), self.options.vote_threshold)]
+                parts = [merge_tiles(parts, list(regions), size, threshold)]
             best = merge_detections(parts, limit)
             merged.append({**best, "text_labels": [names[label] for label in best["labels"].tolist()]})
         return merged

@@ -7,6 +7,7 @@ the backbone once per image, the text encoder once per caption, and the head onc
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
-from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, View, prefetch
+from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, Request, View, prefetch
 from .noun_phrases_glip import split_names
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput, read_number, refuse_unknown
@@ -27,7 +28,7 @@ logger = logging.get_logger(__name__)
 _TEXT = ("candidate_labels", "caption", "phrases")
 _STEPS = (  # the options of `preprocess`, `_forward` and `postprocess`
     (*_TEXT, "timeout", "on_broken"),
-    (*DETECTION_OPTIONS, *PROMPT_OPTIONS),
+    (*DETECTION_OPTIONS, *PROMPT_OPTIONS, "tile", "overlap"),
     ("top_k",),
 )
 
@@ -116,8 +117,9 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections` (100), `aggregation`
                 ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a URL), `on_broken` ("fail" at an image
                 that cannot be read, or "skip" it with a warning: its result is None); how captions are built:
-                `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; how it runs: `batch_size`,
-                `num_workers`.
+                `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; `tile`, a side in pixels, and `overlap`
+                (0.2) to show a large image in tiles, too, see `GroundingOptions`; how it runs: `batch_size` (images, or
+                tiles), `num_workers`.
 
         Returns:
             For each image a list of `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}`, best first, the box
@@ -163,11 +165,14 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         The next batch is read and resized while the model works: by a thread, or by `num_workers` processes.
         """
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
+        tiled = forward_params.get("tile") is not None
+        if tiled:
+            forward_params = {**forward_params, "batch_size": batch_size}
         loader = DataLoader(
             kind(inputs, self.preprocess, preprocess_params),
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=self._collate,
+            collate_fn=partial(self._collate, tiled=tiled),
             pin_memory=self.device.type == "cuda",
         )
         results = (
@@ -220,11 +225,11 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             "phrases": None if phrases is None else list(phrases),
         }
 
-    def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def _collate(self, items: list[dict[str, Any]], tiled: bool = False) -> dict[str, Any]:
         texts = [None if "broken" in item else (item["text"], item["phrases"]) for item in items]
         items = [item for item in items if "broken" not in item]
-        if not items:
-            return {"pixels": {}, "texts": texts}
+        if tiled or not items:  # the engine makes the tiles
+            return {"images": [item["image"] for item in items], "texts": texts}
         try:
             pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
         except ValueError as error:
@@ -249,11 +254,19 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if not texts:
             return [None] * len(model_inputs["texts"])
         limits = {"max_detections": max_detections, "merged_limit": max_detections}
+        if options.get("tile") is not None:
+            limits["merged_limit"] = None
         engine.options = GroundingOptions(threshold=threshold, **limits, **options)
-        engine.budget = PairBudget(self.device, len(texts))  # the batch with one caption at a time
-        captions = [engine.encode(text, phrases) for text, phrases in texts]
-        found = engine.detect(model_inputs["pixels"], captions)
-        merged = iter([engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)])
+        # The batch with one caption at a time.
+        engine.budget = PairBudget(self.device, options.get("batch_size", len(texts)))
+        if "images" in model_inputs:
+            asked = [Request(image, *text) for image, text in zip(model_inputs["images"], texts)]
+            grounded = sorted(engine.ground(asked), key=lambda one: one.index)
+            merged = iter([one.detections[0] for one in grounded])
+        else:
+            captions = [engine.encode(text, phrases) for text, phrases in texts]
+            found = engine.detect(model_inputs["pixels"], captions)
+            merged = iter([engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)])
         return [None if text is None else next(merged) for text in model_inputs["texts"]]
 
     def postprocess(

@@ -362,8 +362,8 @@ def test_images_are_read_while_the_model_works(model, processor, task, monkeypat
     ready, encode = threading.Event(), type(model).get_image_features
     show = GroundingEngine._show
 
-    def showing(self, index, request, view):
-        shown = show(self, index, request, view)
+    def showing(self, index, *job):
+        shown = show(self, index, *job)
         if index == 1:
             ready.set()
         return shown
@@ -400,9 +400,9 @@ def test_order_is_that_of_the_images(model, processor, task, monkeypatch):
     """However long an image takes to read."""
     show = GroundingEngine._show
 
-    def slow(self, index, request, view):
+    def slow(self, index, *job):
         time.sleep(0.05 if index % 2 == 0 else 0)
-        return show(self, index, request, view)
+        return show(self, index, *job)
 
     monkeypatch.setattr(GroundingEngine, "_show", slow)
     found = predictions(GroundingEngine(model, processor, GroundingOptions(workers=4)), task)

@@ -145,7 +145,6 @@ def _entities(arguments: argparse.Namespace) -> Path:
 
 
 def _engine(arguments: argparse.Namespace) -> GroundingEngine:
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
     values = vars(arguments) | {
         "chunk_size": arguments.chunk_size or CHUNKS.get(arguments.benchmark),
@@ -156,6 +155,7 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     options = GroundingOptions(
         **{field.name: values[field.name] for field in fields(GroundingOptions) if field.name in values}
     )
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     if arguments.compile:
         model = compile_for_inference(model, arguments.compile)
     return GroundingEngine(model, processor, options)

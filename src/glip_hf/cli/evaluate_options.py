@@ -75,6 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule("--scales", nargs="+", type=positive, default=(), metavar="PIXELS", help="short sides of multi-scale testing")
     rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
     rule("--flip", action="store_true", help="test mirrored images as well")
+    rule("--tile", type=positive, metavar="PIXELS", help="test tiles of this side as well")
+    rule("--overlap", type=fraction, default=0.2, metavar="P", help="share of a tile that the next shows (%(default)s)")
     iou = {"type": fraction, "default": 0.6, "metavar": "IOU"}
     rule("--vote", dest="vote_threshold", help="IoU from which boxes of several views are merged (%(default)s)", **iou)
     rule("--nms", dest="nms_threshold", help="IoU threshold of NMS (%(default)s)", **iou)

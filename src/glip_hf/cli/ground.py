@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save", metavar="PATH", help="annotated image; a directory for several images")
     add("--threshold", type=fraction, default=0.4, metavar="P", help="lowest score (%(default)s)")
     add("--nms", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
-    add("--max-detections", type=positive, default=100, metavar="N", help="per image (%(default)s)")
+    add("--max-detections", type=positive, default=100, metavar="N", help="per image; --tile: per tile (%(default)s)")
+    add("--tile", type=positive, metavar="PIXELS", help="search large images in tiles of this side, too")
+    add("--overlap", type=fraction, metavar="P", help="with --tile: share of a tile that the next one shows, too (0.2)")
     add(
         "--aggregation",
         choices=("mean", "max", "power", "onehot"),
@@ -83,16 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
 
+    if arguments.overlap is not None and arguments.tile is None:
+        raise UsageError(f"--overlap {arguments.overlap} is of tiles: add --tile PIXELS")
+    try:
+        options = GroundingOptions(
+            chunk_size=arguments.chunk_size,
+            threshold=arguments.threshold,
+            aggregation=arguments.aggregation,
+            nms_threshold=arguments.nms,
+            max_detections=arguments.max_detections,
+            merged_limit=None if arguments.tile else arguments.max_detections,
+            tile=arguments.tile,
+            overlap=0.2 if arguments.overlap is None else arguments.overlap,
+            workers=1,
+        )
+    except ValueError as error:
+        raise UsageError(first_line(error)) from None
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
-    options = GroundingOptions(
-        chunk_size=arguments.chunk_size,
-        threshold=arguments.threshold,
-        aggregation=arguments.aggregation,
-        nms_threshold=arguments.nms,
-        max_detections=arguments.max_detections,
-        merged_limit=arguments.max_detections,
-        workers=1,
-    )
     engine, text = GroundingEngine(model, processor, options), caption if names is None else names
     text_labels = engine.encode(text, arguments.phrases).text_labels[0]
 

@@ -193,7 +193,9 @@ def test_files_of_images_are_told_apart(files, message, tmp_path) -> None:
 
 
 def test_what_it_imports() -> None:
-    code = "import sys, glip_hf.formats; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    code = (
+        "import sys, glip_hf.formats; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -4,7 +4,7 @@
     write_coco("coco.json", [ImageDetections("photo.jpg", *image.size, result)], ["cat", "dog"])
 
 `glip ground --format` calls them. Each takes the images one by one, so that a generator need not hold all masks, and
-writes the whole output or nothing. Neither torch nor Transformers is imported.
+writes the whole output or nothing. Importing it loads neither torch nor numpy: the command line lists the formats.
 """
 
 import csv
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
-
-import numpy as np
 
 from .values_glip import escape, quote
 
@@ -43,6 +41,8 @@ def encode_mask(mask: Any) -> dict[str, list[int]]:
 
     pycocotools reads it (`COCO.annToMask`, `mask.frPyObjects`).
     """
+    import numpy as np
+
     pixels = np.asarray(mask, dtype=bool)
     flat = pixels.reshape(-1, order="F")
     changes = np.flatnonzero(np.diff(flat, prepend=False))
@@ -104,9 +104,9 @@ def write_yolo(output: str | Path, images: Iterable[ImageDetections], names: Seq
     quoted = [escape(json.dumps(name, ensure_ascii=False)) for name in ids]  # JSON's strings are YAML's
     files = {"data.yaml": f"path: .\ntrain: images\nval: images\nnames: [{', '.join(quoted)}]\n"}
     for image in images:
-        lines, size = "", [image.width, image.height] * 2
+        lines = ""
         for found in detection_records(image.detections):
-            x, y, x2, y2 = np.array(found["box"]) / size
+            x, y, x2, y2 = _relative(found["box"], image)
             parts = " ".join(f"{part:.7f}" for part in ((x + x2) / 2, (y + y2) / 2, x2 - x, y2 - y))
             lines += f"{_number(found['text_label'], ids)} {parts}\n"
         _add(files, f"labels/{image.file_name}", ".txt", lines)
@@ -146,7 +146,7 @@ def write_label_studio(output: str | Path, images: Iterable[ImageDetections], na
         regions = []
         for found in detection_records(image.detections):
             _number(found["text_label"], ids)
-            x, y, x2, y2 = (100 * np.array(found["box"]) / ([image.width, image.height] * 2)).tolist()
+            x, y, x2, y2 = (100 * side for side in _relative(found["box"], image))
             value = {"x": x, "y": y, "width": x2 - x, "height": y2 - y, "rotation": 0}
             region = {"from_name": "label", "to_name": "image", "type": "rectanglelabels", "score": found["score"]}
             region |= {"original_width": image.width, "original_height": image.height}
@@ -206,6 +206,11 @@ Raises:
 
 FOLDERS = frozenset(("yolo", "voc"))
 """The formats of a file for each image; their output is a folder, which must be new or empty."""
+
+
+def _relative(box: Sequence[float], image: ImageDetections) -> list[float]:
+    """A box in pixels as fractions of its image."""
+    return [side / size for side, size in zip(box, (image.width, image.height) * 2)]
 
 
 def _number(name: str, ids: Mapping[str, int]) -> int:

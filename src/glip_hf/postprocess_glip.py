@@ -4,8 +4,10 @@
 Letters: B images, N captions, A locations (p3 to p7, row-major), T text tokens, C classes of a caption, K detections.
 """
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypedDict
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
-from .prompts_glip import read_number, refuse_unknown
+from .prompts_glip import listed, read_number, refuse_unknown
 from .values_glip import quote
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
@@ -31,6 +33,11 @@ class GlipPostProcessKwargs(TypedDict, total=False):
         NMS IoU threshold: class-wise NMS suppresses above it.
     max_detections (`int`, *optional*, defaults to 100):
         Detections kept per image; a tie at the limit keeps all.
+    class_agnostic_nms (`bool`, *optional*, defaults to `False`):
+        Then, of the detections above their thresholds that overlap by more than `nms_threshold`, whatever their
+        classes, only the best is kept.
+    features (`bool`, *optional*, defaults to `False`):
+        Give the feature vector of each detection as well: the outputs must have the last of `hidden_states`.
     """
 
     aggregation: str
@@ -38,28 +45,44 @@ class GlipPostProcessKwargs(TypedDict, total=False):
     pre_nms_top_k: int
     nms_threshold: float
     max_detections: int
+    class_agnostic_nms: bool
+    features: bool
 
 
 DEFAULTS = GlipPostProcessKwargs(
-    aggregation="mean", score_threshold=0.05, pre_nms_top_k=1000, nms_threshold=0.6, max_detections=100
+    aggregation="mean",
+    score_threshold=0.05,
+    pre_nms_top_k=1000,
+    nms_threshold=0.6,
+    max_detections=100,
+    class_agnostic_nms=False,
+    features=False,
 )
+
+Threshold = float | Mapping[str | None, float]
+"""Score threshold of all classes; or one for each class name, and under None that of all other names (else 0)."""
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked options of post-processing, `threshold` among them: one number each, and a known aggregation.
+    """Checked options of post-processing, `threshold` among them.
 
     Raises:
         TypeError, ValueError: naming the option.
     """
     read = dict(options)
     for name in ("threshold", "score_threshold", "nms_threshold"):
-        if name in read:
+        if name == "threshold" and isinstance(read.get(name), Mapping):
+            if not all(key is None or isinstance(key, str) for key in read[name]):
+                raise TypeError(f"threshold={quote(read[name])} must have class names as its keys, or None for others.")
+            read[name] = {key: read_number(f"threshold of {key!r:.80}", own) for key, own in read[name].items()}
+        elif name in read:
             if isinstance(read[name], list | tuple) or getattr(read[name], "ndim", 0):
-                raise TypeError(
-                    f"{name}={quote(read[name])} must be one number: give the lowest that any class needs, and "
-                    "filter the detections by their labels."
-                )
+                hint = "; for a threshold per class, give {class name: number}" if name == "threshold" else ""
+                raise TypeError(f"{name}={quote(read[name])} must be one number{hint}.")
             read[name] = read_number(name, read[name])
+    for name in ("class_agnostic_nms", "features"):
+        if not isinstance(read.get(name, False), bool):
+            raise TypeError(f"{name}={quote(read[name])} must be True or False.")
     for name in ("pre_nms_top_k", "max_detections"):
         if name in read:
             read[name] = read_number(name, read[name], least=0, whole=True)
@@ -68,6 +91,40 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
             f"aggregation={quote(read['aggregation'])} is not known: choose one of {', '.join(AGGREGATIONS)}."
         )
     return read
+
+
+def label_thresholds(threshold: Threshold, names: Sequence[str]) -> float | Tensor:
+    """The thresholds of the labels of these class names, [C] float32, or the one of all."""
+    if not isinstance(threshold, Mapping):
+        return threshold
+    return torch.tensor([threshold.get(name, threshold.get(None, 0.0)) for name in names], dtype=torch.float32)
+
+
+def check_thresholds(threshold: Threshold, names: Iterable[str]) -> None:
+    """Raise a ValueError unless all class names with a threshold of their own are among these."""
+    known = dict.fromkeys(names)
+    unknown = (
+        [key for key in threshold if key is not None and key not in known] if isinstance(threshold, Mapping) else []
+    )
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {quote(close[0])}?" if close else f"the names are {listed(list(known))}."
+        raise ValueError(f"threshold has {listed(unknown)}, which is not asked for: {hint}")
+
+
+def names_of_images(text_labels: Sequence[str] | Sequence[Sequence[str]], count: int) -> list[Sequence[str]]:
+    """The class names of each of `count` images, given as one list for all or as a list for each.
+
+    Raises:
+        TypeError, ValueError: for one text, or another number of lists.
+    """
+    if isinstance(text_labels, str):
+        raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names: [{text_labels!r:.80}].")
+    if all(isinstance(name, str) for name in text_labels):
+        return [text_labels] * count
+    if len(text_labels) != count:
+        raise ValueError(f"text_labels has {len(text_labels)} lists of names for {count} images: give one each.")
+    return list(text_labels)
 
 
 def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: str = "mean") -> Tensor:
@@ -130,7 +187,7 @@ def _top_candidates(
 
 
 def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[str, Tensor]:
-    """Detections of caption `index`, after NMS, in pixels of the network's input."""
+    """Detections of caption `index`, after NMS within each row of its map, in pixels of the network's input."""
     label_ids = outputs.label_ids[index]
     height, width = outputs.image_sizes[index].tolist()
     probabilities = outputs.logits[index].float().sigmoid()
@@ -151,20 +208,51 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
     )
     boxes = outputs.pred_boxes[index].float()[locations]
     boxes = clip_boxes(boxes * boxes.new_tensor([width, height, width, height]), height, width)
-    # Rows, not labels: two rows may carry the same label only in different captions.
+    # Rows, not labels: prompts of one label may stand in several captions, and the result must not depend on that.
     keep = nms(boxes, scores, classes, options["nms_threshold"])
-    return {"scores": scores[keep], "boxes": boxes[keep], "labels": label_ids[classes[keep]]}
+    locations = locations[keep]
+    found = {"scores": scores[keep], "boxes": boxes[keep], "labels": label_ids[classes[keep]], "locations": locations}
+    if options["features"]:
+        states = getattr(outputs, "hidden_states", None)
+        if not states or states[-1] is None:
+            raise ValueError("features are the last hidden state: call the model with output_hidden_states=[-1].")
+        found["features"] = states[-1][index][locations].float()
+    return found
 
 
-def merge_detections(parts: Sequence[dict[str, Tensor]], limit: int = 100) -> dict[str, Tensor]:
-    """The best detections of several captions of one image, by descending score.
+def has_repeats(label_ids: Tensor) -> bool:
+    """Whether a label has several rows (prompts); those of -1 are padding."""
+    labels = label_ids[label_ids >= 0]
+    return len(labels.unique()) < len(labels)
+
+
+def merge_detections(
+    parts: Sequence[dict[str, Tensor]],
+    limit: int = 100,
+    threshold: float | Tensor = -math.inf,
+    nms_threshold: float | None = None,
+    class_agnostic: bool = False,
+) -> dict[str, Tensor]:
+    """The best detections of several captions or views of one image, by descending score.
 
     Args:
-        parts: detections of each caption, after NMS: `scores` [K], and whatever else has K rows.
+        parts: detections of each: `scores` [K], and whatever else has K rows.
         limit: detections kept; a tie at the limit keeps all.
+        threshold: detections above it are kept; one number, or one for each label, [C].
+        nms_threshold: NMS IoU threshold over all parts, within each label or `class_agnostic`; None for no NMS. The
+            unit of the boxes does not matter.
     """
     limit = read_number("limit", limit, least=0, whole=True)
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    own = threshold.to(merged["labels"].device)[merged["labels"]] if isinstance(threshold, Tensor) else threshold
+    above = merged["scores"] > own
+    merged = {name: value[above] for name, value in merged.items()}
+    if nms_threshold is not None and len(merged["scores"]):
+        boxes, labels = merged["boxes"], merged["labels"]
+        # So large that the pixel which the inclusive convention adds does not count.
+        boxes = boxes * (2**20 / boxes.abs().max().clamp(min=torch.finfo(boxes.dtype).tiny))
+        keep = nms(boxes, merged["scores"], torch.zeros_like(labels) if class_agnostic else labels, nms_threshold)
+        merged = {name: value[keep] for name, value in merged.items()}
     scores, order = merged["scores"].sort(descending=True, stable=True)
     if len(scores) > limit:
         order = order[scores >= scores[limit - 1]] if limit else order[:0]
@@ -195,28 +283,34 @@ def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> 
 @torch.no_grad()
 def post_process_grounding(
     outputs: Any,
-    threshold: float = 0.0,
+    threshold: Threshold = 0.0,
     target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+    text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    merge: bool = True,
     **kwargs: Unpack[GlipPostProcessKwargs],
 ) -> list[dict[str, Tensor]]:
     """Boxes, scores and labels of every image (section 7 of GLIP's specification).
 
     Args:
         outputs: a `GlipGroundingOutput`, or any object with its fields as attributes.
-        threshold: score threshold: detections whose final score is above it are kept.
+        threshold: score threshold: detections whose final score is above it are kept. See `Threshold`.
         target_sizes: (height, width) of each original image, [B, 2]; default: the sizes that came with the outputs, and
             where there are none, boxes relative to the unpadded image (0..1).
+        text_labels: the class names, one list for all images or a list for each, where thresholds name them.
+        merge: merge the captions of an image; else there is one result per caption, and no NMS but that within rows.
         kwargs: see [`GlipPostProcessKwargs`].
 
     Returns:
         One dict per image, by descending score: `scores` [K] float32, the square root of class score times centerness;
-        `boxes` [K, 4] float32 xyxy; `labels` [K] int64. Captions of the same image (chunks of a long vocabulary) are
-        merged before the limit.
+        `boxes` [K, 4] float32 xyxy; `labels` [K] int64; `locations` [K] int64, the index of each in the outputs' A
+        locations; and on request `features` [K, D] float32, the last hidden states there. Captions of the same image
+        (chunks of a long vocabulary) are merged before the limit, where a label has several prompts with an NMS of all.
 
     Raises:
         TypeError: for an unknown keyword argument, an option that is not one number, and outputs without logits.
-        ValueError: for an unknown aggregation, a negative limit, NaN, `target_sizes` that are not (height, width) of
-            each image, and maps or labels of another shape than the captions.
+        ValueError: for an unknown aggregation, a negative limit, NaN, thresholds of unknown class names, features
+            without hidden states, `target_sizes` that are not (height, width) of each image, and maps or labels of
+            another shape than the captions.
     """
     refuse_unknown("post-processing", kwargs, GlipPostProcessKwargs.__annotations__)
     options = read_options({**DEFAULTS, **kwargs, "threshold": threshold})
@@ -234,7 +328,7 @@ def post_process_grounding(
         )
     captions = [[n] for n in range(count)]
     image_indices = getattr(outputs, "image_indices", None)
-    if image_indices is not None:
+    if image_indices is not None and merge:
         indices = image_indices.tolist()
         if min(indices, default=0) < 0:
             raise ValueError(f"image_indices={quote(indices)} must not be negative.")
@@ -242,20 +336,30 @@ def post_process_grounding(
             [n for n, owner in enumerate(indices) if owner == image] for image in range(max(indices, default=-1) + 1)
         ]
     sizes = _image_sizes(target_sizes, outputs, captions)
+    names = [()] * len(captions) if text_labels is None else names_of_images(text_labels, len(captions))
+    if isinstance(options["threshold"], Mapping):
+        if text_labels is None:
+            raise ValueError("thresholds of class names need these: give text_labels, or what the processor returned.")
+        check_thresholds(options["threshold"], chain(*names))
 
     results = []
     for image, rows in enumerate(captions):
-        if not rows:  # an image without captions
-            none = outputs.logits.new_zeros(0, dtype=torch.float32)
-            results.append({"scores": none, "boxes": none.view(0, 4), "labels": none.long()})
-            continue
+        limit = options["max_detections"] if rows else 0  # an image without captions
+        rows = rows or [0]
         height, width = outputs.image_sizes[rows[0]].tolist()
         if not height * width:
             raise ValueError(f"Image {image} has no pixels: its pixel_mask is 0 everywhere.")
-        merged = merge_detections([_detect(outputs, n, options) for n in rows], options["max_detections"])
+        agnostic = options["class_agnostic_nms"]
+        with_nms = merge and (agnostic or has_repeats(outputs.label_ids[rows]))
+        merged = merge_detections(
+            [_detect(outputs, n, options) for n in rows],
+            limit,
+            label_thresholds(options["threshold"], names[image]),
+            options["nms_threshold"] if with_nms else None,
+            agnostic,
+        )
         new_height, new_width = (1, 1) if sizes is None else sizes[image]
         scale = [new_width / width, new_height / height]
         merged["boxes"] = merged["boxes"] * merged["boxes"].new_tensor(scale + scale)
-        above = merged["scores"] > options["threshold"]
-        results.append({name: value[above] for name, value in merged.items()})
+        results.append(merged)
     return results

@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Text
 
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
 from .image_processing_pil_glip import GlipImageProcessorKwargs, plain_id
-from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
+from .postprocess_glip import GlipPostProcessKwargs, Threshold, names_of_images, post_process_grounding
 from .prompts_glip import (
     MAX_TEXT_LENGTH,
     PROMPT_OPTIONS,
@@ -271,7 +271,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         self,
         outputs: Any,
         inputs: Mapping[str, Any] | torch.Tensor | None = None,
-        threshold: float = 0.25,
+        threshold: Threshold = 0.25,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         text_labels: Sequence[str] | Sequence[Sequence[str]] | None = None,
         **kwargs: Unpack[GlipPostProcessKwargs],
@@ -282,33 +282,32 @@ class GlipProcessor(GlipHubProcessorMixin):
             outputs: what `GlipForGrounding` returned.
             inputs: what this processor returned, for its `text_labels`; or `input_ids` of shape `(num_captions,
                 num_tokens)`.
-            threshold: score threshold: detections above it are kept.
+            threshold: score threshold: detections above it are kept. Or thresholds of class names, `{"cat": 0.4, None:
+                0.3}`, where None stands for all others (default: 0.25).
             target_sizes: (height, width) of each original image; default: those that came with the outputs.
             text_labels: the class names, one list for all images or a list for each. By default those of `inputs`, and
                 failing these the text decoded from `input_ids` under `positive_map` (lower case, spaces around signs).
-            kwargs: `aggregation`, `nms_threshold`, `max_detections`, `score_threshold` and `pre_nms_top_k`, see
-                [`~postprocess_glip.GlipPostProcessKwargs`].
+            kwargs: `aggregation`, `nms_threshold`, `class_agnostic_nms`, `max_detections`, `score_threshold`,
+                `pre_nms_top_k` and `features`, see [`~postprocess_glip.GlipPostProcessKwargs`].
 
         Returns:
             One dictionary per image, best first: `scores` [K] float32, `boxes` [K, 4] float32 xyxy in pixels of the
             original image, `labels` [K] int64, the index in the user's list of class names or phrases, `text_labels`
-            list of K str.
+            list of K str, `locations` [K] int64, and with `features=True` `features` [K, d_model] float32: see
+            [`~postprocess_glip.post_process_grounding`].
 
         Raises:
             TypeError: for an unknown keyword argument.
-            ValueError: for another number of lists of class names than images, or fewer class names than labels.
+            ValueError: for another number of lists of class names than images, fewer class names than labels, or
+                thresholds of names that were not asked for.
         """
-        results = post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
-        if isinstance(text_labels, str):
-            raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names: [{text_labels!r:.80}].")
-        if text_labels is not None and all(isinstance(name, str) for name in text_labels):
-            text_labels = [text_labels] * len(results)
-        if text_labels is not None and len(text_labels) != len(results):
-            raise ValueError(
-                f"text_labels has {len(text_labels)} lists of names for {len(results)} images: give one each."
-            )
+        if isinstance(threshold, Mapping):
+            threshold = {None: 0.25, **threshold}
+        results = post_process_grounding(outputs, threshold, target_sizes, text_labels, **kwargs)
+        if text_labels is not None:
+            text_labels = names_of_images(text_labels, len(results))
         ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
         for image, result in enumerate(results):
             labels = result["labels"].tolist()

@@ -63,22 +63,6 @@ _INTEGER = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0+)?")  # "007" may be a na
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is text that can be stored: JSON can spell half a surrogate pair, which is not a character."""
-    return isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
-
-
-def read_id(value: Any, what: str = "id") -> int | str:
-    """An id: an integer, an integral float as an integer, or text as it is."""
-    if type(value) is int:
-        return value
-    if isinstance(value, Real) and (number := integer(value)) is not None:
-        return number
-    if is_text(value) and value.strip():
-        return value
-    raise ValueError(f"{what} {quote(value)}" if value is not None else f"no {what}")
-
-
 def read_number(value: Any, what: str = "number") -> float:
     """A number, or the number that a text spells; NaN and infinity are numbers."""
     if type(value) in _NUMBERS or (isinstance(value, Real) and not isinstance(value, bool)):
@@ -123,41 +107,6 @@ def read_flag(value: Any, what: str = "iscrowd") -> bool:
     elif isinstance(value, str) and (flag := _FLAGS.get(value.strip().lower().removesuffix(".0"))) is not None:
         return flag
     raise ValueError(f"{what} {quote(value)}")
-
-
-def read_spans(value: Any) -> list[int]:
-    """Spans `[[begin, end), ...]` of a caption as one flat list; flat ones are taken as pairs, None is no span."""
-    if value is None or value == () or value == []:
-        return []
-    try:
-        flat = [number for pair in value for number in (pair if isinstance(pair, list | tuple) else (pair,))]
-        odd = len(flat) % 2 or any(isinstance(pair, list | tuple) and len(pair) != 2 for pair in value)
-        whole = flat if all(type(number) is int for number in flat) else [integer(number) for number in flat]
-    except TypeError:
-        odd, whole = True, []
-    if odd or isinstance(value, str | dict) or None in whole or any(abs(number) > 2**31 - 1 for number in whole):
-        raise ValueError(f"tokens_positive {quote(value)}")
-    return whole
-
-
-def read_size(value: Any, what: str) -> int | None:
-    """Pixels of a side of an image, which text may spell; None where it is missing, 0 or negative.
-
-    Raises:
-        ValueError: for what is not a number.
-    """
-    number = 0.0 if value is None or value == "" else read_number(value, what)
-    return int(number) if math.isfinite(number) and 1 <= number < 2**31 else None
-
-
-def read_name(value: Any) -> str:
-    """The name of a category; of a number its digits."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = integer(value)
-        return str(value if number is None else number)
-    if not is_text(value):
-        raise ValueError(f"name {quote(value)}" if value is not None else "no name")
-    return value
 
 
 def integer(value: Any) -> int | None:

@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 
 from glip_hf.data.columns import Columns, DamagedData, Tally
-from glip_hf.data.ids import Ids, id_order
+from glip_hf.data.fields import Ids, id_order, read_id, read_name, read_spans
 from glip_hf.data.sources import read_coco
 from glip_hf.data.sources.coco import number_categories, read_annotations
 from glip_hf.values_glip import (
     quote,
     read_box,
     read_flag,
-    read_id,
-    read_name,
     read_number,
-    read_spans,
     shown,
 )
 

@@ -20,16 +20,12 @@ import numpy as np
 
 from .._extras import require
 from ..values_glip import (
-    is_text,
     quote,
     read_box,
     read_flag,
-    read_id,
     read_number,
-    read_size,
-    read_spans,
 )
-from .ids import Ids, id_order
+from .fields import Ids, id_order, is_text, read_id, read_size, read_spans
 from .records import arrow_schema, pairs
 
 DAMAGE = {

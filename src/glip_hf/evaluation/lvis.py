@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.ids import Ids
+from ..data.fields import Ids, read_id
 from ..data.sources.coco import Annotations, read_annotations
-from ..values_glip import quote, read_id
+from ..values_glip import quote
 from .base import IOU_THRESHOLDS, MISSING, NOTHING, RECALL_POINTS, DetectionEvaluator, average, iou_xywh
 
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}

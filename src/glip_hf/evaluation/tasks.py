@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._extras import require
+from ..data.fields import read_id
 from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
 from ..data.sources.coco import Annotations, read_annotations
 from ..data.sources.odinw import load_task
 from ..prompts_glip import NameInput, Span
-from ..values_glip import quote, read_id
+from ..values_glip import quote
 from .files import check_records, read_json
 from .flickr import boxed_phrases
 

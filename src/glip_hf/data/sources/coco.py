@@ -19,10 +19,10 @@ from transformers.utils import logging
 
 from ...image_processing_pil_glip import UnreadableImage
 from ...prompts_glip import Name
-from ...values_glip import in_one_line, quote, read_id, read_name, read_size
+from ...values_glip import in_one_line, quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
-from ..ids import Ids, id_order
+from ..fields import Ids, id_order, read_id, read_name, read_size
 from ..images import SHOWN, URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, upright_size

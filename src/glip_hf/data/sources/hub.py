@@ -18,9 +18,10 @@ from ..._extras import require
 from ...fetching_glip import fetch
 from ...image_processing_pil_glip import open_image
 from ...prompts_glip import find_phrase
-from ...values_glip import integer, quote, read_box, read_size
+from ...values_glip import integer, quote, read_box
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
+from ..fields import read_size
 from ..images import ImageFinder, RefusedImage
 from ..records import Record, record_from_row, upright_size
 from .base import Captions, Source, sound_table

@@ -1,0 +1,200 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""What detections can be asked for: thresholds of classes, several prompts for a label, NMS over all classes, locations
+and features. Of each the invariances: chunked = whole, batched = single, and nothing changes with the options off."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_postprocess_glip import LOCATIONS, ONE_TOKEN_EACH, SIZE, at, far_apart, outputs
+from torch import Tensor
+
+from glip_hf.boxes_glip import box_iou
+from glip_hf.postprocess_glip import post_process_grounding
+
+NAMES = ["cat", "dog", "bird", "fish"]
+FEW = settings(max_examples=15, deadline=None)
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def found(made, **options) -> dict[str, Tensor]:
+    return post_process_grounding(made, text_labels=NAMES, target_sizes=[SIZE], **options)[0]
+
+
+def random_outputs(seed: int, captions: list[list[int]], labels: list[int]):
+    """One image: boxes around five centres, a probability for each (location, prompt); prompt p has token p, stands in
+    one of the captions, and is of label `labels[p]`."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = len(labels)
+    centres = torch.rand(5, 2, generator=generator)[torch.randint(5, (LOCATIONS,), generator=generator)]
+    jitter, size = torch.rand(2, LOCATIONS, 2, generator=generator)
+    corner = centres + 0.05 * jitter
+    boxes = torch.cat([corner, corner + 0.2 + 0.1 * size], 1)
+    probabilities = torch.rand(1, LOCATIONS, prompts, generator=generator) ** 2
+    width = max(map(len, captions))
+    maps = torch.zeros(len(captions), width, prompts, dtype=torch.bool)
+    label_ids = torch.full((len(captions), width), -1)
+    for n, own in enumerate(captions):
+        for row, prompt in enumerate(own):
+            maps[n, row, prompt], label_ids[n, row] = True, labels[prompt]
+    return outputs(
+        probabilities.expand(len(captions), -1, -1),
+        maps,
+        boxes,
+        centerness_logits=torch.randn(1, LOCATIONS, generator=generator).expand(len(captions), -1),
+        hidden_states=(torch.randn(1, LOCATIONS, 6, generator=generator).expand(len(captions), -1, -1),),
+        label_ids=label_ids,
+        image_indices=torch.zeros(len(captions), dtype=torch.int64),
+    )
+
+
+# --- by hand
+
+
+def test_a_threshold_for_each_class() -> None:
+    made = outputs(at((0, 0, 0.81), (1, 1, 0.49), (2, 2, 0.16), (3, 3, 0.04), (4, 0, 0.25)), ONE_TOKEN_EACH)
+    options = {"score_threshold": 0.01}
+    assert found(made, **options)["labels"].tolist() == [0, 1, 0, 2, 3]
+    assert found(made, threshold={"cat": 0.6}, **options)["labels"].tolist() == [0, 1, 2, 3]
+    assert found(made, threshold={"cat": 0.6, None: 0.3}, **options)["labels"].tolist() == [0, 1, 2]
+    assert found(made, threshold={"cat": 0.6, "fish": 0.1, None: 1}, **options)["labels"].tolist() == [0, 3]
+    assert found(made, threshold={}, **options)["labels"].tolist() == [0, 1, 0, 2, 3]
+
+
+def test_a_class_with_a_high_threshold_takes_no_room_from_the_others() -> None:
+    hits = [(i, 0, 0.8 - i / 100) for i in range(5)] + [(7, 1, 0.3)]
+    made = outputs(at(*hits), ONE_TOKEN_EACH)
+    assert found(made, threshold={"cat": 0.95}, max_detections=2)["labels"].tolist() == [1]
+
+
+def test_nms_over_all_classes() -> None:
+    boxes = far_apart()
+    boxes[1] = boxes[2] = boxes[0] + torch.tensor([0.0, 0, 0.01, 0])
+    made = outputs(at((0, 0, 0.64), (1, 1, 0.81), (2, 2, 0.36), (5, 2, 0.25)), ONE_TOKEN_EACH, boxes)
+    assert found(made)["labels"].tolist() == [1, 0, 2, 2]
+    assert found(made, class_agnostic_nms=True)["labels"].tolist() == [1, 2]
+    # What its threshold refuses suppresses nothing, and the limit counts what is left.
+    assert found(made, class_agnostic_nms=True, threshold={"dog": 0.95})["labels"].tolist() == [0, 2]
+    assert found(made, class_agnostic_nms=True, max_detections=2)["labels"].tolist() == [1, 2]
+    relative = post_process_grounding(made, class_agnostic_nms=True)[0]  # in no unit: the same
+    assert relative["labels"].tolist() == [1, 2] and relative["boxes"].max() <= 1
+
+
+def test_prompts_of_one_label() -> None:
+    boxes = far_apart()
+    boxes[1] = boxes[0]
+    made = outputs(at((0, 0, 0.64), (1, 1, 0.81), (2, 2, 0.36)), ONE_TOKEN_EACH, boxes)
+    made.label_ids = torch.tensor([[0, 0, 1, -1]])
+    assert found(made)["labels"].tolist() == [0, 1]
+    assert found(made)["scores"].tolist() == pytest.approx([0.9, 0.6])
+
+
+def test_locations_and_features() -> None:
+    states = torch.arange(LOCATIONS * 3).view(1, LOCATIONS, 3).to(torch.bfloat16)
+    made = outputs(at((3, 1, 0.25), (26, 2, 0.81)), ONE_TOKEN_EACH, hidden_states=(None, states))
+    plain = found(made)
+    assert plain["locations"].tolist() == [26, 3] and "features" not in plain
+    with_features = found(made, features=True)
+    assert with_features["features"].dtype == torch.float32
+    assert torch.equal(with_features.pop("features"), states[0, [26, 3]].float()) and equal(plain, with_features)
+    nothing = found(made, features=True, threshold=1.0)
+    assert nothing["locations"].shape == (0,) and nothing["features"].shape == (0, 3)
+    made.image_indices = torch.tensor([1])  # the first image has no caption
+    none, _ = post_process_grounding(made, features=True)
+    assert {key: value.shape for key, value in none.items()} == {key: value.shape for key, value in nothing.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"threshold": {"cot": 0.3}}, ValueError, "threshold has 'cot', which is not asked for: did you mean 'cat'?"),
+        ({"threshold": {"sofa": 0.3}}, ValueError, "the names are 'cat', 'dog', 'bird', 'fish'"),
+        ({"threshold": {"cat": "0.3"}}, TypeError, "threshold of 'cat'='0.3' must be one number"),
+        ({"threshold": {"cat": float("nan")}}, ValueError, "threshold of 'cat'=nan must be a number"),
+        ({"threshold": {0: 0.3}}, TypeError, "must have class names as its keys"),
+        ({"class_agnostic_nms": 1}, TypeError, "class_agnostic_nms=1 must be True or False"),
+        ({"features": "yes"}, TypeError, "features='yes' must be True or False"),
+        ({"features": True}, ValueError, r"output_hidden_states=\[-1\]"),
+    ],
+)
+def test_options_that_make_no_sense(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        found(outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH), **options)
+
+
+def test_thresholds_of_names_need_names() -> None:
+    with pytest.raises(ValueError, match="thresholds of class names need these: give text_labels"):
+        post_process_grounding(outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH), threshold={"cat": 0.5})
+
+
+# --- invariances
+
+options = st.fixed_dictionaries(
+    {
+        "threshold": st.sampled_from([0.0, 0.3, {"cat": 0.5}, {"dog": 0.2, "bird": 0.6, None: 0.4}]),
+        "class_agnostic_nms": st.booleans(),
+        "features": st.booleans(),
+        "max_detections": st.sampled_from([1, 4, 100]),
+        "nms_threshold": st.sampled_from([0.3, 0.6]),
+    }
+)
+several_prompts = st.sampled_from([[0, 1, 2, 3, 3, 3], [0, 1, 2, 3, 0, 1], [2, 2, 2, 0, 0, 1], [0, 1, 2, 3]])
+
+
+@FEW
+@given(seed=st.integers(0, 2**16), labels=several_prompts, options=options, data=st.data())
+def test_chunked_equals_whole(seed, labels, options, data) -> None:
+    prompts = list(range(len(labels)))
+    cuts = data.draw(st.lists(st.booleans(), min_size=len(prompts) - 1, max_size=len(prompts) - 1))
+    captions: list[list[int]] = [[0]]
+    for prompt, cut in zip(prompts[1:], cuts):
+        captions.append([prompt]) if cut else captions[-1].append(prompt)
+    assert equal(
+        found(random_outputs(seed, [prompts], labels), **options),
+        found(random_outputs(seed, captions, labels), **options),
+    )
+
+
+@FEW
+@given(seeds=st.lists(st.integers(0, 2**16), min_size=2, max_size=3), labels=several_prompts, options=options)
+def test_batched_equals_single(seeds, labels, options) -> None:
+    prompts = [list(range(len(labels)))]
+    singles = [random_outputs(seed, prompts, labels) for seed in seeds]
+    batch = random_outputs(0, prompts * len(seeds), labels)
+    for name in ("logits", "centerness_logits", "pred_boxes"):
+        setattr(batch, name, torch.cat([getattr(one, name) for one in singles]))
+    batch.hidden_states = (torch.cat([one.hidden_states[-1] for one in singles]),)
+    batch.image_indices = torch.arange(len(seeds))
+    together = post_process_grounding(batch, text_labels=NAMES, target_sizes=[SIZE] * len(seeds), **options)
+    assert all(equal(own, found(one, **options)) for own, one in zip(together, singles))
+
+
+@FEW
+@given(seed=st.integers(0, 2**16), threshold=st.floats(0, 1), options=options)
+def test_the_same_threshold_for_all_is_one_threshold(seed, threshold, options) -> None:
+    made = random_outputs(seed, [[0, 1, 2, 3]], [0, 1, 2, 3])
+    one = found(made, **{**options, "threshold": threshold})
+    for same in ({None: threshold}, dict.fromkeys(NAMES, threshold), {"cat": threshold, None: threshold}):
+        assert equal(one, found(made, **{**options, "threshold": same}))
+
+
+@FEW
+@given(seed=st.integers(0, 2**16), labels=several_prompts, nms=st.sampled_from([0.3, 0.6]), agnostic=st.booleans())
+def test_what_nms_leaves(seed, labels, nms, agnostic) -> None:
+    """Within a label (or all of them) no two overlap, and what is gone of the single prompts overlaps a better one."""
+    prompts = list(range(len(labels)))
+    left = found(random_outputs(seed, [prompts], labels), nms_threshold=nms, class_agnostic_nms=agnostic)
+    each = [found(random_outputs(seed, [[p]], labels), nms_threshold=nms) for p in prompts]
+    everything = {key: torch.cat([one[key] for one in each]) for key in left}
+
+    def rivals(first: dict[str, Tensor], second: dict[str, Tensor]) -> Tensor:
+        big = 2**14  # the inclusive pixel does not count
+        overlap = box_iou(first["boxes"] * big, second["boxes"] * big) > nms
+        return overlap if agnostic else overlap & (first["labels"][:, None] == second["labels"])
+
+    assert not rivals(left, left).fill_diagonal_(False).any()
+    better = left["scores"] >= everything["scores"][:, None]
+    assert (rivals(everything, left) & better).any(1).all()

@@ -29,10 +29,10 @@ suites: $(READY)
 # imports some of them at start.
 adapters: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --upgrade \
-		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao supervision \
-		certifi charset-normalizer defusedxml idna opencv-python-headless pydeprecate requests scipy urllib3
+		--target out/adapters bitsandbytes ninja optimum-quanto peft torchao supervision trackers av \
+		certifi charset-normalizer defusedxml idna opencv-python-headless pydeprecate requests rich scipy urllib3
 	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py \
-		tests/test_outputs.py tests/test_formats.py
+		tests/test_outputs.py tests/test_formats.py tests/test_video.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

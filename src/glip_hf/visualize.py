@@ -82,8 +82,8 @@ def draw_detections(
         image: what the processor takes: a path or URL, a PIL image of any mode, turned upright by its EXIF orientation,
             or an array or tensor [H, W], [H, W, 3] or [3, H, W].
         detections: `boxes` [K, 4] xyxy in pixels of the upright image, and any of `scores` [K], `labels` [K] int,
-            `text_labels` [K] str; tensors, arrays or lists. Other keys are ignored. Or a list with this one dict, or
-            what a pipeline returns for the image: dicts of `score`, `label` and `box`.
+            `text_labels` [K] str, `track_ids` [K] int; tensors, arrays or lists. Others are ignored. Or a list with one
+            such dict, or what a pipeline returns for the image: dicts of `score`, `label` and `box`.
         show_scores: write the score after the name.
         line_width: of the boxes, in pixels; by default proportional to the image.
         font_size: of the names, in pixels; by default proportional to the image.
@@ -158,11 +158,15 @@ def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], lis
             f"detections has no 'boxes' (keys: {sorted(detections)}); pass one dict of the processor's post-processing."
         )
     columns: list[list] = []
-    for key in ("scores", "labels", "text_labels"):
+    for key in ("scores", "labels", "text_labels", "track_ids"):
         column = plain(key)
         if column is not None and len(column) != len(boxes):
             raise ValueError(f"{len(boxes)} boxes but {len(column)} {key}: they must pair up.")
         columns.append([None] * len(boxes) if column is None else column)
+    *_, names, tracks = columns
+    columns[2:] = [
+        [f"#{n} {name or ''}".strip() if n is not None and n >= 0 else name for name, n in zip(names, tracks)]
+    ]
     try:
         boxes = [[float(v) for v in box] for box in boxes]
     except (TypeError, ValueError):

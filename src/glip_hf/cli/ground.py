@@ -8,6 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 from tqdm import tqdm
 
+from .._extras import require
 from ..formats import FOLDERS, FORMATS, ImageDetections, check_output, detection_records, rounded
 from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
 from ..values_glip import shown
@@ -30,6 +32,7 @@ from .common import (
 )
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"))
 URL_PREFIXES = ("http://", "https://")
 
 HELP = "detect class names or phrases in images"
@@ -40,8 +43,9 @@ Find what you name in images.
   glip ground photo.jpg "two cats on a pink sofa" --model DIR
   glip ground 'holiday/*.jpg' a.png --names cat dog --model DIR --save annotated/ --json
   glip ground photos --names cat dog --model DIR --format coco --output found.json
+  glip ground clip.mp4 cat dog --model DIR --stride 5 --track --save annotated.mp4
 
-WORDS are images first (files, a directory, quoted globs, URLs), then class names or one text:
+WORDS are images first (files, a directory, quoted globs, URLs) or video files, then class names or one text:
 
 {TEXT_RULE}
 --names says outright that all texts are class names (one text may hold several, between commas), --caption that the
@@ -56,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--names", nargs="+", metavar="NAME", help="class names; WORDS are then all images")
     text.add_argument("--caption", metavar="TEXT", help="a caption; WORDS are then all images")
     add("--phrases", nargs="+", metavar="PHRASE", help="of --caption (default: its noun phrases)")
-    add("--save", metavar="PATH", help="annotated image; a directory for several images")
+    add("--save", metavar="PATH", help="annotated image or video; a directory for several")
+    add("--stride", type=positive, default=1, metavar="N", help="of videos: every so many frames (%(default)s)")
+    add("--track", action="store_true", help="of videos: number the objects, the same in all frames")
     add("--threshold", type=fraction, default=0.4, metavar="P", help="lowest score (%(default)s)")
     add("--nms", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
     add("--max-detections", type=positive, default=100, metavar="N", help="per image; --tile: per tile (%(default)s)")
@@ -81,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     json_file = take_json_file(arguments)
     paths, names, caption = read_words(arguments)
     targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
+    check_videos(arguments, paths)
     from .._writing import replacing_text
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
@@ -124,6 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
             record: dict[str, Any] = {"photo": path}
             records.append(record)
             try:
+                if _is_video(path):
+                    yield from _ground_video(engine, text, arguments, target, file_name, record)
+                    continue
                 image, result = detect(path)
                 if arguments.format is None:
                     record |= _as_json(result, image)
@@ -194,7 +204,7 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
         if not words:
             raise UsageError('nothing to look for: add class names ("cat" "remote control") or a caption')
         for word in words:
-            if Path(word).suffix.lower() in IMAGE_SUFFIXES and not any(c.isspace() for c in word):
+            if Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not any(c.isspace() for c in word):
                 raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
         names = read_list(words[0]) if len(words) == 1 else words
         caption = words[0] if names is None else None
@@ -214,12 +224,35 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
     return paths, names, caption
 
 
+def check_videos(arguments: argparse.Namespace, paths: list[str]) -> None:
+    """That videos can be read, and that the options for videos have one.
+
+    Raises:
+        UsageError: otherwise.
+        ImportError: without the library that reads or tracks.
+    """
+    videos = [path for path in paths if _is_video(path)]
+    if not videos and (arguments.track or arguments.stride > 1):
+        raise UsageError("--stride and --track are for videos, and there is none")
+    for path in videos:
+        if path.startswith(URL_PREFIXES):
+            raise UsageError(f"{path}: videos are read from files; download it first")
+        require("av", "video")
+    if arguments.track:
+        require("trackers", "track")
+
+
+def _is_video(word: str) -> bool:
+    return os.path.splitext(urlsplit(word).path if word.startswith(URL_PREFIXES) else word)[1].lower() in VIDEO_SUFFIXES
+
+
 def _is_image(word: str) -> bool:
+    """Or a video."""
     if word.startswith(URL_PREFIXES):
         return True
     if glob.has_magic(word) and not os.path.exists(word):
-        return any(Path(match).suffix.lower() in IMAGE_SUFFIXES for match in glob.glob(word, recursive=True))
-    return os.path.isfile(word) and Path(word).suffix.lower() in IMAGE_SUFFIXES
+        return any(map(_is_image, glob.glob(word, recursive=True)))
+    return os.path.isfile(word) and (_is_video(word) or Path(word).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _expand(word: str) -> list[str]:
@@ -247,6 +280,10 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
     if not (path.is_dir() or save.endswith(("/", os.sep)) or path.suffix == ""):
         if len(paths) > 1:
             raise UsageError(f"--save {save}: {len(paths)} images need a directory, e.g. --save {path.stem}/")
+        if _is_video(paths[0]):
+            if not _is_video(save):
+                raise UsageError(f"--save {save}: a video is saved as .mp4 or .webm")
+            return [path]
         Image.init()
         if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
             raise UsageError(f"--save {save}: {path.suffix} is not a supported image format; use .png or .jpg")
@@ -254,14 +291,15 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
     used: dict[str, int] = {}
     targets: list[Path | None] = []
     for source in paths:
-        stem = Path(source.split("?")[0]).stem
+        stem, suffix = Path(source.split("?")[0]).stem, ".mp4" if _is_video(source) else ".png"
         used[stem] = used.get(stem, 0) + 1
-        targets.append(path / (f"{stem}.png" if used[stem] == 1 else f"{stem}-{used[stem]}.png"))
+        targets.append(path / (f"{stem}{suffix}" if used[stem] == 1 else f"{stem}-{used[stem]}{suffix}"))
     return targets
 
 
 def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
-    """What --format calls each image: the prefix, and its path from the folder that holds all images.
+    """What --format calls each image: the prefix, and its path from the folder that holds all images. A frame of
+    `clip.mp4` is `clip/000012.jpg`.
 
     Raises:
         UsageError: for an output that cannot be written, or images that could not be told apart in it.
@@ -286,12 +324,67 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
             if is_url
             else Path(os.path.relpath(path, folder)).as_posix()
         )
-        key = os.path.splitext(name)[0] if is_folder else name
+        key = os.path.splitext(name)[0] if is_folder or _is_video(path) else name
         if key in owners:
             raise UsageError(f"--format {arguments.format}: {owners[key]} and {path} would both be called {key}")
         owners[key] = path
         names.append(arguments.image_prefix + name)
     return names
+
+
+def _ground_video(
+    engine: Any, text: Any, arguments: argparse.Namespace, target: Path | None, file_name: str, record: dict[str, Any]
+) -> Iterator[ImageDetections]:
+    """Detections in the frames of a video, which are drawn, printed and entered in `record` in passing.
+
+    Raises:
+        CliError: for a video that cannot be read to its end or written; what was found until then is kept.
+    """
+    from ..video import Video, ground_frames, write_video
+    from ..visualize import draw_detections
+
+    track, stride, errors, index = None, arguments.stride, [], -1
+    try:
+        video = Video(record["photo"])
+        if arguments.track:
+            scores = dict.fromkeys(("track_activation_threshold", "high_conf_det_threshold"), arguments.threshold)
+            track = (
+                require("trackers", "track").ByteTrackTracker(frame_rate=float(video.rate) / stride, **scores).update
+            )
+
+        def readable() -> Iterator[Any]:
+            try:
+                yield from video
+            except ValueError as error:
+                errors.append(error)
+
+        found = ground_frames(engine, readable(), text, arguments.phrases, stride=stride, track=track)
+        total = -(-video.count // stride) or None
+        with nullcontext() if target is None else write_video(target, video.rate / stride) as write:
+            for index, image, result in tqdm(found, total=total, unit="frame", disable=None):
+                height, width = image.shape[:2]
+                if arguments.format is None:
+                    detections = [rounded(one) for one in detection_records(result)]
+                    frame = {"frame": index, "time": round(float(index / video.rate), 3), "detections": detections}
+                    record |= {"width": width, "height": height, "frame_rate": round(float(video.rate), 3)}
+                    record.setdefault("frames", []).append(frame)
+                    if not arguments.json:
+                        _print_detections(
+                            {**record, **frame, "photo": f"{record['photo']} frame {index}"}, arguments.threshold
+                        )
+                if write is not None:
+                    write(draw_detections(image, result))
+                yield ImageDetections(f"{os.path.splitext(file_name)[0]}/{index:06d}.jpg", width, height, result)
+            if errors and index < 0:
+                raise errors[0]
+        if target is not None:
+            record["saved"] = str(target)
+            if arguments.format is None and not arguments.json:
+                print(f"  -> {target}")
+        if errors:
+            raise errors[0]
+    except (OSError, ValueError) as error:
+        raise CliError(first_line(error)) from None
 
 
 def _as_json(result: dict[str, Any], image: Image.Image) -> dict[str, Any]:
@@ -305,7 +398,8 @@ def _print_detections(record: dict[str, Any], threshold: float) -> None:
         print(f"  nothing with a score above {threshold}; try a lower --threshold")
     for found in record["detections"]:
         box = " ".join(f"{v:7.1f}" for v in found["box"])
-        print(f"  {found['score']:.2f}  {box}  {found['text_label']}")
+        track = f"#{found['track_id']} " if found.get("track_id", -1) >= 0 else ""
+        print(f"  {found['score']:.2f}  {box}  {track}{found['text_label']}")
     if "saved" in record:
         print(f"  -> {record['saved']}")
 

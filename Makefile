@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := out/demo
+SPACE := out/space
 # Test processes, of one thread each.
 WORKERS ?= 2
 
@@ -14,9 +15,9 @@ demo: $(READY)
 
 # A Hugging Face Space, ready to upload: see examples/space/README.md.
 space:
-	rm -rf out/space && mkdir -p out
-	cp -r examples/space out/space && cp -r src/glip_hf out/space
-	find out/space -name __pycache__ -prune -exec rm -r {} +
+	rm -rf $(SPACE) && mkdir -p $(SPACE)
+	cp -r examples/space/. src/glip_hf $(SPACE)
+	find $(SPACE) -name __pycache__ -prune -exec rm -r {} +
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

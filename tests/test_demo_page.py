@@ -4,15 +4,19 @@
 The browser tests need gradio, playwright and Debian's chromium: `make tools`. GLIP_SCREENSHOTS=DIR keeps what they saw.
 """
 
+import csv
 import importlib.util
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,9 +27,9 @@ from tiny import tiny_model
 
 from glip_hf.cli import main
 from glip_hf.demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_NAMES, demo_model, demo_processor
-from glip_hf.demo_page import LOWEST, Found, annotations, build_page, describe, draw_scene, find, rows
+from glip_hf.demo_page import HEADERS, LOWEST, Found, annotations, build_page, describe, draw_scene, find, rows
 from glip_hf.inference import GroundingEngine, GroundingOptions, Request
-from glip_hf.visualize import label_color
+from glip_hf.visualize import draw_detections, label_color
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium")
@@ -80,7 +84,7 @@ def test_large_images_are_shown_smaller_and_upright_with_boxes_in_pixels_of_the_
         turned = scene.convert("RGB").resize((1920, 1920)).transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
     found = find(engine, str(tmp_path / "turned.jpg"), "fish")
-    assert found.image.size == (1280, 1280) and found.scale == pytest.approx(2 / 3)
+    assert found.image.size == (1280, 1280) and found.size == (1920, 1920) and found.file_name == "turned.jpg"
     small = find(engine, str(DEMO_IMAGE), "fish")
     torch.testing.assert_close(found.above(0.4)["boxes"], small.above(0.4)["boxes"] * 4, atol=8, rtol=0)
 
@@ -125,10 +129,10 @@ def test_each_name_is_one_mask_of_its_boxes() -> None:
 
 def test_the_summary_is_escaped_and_says_what_to_do() -> None:
     image = Image.new("RGB", (100, 80))
-    found = Found(image, 1.0, detections([[1, 2, 3, 4]], [0], ["<b>cat</b>"]), ["<b>cat</b>"], 0.12)
+    found = Found("a.png", image.size, image, detections([[1, 2, 3, 4]], [0], ["<b>cat</b>"]), ["<b>cat</b>"], 0.12)
     assert describe(found, 0.5) == "<p><b>1 found</b> in 0.1 s, looking for: &lt;b&gt;cat&lt;/b&gt;.</p>"
     assert "The best is &lt;b&gt;cat&lt;/b&gt; with a score of 0.90: lower the threshold" in describe(found, 0.95)
-    nothing = Found(image, 1.0, detections([], [], []), ["cat"] * 30, 0.12)
+    nothing = Found("a.png", image.size, image, detections([], [], []), ["cat"] * 30, 0.12)
     assert describe(nothing, 0.5) == f"<p><b>0 found</b> in 0.1 s, looking for: {', '.join(['cat'] * 20)}, ....</p>"
 
 
@@ -155,6 +159,24 @@ def test_a_wrong_port_is_wrong_usage(port, message, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--port", port])
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--host", "no-such-host.invalid"], "--host no-such-host.invalid: nothing can listen there"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1: nothing can listen there"),  # of nobody's network: RFC 5737
+        (["--port", "{used}"], "--host 127.0.0.1 --port {used}: nothing can listen there"),
+    ],
+)
+def test_an_address_is_tried_before_the_model_is_loaded(given, message, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        used = server.getsockname()[1]
+        given = [word.format(used=used) for word in given]
+        assert main(["demo", "--model", "no/such/folder", *given]) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and message.format(used=used) in printed
 
 
 def read_card() -> dict[str, Any]:
@@ -187,14 +209,8 @@ def test_the_card_of_the_space_is_one() -> None:
 def served(*command: str, **options: Any) -> Iterator[tuple[str, subprocess.Popen]]:
     """The address of a page that a program serves, and the program, which is ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
-    program = subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    program = subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options)
     try:
         printed = ""
         for line in program.stdout:
@@ -225,8 +241,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(browser, request) -> Iterator[Callable[..., Any]]:
-    """Opens an address at a size; afterwards no host but that one has been asked, and no script has failed."""
+def visit(browser) -> Iterator[Callable[..., Any]]:
+    """Opens an address at a size; afterwards no other host has been asked for anything, and no script has failed."""
     asked: list[str] = []
     failed: list[str] = []
     opened: list[tuple[Any, str]] = []
@@ -253,16 +269,19 @@ def visit(browser, request) -> Iterator[Callable[..., Any]]:
     assert [url for url in asked if not url.startswith((*addresses, "data:", "blob:"))] == [] and failed == []
 
 
-def look(page: Any, name: str, **options: Any) -> None:
+def look(page: Any, name: str) -> None:
     """Keep a screenshot, where that is asked for."""
     if folder := os.environ.get("GLIP_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", **options)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(500)
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def press(page: Any, text: str) -> None:
+def press(page: Any, text: str, size: str = "desktop") -> None:
     """Type a text, press the button, wait for the result."""
     page.get_by_label("What to look for").fill(text)
-    page.get_by_role("button", name="Find").click()
+    button = page.get_by_role("button", name="Find")
+    button.tap() if size == "phone" else button.click()
     page.get_by_text(f"looking for: {text}.").wait_for()
 
 
@@ -270,24 +289,153 @@ def legend(page: Any) -> list[str]:
     return page.locator(".legend-item").all_inner_texts()
 
 
-def table(page: Any) -> list[list[str]]:
-    """The rows of the table, as they are read."""
-    lines = page.locator("[data-testid^='cell-']").evaluate_all(
-        "cells => cells.map(c => [c.dataset.testid, c.innerText])"
-    )
+def read_table(page: Any) -> list[list[Any]]:
+    """The table as it is read: names and numbers."""
+    read = "cells => cells.map(cell => [cell.dataset.testid, cell.innerText])"
+    lines = page.locator("[data-testid^='cell-']").evaluate_all(read)
     cells = {tuple(map(int, name.split("-")[1:])): text.strip() for name, text in lines}
-    number = 1 + max((row for row, _ in cells), default=-1)
-    return [[cells[row, column] for column in range(6)] for row in range(number)]
+    numbers = sorted({row for row, _ in cells})
+    return [[cells[row, 0], *(float(cells[row, column]) for column in range(1, 6))] for row in numbers]
+
+
+def lit(page: Any) -> list[float]:
+    """The opacity of each name's boxes, after half a second."""
+    page.wait_for_timeout(500)
+    return page.locator("img.mask").evaluate_all("masks => masks.map(mask => +getComputedStyle(mask).opacity)")
+
+
+NAMES = "yellow cross, fish, green star, white heart"
 
 
 @needs_browser
 @pytest.mark.parametrize("size", SIZES)
-def test_names_are_typed_and_boxes_found(visit, address, size, engine) -> None:
+def test_names_are_typed_and_their_boxes_light_up(visit, address, size, engine) -> None:
     page = visit(address, size)
-    press(page, "yellow cross, fish, green star, white heart")
-    expected = rows(find(engine, str(DEMO_IMAGE), "yellow cross, fish, green star, white heart").above(0.4))
-    assert [[row[0], *map(float, row[1:])] for row in table(page)] == expected
+    press(page, NAMES, size)
+    expected = find(engine, str(DEMO_IMAGE), NAMES).above(0.4)
+    assert read_table(page) == rows(expected)
     assert legend(page) == ["fish", "green star", "yellow cross \N{MULTIPLICATION SIGN} 2"]
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing beside the screen
-    page.wait_for_timeout(500)
-    look(page, f"demo-{size}", full_page=size == "phone")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing lies beside the screen
+    page.wait_for_function("document.querySelector('.legend').getBoundingClientRect().bottom < innerHeight")  # in sight
+    look(page, f"demo-{size}")
+    before = lit(page)
+    item = page.locator(".legend-item").last
+    item.tap() if size == "phone" else item.hover()
+    assert lit(page) == [0, 0, 1] and min(before) > 0.5
+    look(page, f"demo-{size}-lit")
+
+
+@needs_browser
+def test_the_threshold_shows_more_without_the_model(visit, address, engine) -> None:
+    page = visit(address)
+    press(page, NAMES)
+    found = find(engine, str(DEMO_IMAGE), NAMES)
+    summary = page.get_by_text("found in")
+    line = summary.inner_text()
+    page.get_by_label("number input").fill("0.1")
+    number = len(found.above(0.1)["boxes"])
+    assert number > 4
+    page.get_by_text(f"{number} found").wait_for()
+    assert read_table(page) == rows(found.above(0.1))
+    assert summary.inner_text().partition("found")[2] == line.partition("found")[2]  # the seconds of the same pass
+    page.get_by_label("number input").fill("0.95")
+    page.get_by_text("lower the threshold to see it").wait_for()
+    assert legend(page) == [] and read_table(page) == []
+
+
+@needs_browser
+def test_what_is_saved_is_what_is_shown(visit, address, engine, tmp_path) -> None:
+    page = visit(address)
+    press(page, NAMES)
+    for name in ("Table (CSV)", "Image (PNG)"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name).click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+    expected = find(engine, str(DEMO_IMAGE), NAMES).above(0.4)
+    with open(tmp_path / "detections.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["text_label"] for row in table] == expected["text_labels"]
+    corners = torch.tensor([[float(row[corner]) for corner in HEADERS[2:]] for row in table])
+    torch.testing.assert_close(corners, expected["boxes"], atol=0.006, rtol=0)
+    with Image.open(tmp_path / "detections.png") as saved, Image.open(DEMO_IMAGE) as scene:
+        assert np.array_equal(saved, draw_detections(scene.convert("RGB"), expected))
+
+
+@needs_browser
+def test_a_caption_of_an_uploaded_photo(visit, address, tmp_path) -> None:
+    """By Enter; a wide image, whose file has a name of its own; and a scene that the page draws."""
+    page = visit(address)
+    with Image.open(DEMO_IMAGE) as scene:
+        wide = Image.new("RGB", (1440, 480), "grey")
+        wide.paste(scene.convert("RGB"), (480, 0))
+    wide.save(tmp_path / "wide scene.png")
+    page.get_by_role("button", name="Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "wide scene.png")
+    page.locator("img[src*='wide']").wait_for()
+    page.get_by_label("caption").check()
+    page.get_by_label("What to look for").fill(DEMO_CAPTION)
+    page.get_by_label("What to look for").press("Enter")
+    page.get_by_text("looking for: the dotted yellow cross, a fish.").wait_for()
+    assert "a fish" in legend(page) and all(480 <= row[2] and row[4] <= 960 for row in read_table(page))
+    look(page, "demo-wide")
+    page.get_by_role("button", name="Draw another scene").click()
+    page.wait_for_function(f"document.querySelector('textarea,input[type=text]').value != {DEMO_CAPTION!r}")
+    page.get_by_role("button", name="Find").click()
+    page.wait_for_function(
+        "document.querySelector('.legend-item') && !document.body.innerText.includes('yellow cross, a f')"
+    )
+
+
+@needs_browser
+def test_errors_are_read_and_text_is_text(visit, address) -> None:
+    page = visit(address)
+    press(page, "<b>fish</b>, star")  # found in the summary as it was typed
+    page.get_by_label("What to look for").fill("  ")
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text("There is nothing to look for: type class names or a caption.").wait_for()
+    look(page, "demo-error")
+    press(page, "fish")
+    assert legend(page) == ["fish"]
+
+
+@needs_browser
+def test_two_visitors_do_not_see_each_other(visit, address) -> None:
+    first, second = visit(address), visit(address)
+    press(first, "fish")
+    press(second, "green star")
+    first.get_by_label("number input").fill("0.3")  # of what was found for the first
+    first.wait_for_timeout(2000)
+    assert legend(first) == ["fish"] and legend(second)[0].startswith("green star")
+
+
+@needs_gradio
+def test_the_page_listens_on_loopback_and_ends_on_a_signal() -> None:
+    with served("-m", "glip_hf.cli", "demo") as (address, program):
+        port = int(address.rpartition(":")[2])
+        assert address.startswith("http://127.0.0.1:")
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            pass
+        if sys.platform == "linux":  # an address of this machine that a server on all addresses would answer at
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.2", port), timeout=10)
+        program.send_signal(signal.SIGINT)
+        assert "glip demo: interrupted" in program.communicate(timeout=60)[0] and program.returncode == 130
+
+
+@needs_gradio
+def test_another_model_has_no_scenes() -> None:
+    pages = [build_page(tiny_model(), None, scenes=scenes).get_config_file() for scenes in (False, True)]
+    assert ["Draw another scene" in str(page) for page in pages] == [False, True]
+
+
+@needs_browser
+def test_the_space_runs(visit, tmp_path) -> None:
+    """As `make space` makes it, with the package beside it and not from anywhere else."""
+    subprocess.run(["make", "-s", "space", f"SPACE={tmp_path / 'space'}"], cwd=ROOT, check=True)
+    source = tmp_path / "space/glip_hf/demo_page.py"
+    source.write_text(source.read_text(encoding="utf-8").replace("# GLIP", "# GLIP of this Space"), encoding="utf-8")
+    with served("app.py", cwd=tmp_path / "space", env={"PYTHONPATH": ""}) as (address, _):
+        page = visit(address)
+        page.get_by_text("GLIP of this Space").wait_for()
+        press(page, "fish, green star")
+        assert sorted(legend(page)) == ["fish", "green star"]

@@ -7,7 +7,6 @@
 The model runs once per image and text and finds everything above `LOWEST`; the threshold only chooses what is shown.
 """
 
-import csv
 import html
 import random
 import tempfile
@@ -24,6 +23,7 @@ from PIL import Image
 from ._extras import require
 from .data.scenes import COLORS, KINDS, PATTERNS, SceneConfig, make_scene
 from .demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_NAMES
+from .formats import ImageDetections, write_csv
 from .image_processing_pil_glip import load_image, upright
 from .inference import Detections, GroundingEngine, GroundingOptions, Request
 from .noun_phrases_glip import split_names
@@ -37,7 +37,8 @@ SHOWN_SIDE = 1280  # pixels of the longer side: larger images are shown smaller,
 KEPT_CAPTIONS = 64  # whose text features are kept for the next request
 KEPT_SECONDS = 3600  # of what a visitor uploaded and found
 READINGS = ("automatic", "class names", "caption")
-HEADERS = ("name", "score", "left", "top", "right", "bottom")
+SCROLL = "() => document.getElementById('found').scrollIntoView({block: 'nearest', behavior: 'smooth'})"  # on a phone
+HEADERS = ("name", "score", "x1", "y1", "x2", "y2")
 INTRODUCTION = "# GLIP\nName anything, or describe it in a caption, and get boxes."
 SCENES_ONLY = " This small model knows generated scenes alone; for photos, load a converted GLIP."
 SCENES = f"""\
@@ -50,15 +51,16 @@ class Found:
     """What was found in an image.
 
     Attributes:
-        image: upright, RGB, as it is shown.
-        scale: its size, divided by that of the image itself.
-        detections: of scores from `LOWEST` on; boxes in pixels of the image itself.
+        file_name, size: of the image; width and height in pixels, upright.
+        image: as it is shown, RGB.
+        detections: of scores from `LOWEST` on; boxes in pixels of `size`.
         looked_for: class names or phrases.
         seconds: that the model took.
     """
 
+    file_name: str
+    size: tuple[int, int]
     image: Image.Image
-    scale: float
     detections: Detections
     looked_for: list[str]
     seconds: float
@@ -94,7 +96,7 @@ def find(engine: GroundingEngine, path: str | None, text: str | None, reading: s
     shown = image.convert("RGB")
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     looked_for = engine.encode(asked, phrases).text_labels[0]
-    return Found(shown, shown.width / image.width, grounded.detections[0], looked_for, seconds)
+    return Found(Path(path).name, image.size, shown, grounded.detections[0], looked_for, seconds)
 
 
 def annotations(size: tuple[int, int], shown: Detections) -> tuple[list[tuple[np.ndarray, str]], dict[str, str]]:
@@ -126,7 +128,7 @@ def annotations(size: tuple[int, int], shown: Detections) -> tuple[list[tuple[np
 
 
 def rows(shown: Detections) -> list[list[Any]]:
-    """A table of `HEADERS`, the best first; boxes in pixels of the image itself."""
+    """A table of `HEADERS`, the best first; boxes xyxy in pixels of the image."""
     columns = zip(shown["text_labels"], shown["scores"].tolist(), shown["boxes"].tolist())
     return [[name, round(score, 3), *(round(v, 1) for v in box)] for name, score, box in columns]
 
@@ -165,12 +167,11 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
             yield [gr.skip() for _ in outputs]
             return
         shown = found.above(threshold)
-        scaled = {**shown, "boxes": shown["boxes"] * found.scale}
+        scaled = {**shown, "boxes": shown["boxes"] * (found.image.width / found.size[0])}
         masks, colors = annotations(found.image.size, scaled)
         with tempfile.TemporaryDirectory() as folder:  # gradio has copied the files when it asks for the next value
             table, drawn = Path(folder, "detections.csv"), Path(folder, "detections.png")
-            with open(table, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([HEADERS, *rows(shown)])
+            write_csv(table, [ImageDetections(found.file_name, *found.size, shown)])
             draw_detections(found.image, scaled).save(drawn)
             yield [
                 gr.AnnotatedImage((found.image, masks), color_map=colors),
@@ -186,7 +187,7 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
         except (OSError, ValueError) as error:
             raise gr.Error(html.escape(str(error)), duration=None) from None
         for values in show(found, threshold):
-            yield [found, *values]
+            yield [*values, found]
 
     with gr.Blocks(title="GLIP", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION + SCENES_ONLY * scenes)
@@ -202,7 +203,7 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
                 reading = gr.Radio(READINGS, value=READINGS[0], label="Read the text as")
             with gr.Column():
                 label = "Found: point at a name, and its boxes light up"
-                seen = gr.AnnotatedImage(label=label, format="png", height=400)
+                seen = gr.AnnotatedImage(label=label, format="png", height=400, elem_id="found")
                 summary = gr.HTML()
                 table = gr.Dataframe(headers=list(HEADERS), label="Boxes in pixels", interactive=False)
                 with gr.Row():
@@ -216,9 +217,8 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
             [button.click, text.submit],
             ground,
             [image, text, reading, threshold],
-            [kept, *outputs],
+            [*outputs, kept],
             api_name="ground",
-            scroll_to_output=True,
-        )
+        ).success(None, js=SCROLL)
         threshold.input(show, [kept, threshold], outputs, api_name=False, trigger_mode="always_last")
     return page

@@ -2,9 +2,11 @@
 """`glip demo`: a page in the browser."""
 
 import argparse
+import socket
 import threading
 
-from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, first_line, load_model
+from ..values_glip import shown
+from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, load_model
 
 HELP = "try a model in the browser"
 DESCRIPTION = """\
@@ -35,23 +37,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from .._extras import require
 
-    require("gradio", "demo")  # before a model is loaded for nothing
+    require("gradio", "demo")  # before a model is loaded for nothing, as is
+    check_address(arguments.host, arguments.port)
     from ..demo_page import build_page
 
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     page = build_page(model, processor, scenes=arguments.model == str(SHIPPED_MODEL))
-    try:
-        _, address, _ = page.launch(
-            server_name=arguments.host,
-            server_port=arguments.port,
-            inbrowser=arguments.open,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
-    except OSError as error:
-        raise CliError(f"--port {arguments.port}: {first_line(error)}") from None
+    _, address, _ = page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        inbrowser=arguments.open,
+        prevent_thread_lock=True,
+        quiet=True,
+    )
     try:
         print(f"{address} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
     finally:
         page.close(verbose=False)
+
+
+def check_address(host: str, number: int | None) -> None:
+    """
+    Raises:
+        CliError: if no program can listen there.
+    """
+    try:
+        (family, *_), *_ = socket.getaddrinfo(host, number or 0, type=socket.SOCK_STREAM)
+        socket.create_server((host, number or 0), family=family).close()
+    except OSError as error:
+        given, free = f"--host {shown(host)}", ""
+        if number is not None:
+            given, free = f"{given} --port {number}", ", and a free port or none"
+        raise CliError(
+            f"{given}: nothing can listen there ({error.strerror}); choose an address of this machine{free}"
+        ) from None

@@ -8,7 +8,7 @@ SPACE := out/space
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo space test suites adapters slow docs lint format clean
+.PHONY: demo space test suites adapters tools slow docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
@@ -34,6 +34,16 @@ adapters: $(READY)
 		certifi charset-normalizer defusedxml idna opencv-python-headless pydeprecate requests rich scipy urllib3
 	PYTHONPATH=out/adapters OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_adapters.py tests/training/test_tuning.py \
 		tests/test_outputs.py tests/test_formats.py tests/test_video.py
+
+# Libraries that want older packages than .venv has (Gradio: Pillow 12), in an environment with .venv's packages behind
+# its own. The page of `glip demo` is tested in Debian's chromium (apt-get install chromium).
+tools: $(READY)
+	$(BIN)/python -m venv out/tools
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
+		>"$$(echo out/tools/lib/python3*/site-packages)/behind.pth"
+	grep -v '^pillow=' constraints.txt >out/tools/constraints.txt
+	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt gradio playwright
+	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest tests/test_demo_page.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

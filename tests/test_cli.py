@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from random_glip import PHOTO, random_model, save_random_model
 
+from glip_hf import GlipForGrounding
 from glip_hf.cli import build_parser, main
+from glip_hf.cli.common import load_model
 from glip_hf.cli.ground import read_words, save_targets
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS, DEMO_CAPTION, DEMO_IMAGE
@@ -247,6 +249,31 @@ def test_info_of_a_directory(model, capsys) -> None:
     assert facts["config"]["d_model"] == small.config.d_model
     assert main(["info", model]) == 0
     assert f"{facts['parameters']:,}" in capsys.readouterr().out
+
+
+def test_a_prompt_table_is_a_model_on_the_command_line(folder, model, capsys) -> None:
+    tuned = GlipForGrounding.from_pretrained(model)
+    torch.nn.init.normal_(tuned.add_prompt_table(16))
+    tuned.save_prompt_table("table")
+    found = {}
+    for source in (model, "table"):
+        assert main(["ground", "photo.jpg", "cat", "--model", source, "--json", *ANYTHING]) == 0
+        found[source] = json.loads(capsys.readouterr().out)["photos"]
+    assert found[model] != found["table"]
+    loaded, _ = load_model("table")
+    assert torch.equal(loaded.model.prompt_table, tuned.model.prompt_table)
+    assert main(["info", "table", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["tuned"], facts["base"]) == ("prompt table", model)
+    assert facts["bytes"] == Path("table/prompt_table.safetensors").stat().st_size
+    assert main(["restore", "table", "back.pth"]) == 1
+    assert "has a prompt table alone" in capsys.readouterr().err
+    info = json.loads(Path("table/prompt_table.json").read_text())
+    for base, message in (("", "there is no model"), ("gone/model", "Hub"), ("table", "there is no model")):
+        Path("table/prompt_table.json").write_text(json.dumps(info | {"base_model": base}))
+        assert main(["ground", "photo.jpg", "cat", "--model", "table"]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "base_model of prompt_table.json" in error and error.count("\n") == 1
 
 
 def test_info_names_the_released_architecture(tmp_path, capsys) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from .configuration_glip import GlipConfig
 from .conversion.checkpoint import read_checkpoint
-from .conversion.restore import read_config
+from .conversion.restore import read_config, tuned_from
 from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
 from .conversion.weight_map import is_buffer
 from .modeling_glip import GlipForGrounding
@@ -20,7 +20,8 @@ def describe(source: str) -> dict[str, Any]:
     """Variant, parameters, sizes and configuration of a model, ready for JSON.
 
     Args:
-        source: a converted model (directory or Hub id; only its config is read) or an original checkpoint (file).
+        source: a converted model (directory or Hub id; only its config is read), an adapter or a prompt table for one
+            (which is described; `bytes` are those of `source`), or an original checkpoint (file).
 
     Raises:
         ValueError: if it is none of these.
@@ -35,6 +36,7 @@ def describe(source: str) -> dict[str, Any]:
     return {
         "source": source,
         "kind": "directory" if Path(source).is_dir() else "hub",
+        **(dict(zip(("tuned", "base"), tuned)) if (tuned := tuned_from(source)) else {}),
         **_describe_config(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_by_part": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},

@@ -9,8 +9,10 @@ from random_glip import load_photo, random_config, random_model, random_processo
 from safetensors.torch import load_file
 
 from glip_hf import GlipConfig, GlipForGrounding
+from glip_hf.cli.common import load_model
 from glip_hf.conversion.variants import infer_fields
 from glip_hf.conversion.weight_map import to_original, to_ours
+from glip_hf.inspection import describe
 from glip_hf.prompt_table_glip import config_hash
 from glip_hf.training.recipe import RecipeError
 from glip_hf.training.tuning import LINEAR, trained_names, tune
@@ -215,6 +217,13 @@ def test_lora(tmp_path: Path) -> None:
     again.load_adapter(str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(again), logits(model))
     assert not torch.allclose(logits(again), plain)
+
+    random_processor(96).save_pretrained(tmp_path / "base")
+    from_folder, processor = load_model(str(tmp_path / "adapter"))  # as the command line does
+    torch.testing.assert_close(logits(from_folder), logits(model))
+    assert processor.image_processor.size == random_processor(96).image_processor.size
+    facts = describe(str(tmp_path / "adapter"))
+    assert (facts["tuned"], facts["base"]) == ("adapter", str(tmp_path / "base"))
 
 
 def test_a_prompt_table_converts_both_ways() -> None:

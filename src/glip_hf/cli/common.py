@@ -40,7 +40,7 @@ def model_name(text: str) -> str:
 
 def add_model_argument(add: Callable[..., Any], **options: Any) -> None:
     """`--model`, as `load_model` takes it."""
-    text = "converted model: directory or Hub id; `demo` is the small one that comes with the package"
+    text = "model, adapter or prompt table: directory or Hub id; `demo` is the small model that comes with the package"
     add("--model", type=model_name, metavar="DIR|HUB", help=text, **options)
 
 
@@ -101,23 +101,34 @@ def choose_device(name: str) -> "torch.device":
 def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> "tuple[GlipForGrounding, GlipProcessor]":
     """The model in evaluation mode on its device, and its processor.
 
+    Args:
+        source: a converted model, or the adapter or prompt table that fine-tuning saved, with the model it names.
+
     Raises:
-        CliError: if `source` is not a converted model.
+        CliError: if `source` is none of them.
+        ImportError: for an adapter, if `peft` is not installed.
         ValueError: from `read_config`.
     """
     import torch
     from transformers.utils import logging
 
-    from ..conversion.restore import model_directory, read_config
+    from .._extras import require
+    from ..conversion.restore import model_directory, read_config, tuned_from
     from ..modeling_glip import GlipForGrounding
     from ..processing_glip import GlipProcessor
 
     logging.disable_progress_bar()  # loading weights takes seconds
     target, config = choose_device(device), read_config(source)
     try:
-        directory = model_directory(source)
+        tuned, base = tuned_from(source) or (None, source)
+        directory, own = model_directory(base), model_directory(source)
         model = GlipForGrounding.from_pretrained(directory, config=config, dtype=getattr(torch, dtype))
-        processor = GlipProcessor.from_pretrained(directory)
+        if tuned == "adapter":
+            require("peft", "lora")
+            model.load_adapter(str(own))
+        elif tuned:
+            model.load_prompt_table(own)
+        processor = GlipProcessor.from_pretrained(own if (own / "processor_config.json").is_file() else directory)
     except (OSError, ValueError) as error:
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
     return model.to(target).eval(), processor

@@ -2,6 +2,7 @@
 """From a model directory back to a checkpoint that the original code loads."""
 
 import difflib
+import json
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from .weight_map import is_buffer, to_original
 LAYOUTS = {"plain": (None, ""), "model": ("model", ""), "model-module": ("model", "module.")}
 """Name of a layout -> (key of the dict around the weights, prefix of every key)."""
 WRAPPING_CHOICES = ("recorded", *LAYOUTS)
+
+TUNED = {
+    "adapter_config.json": ("adapter", "base_model_name_or_path"),
+    "prompt_table.json": ("prompt table", "base_model"),
+}
+"""What fine-tuning saves in place of a model: file -> (what it is, its entry for the model it was trained on)."""
 
 
 def restore_checkpoint(
@@ -113,13 +120,36 @@ def download(repo_id: str, patterns: list[str]) -> Path:
         ) from error
 
 
+def tuned_from(source: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """What a folder of an adapter or a prompt table is, and the model that it was trained on; None for a model.
+
+    Raises:
+        ConversionError: if that model is not named, or is not there.
+    """
+    directory = model_directory(source, weights=False)
+    for file, (kind, entry) in TUNED.items():
+        if (directory / file).is_file() and not (directory / "config.json").is_file():
+            base = json.loads((directory / file).read_text(encoding="utf-8")).get(entry)
+            try:
+                if not base or not (model_directory(base, weights=False) / "config.json").is_file():
+                    raise ConversionError("there is no model.")
+            except ConversionError as error:
+                raise ConversionError(
+                    f"{directory} has a {kind} for the model {shown(str(base))}: {str(error).rstrip('.')}; write the "
+                    f"place of the model into {entry} of {file}."
+                ) from error
+            return kind, base
+    return None
+
+
 def read_config(source: str) -> GlipConfig:
-    """The configuration of a converted model: a directory or a Hub id.
+    """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one.
 
     Raises:
         ConversionError: in one line, if there is nothing, or something other than a GLIP.
     """
-    directory = model_directory(source, weights=False)
+    _, base = tuned_from(source) or (None, source)
+    directory = model_directory(base, weights=False)
     if not (directory / "config.json").is_file():
         raise ConversionError(f"{source}: no config.json in there; glip convert writes one")
     try:
@@ -135,6 +165,10 @@ def read_config(source: str) -> GlipConfig:
 def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionRecord | None]:
     """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
     directory = model_directory(source)
+    if tuned := tuned_from(directory):
+        raise ConversionError(
+            f"{directory} has a {tuned[0]} alone: load it with {tuned[1]}, save_pretrained of both, and restore that."
+        )
     config = read_config(os.fspath(directory))
     # Through the model class, which also reads files with the older names of Swin's parameters.
     model, info = GlipForGrounding.from_pretrained(directory, dtype="auto", output_loading_info=True)

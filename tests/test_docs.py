@@ -7,12 +7,10 @@ format, for which the converter needs to be told sizes and vocabulary. Blocks th
 `<!-- run by ... -->` run elsewhere, which is checked here. `make docs` builds the site.
 """
 
-import os
 import re
+import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,10 +23,11 @@ import glip_hf
 from glip_hf.cli import main
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS
+from scripts.draw_concepts import TEXTS, token_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "convert/README.md"]
-PAGES += [f"docs/{name}.md" for name in ("start", "detect", "ground", "vocabularies", "concepts")]
+PAGES += [f"docs/{name}.md" for name in ("start", "detect", "ground", "vocabularies", "concepts", "deploy")]
 INSTALL = "run by .ci/run in a fresh environment"
 COMMANDS = "both run by .ci/run"
 EXAMPLES = "run with small data by tests/test_examples.py"
@@ -94,22 +93,15 @@ def test_main_example_in_half_precision(readers_directory: Path, monkeypatch: py
 
 
 def run_shell(code: str) -> None:
-    """A block of shell commands; those of `glip` in this process, which has imported what they need."""
-    lines = code.replace("\\\n", " ").splitlines()
-    if all(line.startswith("glip ") for line in lines):
-        for line in lines:
-            assert main(shlex.split(line)[1:]) == 0, line
-        return
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT / "src")}
-    script = code.replace(f"{CHECKPOINT} ", f"{CHECKPOINT} --config sizes --tokenizer {ASSETS / 'vocab.txt'} ")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    """A block of `glip` commands and scripts, in this process, which has imported what they need."""
+    code = code.replace(f"{CHECKPOINT} ", f"{CHECKPOINT} --config sizes --tokenizer {ASSETS / 'vocab.txt'} ")
+    for line in code.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "python":
+            script, *arguments = arguments
+            assert runpy.run_path(script)["main"](arguments) == 0, line
+        else:
+            assert program == "glip" and main(arguments) == 0, line
 
 
 def test_every_block_runs(readers_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +156,21 @@ def test_reference_has_every_public_name() -> None:
         "kernels",
     }  # a table, a base class, a module whose functions are there
     assert set(glip_hf.__all__) - explained - shown == set()
+
+
+def test_scores_of_the_concepts_page_hold() -> None:
+    """Its table, and the picture in which one of two crosses answers."""
+    table = re.findall(r"^\| `([a-z, ]+)` \| ([\d.]+) \|$", read("docs/concepts.md"), re.MULTILINE)
+    assert len(table) == 4
+    for names, score in table:
+        _, _, found = token_scores(names.split(", "), threshold=0.05)
+        best = max(s for s, name in zip(found["scores"].tolist(), found["text_labels"]) if name == "fish")
+        assert best == pytest.approx(float(score), abs=0.02), names
+    maps = [token_scores(text) for text in TEXTS]
+    as_name, in_caption = (scores[tokens.index("cross")] for tokens, scores, _ in maps)
+    half = as_name.shape[1] // 2  # one cross is in the left half of the image, the other in the right
+    assert as_name[:, :half].max() > 0.4 and as_name[:, half:].max() > 0.4
+    assert in_caption[:, :half].max() > 0.5 and in_caption[:, half:].max() < 0.25
 
 
 def test_architecture_names_every_module_and_no_other() -> None:

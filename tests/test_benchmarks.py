@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, textbook
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding, kernels
+from glip_hf._compat import enable_checkpointing
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -268,7 +269,7 @@ def test_part_timer(reference, checkpointing) -> None:
     if reference:
         model = textbook.textbook_view(model)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     inputs = harness.random_image(64, 64, "cpu") | harness.random_caption(9, 1, 1000, "cpu")
     timer, order = part_timer.PartTimer(model), []
     switch = timer._switch

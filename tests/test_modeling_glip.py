@@ -10,6 +10,7 @@ from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipModel
+from glip_hf._compat import enable_checkpointing
 from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block
 from glip_hf.outputs_glip import pair_captions
 
@@ -491,7 +492,7 @@ def test_gradient_checkpointing_gives_equal_gradients(use_reentrant) -> None:
         model = tiny_model(fusion_dropout=0.0, dropblock_prob=0.0)
         model.config.text_config.hidden_dropout_prob = 0.0
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            enable_checkpointing(model, {"use_reentrant": use_reentrant})
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

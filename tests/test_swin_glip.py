@@ -6,6 +6,7 @@ import torch
 from tiny import lively, tiny_swin
 from transformers import SwinBackbone
 
+from glip_hf._compat import enable_checkpointing
 from glip_hf.swin_glip import GlipSwinBackbone, shift_mask
 
 SIZES = [(64, 64), (32, 32), (36, 100), (33, 70), (128, 40)]
@@ -114,7 +115,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         return list(torch.autograd.grad(loss, list(ours.parameters())))
 
     plain = gradients()
-    ours.activation_checkpointing_enable()
+    enable_checkpointing(ours)
     for a, b in zip(gradients(), plain):
         torch.testing.assert_close(a, b)
 

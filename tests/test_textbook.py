@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks import textbook
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding, kernels
+from glip_hf._compat import enable_checkpointing
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.ops_glip import deform_conv2d
 
@@ -260,7 +261,7 @@ def test_a_training_step(checkpointing) -> None:
     expected = gradients(model, model(**inputs).loss)
     model = textbook_view(model)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
     outputs = model(**inputs)
     found = gradients(model, outputs.loss)
     assert "loss_mlm" in outputs.loss_dict and outputs.logits.shape[-1] == 9
@@ -331,7 +332,7 @@ def test_the_model_stays_as_it_is() -> None:
     for part in view.modules():
         if part not in (view, view.model):
             part.register_forward_hook(lambda *given: hooked.append(type(given[0]).__name__))
-    view.train().activation_checkpointing_enable()
+    enable_checkpointing(view.train())
     configs = (model.config, model.config.backbone_config, model.config.text_config)
     assert {config._attn_implementation for config in configs} == {"sdpa"}
     assert not any(part.training or getattr(part, "gradient_checkpointing", False) for part in model.modules())

@@ -1,13 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """What `glip_hf` exports, but the pipeline; importing this module registers the kernels and the Auto classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # above, it may ask for torchvision
 from transformers.utils import is_torchvision_available
 
 from . import kernels  # they register themselves

@@ -5,9 +5,11 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.backbone_utils import consolidate_backbone_kwargs_to_config
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import auto_docstring
-from transformers.utils.type_validators import interval
+
+from ._compat import interval
 
 
 @auto_docstring(
@@ -104,12 +106,7 @@ class GlipConfig(PreTrainedConfig):
     ```"""
 
     model_type = "glip"
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(
-            config_class=AutoConfig, model_type="swin", init_kwargs={"out_indices": [2, 3, 4], "drop_path_rate": 0.2}
-        ),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
-    }
+    sub_configs = {"backbone_config": AutoConfig, "text_config": AutoConfig}
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "fusion_heads", "num_hidden_layers": "num_blocks"}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -147,6 +144,18 @@ class GlipConfig(PreTrainedConfig):
     prompt_table_length: int = interval(min=0)(default=0)
     initializer_range: float = interval(min=0)(default=0.02)
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config, kwargs = consolidate_backbone_kwargs_to_config(
+            self.backbone_config,
+            default_config_type="swin",
+            default_config_kwargs={"out_indices": [2, 3, 4], "drop_path_rate": 0.2},
+            **kwargs,
+        )
+        if not isinstance(self.text_config, PreTrainedConfig):
+            text = dict(self.text_config or {})
+            self.text_config = AutoConfig.for_model(text.pop("model_type", "bert"), **text)
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Refuse fields that contradict each other; called by `@strict` at construction.

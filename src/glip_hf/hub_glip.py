@@ -107,8 +107,9 @@ def build_model_card(
 
 
 def copy_code(directory: str | os.PathLike[str]) -> list[Path]:
-    """Copy the flat files (`*_glip.py`) to a directory; returns the new files."""
-    return [Path(shutil.copy(source, directory)) for source in sorted(Path(__file__).parent.glob("*_glip.py"))]
+    """Copy the flat files (`*_glip.py`, `_compat.py`) to a directory; returns the new files."""
+    here = Path(__file__).parent
+    return [Path(shutil.copy(source, directory)) for source in [here / "_compat.py", *sorted(here.glob("*_glip.py"))]]
 
 
 @contextmanager

@@ -6,10 +6,11 @@ Letters: B images, N captions, C class names or phrases of a caption, T text tok
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -37,7 +38,12 @@ from .prompts_glip import (
 from .values_glip import quote
 
 
-class GlipProcessorKwargs(ProcessingKwargs, total=False):
+class _PartKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": MAX_TEXT_LENGTH}}
+    images_kwargs: GlipImageProcessorKwargs
+
+
+class GlipPromptKwargs(TypedDict, total=False):
     r"""
     separator (`str`, *optional*, defaults to `". "`):
         Text between two class names of a caption.
@@ -51,12 +57,15 @@ class GlipProcessorKwargs(ProcessingKwargs, total=False):
         Most class names per caption; the limit of 256 tokens holds besides.
     """
 
-    images_kwargs: GlipImageProcessorKwargs
     separator: str | None
     prefix: str | list[str] | tuple[str, ...] | None
     suffix: str | list[str] | tuple[str, ...] | None
     negative_names: list[str] | tuple[str, ...] | None
     chunk_size: int | None
+
+
+class GlipProcessorKwargs(_PartKwargs, GlipPromptKwargs, total=False):
+    __doc__ = GlipPromptKwargs.__doc__
 
 
 class GlipProcessorCallKwargs(GlipProcessorKwargs, TextKwargs, GlipImageProcessorKwargs, total=False):
@@ -110,7 +119,6 @@ class GlipProcessor(GlipHubProcessorMixin):
     """
 
     valid_processor_kwargs = GlipProcessorKwargs
-    text_kwargs = {"padding": True, "truncation": True, "max_length": MAX_TEXT_LENGTH}
 
     def __init__(self, image_processor: Any, tokenizer: Any, prompt_options: dict | None = None):
         super().__init__(image_processor, tokenizer)
@@ -201,9 +209,9 @@ class GlipProcessor(GlipHubProcessorMixin):
         refuse_unknown("GlipProcessor", kwargs, known | {"common_kwargs"})
         for name, part in parts.items():
             refuse_unknown(name, kwargs.get(name) or {}, part.__annotations__)
-        # Transformers checks the types, also of the options that were saved.
-        kwargs = self.prompt_options | kwargs
-        merged = self._merge_kwargs(GlipProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = self.prompt_options | {name: kwargs.pop(name) for name in PROMPT_OPTIONS if name in kwargs}
+        validate_typed_dict(GlipPromptKwargs, options)  # also those that were saved
+        merged = self._merge_kwargs(_PartKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)
 
@@ -217,7 +225,6 @@ class GlipProcessor(GlipHubProcessorMixin):
             data = dict(self.image_processor(images, annotations=annotations, **merged["images_kwargs"]))
 
         if text is not None:
-            options = {key: merged[key] for key in PROMPT_OPTIONS}
             num_images = len(data["pixel_values"]) if images is not None else None
             max_length = text_kwargs.get("max_length")
             if max_length is not None:

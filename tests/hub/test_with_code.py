@@ -18,7 +18,8 @@ from glip_hf.hub_glip import AUTO_CONFIG, AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR
 
 from .loading import LOAD, check
 
-FLAT_FILES = sorted(Path(glip_hf.__file__).parent.glob("*_glip.py"))
+PACKAGE = Path(glip_hf.__file__).parent
+FLAT_FILES = sorted([PACKAGE / "_compat.py", *PACKAGE.glob("*_glip.py")])
 AGAIN = """
 model.save_pretrained("again")
 processor.save_pretrained("again")
@@ -45,7 +46,7 @@ def test_flat_files_import_each_other_and_the_required_packages_only(path) -> No
     """Transformers refuses custom code that needs more, and finds only `from .module import`."""
     tree = ast.parse(path.read_text())
     relative = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
-    assert all(n.level == 1 and re.fullmatch(r"\w+_glip", n.module or "") for n in relative)
+    assert all(n.level == 1 and re.fullmatch(r"\w+_glip|_compat", n.module or "") for n in relative)
     found = {Path(file).stem for file in get_relative_import_files(path)}
     assert {n.module for n in relative} <= found
     packages = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}

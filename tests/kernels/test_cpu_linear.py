@@ -9,6 +9,7 @@ from tiny import tiny_inputs, tiny_model
 from torch import Tensor, nn
 
 from glip_hf import kernels
+from glip_hf._compat import enable_checkpointing
 from glip_hf.kernels import cpu_linear
 from glip_hf.kernels.cpu_linear import FastLinear, linear, onednn_is_faster, pack, product_over_rows
 
@@ -247,7 +248,7 @@ def test_linear_layers_within_gradient_checkpointing(use_reentrant: bool) -> Non
     for checkpointing in (False, True):
         model = tiny_model(fusion_dropout=0.0)
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            enable_checkpointing(model, {"use_reentrant": use_reentrant})
             model.enable_input_require_grads()
         model.train()
         for module in model.modules():

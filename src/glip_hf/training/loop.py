@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt
 from tqdm.auto import tqdm
 
 from .. import runs
+from .._compat import enable_checkpointing
 from .._launch import follow_launcher, threads_asked_for, warn_if_alone
 from .._writing import patient_file, replacing, replacing_text
 from ..boxes_glip import make_anchors
@@ -158,7 +159,7 @@ class Run:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
             torch.set_num_threads(settings.cpu_threads or threads_asked_for() or max(cores // local, 1))
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         self.batches = make_batches(self.accelerator)
         self.max_steps = recipe.schedule.max_steps or max(
             recipe.schedule.epochs * self.batches.steps_per_epoch() // accumulation, 1

@@ -42,8 +42,9 @@ tools: $(READY)
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
 		>"$$(echo out/tools/lib/python3*/site-packages)/behind.pth"
 	grep -v '^pillow=' constraints.txt >out/tools/constraints.txt
-	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt gradio playwright
-	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest tests/test_demo_page.py
+	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt \
+		gradio playwright peft torchao supervision
+	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -2,14 +2,13 @@
 """Every script of examples/ and convert/ runs, as its header says, on a small random model."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from forked import run
 from parity.recorded_case import write_case
 from random_glip import PHOTO, random_model, save_random_model
 from training.coco_images import write_rectangles
@@ -84,17 +83,6 @@ def directory(tmp_path_factory) -> Path:
     return path
 
 
-def run(directory: Path, script: str, arguments: list[str]) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
 def scripts() -> list[str]:
     found = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
     return [path.relative_to(ROOT).as_posix() for path in found]
@@ -107,13 +95,29 @@ def test_every_script_is_run() -> None:
 @pytest.mark.parametrize("script", scripts())
 def test_script_runs(directory: Path, script: str) -> None:
     for arguments in RUNS[script]:
-        done = run(directory, script, arguments)
-        assert done.returncode == 0, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
+        done = run(ROOT / script, arguments, os.environ | {"PYTHONPATH": str(ROOT / "src")}, directory)
+        assert done.returncode == 0, f"{script} {arguments}\n{done.stdout}"
         if script == "examples/ground_photo.py":
             assert "--model" in arguments or "dotted yellow cross" in done.stdout
         for option, value in zip(arguments, arguments[1:]):
             if option == "--save":
                 assert (directory / value).is_file()
+
+
+@pytest.mark.parametrize(
+    ("code", "returncode", "said"),
+    [
+        ("print(sys.argv[1:], os.environ['A'], os.getcwd())", 0, "['1', '--x'] b {cwd}\n"),
+        ("sys.exit('no file')", 1, "no file\n"),
+        ("os.kill(os.getpid(), 9)", -9, ""),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        ("os.system('echo from a child; echo $A >&2')", 0, "from a child\nb\n"),
+    ],
+)
+def test_forked_scripts_end_as_scripts_do(code: str, returncode: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"import os, sys\nassert __name__ == '__main__'\n{code}\n")
+    done = run(tmp_path / "script.py", ["1", "--x"], os.environ | {"A": "b"}, tmp_path)
+    assert done.returncode == returncode and done.stdout.endswith(said.format(cwd=tmp_path)), done.stdout
 
 
 @pytest.mark.parametrize("script", [s for s in scripts() if s.startswith("examples/")])

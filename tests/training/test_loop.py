@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from forked import Forked
 
 from glip_hf import GlipForGrounding
 from glip_hf.data import SequentialBatchSampler
@@ -28,20 +29,26 @@ RUN = Manifest("training", {}).as_json()
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0"]
 
 
-def start(output: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen:
-    command = [sys.executable]
-    if processes > 1:
-        command = [*LAUNCH, "--num_processes", str(processes)]
+def start(output: Path, *overrides: str, processes: int = 1, **environment: str) -> subprocess.Popen | Forked:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": IMPORTS,
+        **environment,
+    }
+    if processes == 1:
+        return Forked(WORKER, [str(output), *overrides], environment)
     return subprocess.Popen(
-        [*command, str(WORKER), str(output), *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": IMPORTS, **environment},
+        [*LAUNCH, "--num_processes", str(processes), str(WORKER), str(output), *overrides],
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen | Forked) -> str:
     text, _ = process.communicate(timeout=300)
     return text
 

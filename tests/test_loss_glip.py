@@ -9,7 +9,6 @@ from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
 from glip_hf.boxes_glip import make_anchors
 from glip_hf.loss_glip import (
-    accumulation_weights,
     assign_atss,
     assign_atss_batch,
     centerness_targets,
@@ -286,17 +285,6 @@ def test_half_precision_loss_is_computed_in_float32() -> None:
 def test_labels_that_do_not_fit_are_refused(change, words) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         tiny_model()(**tiny_inputs(), labels=change(tiny_labels()))
-
-
-def test_micro_batches_weighted_are_the_whole_batch() -> None:
-    """Micro-batches of 3, 0 and 1 positive locations: the weighted mean of their losses is that of all four."""
-    count, centerness = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([1.5, 0.0, 0.5])
-    weights = accumulation_weights(count, centerness)
-    # of a sum S_m divided by max(n_m, 1), the mean over three has to be S / 4
-    assert [w["positives"] for w in weights] == pytest.approx([9 / 4, 3 / 4, 3 / 4])
-    assert [w["loss_bbox"] for w in weights] == pytest.approx([9 / 4, 0, 3 / 4])
-    nothing = accumulation_weights(torch.zeros(2), torch.zeros(2))
-    assert nothing == [{"positives": 2.0, "loss_bbox": 1.0}] * 2
 
 
 def test_positives_are_what_the_loss_divides_by() -> None:

@@ -232,14 +232,3 @@ class GlipModelHubMixin(GlipHubMixin):
             with_code=self._saves_code(),
             tags=list(dict.fromkeys([*TAGS, *(self.model_tags or [])])),
         )
-
-
-def save_with_code(directory: str | os.PathLike[str], model: Any, processor: Any) -> Path:
-    """Write weights, processor, model card and code of a `GlipForGrounding` and its `GlipProcessor`.
-
-    All Auto classes and the stock pipeline load the directory with `trust_remote_code=True` where glip_hf is not
-    installed; where it is, they use the installed code.
-    """
-    model.save_pretrained(directory, with_code=True)
-    processor.save_pretrained(directory, with_code=True)
-    return Path(directory)

@@ -147,23 +147,6 @@ def positives(
     return torch.tensor(float(len(centerness)), device=anchors.device), centerness.sum()
 
 
-def accumulation_weights(num_positive: Tensor, sum_centerness: Tensor) -> list[dict[str, float]]:
-    """Factors that make the mean of the losses of M micro-batches the loss of all their images together.
-
-    Args:
-        num_positive, sum_centerness: [M], of `positives`, means over processes.
-
-    Returns:
-        for each micro-batch the factors of `loss_bbox` and, as `positives`, of the terms divided by positive locations.
-    """
-    count, rounds = num_positive.clamp(min=1), len(num_positive)
-    by_count = count * rounds / num_positive.sum().clamp(min=1)
-    total = sum_centerness.sum()
-    by_centerness = sum_centerness * rounds / total if total > 0 else torch.ones_like(count)
-    pairs = zip(by_count.tolist(), by_centerness.tolist())
-    return [{"positives": first, "loss_bbox": second} for first, second in pairs]
-
-
 def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
     """Refuse labels that do not fit the batch with a ValueError that names the entry."""
     if len(labels) != num_pairs:

@@ -21,7 +21,7 @@ from .postprocess_glip import GlipPostProcessKwargs, Threshold, names_of_images,
 from .prompts_glip import (
     MAX_TEXT_LENGTH,
     PROMPT_OPTIONS,
-    NameInput,
+    NamesInput,
     Offsets,
     PhraseInput,
     Query,
@@ -138,7 +138,7 @@ class GlipProcessor(GlipHubProcessorMixin):
     def __call__(
         self,
         images: ImageInput | None = None,
-        text: str | Sequence[NameInput] | Sequence[Sequence[NameInput] | str] | None = None,
+        text: str | NamesInput | Sequence[NamesInput | str] | None = None,
         phrases: Sequence[PhraseInput] | Sequence[Sequence[PhraseInput] | None] | None = None,
         spans: Sequence[SpanInput] | Sequence[Sequence[SpanInput] | None] | None = None,
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -154,9 +154,11 @@ class GlipProcessor(GlipHubProcessorMixin):
                   ("trash_can" is "trash can", "bow_(weapon)" is "bow"). A dictionary `{"prefix", "name", "suffix"}` in
                   place of a name is used as it is. Names that do not fit one caption are split over several; the label
                   of a name is always its index in the list.
+                - `{"helmet": ["hard hat", "safety helmet"], "person": "person"}`: prompts of class names. What a prompt
+                  finds has the label of its name; an object that several find counts once.
                 - `"cat. remote control."`: short pieces between full stops, semicolons or commas, the same as the list.
-                - `[["cat"], ["dog", "person"]]`: class names for each image. A string in place of a list is a text for
-                  that image: a caption, or short pieces.
+                - `[["cat"], ["dog", "person"]]`: class names, or prompts, of each image. A string in place of a list
+                  is a text for that image: a caption, or short pieces.
                 - `"two cats on a pink sofa"`: a caption. Its labels are the phrases given by `phrases` or `spans`, else
                   the noun phrases found in it, else (there are none) the whole text, with a warning.
                 - `["two cats", "a dog"]` together with `phrases` or `spans`: a caption for each image.
@@ -354,14 +356,18 @@ def _warn_of_lost_rows(
     for image, query in enumerate(queries):
         found = False
         for prompt in query.prompts:
-            for label, kept, tokens, has_unknown in zip(prompt.label_ids, *next(rows), strict=True):
-                found = found or tokens.any()
+            for label, spans, kept, tokens, has_unknown in zip(
+                prompt.label_ids, prompt.spans, *next(rows), strict=True
+            ):
+                found, name = found or tokens.any(), query.names[label]
+                if query.has_prompts:
+                    name = f"{name}: {prompt.caption[slice(*spans[0])]}"
                 if has_unknown:
-                    unknown.append(query.names[label])
+                    unknown.append(name)
                 if not tokens.any():
-                    empty.append(query.names[label])
+                    empty.append(name)
                 elif kept.sum() < tokens.sum():
-                    (partly if kept.any() else beyond).append(query.names[label])
+                    (partly if kept.any() else beyond).append(name)
         if not found and all(prompt.exact for prompt in query.prompts):
             raise ValueError(
                 f"None of the names {listed(query.names)} for image {image} has a token: give at least one with a "
@@ -450,7 +456,8 @@ def _box_maps(
                     )
                 raise ValueError(f"image {image}: category_id {quote(category)} {reason}")
             classes[row] = index_of[category]
-            tokens[row] = caption_maps[image][classes[row]]
+            rows = np.flatnonzero(np.array(query.prompts[0].label_ids) == classes[row])
+            tokens[row] = caption_maps[image][rows].any(0)
         maps.append((tokens, classes))
     return maps
 

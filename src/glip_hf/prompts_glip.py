@@ -17,7 +17,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ PROMPT_OPTIONS = {"separator": ". ", "prefix": None, "suffix": None, "negative_n
 Span = tuple[int, int]
 Offsets = Sequence[tuple[int, int]]
 NameInput = str | Mapping[str, str]
+NamesInput = Sequence[NameInput] | Mapping[str, NameInput | Sequence[NameInput]]
+"""Class names; or the prompts of each: `{"helmet": ["hard hat", "safety helmet"], "person": "person"}`."""
 PhraseInput = str | tuple[str, int]
 SpanInput = Sequence[int] | Sequence[Sequence[int]]
 
@@ -69,6 +71,7 @@ class Query:
     prompts: list[Prompt]
     names: list[str]
     is_list: bool = False  # of class names; else phrases of a caption
+    has_prompts: bool = False  # the rows are prompts of the class names, one or several for each
 
 
 def listed(names: Sequence[str], limit: int = 10) -> str:
@@ -432,7 +435,8 @@ def read_text(
     """
     if phrases is not None and spans is not None:
         raise ValueError("phrases and spans are two ways to say the same thing: give one of them.")
-    if not isinstance(text, str | list | tuple):
+    one_name = isinstance(text, Mapping) and isinstance(text.get("name"), str)  # with its prefix and suffix
+    if one_name or not isinstance(text, str | list | tuple | Mapping):
         raise TypeError(
             f"text is a {type(text).__name__}: give a caption, a list of names, or a list of lists of them."
         )
@@ -444,7 +448,7 @@ def read_text(
                 f"text[{index}] is {quote(entry)}, a {type(entry).__name__}: give strings or lists of them."
             )
     given = phrases is not None or spans is not None
-    shared = isinstance(text, str) or (not given and all(isinstance(entry, str | Mapping) for entry in text))
+    shared = isinstance(text, str | Mapping) or not (given or any(map(are_names, text)))
     if shared:
         texts, phrases, spans = [text], [phrases], [spans]
     else:
@@ -462,8 +466,9 @@ def read_text(
             if query.is_list and not keep_captions:
                 query = _read_names(query.names, where, tokenizer, options, max_length)
             queries.append(query)
-        elif isinstance(entry, list | tuple) and not given:
-            _warn_of_lists(entry, where, several=shared and num_images == len(entry) > 1)
+        elif (entry is text or are_names(entry)) and not given:
+            if not isinstance(entry, Mapping):
+                _warn_of_lists(entry, where, several=shared and num_images == len(entry) > 1)
             queries.append(_read_names(entry, where, tokenizer, options, max_length))
         else:
             wanted = "a caption (a string)" if given else "a list of names or a caption (a string)"
@@ -471,18 +476,33 @@ def read_text(
     return queries * (num_images or 1) if shared else queries
 
 
+def are_names(entry: Any) -> bool:
+    """Whether an entry of a list is class names itself: a list, or a dictionary with a list of prompts."""
+    values = entry.values() if isinstance(entry, Mapping) else [entry]
+    return any(isinstance(value, list | tuple) for value in values)
+
+
 def _read_names(
-    names: Sequence[NameInput], where: str, tokenizer: Any, options: Mapping[str, Any], max_length: int | None
+    names: NamesInput, where: str, tokenizer: Any, options: Mapping[str, Any], max_length: int | None
 ) -> Query:
     if not names:
         raise ValueError(f"{where} is an empty list: give at least one name.")
+    labels, has_prompts = list(names), isinstance(names, Mapping)
+    prompts_of = {label: [own] if isinstance(own, str) else own for label, own in names.items()} if has_prompts else {}
+    for label, own in prompts_of.items():
+        if not isinstance(label, str) or not isinstance(own, list | tuple) or not own:
+            raise TypeError(f"{where} has {quote(own)} for the name {quote(label)}: give a list of its prompts.")
+    names = [prompt for own in prompts_of.values() for prompt in own] if has_prompts else names
     made = make_names(names, options["prefix"], options["suffix"])
+    if has_prompts:
+        label_ids = [index for index, own in enumerate(prompts_of.values()) for _ in own]
+        made = [replace(name, label_id=label) for name, label in zip(made, label_ids, strict=True)]
     separator = PROMPT_OPTIONS["separator"] if options["separator"] is None else options["separator"]
     negative_names, max_length = options["negative_names"] or (), max_length or MAX_TEXT_LENGTH
     prompts = build_prompts(made, tokenizer, separator, negative_names, options["chunk_size"], max_length)
     names = [name if isinstance(name, str) else name["name"] for name in names]
     warn_of_equals(names, [name.full_text for name in made], tokenizer)
-    return Query(prompts, names, is_list=True)
+    return Query(prompts, labels if has_prompts else names, is_list=True, has_prompts=has_prompts)
 
 
 def warn_of_equals(names: Sequence[str], texts: Sequence[str], tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ from glip_hf.conversion.weight_map import match_ours, to_original
 from glip_hf.training.optimization import (
     ExponentialAverage,
     Schedule,
+    accumulation_weights,
     build_optimizer,
     lr_multiplier,
     parameter_groups,
@@ -138,3 +139,14 @@ def test_average_follows_the_formula() -> None:
         value.fill_(2.0)
     average.update([("w", value)])
     assert average.average["w"].tolist() == pytest.approx([1.1, 1.1])
+
+
+def test_micro_batches_weighted_are_the_whole_batch() -> None:
+    """Micro-batches of 3, 0 and 1 positive locations: the weighted mean of their losses is that of all four."""
+    count, centerness = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([1.5, 0.0, 0.5])
+    weights = accumulation_weights(count, centerness)
+    # of a sum S_m divided by max(n_m, 1), the mean over three has to be S / 4
+    assert [w["positives"] for w in weights] == pytest.approx([9 / 4, 3 / 4, 3 / 4])
+    assert [w["loss_bbox"] for w in weights] == pytest.approx([9 / 4, 0, 3 / 4])
+    nothing = accumulation_weights(torch.zeros(2), torch.zeros(2))
+    assert nothing == [{"positives": 2.0, "loss_bbox": 1.0}] * 2

@@ -34,7 +34,7 @@ from ..data import GroundingDataset
 from ..data.sources import Source
 from ..evaluation.distributed import broadcast
 from ..kernels.cpu_linear import settle_library
-from ..loss_glip import accumulation_weights, mean_over_processes, positives
+from ..loss_glip import mean_over_processes, positives
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from ..runs import FolderLock, Manifest, RunFolderError
@@ -43,7 +43,7 @@ from . import checkpoints
 from .batches import Batches, per_process
 from .card import write_card
 from .checkpoints import CheckpointError, find_checkpoints
-from .optimization import ExponentialAverage, Schedule, ScheduleState, build_optimizer
+from .optimization import ExponentialAverage, Schedule, ScheduleState, accumulation_weights, build_optimizer
 from .recipe import Recipe, RecipeError, Section, dump_recipe
 from .stopping import StopRequest
 

@@ -42,8 +42,9 @@ tools: $(READY)
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
 		>"$$(echo out/tools/lib/python3*/site-packages)/behind.pth"
 	grep -v '^pillow=' constraints.txt >out/tools/constraints.txt
-	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt \
-		gradio playwright peft torchao supervision
+	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt gradio playwright
+	out/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		peft torchao supervision defusedxml opencv-python-headless pydeprecate requests scipy urllib3 charset-normalizer
 	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py
 
 slow: $(READY)

@@ -410,7 +410,8 @@ def test_two_visitors_do_not_see_each_other(visit, address) -> None:
 
 @needs_gradio
 def test_the_page_listens_on_loopback_and_ends_on_a_signal() -> None:
-    with served("-m", "glip_hf.cli", "demo") as (address, program):
+    everywhere = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "true"}  # not what `--host` says
+    with served("-m", "glip_hf.cli", "demo", env=everywhere) as (address, program):
         port = int(address.rpartition(":")[2])
         assert address.startswith("http://127.0.0.1:")
         with socket.create_connection(("127.0.0.1", port), timeout=10):
@@ -426,6 +427,21 @@ def test_the_page_listens_on_loopback_and_ends_on_a_signal() -> None:
 def test_another_model_has_no_scenes() -> None:
     pages = [build_page(tiny_model(), None, scenes=scenes).get_config_file() for scenes in (False, True)]
     assert ["Draw another scene" in str(page) for page in pages] == [False, True]
+
+
+@needs_gradio
+def test_the_code_of_the_page_of_the_documentation(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DEMO_IMAGE, "photo.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/demo.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    try:
+        for block in blocks:
+            exec(block, names)
+    finally:
+        names["page"].close(verbose=False)
+    assert "3 found" in names["summary"] and names["table"]["headers"] == list(HEADERS)
+    assert sorted(row[0] for row in names["table"]["data"]) == ["fish", "yellow cross", "yellow cross"]
 
 
 @needs_browser

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         server_name=arguments.host,
         server_port=arguments.port,
         inbrowser=arguments.open,
+        share=False,  # whatever the environment says: a tunnel would make the page public
         prevent_thread_lock=True,
         quiet=True,
     )

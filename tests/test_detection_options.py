@@ -2,6 +2,8 @@
 """What detections can be asked for: thresholds of classes, several prompts for a label, NMS over all classes, locations
 and features. Of each the invariances: chunked = whole, batched = single, and nothing changes with the options off."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,11 @@ from test_postprocess_glip import LOCATIONS, ONE_TOKEN_EACH, SIZE, at, far_apart
 from tiny import make_processor
 from torch import Tensor
 
-from glip_hf import GlipProcessor
+from glip_hf import GlipProcessor, GlipZeroShotObjectDetectionPipeline
 from glip_hf.boxes_glip import box_iou
+from glip_hf.cli import main
+from glip_hf.demo import demo_model, demo_processor, load_demo_image
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request
 from glip_hf.postprocess_glip import post_process_grounding
 
 NAMES = ["cat", "dog", "bird", "fish"]
@@ -272,3 +277,107 @@ def test_what_nms_leaves(seed, labels, nms, agnostic) -> None:
     assert not rivals(left, left).fill_diagonal_(False).any()
     better = left["scores"] >= everything["scores"][:, None] - 1e-6  # rounding
     assert (rivals(everything, left) & better).any(1).all()
+
+
+# --- through engine and pipeline
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple:
+    return demo_model(), demo_processor(), load_demo_image()
+
+
+PAIRS = ["cross", "yellow cross", "fish", "circle"]
+ASKED = {"cross": ["cross", "yellow cross"], "fish": "fish", "round": ["circle", "ring"]}
+
+
+def grounded(shipped, text, **options):
+    model, processor, image = shipped
+    engine = GroundingEngine(model, processor, GroundingOptions(workers=1, **options))
+    (result,) = engine.ground([Request(image, text)])
+    return result.detections[0]
+
+
+@pytest.mark.parametrize("text", [PAIRS, ASKED])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.2},
+        {"threshold": {"fish": 0.5, None: 0.1}},
+        {"threshold": 0.1, "class_agnostic_nms": True, "features": True},
+        {"threshold": {"fish": 0.5, None: 0.1}, "class_agnostic_nms": True, "max_detections": 2},
+    ],
+)
+def test_the_engine_is_the_processor(shipped, text, options) -> None:
+    model, processor, image = shipped
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    states = {"output_hidden_states": [-1]} if options.get("features") else {}
+    with torch.inference_mode():
+        outputs = model(**inputs, **states)
+    expected = processor.post_process_grounded_object_detection(outputs, inputs, **options)[0]
+    result = grounded(shipped, text, **options)
+    assert result.pop("text_labels") == expected.pop("text_labels") != []
+    assert result.keys() == expected.keys() and alike(result, expected)
+    chunked = grounded(shipped, text, chunk_size=1, **options)
+    assert set(chunked["text_labels"]) <= set(text)
+
+
+def test_views_keep_what_belongs_to_a_detection(shipped) -> None:
+    result = grounded(shipped, PAIRS, flip=True, features=True, class_agnostic_nms=True, threshold={None: 0.2})
+    count = len(result["scores"])
+    assert count and len(result["features"]) == count and "locations" not in result
+    overlaps = box_iou(result["boxes"], result["boxes"]).fill_diagonal_(0)
+    assert (overlaps <= 0.6).all()
+
+
+def test_a_threshold_of_no_name_is_told(shipped) -> None:
+    with pytest.warns(UserWarning, match="threshold has 'fsh'.*did you mean 'fish'"):
+        grounded(shipped, PAIRS, threshold={"fsh": 0.5})
+
+
+def test_order_of_prompts_counts(shipped) -> None:
+    model, processor, _ = shipped
+    engine = GroundingEngine(model, processor)
+    assert engine.encode({"a": ["fish"], "b": ["cross"]}).text_labels == [["a", "b"]]
+    assert engine.encode({"b": ["cross"], "a": ["fish"]}).text_labels == [["b", "a"]]
+
+
+def test_pipeline(shipped) -> None:
+    model, processor, image = shipped
+    detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor)
+    options = {"threshold": {"fish": 0.5, None: 0.2}, "class_agnostic_nms": True}
+    found = detector(image, candidate_labels=ASKED, features=True, **options)
+    expected = grounded(shipped, ASKED, **options)
+    assert [one["label"] for one in found] == expected["text_labels"] != []
+    assert [one["location"] for one in found] == expected["locations"].tolist()
+    assert {len(one["feature"]) for one in found} == {model.config.d_model}
+    plain = detector(image, candidate_labels=ASKED, **options)
+    assert plain == [{key: one[key] for key in ("score", "label", "box")} for one in found]
+    assert detector([image, image], candidate_labels=[ASKED, PAIRS], **options)[0] == plain
+    with pytest.raises(ValueError, match="did you mean 'fish'"):
+        detector(image, candidate_labels=PAIRS, threshold={"fsh": 0.5})
+
+
+def test_command(shipped, tmp_path, capsys) -> None:
+    path = tmp_path / "photo.png"
+    shipped[2].save(path)
+    line = ["ground", str(path), "--names", "cross=cross|yellow cross", "fish", "--model", "demo", "--json"]
+    options = ["--threshold", "0.2", "--threshold", "fish=0.5", "--class-agnostic-nms", "--features"]
+    assert main([*line, *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["names"] == ["cross", "fish"] and document["prompts"]["cross"] == ["cross", "yellow cross"]
+    found = document["photos"][0]["detections"]
+    thresholds = {"fish": 0.5, None: 0.2}
+    text = {"cross": ["cross", "yellow cross"], "fish": ["fish"]}
+    expected = grounded(shipped, text, threshold=thresholds, class_agnostic_nms=True)
+    assert [one["text_label"] for one in found] == expected["text_labels"] != []
+    assert all(len(one["features"]) == shipped[0].config.d_model for one in found)
+    assert main([*line, "--threshold", "fsh=0.5"]) == 2
+    assert "did you mean 'fish'" in capsys.readouterr().err
+    assert main([*line[:-1], "--features"]) == 2
+    assert "--features are written with --json" in capsys.readouterr().err
+    assert main([*line[:3], "cross=", "--model", "demo"]) == 2
+    assert "write prompts of a class name as helmet=hard hat|safety helmet" in capsys.readouterr().err
+    for value in ("fish=2", "fish="):
+        with pytest.raises(SystemExit):
+            main([*line, "--threshold", value])

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +39,15 @@ from torch import Tensor, nn
 from .boxes_glip import box_iou
 from .image_processing_pil_glip import decode_image, load_image, open_image, read_pixels, upright
 from .modeling_glip import GlipTextFeatures, select
-from .postprocess_glip import merge_detections, post_process_grounding, read_options
+from .postprocess_glip import (
+    Threshold,
+    check_thresholds,
+    has_repeats,
+    label_thresholds,
+    merge_detections,
+    post_process_grounding,
+    read_options,
+)
 from .prompts_glip import PROMPT_OPTIONS, read_number
 from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
 
@@ -46,12 +55,15 @@ CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: m
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
-DETECTION_OPTIONS = ("threshold", "aggregation", "nms_threshold", "max_detections", "score_threshold")
-_PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden")  # the lists of `Captions` with one entry for each
+_CAPTION_OPTIONS = ("aggregation", "nms_threshold", "score_threshold", "features")
+DETECTION_OPTIONS = ("threshold", "max_detections", "class_agnostic_nms", *_CAPTION_OPTIONS)
+# The lists of `Captions` with one entry for each.
+_PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden", "several_prompts")
 
 Detections = dict[str, Any]
 """Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
-positions in the list of class names or phrases; `text_labels`, K strings. Tensors are on the CPU."""
+positions in the list of class names or phrases; `text_labels`, K strings; `locations` [K] int64 in the image's feature
+maps, unless it was shown in several views; on request `features` [K, D] float32. Tensors are on the CPU."""
 
 
 @dataclass
@@ -60,8 +72,10 @@ class GroundingOptions:
 
     Attributes:
         chunk_size: most class names per caption; None for as many as fit.
-        max_detections: kept per caption; merged_limit: kept per image, None for all.
-        aggregation, score_threshold, nms_threshold: see `post_process_grounding`; threshold: lowest final score.
+        max_detections: kept per caption (per view, with thresholds of class names, `class_agnostic_nms` or several
+            prompts for a class name); merged_limit: kept per image, None for all.
+        aggregation, score_threshold, nms_threshold, class_agnostic_nms, features: see `GlipPostProcessKwargs`.
+        threshold: lowest final score; or `{class name: score, None: that of all others}`.
         separator, prefix, suffix, negative_names: of captions, see `GlipProcessor`; None for its defaults.
         size: of images, as the image processor takes it (default: its own).
         scales: short sides in pixels to show each image at (default: `size`), with max_size the limit of
@@ -79,9 +93,11 @@ class GroundingOptions:
     max_detections: int = 100
     merged_limit: int | None = 100
     aggregation: str = "mean"
-    threshold: float = 0.0
+    threshold: Threshold = 0.0
     score_threshold: float = 0.05
     nms_threshold: float = 0.6
+    class_agnostic_nms: bool = False
+    features: bool = False
     separator: str | None = None
     prefix: str | None = None
     suffix: str | None = None
@@ -160,6 +176,7 @@ class Captions:
         input_ids: [T] of each caption; positive_maps: [C, T] bool; label_ids: [C].
         queries: which query each caption belongs to; text_labels: class names or phrases of each query.
         hidden: [T, E] of each caption; None where it is encoded whenever it is used.
+        several_prompts: of each caption, whether its query has several prompts for a class name.
     """
 
     input_ids: list[Tensor] = field(default_factory=list)
@@ -168,6 +185,7 @@ class Captions:
     queries: list[int] = field(default_factory=list)
     text_labels: list[list[str]] = field(default_factory=list)
     hidden: list[Tensor | None] = field(default_factory=list)
+    several_prompts: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -274,7 +292,7 @@ def vote(found: Detections, threshold: float) -> Detections:
                 weights = scores[own[group], None]
                 rows.append(int(own[best]))
                 voted.append((boxes[own[group]] * weights).sum(0, keepdim=True) / weights.sum())
-    return {"scores": scores[rows], "boxes": torch.cat(voted), "labels": labels[rows]}
+    return {**{name: value[order][rows] for name, value in found.items()}, "boxes": torch.cat(voted)}
 
 
 @dataclass
@@ -463,7 +481,7 @@ class GroundingEngine:
         Args:
             text, phrases, spans: as `GlipProcessor` takes them without images.
         """
-        key = json.dumps([text, phrases, spans, self._prompt()], sort_keys=True)
+        key = json.dumps([text, phrases, spans, self._prompt()])  # the order of names in a dictionary counts
         state = _weights_state(self.model)
         if state != self._text_state:
             self._texts.clear()
@@ -489,6 +507,9 @@ class GroundingEngine:
             captions.input_ids.append(inputs["input_ids"][row, mask])
             captions.positive_maps.append(inputs["positive_map"][row][classes][:, mask])
             captions.label_ids.append(inputs["label_ids"][row, classes])
+        for query in captions.queries:
+            of_query = [ids for ids, owner in zip(captions.label_ids, captions.queries) if owner == query]
+            captions.several_prompts.append(has_repeats(torch.cat(of_query)))
         kept = len(captions) if self.max_kept_captions is None else min(len(captions), self.max_kept_captions)
         per_pass = 1 if self.model.device.type == "cpu" else CAPTIONS_PER_PASS
         lengths, states = captions.lengths[:kept], None
@@ -714,9 +735,24 @@ class GroundingEngine:
             image_features=features,
             original_sizes=original_sizes[rows],
             **captions.take([caption for caption, _ in pairs], options.caption_multiple, encode),
+            **({"output_hidden_states": [-1]} if options.features else {}),
         )
-        found = post_process_grounding(outputs, **{name: getattr(options, name) for name in DETECTION_OPTIONS})
+        late = [self._limits_late(captions.several_prompts[caption]) for caption, _ in pairs]
+        threshold, limit = options.threshold, options.max_detections
+        found = post_process_grounding(
+            outputs,
+            min({None: 0.0, **threshold}.values()) if isinstance(threshold, Mapping) else threshold,
+            merge=False,
+            max_detections=NO_LIMIT if any(late) else limit,
+            **{name: getattr(options, name) for name in _CAPTION_OPTIONS},
+        )
+        found = [one if waits else merge_detections([one], limit) for one, waits in zip(found, late)]
         return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+    def _limits_late(self, several_prompts: bool) -> bool:
+        """Whether captions are merged before their number of detections is limited: what goes afterwards, or belongs to
+        another caption, must not take the room of others."""
+        return several_prompts or self.options.class_agnostic_nms or isinstance(self.options.threshold, Mapping)
 
     def merge(
         self, captions: Captions, views: Mapping[View, Sequence[Detections]], size: tuple[int, int] = (0, 0)
@@ -727,14 +763,26 @@ class GroundingEngine:
             views: detections with each caption, per view; see `detect`.
             size: (width, height) of the image in pixels, for mirrored views and tiles.
         """
-        limit = NO_LIMIT if self.options.merged_limit is None else self.options.merged_limit
-        threshold, merged = self.options.vote_threshold, []
+        options, merged = self.options, []
+        limit = NO_LIMIT if options.merged_limit is None else options.merged_limit
+        threshold, agnostic = options.vote_threshold, options.class_agnostic_nms
         for query, names in enumerate(captions.text_labels):
+            try:
+                check_thresholds(options.threshold, names)
+            except ValueError as error:  # it may be of another image's names
+                warnings.warn(str(error), UserWarning, stacklevel=2)
+            several = any(own for own, owner in zip(captions.several_prompts, captions.queries) if owner == query)
+            choice = {
+                "limit": options.max_detections if self._limits_late(several) else NO_LIMIT,
+                "threshold": label_thresholds(options.threshold, names),
+                "nms_threshold": options.nms_threshold if several or agnostic else None,
+                "class_agnostic": agnostic,
+            }
             regions: dict[Region, list[Detections]] = {}
             for view, found in views.items():
                 region = view.region or (0, 0, *size)
                 own = [one for one, owner in zip(found, captions.queries) if owner == query]
-                joined = merge_detections(own, NO_LIMIT)
+                joined = merge_detections(own, **choice)
                 joined = unflip(joined, region[2] - region[0]) if view.flip else joined
                 regions.setdefault(region, []).append(joined)
             parts = [
@@ -743,6 +791,10 @@ class GroundingEngine:
             ]
             if len(parts) > 1:
                 parts = [merge_tiles(parts, list(regions), size, threshold)]
-            best = merge_detections(parts, limit)
+            several_views = len(views) > 1
+            again = options.nms_threshold if agnostic and several_views else None  # what views are joined from differs
+            best = merge_detections(parts, limit, nms_threshold=again, class_agnostic=agnostic)
+            if several_views:
+                del best["locations"]  # each of another view's feature maps
             merged.append({**best, "text_labels": [names[label] for label in best["labels"].tolist()]})
         return merged

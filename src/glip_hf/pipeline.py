@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ZeroShotObjectDetectionPipeline
@@ -20,8 +21,9 @@ from transformers.utils import logging
 from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
 from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, Request, View, prefetch
 from .noun_phrases_glip import split_names
+from .postprocess_glip import Threshold, check_thresholds
 from .processing_glip import GlipProcessor
-from .prompts_glip import PROMPT_OPTIONS, NameInput, PhraseInput, read_number, refuse_unknown
+from .prompts_glip import PROMPT_OPTIONS, NamesInput, PhraseInput, are_names, read_number, refuse_unknown
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +100,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def __call__(
         self,
         image: Any,
-        candidate_labels: str | Sequence[NameInput] | Sequence[Sequence[NameInput]] | None = None,
+        candidate_labels: str | NamesInput | Sequence[NamesInput] | None = None,
         *,
         caption: str | Sequence[str] | None = None,
         phrases: Sequence[PhraseInput] | Sequence[Sequence[PhraseInput] | None] | None = None,
@@ -109,14 +111,16 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             image: an image as the image processor takes it (path, URL, PIL, array, tensor), a list of images, a dataset
                 or a generator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
                 with `"caption"` and `"phrases"`.
-            candidate_labels: class names, as a list or in one string between commas, semicolons or full stops; or a
-                list of lists, one per image.
+            candidate_labels: class names, as a list or in one string between commas, semicolons or full stops; prompts
+                of class names, `{"helmet": ["hard hat", "safety helmet"]}`; or a list of such, one per image.
             caption: a text in place of class names, or a list with one per image; read as `GlipProcessor` reads it.
             phrases: substrings of the caption, matched exactly; by default its noun phrases. With a list of captions a
                 list for each.
-            options: `threshold` (0.1), `top_k` (all), `nms_threshold` (0.6), `max_detections` (100), `aggregation`
-                ("mean"), `score_threshold` (0.05), `timeout` (seconds, for a URL), `on_broken` ("fail" at an image
-                that cannot be read, or "skip" it with a warning: its result is None); how captions are built:
+            options: `threshold` (0.1; or `{class name: number, None: that of all others}`), `class_agnostic_nms`
+                (False), `features` (False; with it each detection has its `location` and `feature`), `top_k` (all),
+                `nms_threshold` (0.6), `max_detections` (100), `aggregation` ("mean"), `score_threshold` (0.05),
+                `timeout` (seconds, for a URL), `on_broken` ("fail" at an image that cannot be read, or "skip" it with a
+                warning: its result is None); how captions are built:
                 `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; `tile`, a side in pixels, and `overlap`
                 (0.2) to show a large image in tiles, too, see `GroundingOptions`; how it runs: `batch_size` (images, or
                 tiles), `num_workers`.
@@ -145,6 +149,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         reading, detection, results = ({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
         GroundingOptions(**detection)  # checks them before anything runs
+        names = reading.get("candidate_labels", ())
+        if names and all(isinstance(name, str) for name in names):  # else each image may have names of its own
+            names = split_names(names) if isinstance(names, str) else names
+            check_thresholds(detection.get("threshold", 0.0), names)
         if results.get("top_k") is not None:
             results["top_k"] = read_number("top_k", results["top_k"], least=0, whole=True)
         # An engine for each call: it keeps the features of texts, and between calls anything may happen to the model.
@@ -185,7 +193,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def preprocess(
         self,
         inputs: Any,
-        candidate_labels: str | Sequence[NameInput] | None = None,
+        candidate_labels: str | NamesInput | None = None,
         caption: str | None = None,
         phrases: Sequence[PhraseInput] | None = None,
         timeout: float | None = None,
@@ -205,7 +213,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:
             raise ValueError("phrases belong to a caption: give it, or leave them out.")
-        text = caption if candidate_labels is None else list(candidate_labels)
+        text = caption if candidate_labels is None else candidate_labels
+        text = text if isinstance(text, str | Mapping) else list(text)
         try:
             if isinstance(image, str | os.PathLike):
                 loaded = load_image(image, timeout)
@@ -241,7 +250,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         self,
         model_inputs: dict[str, Any],
         engine: GroundingEngine,
-        threshold: float = 0.1,
+        threshold: Threshold = 0.1,
         max_detections: int = 100,
         **options: Any,
     ) -> list[dict[str, Any] | None]:
@@ -256,6 +265,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         limits = {"max_detections": max_detections, "merged_limit": max_detections}
         if options.get("tile") is not None:
             limits["merged_limit"] = None
+        threshold = {None: 0.1, **threshold} if isinstance(threshold, Mapping) else threshold
         engine.options = GroundingOptions(threshold=threshold, **limits, **options)
         # The batch with one caption at a time.
         engine.budget = PairBudget(self.device, options.get("batch_size", len(texts)))
@@ -279,6 +289,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         results = [
             {"score": score.item(), "label": name, "box": self._get_bounding_box(box)} for score, name, box in rows
         ]
+        if "features" in model_outputs:
+            for name in ("locations", "features"):  # no locations in tiles
+                for result, value in zip(results, model_outputs.get(name, torch.zeros(0)).tolist()):
+                    result[name[:-1]] = value
         return results[:top_k]
 
 
@@ -287,7 +301,7 @@ def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[st
     lists = list | tuple
     labels = text["candidate_labels"]
     each = ["caption", "phrases"] if isinstance(text["caption"], lists) else []
-    if isinstance(labels, lists) and any(isinstance(entry, lists) for entry in labels):
+    if isinstance(labels, lists) and any(map(are_names, labels)):
         each.append("candidate_labels")
     each = [name for name in each if text[name] is not None]
     if not each:

@@ -48,6 +48,7 @@ Find what you name in images.
 WORDS are images first (files, a directory, quoted globs, URLs) or video files, then class names or one text:
 
 {TEXT_RULE}
+NAME=PROMPT|PROMPT among class names gives the prompts of one: "helmet=hard hat|safety helmet".
 --names says outright that all texts are class names (one text may hold several, between commas), --caption that the
 text is one whose phrases --phrases may name."""
 
@@ -63,8 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save", metavar="PATH", help="annotated image or video; a directory for several")
     add("--stride", type=positive, default=1, metavar="N", help="of videos: every so many frames (%(default)s)")
     add("--track", action="store_true", help="of videos: number the objects, the same in all frames")
-    add("--threshold", type=fraction, default=0.4, metavar="P", help="lowest score (%(default)s)")
+    text = "lowest score (0.4); NAME=P is that of one class name, and the option may be repeated"
+    add("--threshold", type=threshold, action="append", default=[], metavar="[NAME=]P", help=text)
     add("--nms", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
+    add("--class-agnostic-nms", action="store_true", help="NMS over all class names, not within each")
+    add("--features", action="store_true", help="with --json: the feature vector of each detection")
     add("--max-detections", type=positive, default=100, metavar="N", help="per image; --tile: per tile (%(default)s)")
     add("--tile", type=positive, metavar="PIXELS", help="search large images in tiles of this side, too")
     add("--overlap", type=fraction, metavar="P", help="with --tile: share of a tile that the next one shows, too (0.2)")
@@ -83,21 +87,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
+def threshold(text: str) -> tuple[str | None, float]:
+    """A threshold with the class name that it is for, None for all others."""
+    name, equals, number = text.rpartition("=")
+    return name if equals else None, fraction(number)
+
+
+def read_prompts(names: list[str]) -> dict[str, list[str]] | None:
+    """The prompts of class names of which some are given as `helmet=hard hat|safety helmet`; None if none is."""
+    if not any("=" in name for name in names):
+        return None
+    prompts: dict[str, list[str]] = {}
+    for name in names:
+        label, equals, own = name.partition("=")
+        texts = [text.strip() for text in own.split("|")] if equals else [name]
+        if not label.strip() or not all(texts):
+            raise UsageError(f"{shown(name)}: write prompts of a class name as helmet=hard hat|safety helmet")
+        prompts.setdefault(label.strip(), []).extend(texts)
+    return prompts
+
+
 def run(arguments: argparse.Namespace) -> int:
     json_file = take_json_file(arguments)
     paths, names, caption = read_words(arguments)
+    thresholds = {None: 0.4, **dict(arguments.threshold)}
+    arguments.threshold = min(thresholds.values())
+    prompts = read_prompts(names) if names else None
+    names = names if prompts is None else list(prompts)
+    if arguments.features and not arguments.json:
+        raise UsageError("--features are written with --json: add it")
     targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
     check_videos(arguments, paths)
     from .._writing import replacing_text
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
+    from ..postprocess_glip import check_thresholds
 
     if arguments.overlap is not None and arguments.tile is None:
         raise UsageError(f"--overlap {arguments.overlap} is of tiles: add --tile PIXELS")
     try:
         options = GroundingOptions(
             chunk_size=arguments.chunk_size,
-            threshold=arguments.threshold,
+            threshold=thresholds if len(thresholds) > 1 else thresholds[None],
+            class_agnostic_nms=arguments.class_agnostic_nms,
+            features=arguments.features,
             aggregation=arguments.aggregation,
             nms_threshold=arguments.nms,
             max_detections=arguments.max_detections,
@@ -109,8 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(first_line(error)) from None
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
-    engine, text = GroundingEngine(model, processor, options), caption if names is None else names
+    engine, text = GroundingEngine(model, processor, options), caption if names is None else prompts or names
     text_labels = engine.encode(text, arguments.phrases).text_labels[0]
+    try:
+        check_thresholds(options.threshold, text_labels)
+    except ValueError as error:
+        raise UsageError(first_line(error)) from None
 
     def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
         """The upright image and its detections."""
@@ -152,7 +189,11 @@ def run(arguments: argparse.Namespace) -> int:
         FORMATS[arguments.format](arguments.output, detect_all(), text_labels)
         print(f"-> {arguments.output}")
     if arguments.json:
-        asked = {"names": names} if caption is None else {"caption": caption, "phrases": text_labels}
+        asked = (
+            {"names": names, **({"prompts": prompts} if prompts else {})}
+            if caption is None
+            else {"caption": caption, "phrases": text_labels}
+        )
         document = json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False)
         if json_file is None:
             print(document)

@@ -8,7 +8,7 @@ SPACE := out/space
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo space test suites adapters tools slow docs lint format clean
+.PHONY: demo space test suites adapters tools slow release docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
@@ -48,7 +48,11 @@ tools: $(READY)
 	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+
+# Wheel and sdist, built, checked, installed into an empty environment and type-checked.
+release:
+	PYTHON=$(PYTHON) bash scripts/release_check.sh
 
 # The documentation site. NO_MKDOCS_2_WARNING: an advertisement of its successor.
 docs: $(READY)

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ import torch
 from locations import SHARED
 
 from glip_hf.kernels import cpu_linear
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage pass over what imports made: 0.4 s each otherwise, and benchmarks ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

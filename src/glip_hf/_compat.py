@@ -25,12 +25,12 @@ class _Zero(int):
 
 
 def interval(min: float | None = None, **limits: Any) -> Callable[..., Any]:
-    """`transformers.utils.type_validators.interval`, which took a least value of 0 for none before 5.20."""
+    """`transformers.utils.type_validators.interval`, which took a least value of 0 for none before 5.18."""
     return type_validators.interval(min=_Zero() if min == 0 else min, **limits)
 
 
 def enable_checkpointing(model: Any, options: dict[str, Any] | None = None) -> None:
-    """`model.activation_checkpointing_enable(options)`, by the name that it had before 5.22."""
+    """`model.activation_checkpointing_enable(options)`, by the name that it had before 5.23."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(options)
     else:

@@ -4,7 +4,6 @@
 import os
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ SOURCE = Path(glip_hf.__file__).parents[1]
 # Site-packages without .pth files (an editable install is one), and no glip_hf that lies in them.
 WITHOUT_GLIP_HF = """
 import sys
-sys.path.append({site_packages!r})
+sys.path += {site_packages!r}
 
 class Refuse:
     def find_spec(name, path=None, target=None):
@@ -62,7 +61,8 @@ def run_python(tmp_path_factory) -> Callable[..., str]:
             fresh["PYTHONPATH"] = str(SOURCE)
         else:
             flags = ["-I", "-S"]
-            code = WITHOUT_GLIP_HF.format(site_packages=sysconfig.get_path("purelib")) + code
+            folders = [path for path in sys.path if path.endswith("site-packages")]
+            code = WITHOUT_GLIP_HF.format(site_packages=folders) + code
         process = subprocess.run(
             [sys.executable, *flags, "-c", code, *map(str, arguments)],
             env={**inherited, **fresh, **(env or {})},

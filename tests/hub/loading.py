@@ -14,9 +14,10 @@ import sys
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor,
+    AutoConfig, AutoModel, AutoModelForZeroShotObjectDetection, AutoProcessor,
     AutoTokenizer, pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 source, photo, results = sys.argv[1:]
 trust = {"trust_remote_code": True}

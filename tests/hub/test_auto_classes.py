@@ -11,13 +11,13 @@ from huggingface_hub import ModelCard
 from random_glip import load_photo, random_model
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     AutoTokenizer,
     BertTokenizer,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import glip_hf
 from glip_hf import (

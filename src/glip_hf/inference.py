@@ -398,7 +398,7 @@ def prefetch(items: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
-def _open_upright(image: Any) -> Image.Image:
+def open_upright(image: Any) -> Image.Image:
     """The image of a request as a decoded PIL image, turned upright by its EXIF orientation.
 
     Raises:
@@ -586,7 +586,7 @@ class GroundingEngine:
         try:
             if isinstance(opened, Exception):
                 raise opened
-            shown = _open_upright(image) if opened is None else opened
+            shown = open_upright(image) if opened is None else opened
             size = shown.size
             if view.region is not None:
                 shown = shown.crop(view.region)
@@ -622,10 +622,10 @@ class GroundingEngine:
             views, image = self.views, None
             if self.options.tile is not None:
                 try:
-                    image = _open_upright(request.image)
+                    image = open_upright(request.image)
                     tiles = make_tiles(*image.size, self.options.tile, self.options.overlap)
                     views = [replace(view, region=region) for region in (None, *tiles) for view in views]
-                except (ValueError, OSError) as error:
+                except Exception as error:  # raised again, with the name of the image, where views are made
                     image = error
             for view in views:
                 yield index, request, view, len(views), image

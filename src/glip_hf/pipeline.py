@@ -19,7 +19,17 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
-from .inference import DETECTION_OPTIONS, GroundingEngine, GroundingOptions, PairBudget, Request, View, prefetch
+from .inference import (
+    DETECTION_OPTIONS,
+    GroundingEngine,
+    GroundingOptions,
+    PairBudget,
+    Request,
+    View,
+    open_upright,
+    prefetch,
+)
+from .masks import BoxSegmenter
 from .noun_phrases_glip import split_names
 from .postprocess_glip import Threshold, check_thresholds
 from .processing_glip import GlipProcessor
@@ -30,7 +40,7 @@ logger = logging.get_logger(__name__)
 _TEXT = ("candidate_labels", "caption", "phrases")
 _STEPS = (  # the options of `preprocess`, `_forward` and `postprocess`
     (*_TEXT, "timeout", "on_broken"),
-    (*DETECTION_OPTIONS, *PROMPT_OPTIONS, "tile", "overlap"),
+    (*DETECTION_OPTIONS, *PROMPT_OPTIONS, "tile", "overlap", "segmenter"),
     ("top_k",),
 )
 
@@ -122,12 +132,13 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 `timeout` (seconds, for a URL), `on_broken` ("fail" at an image that cannot be read, or "skip" it with a
                 warning: its result is None); how captions are built:
                 `chunk_size`, `separator`, `prefix`, `suffix`, `negative_names`; `tile`, a side in pixels, and `overlap`
-                (0.2) to show a large image in tiles, too, see `GroundingOptions`; how it runs: `batch_size` (images, or
-                tiles), `num_workers`.
+                (0.2) to show a large image in tiles, too, see `GroundingOptions`; `segmenter`, a [`BoxSegmenter`] that
+                gives each detection a mask; how it runs: `batch_size` (images, or tiles), `num_workers`.
 
         Returns:
             For each image a list of `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}`, best first, the box
-            in whole pixels of the image. For a dataset or a generator an iterator of such lists.
+            in whole pixels of the image; with a `segmenter` also `"mask"`, a PIL image of mode "1" and of the image's
+            size. For a dataset or a generator an iterator of such lists.
 
         Raises:
             TypeError: for an unknown option.
@@ -148,7 +159,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         reading, detection, results = ({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
-        GroundingOptions(**detection)  # checks them before anything runs
+        GroundingOptions(**{k: v for k, v in detection.items() if k != "segmenter"})  # checks them before anything runs
         names = reading.get("candidate_labels", ())
         if names and all(isinstance(name, str) for name in names):  # else each image may have names of its own
             names = split_names(names) if isinstance(names, str) else names
@@ -180,7 +191,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             kind(inputs, self.preprocess, preprocess_params),
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=partial(self._collate, tiled=tiled),
+            collate_fn=partial(self._collate, resize=not tiled, keep=forward_params.get("segmenter") is not None),
             pin_memory=self.device.type == "cuda",
         )
         results = (
@@ -234,17 +245,21 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             "phrases": None if phrases is None else list(phrases),
         }
 
-    def _collate(self, items: list[dict[str, Any]], tiled: bool = False) -> dict[str, Any]:
+    def _collate(self, items: list[dict[str, Any]], resize: bool = True, keep: bool = False) -> dict[str, Any]:
+        """A batch: `pixels` where images are resized here and not by the engine, and else, or with `keep`, `images`."""
         texts = [None if "broken" in item else (item["text"], item["phrases"]) for item in items]
         items = [item for item in items if "broken" not in item]
-        if tiled or not items:  # the engine makes the tiles
-            return {"images": [item["image"] for item in items], "texts": texts}
+        batch: dict[str, Any] = {"texts": texts}
+        if keep or not resize:
+            batch["images"] = [open_upright(item["image"]) for item in items]
+        if not resize or not items:
+            return batch
         try:
             pixels = self.image_processor([item["image"] for item in items], return_tensors="pt")
         except ValueError as error:
             names = [name if len(name) <= 200 else name[:197] + "..." for item in items if (name := item["name"])]
             raise ValueError(f"{', '.join(names)}: {error}" if names else str(error)) from error
-        return {"pixels": dict(pixels), "texts": texts}
+        return {"pixels": dict(pixels), **batch}
 
     def _forward(
         self,
@@ -252,6 +267,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         engine: GroundingEngine,
         threshold: Threshold = 0.1,
         max_detections: int = 100,
+        segmenter: BoxSegmenter | None = None,
         **options: Any,
     ) -> list[dict[str, Any] | None]:
         """Detections of every image of a batch, see `inference.Detections`; None for those that are skipped.
@@ -269,15 +285,19 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         engine.options = GroundingOptions(threshold=threshold, **limits, **options)
         # The batch with one caption at a time.
         engine.budget = PairBudget(self.device, options.get("batch_size", len(texts)))
-        if "images" in model_inputs:
+        if "pixels" not in model_inputs:
             asked = [Request(image, *text) for image, text in zip(model_inputs["images"], texts)]
             grounded = sorted(engine.ground(asked), key=lambda one: one.index)
-            merged = iter([one.detections[0] for one in grounded])
+            merged = [one.detections[0] for one in grounded]
         else:
             captions = [engine.encode(text, phrases) for text, phrases in texts]
             found = engine.detect(model_inputs["pixels"], captions)
-            merged = iter([engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)])
-        return [None if text is None else next(merged) for text in model_inputs["texts"]]
+            merged = [engine.merge(its, {View(): parts})[0] for its, parts in zip(captions, found)]
+        if segmenter is not None:
+            for image, own in zip(model_inputs["images"], merged):
+                own["masks"] = segmenter(image, own["boxes"])
+        rest = iter(merged)
+        return [None if text is None else next(rest) for text in model_inputs["texts"]]
 
     def postprocess(
         self, model_outputs: dict[str, Any] | None, top_k: int | None = None
@@ -293,6 +313,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             for name in ("locations", "features"):  # no locations in tiles
                 for result, value in zip(results, model_outputs.get(name, torch.zeros(0)).tolist()):
                     result[name[:-1]] = value
+        for result, mask in zip(results, model_outputs.get("masks", ())):
+            result["mask"] = Image.fromarray(mask.numpy())
         return results[:top_k]
 
 

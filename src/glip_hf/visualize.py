@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Draw detections on an image: boxes, names and scores, legible at any size, with PIL alone.
+"""Draw detections on an image: boxes, masks, names and scores, legible at any size, with PIL alone.
 
     annotated = draw_detections(image, result)   # one dict of post-processing, or what a pipeline returns
     annotated.save("annotated.png")
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from .image_processing_pil_glip import load_image, read_pixels
 from .prompts_glip import read_number
@@ -46,6 +46,7 @@ FALLBACK_FONTS = (
     "Arial Unicode.ttf",
     "arial.ttf",
 )
+MASK_OPACITY = 0.45  # of the tint within a mask
 SMALLEST_FONT = 8  # pixels; below that a name is illegible and left out
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rect = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are exclusive
@@ -82,8 +83,9 @@ def draw_detections(
         image: what the processor takes: a path or URL, a PIL image of any mode, turned upright by its EXIF orientation,
             or an array or tensor [H, W], [H, W, 3] or [3, H, W].
         detections: `boxes` [K, 4] xyxy in pixels of the upright image, and any of `scores` [K], `labels` [K] int,
-            `text_labels` [K] str, `track_ids` [K] int; tensors, arrays or lists. Others are ignored. Or a list with one
-            such dict, or what a pipeline returns for the image: dicts of `score`, `label` and `box`.
+            `text_labels` [K] str, `track_ids` [K] int, `masks` [K, H, W] bool; tensors, arrays or lists. Others are
+            ignored. Or a list with one such dict, or what a pipeline returns for the image: dicts of `score`, `label`
+            and `box`, and perhaps `mask`.
         show_scores: write the score after the name.
         line_width: of the boxes, in pixels; by default proportional to the image.
         font_size: of the names, in pixels; by default proportional to the image.
@@ -93,8 +95,8 @@ def draw_detections(
         on top; a name is shortened where the image is narrower than it and left out where not even one letter fits.
 
     Raises:
-        ValueError: lengths that differ, results of several images, a width or size below 1, or a box that is not
-            finite or has its corners swapped.
+        ValueError: lengths that differ, results of several images, a width or size below 1, masks of another size than
+            the image, or a box that is not finite or has its corners swapped.
     """
     for name, value in (("line_width", line_width), ("font_size", font_size)):
         if value is not None:
@@ -102,17 +104,19 @@ def draw_detections(
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
     canvas = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # what the model sees, upright
-    boxes, scores, labels, names = _unpack(detections)
+    boxes, scores, labels, names, masks = _unpack(detections)
     short = min(canvas.size)
     if line_width is None:
         line_width = max(1, round(short / 200))
     if font_size is None:
         font_size = max(11, round(short / 36))
 
-    draw = ImageDraw.Draw(canvas)
     keys = [label if label is not None else name for label, name in zip(labels, names)]
     colors = [label_color("" if key is None else key) for key in keys]
     order = sorted(range(len(boxes)), key=lambda k: -1.0 if scores[k] is None else -scores[k])
+    for k in reversed(order if masks is not None else ()):
+        _draw_mask(canvas, masks[k], colors[k], line_width)
+    draw = ImageDraw.Draw(canvas)
     for k in reversed(order):
         _draw_box(draw, boxes[k], colors[k], line_width, canvas.size)
 
@@ -130,8 +134,10 @@ def draw_detections(
     return canvas
 
 
-def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], list[int | None], list[str | None]]:
-    """Plain Python lists of equal length from tensors, arrays or lists, checked."""
+def _unpack(
+    detections: Any,
+) -> tuple[list[list[float]], list[float | None], list[int | None], list[str | None], Sequence[Any] | None]:
+    """Boxes, scores, labels and names as plain lists of equal length, checked, and the masks if there are any."""
     if isinstance(detections, list | tuple):
         if len(detections) == 1 and (isinstance(detections[0], list) or "boxes" in detections[0]):
             return _unpack(detections[0])
@@ -140,7 +146,8 @@ def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], lis
                 f"there are {len(detections)} results for one image: draw each on its own, draw_detections(images[0], "
                 "results[0])."
             )
-        detections = {
+        masks = {"masks": [found["mask"] for found in detections]} if detections and "mask" in detections[0] else {}
+        detections = masks | {
             "boxes": [[found["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for found in detections],
             "scores": [found["score"] for found in detections],
             "text_labels": [found["label"] for found in detections],
@@ -174,7 +181,26 @@ def _unpack(detections: Any) -> tuple[list[list[float]], list[float | None], lis
     for k, box in enumerate(boxes):
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")
-    return boxes, *columns
+    masks = detections.get("masks")
+    if masks is not None and len(masks) != len(boxes):
+        raise ValueError(f"{len(boxes)} boxes but {len(masks)} masks: they must pair up.")
+    return boxes, *columns, masks
+
+
+def _draw_mask(image: Image.Image, mask: Any, color: tuple[int, int, int], line_width: int) -> None:
+    """Tint the pixels of a mask [H, W], and draw a line around them."""
+    inside = np.asarray(mask).astype(bool)
+    if inside.shape != image.size[::-1]:
+        raise ValueError(
+            f"a mask of shape {inside.shape} is not one of an image of {image.size[::-1]} (height, width)."
+        )
+    shape = Image.fromarray(inside.astype(np.uint8) * 255)
+    padded = ImageOps.expand(shape, 1)  # the border of the image bounds an object, too
+    inner = np.asarray(padded.filter(ImageFilter.MinFilter(3)))[1:-1, 1:-1]
+    edge = Image.fromarray(np.where(inside & (inner == 0), 255, 0).astype(np.uint8))
+    edge = edge.filter(ImageFilter.MaxFilter(2 * (line_width // 2) + 1))
+    image.paste(color, mask=shape.point(lambda value: round(value * MASK_OPACITY)))
+    image.paste(color, mask=edge)
 
 
 def _draw_box(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
@@ -30,6 +30,11 @@ from .common import (
     load_model,
     positive,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..masks import BoxSegmenter
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"))
@@ -70,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--class-agnostic-nms", action="store_true", help="NMS over all class names, not within each")
     add("--features", action="store_true", help="with --json: the feature vector of each detection")
     add("--max-detections", type=positive, default=100, metavar="N", help="per image; --tile: per tile (%(default)s)")
+    add(
+        "--masks",
+        metavar="MODEL",
+        help="a mask for each box by this SAM or SAM 2 model (a directory or on the Hub)",
+    )
     add("--tile", type=positive, metavar="PIXELS", help="search large images in tiles of this side, too")
     add("--overlap", type=fraction, metavar="P", help="with --tile: share of a tile that the next one shows, too (0.2)")
     add(
@@ -142,6 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(first_line(error)) from None
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    segmenter = None if arguments.masks is None else load_segmenter(arguments.masks, model.device, model.dtype)
     engine, text = GroundingEngine(model, processor, options), caption if names is None else prompts or names
     text_labels = engine.encode(text, arguments.phrases).text_labels[0]
     try:
@@ -156,7 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
             (found,) = engine.ground([Request(image, text, arguments.phrases)])
         except (OSError, ValueError) as error:
             raise CliError(first_line(error)) from None
-        return image, found.detections[0]
+        result = found.detections[0]
+        return image, result if segmenter is None else {**result, "masks": segmenter(image, result["boxes"])}
 
     records: list[dict[str, Any]] = []
 
@@ -202,6 +214,20 @@ def run(arguments: argparse.Namespace) -> int:
                 file.write(document + "\n")
             print(f"-> {json_file}")
     return 1 if any("error" in record for record in records) else 0
+
+
+def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") -> "BoxSegmenter":
+    """The model of --masks.
+
+    Raises:
+        CliError: if it cannot be loaded.
+    """
+    from ..masks import BoxSegmenter
+
+    try:
+        return BoxSegmenter.from_pretrained(source, device, dtype)
+    except (OSError, ValueError, ImportError) as error:
+        raise CliError(f"--masks {shown(source)}: cannot be loaded ({first_line(error)})") from None
 
 
 def take_json_file(arguments: argparse.Namespace) -> Path | None:
@@ -275,6 +301,8 @@ def check_videos(arguments: argparse.Namespace, paths: list[str]) -> None:
     videos = [path for path in paths if _is_video(path)]
     if not videos and (arguments.track or arguments.stride > 1):
         raise UsageError("--stride and --track are for videos, and there is none")
+    if videos and arguments.masks is not None:
+        raise UsageError(f"--masks is for images, and {videos[0]} is a video: leave it out, or extract the frames")
     for path in videos:
         if path.startswith(URL_PREFIXES):
             raise UsageError(f"{path}: videos are read from files; download it first")

@@ -15,9 +15,9 @@ from random_glip import PHOTO
 from tiny import make_processor
 
 from glip_hf.cli import build_parser, main
-from glip_hf.cli.ground import read_words
+from glip_hf.cli.ground import TEXT_RULE, read_words
 from glip_hf.data.sampling import DetectionCaptions
-from glip_hf.noun_phrases_glip import TEXT_RULE, read_phrases
+from glip_hf.noun_phrases_glip import read_phrases
 from glip_hf.pipeline import GlipZeroShotObjectDetectionPipeline
 from glip_hf.prompts_glip import clean_name
 

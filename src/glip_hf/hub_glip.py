@@ -61,13 +61,7 @@ for name, score, box in zip(found["text_labels"], found["scores"], found["boxes"
 ```"""
 
 
-def code_span(text: Any) -> str:
-    """Text of a file or a user as code in a model card, which it ends neither alone nor in a table."""
-    clean = _one_line(text).replace("`", "'").replace("|", "\\|")
-    return f"`{clean}`"
-
-
-def _one_line(text: Any) -> str:
+def one_line(text: Any) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
@@ -97,7 +91,7 @@ def build_model_card(
         code["trust"] = ", trust_remote_code=True"
     parts = [
         f"---\n{ModelCardData(**fields).to_yaml()}\n---",
-        re.sub(r"([<\[`])", r"\\\1", f"# {_one_line(name)}"),
+        re.sub(r"([<\[`])", r"\\\1", f"# {one_line(name)}"),
         _INTRODUCTION + (f" Architecture: {architecture}." if architecture else ""),
         _SNIPPET.format(name=json.dumps(name), **code),
         *(f"## {heading}\n\n{text}" for heading, text in sections),

@@ -435,15 +435,6 @@ def noun_phrases(text: str) -> list[tuple[int, int]]:
 
 # -- lists -----------------------------------------------------------------------------------------
 
-TEXT_RULE = """\
-A list of texts is a list of class names: each is looked for as it is written.
-A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
-Any other text is a caption: its noun phrases are looked for, "two cats" and "a pink sofa" in "two cats on a pink sofa".
-Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
-Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
-"""
-"""How text is read by processor, pipeline and command line; docs/ground.md and `glip ground --help` show it."""
-
 MAX_ITEM_WORDS = 5
 """Most words of an item of a list; what is longer is prose."""
 
@@ -492,7 +483,7 @@ def read_phrases(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def read_list(text: str) -> list[str] | None:
-    """The class names of a text that is a list by `TEXT_RULE`; None for a caption."""
+    """The class names of a text that is a list by the rule of `glip ground --help`; None for a caption."""
     spans, is_list = read_phrases(text)
     return [text[begin:end] for begin, end in spans] if is_list else None
 

@@ -103,9 +103,8 @@ def label_thresholds(threshold: Threshold, names: Sequence[str]) -> float | Tens
 def check_thresholds(threshold: Threshold, names: Iterable[str]) -> None:
     """Raise a ValueError unless all class names with a threshold of their own are among these."""
     known = dict.fromkeys(names)
-    unknown = (
-        [key for key in threshold if key is not None and key not in known] if isinstance(threshold, Mapping) else []
-    )
+    own = threshold if isinstance(threshold, Mapping) else ()
+    unknown = [key for key in own if key is not None and key not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {quote(close[0])}?" if close else f"the names are {listed(list(known))}."

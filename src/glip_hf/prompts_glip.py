@@ -3,7 +3,7 @@
 
 There are two kinds of caption. A *detection* caption is built from class names joined by a separator; the span of each
 name is noted while the caption is built, so a "car" is never found inside a "cart". A *grounding* caption is the user's
-own text, with phrases given by span or, exactly, as substrings of it. Which of the two a text is, `TEXT_RULE` says. The
+own text, with phrases given by span or, exactly, as substrings of it. `glip ground --help` says which a text is. The
 behaviour is that of the original (specification, section 9; goldens in `../shared/data`), with the exceptions said at
 the functions concerned.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .._extras import require
 from ..formats import FOLDERS, FORMATS, ImageDetections, check_output, detection_records, rounded
-from ..noun_phrases_glip import TEXT_RULE, read_list, split_names
+from ..noun_phrases_glip import read_list, split_names
 from ..values_glip import shown
 from .common import (
     CliError,
@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"))
 URL_PREFIXES = ("http://", "https://")
+
+TEXT_RULE = """\
+A list of texts is a list of class names: each is looked for as it is written.
+A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
+Any other text is a caption: its noun phrases are looked for, "two cats" and "a pink sofa" in "two cats on a pink sofa".
+Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
+Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
+"""
+"""How text is read by processor, pipeline and command line; docs/ground.md and `glip ground --help` show it."""
 
 HELP = "detect class names or phrases in images"
 DESCRIPTION = f"""\

@@ -21,7 +21,7 @@ checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
     """The model card of a converted checkpoint; `name` is its title, usually that of the directory or repository."""
-    source = f"weights {hub_glip.code_span(record.wrapping)}" if record.wrapping else "bare state dict"
+    source = f"weights {code_span(record.wrapping)}" if record.wrapping else "bare state dict"
     tools = ", ".join(f"{tool} {version}" for tool, version in record.tools.items())
     buffers = (
         f"\n\n{len(record.altered_buffers)} index buffers of this moving average had drifted from "
@@ -32,8 +32,8 @@ def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
     provenance = f"""\
 | | |
 |---|---|
-| source file | {hub_glip.code_span(record.source_name)} ({record.source_bytes:,} bytes) |
-| SHA-256 of the source | {hub_glip.code_span(record.source_sha256)} |
+| source file | {code_span(record.source_name)} ({record.source_bytes:,} bytes) |
+| SHA-256 of the source | {code_span(record.source_sha256)} |
 | taken from it | {source}, {record.dtype} |
 | converted | {record.converted_at} with {tools} |
 | licence | MIT; GLIP is by Microsoft (MIT) |
@@ -63,3 +63,9 @@ def _published(record: ConversionRecord) -> str:
         f"paper and its release notes; they were not measured on this conversion. {stated}\n\n"
         f"| checkpoint | {' | '.join(_COLUMNS)} |\n|---|{'---|' * len(_COLUMNS)}\n" + "\n".join(rows)
     )
+
+
+def code_span(text: object) -> str:
+    """Text of a file or a user as code in a model card, which it ends neither alone nor in a table."""
+    clean = hub_glip.one_line(text).replace("`", "'").replace("|", "\\|")
+    return f"`{clean}`"

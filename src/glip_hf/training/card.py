@@ -11,7 +11,8 @@ import torch
 import transformers
 from huggingface_hub import ModelCardData
 
-from ..hub_glip import CARD_NAME, build_model_card, code_span
+from ..conversion.model_card import code_span
+from ..hub_glip import CARD_NAME, build_model_card
 from .recipe import Recipe, dump_recipe
 
 _NAMES = ("name", "annotations", "yaml_file", "task", "dataset", "format")

@@ -186,9 +186,18 @@ def assert_same(one, other) -> None:
     assert torch.allclose(one["boxes"], other["boxes"], atol=0.05)
 
 
-def test_batches_of_tiles_are_tiles(shipped, scene, tiled, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def strip(shipped, scene):
+    """A part of the scene that two tiles cover, and what is found in it."""
+    image = scene.pil.crop((0, 120, 200, 280))
+    (found,) = ground(shipped, Request(image, scene.names), tile=160, overlap=0.25)
+    assert len(found.detections[0]["scores"]) >= 3
+    return image, found.detections[0]
+
+
+def test_batches_of_tiles_are_tiles(shipped, scene, tiled, strip) -> None:
     """Two images, six tiles at a time: the results of one by one. An image is decoded once, a text encoded once."""
-    crop, reads = scene.pil.crop((0, 0, 200, 160)), []
+    (crop, alone), reads, texts = strip, [], []
 
     class Source:
         def load(self):
@@ -196,12 +205,13 @@ def test_batches_of_tiles_are_tiles(shipped, scene, tiled, monkeypatch) -> None:
             return scene.pil
 
     requests = [Request(Source(), scene.names), Request(crop, scene.names), Request(crop, None)]
+    hook = shipped[0].model.text_model.register_forward_pre_hook(lambda *_: texts.append(1))
     both = ground(shipped, *requests, tile=160, overlap=0.25, batch_size=6)
-    (alone,) = ground(shipped, requests[1], tile=160, overlap=0.25)
+    hook.remove()
     assert_same(both[0].detections[0], tiled.detections[0])
-    assert_same(both[1].detections[0], alone.detections[0])
+    assert_same(both[1].detections[0], alone)
     assert (both[2].width, both[2].height, both[2].detections) == (200, 160, [])
-    assert len(reads) == 1
+    assert len(reads) == len(texts) == 1
 
 
 def test_an_image_no_larger_than_a_tile_is_seen_as_ever(shipped, scene) -> None:
@@ -255,26 +265,28 @@ def test_other_values_are_refused(options, message) -> None:
 # -- pipeline and command line ---------------------------------------------------------------------
 
 
-def test_pipeline(shipped, scene, tiled) -> None:
-    model, processor = shipped
+def test_pipeline(shipped, scene, strip) -> None:
+    (model, processor), (image, expected) = shipped, strip
     detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")
     options = {"candidate_labels": scene.names, "threshold": 0.4, "tile": 160, "overlap": 0.25}
-    images = [scene.pil, scene.pil.crop((0, 0, 128, 128))]
+    images = [image, image.crop((0, 0, 128, 128))]
     found = detector(images, batch_size=6, **options)
-    assert [one["label"] for one in found[0]] == tiled.detections[0]["text_labels"]
-    for one, box in zip(found[0], tiled.detections[0]["boxes"].tolist()):
+    assert [one["label"] for one in found[0]] == expected["text_labels"]
+    for one, box in zip(found[0], expected["boxes"].tolist()):
         assert list(one["box"].values()) == pytest.approx(box, abs=1.01)  # whole pixels
-    assert found[1] == detector(images[1], **options)
+    alone = detector(images[1], **options)
+    assert [(one["label"], one["box"]) for one in found[1]] == [(one["label"], one["box"]) for one in alone]
+    assert [one["score"] for one in found[1]] == pytest.approx([one["score"] for one in alone], abs=1e-5)
     with pytest.raises(ValueError, match="overlap=2"):
         detector(images, candidate_labels=scene.names, tile=256, overlap=2)
 
 
-def test_command(scene, tiled, tmp_path, capsys) -> None:
-    scene.pil.save(tmp_path / "scene.png")
+def test_command(scene, strip, tmp_path, capsys) -> None:
+    image, found = strip
+    image.save(tmp_path / "scene.png")
     command = ["ground", str(tmp_path / "scene.png"), "--names", *scene.names, "--model", "demo", "--tile", "160"]
     assert main([*command, "--overlap", "0.25", "--json"]) == 0
     (photo,) = json.loads(capsys.readouterr().out)["photos"]
-    found = tiled.detections[0]
     assert [one["text_label"] for one in photo["detections"]] == found["text_labels"]
     assert [one["score"] for one in photo["detections"]] == pytest.approx(found["scores"].tolist(), abs=1e-3)
 

@@ -4,12 +4,13 @@
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
-from glip_hf import GlipForGrounding, GlipModel
+from glip_hf import GlipForGrounding, GlipImageProcessor, GlipModel
 from glip_hf._compat import enable_checkpointing
 from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block
 from glip_hf.outputs_glip import pair_captions
@@ -108,9 +109,25 @@ def test_features_have_their_own_states() -> None:
     model.set_attn_implementation("eager")
     image = model.get_image_features(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
     assert len(image.hidden_states) == 5 and len(image.attentions) == 4
+    assert image.pooler_output.shape == (2, 16)
+    torch.testing.assert_close(image.pooler_output, torch.stack([x.mean(0) for x in image.last_hidden_state]))
     assert [x.shape[-2:] for x in image.feature_maps] == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
     text = model.get_text_features(inputs["input_ids"], output_hidden_states=True, output_attentions=True)
     assert len(text.hidden_states) == 3 and len(text.attentions) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("whole", [True, False])
+def test_image_features_take_all_that_the_image_processor_gives(whole) -> None:
+    model = tiny_model() if whole else tiny_model().model
+    inputs = GlipImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})(
+        np.zeros((50, 70, 3), np.uint8), return_tensors="pt"
+    )
+    assert "original_sizes" in inputs
+    features = model.get_image_features(**inputs)
+    expected = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
+    assert torch.equal(features.pooler_output, expected.pooler_output)
+    assert torch.equal(features.image_sizes, expected.image_sizes)
 
 
 @torch.no_grad()

@@ -614,8 +614,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs: Unpack[GlipPostProcessKwargs],
     ) -> list[dict[str, torch.Tensor]]:
-        """Detections of each image, as the `zero-shot-object-detection` pipeline asks for them: see
-        [`~postprocess_glip.post_process_grounding`]."""
+        """What Transformers' detection pipelines call; see [`~postprocess_glip.post_process_grounding`]."""
         return post_process_grounding(outputs, threshold=threshold, target_sizes=target_sizes, **kwargs)
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:

@@ -5,8 +5,7 @@ image   -> backbone -> pyramid --.
                                  [fusion -> text layer -> DyConv] x blocks -> boxes, centerness, token logits
 caption -> BERT -----------------'
 
-This file is the mathematics in plain PyTorch, once. Operations that have faster forms are marked `@operation`; see
-`ops_glip`.
+The mathematics in plain PyTorch, once. Operations that have faster forms are marked `@operation`; see `ops_glip`.
 
 Letters: B images, N captions or (image, caption) pairs, T text tokens, L levels, A locations of all levels (P3 to P7,
 row-major; one anchor each), D channels of the head, E width of the text encoder, H fusion heads, C classes per caption,
@@ -431,8 +430,7 @@ class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedMod
     _supports_attention_backend = True
 
     def train(self, mode: bool = True) -> "GlipPreTrainedModel":
-        """As every module, but frozen submodules stay in evaluation mode, as in the original: without dropout, drop
-        path and DropBlock."""
+        """Frozen submodules stay in evaluation mode, as in the original: no dropout, drop path or DropBlock."""
         super().train(mode)
         if mode:
             set_frozen_modules_to_eval(self)
@@ -542,7 +540,11 @@ class GlipModel(GlipPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GlipImageFeatures:
         r"""
         Encode images, once for any number of captions.
@@ -553,6 +555,8 @@ class GlipModel(GlipPreTrainedModel):
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 at real pixels; it only tells the unpadded size. Padding takes part in the network, as in the
                 original: the same image padded further gives slightly different results.
+            original_sizes:
+                Without effect; accepted so that all outputs of the image processor may be passed.
             kwargs:
                 For the backbone: `output_hidden_states`, `output_attentions`.
 
@@ -585,6 +589,7 @@ class GlipModel(GlipPreTrainedModel):
             image_sizes = torch.stack([real.any(2).sum(1), real.any(1).sum(1)], dim=1)
         return GlipImageFeatures(
             last_hidden_state=tokens,
+            pooler_output=tokens.mean(1),
             feature_maps=tuple(to_pyramid(tokens, [level.shape[-2:] for level in pyramid])),
             image_sizes=image_sizes,
             hidden_states=backbone.hidden_states,
@@ -738,12 +743,6 @@ class GlipForGrounding(GlipPreTrainedModel):
         self.loss_function = grounding_loss
         self.add_model_tags(list(TAGS))
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
 
     def enable_input_require_grads(self) -> None:
         self.model.enable_input_require_grads()

@@ -22,6 +22,8 @@ class GlipImageFeatures(ModelOutput):
 
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_locations, d_model)`):
         The pyramid as tokens.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, d_model)`):
+        The mean over all locations, padding included: a summary of the image that no training has shaped.
     feature_maps (`tuple(torch.FloatTensor)` of shape `(batch_size, d_model, height, width)`):
         The same as one feature map per level, P3 to P7; views.
     image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`):

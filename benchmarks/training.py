@@ -34,6 +34,7 @@ from benchmarks.part_timer import differentiated, part, time_parts
 from benchmarks.peak_memory import memory_figures, peak_memory
 from benchmarks.textbook import textbook_view
 from glip_hf import GlipForGrounding
+from glip_hf._compat import disable_checkpointing, enable_checkpointing
 
 BOXES = 8  # per image
 
@@ -98,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     forms, variants = {"fast": model, "reference": textbook_view(model)}, {}
     for name, form in forms.items():
         run = functools.partial(train_step, form, optimizer, arguments, inputs)
-        variants[name] = Variant(run, form.activation_checkpointing_disable)
+        variants[name] = Variant(run, functools.partial(disable_checkpointing, form))
         if not arguments.no_checkpointing:
-            variants[f"{name}_checkpointed"] = Variant(run, form.activation_checkpointing_enable)
+            variants[f"{name}_checkpointed"] = Variant(run, functools.partial(enable_checkpointing, form))
     memory = peak_memory(variants, arguments, warm_up=True)
     times, rates = harness.time_variants(variants, arguments, max(arguments.warmup, 1))
     seconds, losses = time_parts(list(forms.values()), variants)

@@ -12,9 +12,9 @@ WORKERS="${WORKERS:-2}"
 environment() {
     case "$1" in
         pinned) echo "over" ;;
-        oldest) echo "over transformers==5.10.1" ;;
+        oldest) echo "over transformers==5.13.0" ;;
         newest) echo "3.11 torch torchvision transformers" ;;
-        bottom) echo "3.10 torch==2.6.0 torchvision==0.21.0 transformers==5.10.1" ;;
+        bottom) echo "3.10 torch==2.6.0 torchvision==0.21.0 transformers==5.13.0" ;;
         python3.12 | python3.13 | python3.14) echo "${1#python} torch transformers" ;;
         5.*) echo "over transformers==$1" ;;
         *) return 1 ;;
@@ -46,6 +46,7 @@ create() {
         .venv/bin/python -c "$folder" >"$("$ROOT/$name/bin/python" -c "$folder")/base.pth"
         # pip also counts what .venv holds, and reports conflicts with the package that is installed there.
         [ $# = 0 ] || $pip "$@" 2>&1 | grep -v '^ERROR: pip.s dependency resolver\|^glip-hf .* requires' || true
+        $pip --no-deps --editable . # for its command
     else
         "$(interpreter "$python")" -m venv "$ROOT/$name"
         $pip "$@"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -210,7 +211,8 @@ def served(*command: str, **options: Any) -> Iterator[tuple[str, subprocess.Pope
     """The address of a page that a program serves, and the program, which is ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    program = subprocess.Popen([sys.executable, *command], env=environment, **pipes, **options)
+    obeys = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where a shell in the background runs the tests
+    program = subprocess.Popen([sys.executable, *command], env=environment, preexec_fn=obeys, **pipes, **options)
     try:
         printed = ""
         for line in program.stdout:

@@ -5,6 +5,7 @@ import copy
 import json
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -576,3 +577,12 @@ def test_reference_grounding_targets(shared, bert_processor):
 def test_class_names_the_vocabulary_cannot_spell_warn(processor) -> None:
     with pytest.warns(UserWarning, match="cannot spell '\N{GRINNING FACE}'"):
         processor(text=["cat", "\N{GRINNING FACE}"], return_tensors="pt")
+
+
+def test_threads_share_a_processor(processor) -> None:
+    """With Transformers 5.13 a tokenizer without a lock raises "Already borrowed" in most of these calls."""
+    lists = [[f"cat {number}" for number in range(count)] for count in (300, 2, 200)] * 5
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda names: processor(text=names, return_tensors="pt")["input_ids"], lists))
+    for ids, names in zip(found, lists):
+        assert torch.equal(ids, processor(text=names, return_tensors="pt")["input_ids"])

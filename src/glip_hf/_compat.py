@@ -1,24 +1,22 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""What differs between the versions of Transformers that we support, 5.10 to 5.x; docs/versions.md lists them.
+"""What differs between the versions of Transformers that we support, 5.13 to 5.x; docs/versions.md lists them.
 
 The flat files may import it: it travels to the Hub with them.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
-import transformers
 from transformers.utils import type_validators
 
-try:
-    from transformers.exporters.utils import register_patch
-except ImportError:  # before 5.13
+_TOKENIZING = threading.Lock()
 
-    def _register_nothing(backend: str, *paths: str) -> Callable[[Any], Any]:
-        """A decorator that does nothing: there is no exporter to patch."""
-        return lambda factory: factory
 
-    register_patch = _register_nothing  # not defined by this name: the site's builder fails at a name of two origins
+def tokenize(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+    """`tokenizer(*args, **kwargs)`, one thread at a time: in older versions each call changes the tokenizer."""
+    with _TOKENIZING:
+        return tokenizer(*args, **kwargs)
 
 
 class _Zero(int):
@@ -39,17 +37,12 @@ def enable_checkpointing(model: Any, options: dict[str, Any] | None = None) -> N
         model.gradient_checkpointing_enable(options)
 
 
-def require_onnx_exporter() -> None:
-    """Refuse versions that have no `transformers.exporters`.
-
-    Raises:
-        ImportError: naming the version and what to do.
-    """
-    if register_patch.__module__ == __name__:
-        raise ImportError(
-            f"Transformers {transformers.__version__} has no ONNX exporter: pip install 'transformers>=5.13'. Programs "
-            "of torch.export need none."
-        )
+def disable_checkpointing(model: Any) -> None:
+    """`model.activation_checkpointing_disable()`, by the name that it had before 5.23."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
 
 
-__all__ = ["enable_checkpointing", "interval", "register_patch", "require_onnx_exporter"]
+__all__ = ["disable_checkpointing", "enable_checkpointing", "interval", "tokenize"]

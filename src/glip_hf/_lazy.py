@@ -18,9 +18,6 @@ PACKAGE = __package__
 TABLES = "transformers.models.auto.auto_mappings"
 """Transformers' module of nothing but names: configurations, processors and image processors by model type."""
 
-PROCESSOR_TABLES = "transformers.models.auto.processing_auto"
-"""Its module of the processors, which has their table itself before Transformers 5.11."""
-
 
 def load(name: str) -> Any:
     """The attribute `name` of the package, or its module of that name.
@@ -43,19 +40,13 @@ def install() -> None:
         import_module(f"{PACKAGE}._register")
         return
     sys.modules["transformers.models.glip"] = sys.modules[PACKAGE]
-    sys.meta_path.insert(
-        0, _After({TABLES: _enter_names, PROCESSOR_TABLES: _enter_names, f"{PACKAGE}.modeling_glip": _register})
-    )
+    sys.meta_path.insert(0, _After({TABLES: _enter_names, f"{PACKAGE}.modeling_glip": _register}))
 
 
 def _enter_names(tables: ModuleType) -> None:
-    for table, names in (
-        ("CONFIG_MAPPING_NAMES", "GlipConfig"),
-        ("PROCESSOR_MAPPING_NAMES", "GlipProcessor"),
-        ("IMAGE_PROCESSOR_MAPPING_NAMES", {"pil": "GlipImageProcessorPil", "torchvision": "GlipImageProcessor"}),
-    ):
-        if table in vars(tables):
-            vars(tables)[table]["glip"] = names
+    tables.CONFIG_MAPPING_NAMES["glip"] = "GlipConfig"
+    tables.PROCESSOR_MAPPING_NAMES["glip"] = "GlipProcessor"
+    tables.IMAGE_PROCESSOR_MAPPING_NAMES["glip"] = {"pil": "GlipImageProcessorPil", "torchvision": "GlipImageProcessor"}
 
 
 def _register(_: ModuleType) -> None:

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as tracing_config
+from transformers.exporters.utils import register_patch
 from transformers.utils import logging as transformers_logging
 
-from ._compat import register_patch, require_onnx_exporter
 from ._extras import require
 from ._writing import patient_file, replacing, writing
 from .demo import DEMO_NAMES, load_demo_image
@@ -299,7 +299,6 @@ def export_onnx(
         raise ValueError(
             f"opset={opset} has no deformable convolution: take {FIRST_OPSET} or later ({OPSET} is the default)."
         )
-    require_onnx_exporter()
     require("onnx", "export")
     require("onnxscript", "export")
     ir = require("onnx_ir", "export")

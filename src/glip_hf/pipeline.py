@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from itertools import chain
+from types import GeneratorType
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
@@ -56,6 +57,16 @@ class _Results(Iterator):
 
     def __len__(self) -> int:
         return len(self._inputs)
+
+
+class _Stream(IterableDataset):
+    """A generator in the form that every version of Transformers leaves a stream: some make a list of a generator."""
+
+    def __init__(self, images: Iterator[Any]) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.images
 
 
 class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
@@ -154,6 +165,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 return []
             image, text = _spread(list(image), text)
         text = {name: value for name, value in text.items() if value is not None}
+        if isinstance(image, GeneratorType):
+            image = _Stream(image)
         # Bypasses the call of the parent class, which takes neither captions nor arrays.
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
 

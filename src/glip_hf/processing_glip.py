@@ -15,6 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
+from ._compat import tokenize
 from .hub_glip import AUTO_IMAGE_PROCESSOR, AUTO_PROCESSOR, GlipHubMixin
 from .image_processing_pil_glip import GlipImageProcessorKwargs, plain_id
 from .postprocess_glip import GlipPostProcessKwargs, Threshold, names_of_images, post_process_grounding
@@ -249,7 +250,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         prompts = [prompt for query in queries for prompt in query.prompts]
         max_length = text_kwargs.get("max_length") or MAX_TEXT_LENGTH
         options = text_kwargs | {"truncation": True, "max_length": max_length}
-        encoded = self.tokenizer([prompt.caption for prompt in prompts], **options)
+        encoded = tokenize(self.tokenizer, [prompt.caption for prompt in prompts], **options)
         data, widths, rows = dict(encoded), [len(ids) for ids in encoded["input_ids"]], []
         for prompt, encoding, width in zip(prompts, encoded.encodings, widths, strict=True):
             # Looked up in the whole caption, so that a phrase across the cut keeps its first part.
@@ -312,11 +313,9 @@ class GlipProcessor(GlipHubProcessorMixin):
         """
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
-        if isinstance(threshold, Mapping):
-            threshold = {None: 0.25, **threshold}
+        threshold = {None: 0.25, **threshold} if isinstance(threshold, Mapping) else threshold
         results = post_process_grounding(outputs, threshold, target_sizes, text_labels, **kwargs)
-        if text_labels is not None:
-            text_labels = names_of_images(text_labels, len(results))
+        text_labels = None if text_labels is None else names_of_images(text_labels, len(results))
         ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
         for image, result in enumerate(results):
             labels = result["labels"].tolist()

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ._compat import tokenize
 from .noun_phrases_glip import noun_phrases, read_phrases, split_list
 from .values_glip import in_one_line, quote
 
@@ -276,7 +277,7 @@ def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
     for text in texts:
         check_unicode(text)
     options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    encoded = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False, **options)
+    encoded = tokenize(tokenizer, texts, add_special_tokens=False, truncation=False, padding=False, **options)
     return [len(ids) for ids in encoded["input_ids"]]
 
 

@@ -137,6 +137,16 @@ def test_csv_and_jsonl(tmp_path) -> None:
     np.testing.assert_allclose([entry["box"] for entry in some["detections"]], expected, atol=0.005001)
 
 
+def test_a_csv_file_has_the_columns_of_all_images(tmp_path) -> None:
+    # An image in tiles has no locations, a small one after it has; frames have track_ids, an image before them has not.
+    row = (0.9, 2, [1, 2, 30, 40])
+    mixed = [found(row), found(row, locations=torch.tensor([5])), found(row, track_ids=torch.tensor([7]))]
+    FORMATS["csv"](tmp_path / "a.csv", [ImageDetections(f"{n}.png", *SIZE, one) for n, one in enumerate(mixed)], NAMES)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["location"], row["track_id"]) for row in rows] == [("", ""), ("5", ""), ("", "7")]
+
+
 def test_masks_and_all_other_entries_stay_with_their_box(tmp_path) -> None:
     from pycocotools.coco import COCO
 

@@ -10,6 +10,7 @@ writes the whole output or nothing. Importing it loads neither torch nor numpy: 
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -181,9 +182,9 @@ def write_csv(output: str | Path, images: Iterable[ImageDetections], names: Sequ
             first = {key: more.pop(key, None) for key in ("text_label", "label", "score")}
             rows.append({**image._asdict(), **first, **corners, **more})
             del rows[-1]["detections"]
-    header = dict.fromkeys(("file_name", "width", "height", "text_label", "label", "score", "x1", "y1", "x2", "y2"))
+    header = ("file_name", "width", "height", "text_label", "label", "score", "x1", "y1", "x2", "y2")
     with replacing_text(output) as file:
-        table = csv.DictWriter(file, [*header, *(key for key in (rows[0] if rows else ()) if key not in header)])
+        table = csv.DictWriter(file, list(dict.fromkeys(chain(header, *rows))))
         table.writeheader()
         table.writerows(rows)
 

@@ -154,6 +154,12 @@ def test_no_boxes_any_image_and_one_encoding(sam, image, tmp_path) -> None:
         assert torch.equal(segmenter(same, BOXES), masks)
 
 
+def test_deep_grey_images_are_seen_as_glip_sees_them(sam, image) -> None:
+    segmenter, grey = BoxSegmenter.from_pretrained(sam), image.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)  # PIL's own conversion makes it white
+    assert deep.mode == "I;16" and torch.equal(segmenter(deep, BOXES), segmenter(grey, BOXES))
+
+
 def test_other_models_are_refused(tmp_path, sam) -> None:
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'bert', which makes no masks from boxes: name one of SAM or SAM 2"):

@@ -45,7 +45,7 @@ create() {
         local folder='import sysconfig; print(sysconfig.get_path("purelib"))'
         .venv/bin/python -c "$folder" >"$("$ROOT/$name/bin/python" -c "$folder")/base.pth"
         # pip also counts what .venv holds, and reports conflicts with the package that is installed there.
-        [ $# = 0 ] || $pip "$@" 2>&1 | grep -v '^ERROR: pip.s dependency resolver\|^glip-hf .* requires' || true
+        [ $# = 0 ] || $pip "$@" 2>&1 | { grep -v '^ERROR: pip.s dependency resolver\|^glip-hf .* requires' || true; }
         $pip --no-deps --editable . # for its command
     else
         "$(interpreter "$python")" -m venv "$ROOT/$name"

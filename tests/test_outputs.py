@@ -6,9 +6,6 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
-import torch
-
 from glip_hf.cli import main
 from glip_hf.demo import load_demo_image
 from glip_hf.formats import FORMATS
@@ -26,22 +23,13 @@ def test_the_page(tmp_path, monkeypatch, capsys) -> None:
         if language == "bash":
             program, *arguments = shlex.split(block.replace("\\\n", " "))
             assert program == "glip" and main(arguments) == 0, capsys.readouterr().err
-        elif "supervision" not in block:
+        else:
             exec(block, names)
     result = names["result"]
-    assert len(result["boxes"]) >= 2 and {name for _, name in names["annotated"][1]} <= set(names["names"])
+    assert len(result["boxes"]) >= 2 and set(result["text_labels"]) <= set(names["names"])
     assert [entry["score"] for entry in json.loads(Path("coco.json").read_text())["annotations"]] == (
         result["scores"].tolist()
     )
     (task,) = json.loads(Path("tasks.json").read_text())
     assert task["data"]["image"] == "/data/local-files/?d=photos/a.jpg" and task["predictions"][0]["result"]
     assert all(f"| `{name}` |" in PAGE for name in FORMATS)
-
-
-def test_supervision() -> None:
-    pytest.importorskip("supervision", reason="supervision is not installed (make adapters): it is not tested")
-    (block,) = (block for _, block in BLOCKS if "supervision" in block)
-    result = {"scores": torch.tensor([0.9]), "boxes": torch.tensor([[1.0, 2, 3, 4]]), "labels": torch.tensor([1])}
-    found = {"result": result, "names": ["yellow cross", "fish"]}
-    exec(block, found)
-    assert found["detections"].xyxy.tolist() == [[1, 2, 3, 4]] and found["detections"].data["class_name"] == ["fish"]

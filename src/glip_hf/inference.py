@@ -73,20 +73,33 @@ class GroundingOptions:
     Attributes:
         chunk_size: most class names per caption; None for as many as fit.
         max_detections: kept per caption (per view, with thresholds of class names, `class_agnostic_nms` or several
-            prompts for a class name); merged_limit: kept per image, None for all.
-        aggregation, score_threshold, nms_threshold, class_agnostic_nms, features: see `GlipPostProcessKwargs`.
+            prompts for a class name; per tile, with `tile`).
+        merged_limit: kept per image, None for all.
+        aggregation: see `GlipPostProcessKwargs`, as for the next ones.
         threshold: lowest final score; or `{class name: score, None: that of all others}`.
-        separator, prefix, suffix, negative_names: of captions, see `GlipProcessor`; None for its defaults.
+        score_threshold: lowest score of a candidate.
+        nms_threshold: IoU threshold of NMS.
+        class_agnostic_nms: NMS over all class names, not within each.
+        features: whether detections have their feature vectors.
+        separator: between class names; with the next three see `GlipProcessor`, and None for its defaults.
+        prefix: before each class name.
+        suffix: after each class name.
+        negative_names: class names that are asked and not reported.
         size: of images, as the image processor takes it (default: its own).
-        scales: short sides in pixels to show each image at (default: `size`), with max_size the limit of
-            the long side; flip: also mirrored; vote_threshold: IoU from which detections of several views join.
+        scales: short sides in pixels to show each image at (default: `size`).
+        max_size: with `scales`, the limit of the long side in pixels.
+        flip: show each image mirrored, too.
+        vote_threshold: IoU from which detections of several views join.
         tile: side in pixels of the tiles that an image is shown in besides the whole of it, for objects that are small
-            in it; None for none. overlap: least share of a tile's side that the next one shows, too (0 to 0.9): objects
-            smaller than that are whole in some tile, see `tiling`. max_detections is then a limit per tile.
+            in it; None for none. See `tiling`.
+        overlap: least share of a tile's side that the next one shows, too (0 to 0.9): objects smaller than that are
+            whole in some tile.
         allow_padding: let images of different sizes share a batch: faster, and slightly different results.
-        batch_size: images per pass of the backbone (speed). pairs: (image, caption) pairs per pass of the head
-            (speed; None: found automatically). workers: threads that read images (speed). caption_multiple: captions
-            are padded to a multiple of so many tokens (speed, for CUDA graphs; see `compilation`).
+        batch_size: images per pass of the backbone (speed).
+        pairs: (image, caption) pairs per pass of the head (speed); None to find out.
+        workers: threads that read images (speed).
+        caption_multiple: captions are padded to a multiple of this many tokens (speed, for CUDA graphs; see
+            `compilation`).
     """
 
     chunk_size: int | None = None

@@ -27,7 +27,7 @@ from scripts.draw_concepts import TEXTS, token_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "convert/README.md"]
-PAGES += [f"docs/{name}.md" for name in ("start", "detect", "ground", "vocabularies", "concepts", "deploy")]
+PAGES += [f"docs/{name}.md" for name in ("start", "detect", "ground", "vocabularies", "concepts", "tiles", "deploy")]
 INSTALL = "run by .ci/run in a fresh environment"
 COMMANDS = "both run by .ci/run"
 EXAMPLES = "run with small data by tests/test_examples.py"

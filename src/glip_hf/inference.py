@@ -520,9 +520,11 @@ class GroundingEngine:
             captions.input_ids.append(inputs["input_ids"][row, mask])
             captions.positive_maps.append(inputs["positive_map"][row][classes][:, mask])
             captions.label_ids.append(inputs["label_ids"][row, classes])
-        for query in captions.queries:
-            of_query = [ids for ids, owner in zip(captions.label_ids, captions.queries) if owner == query]
-            captions.several_prompts.append(has_repeats(torch.cat(of_query)))
+        of_queries: dict[int, list[Tensor]] = {}
+        for query, ids in zip(captions.queries, captions.label_ids):
+            of_queries.setdefault(query, []).append(ids)
+        repeats = {query: has_repeats(torch.cat(ids)) for query, ids in of_queries.items()}
+        captions.several_prompts = [repeats[query] for query in captions.queries]
         kept = len(captions) if self.max_kept_captions is None else min(len(captions), self.max_kept_captions)
         per_pass = 1 if self.model.device.type == "cpu" else CAPTIONS_PER_PASS
         lengths, states = captions.lengths[:kept], None

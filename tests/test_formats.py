@@ -168,6 +168,40 @@ def test_masks_and_all_other_entries_stay_with_their_box(tmp_path) -> None:
     assert detection_records(image.detections)[1]["mask"] == {"size": [48, 64], "counts": [48 * 64]}
 
 
+def test_yolo_has_outlines_of_masks(tmp_path) -> None:
+    """Of a mask's largest part; the box where that is no more than a pixel."""
+    masks = torch.zeros(5, 48, 64, dtype=torch.bool)
+    masks[0, 3:20, 0:30] = True
+    masks[1] = torch.rand(48, 64, generator=torch.Generator().manual_seed(0)) > 0.3  # ragged, up to the border
+    masks[2, 5, 7:30] = masks[3, 9, 9] = True
+    rows = [(0.9, 1, [10, 10, 30, 40])] * len(masks)
+    FORMATS["yolo"](tmp_path / "yolo", [ImageDetections("a.png", *SIZE, found(*rows, masks=masks))], NAMES)
+    lines = [line.split() for line in (tmp_path / "yolo/labels/a.txt").read_text().splitlines()]
+    polygons = [np.array(line[1:], dtype=float).reshape(-1, 2) * SIZE for line in lines]
+    assert {line[0] for line in lines} == {"1"} and min(map(len, polygons)) >= 3
+    for polygon in polygons[3:]:
+        assert polygon.round(3).tolist() == [[10, 10], [30, 10], [30, 40], [10, 40]]
+    corners = [[polygon.min(0).round(3).tolist(), polygon.max(0).round(3).tolist()] for polygon in polygons]
+    assert corners[0] == [[0, 3], [29, 19]] and corners[2] == [[7, 5], [29, 5]]
+
+
+def test_outlines_are_read_by_supervision(tmp_path) -> None:
+    sv = pytest.importorskip("supervision", reason="supervision is not installed (make adapters): it is not tested")
+    masks = torch.zeros(2, 48, 64, dtype=torch.bool)
+    masks[0, 3:20, 0:30] = True
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    masks[1] = (y - 24) ** 2 + (x - 30) ** 2 < 15**2
+    some = found((0.9, 0, [0.0, 3, 29, 19]), (0.8, 1, [16, 10, 44, 38]), masks=masks.clone())
+    some["masks"][1, 0, 0] = True  # a smaller part
+    FORMATS["yolo"](tmp_path / "yolo", [ImageDetections("a.png", *SIZE, some)], NAMES)
+    (tmp_path / "yolo/images").mkdir()
+    Image.new("RGB", SIZE).save(tmp_path / "yolo/images/a.png")
+    paths = (tmp_path / "yolo" / name for name in ("images", "labels", "data.yaml"))
+    ((_, _, read),) = sv.DetectionDataset.from_yolo(*map(str, paths))
+    assert (read.mask == masks.numpy()).all() and read.class_id.tolist() == [0, 1]
+    torch.testing.assert_close(torch.tensor(read.xyxy), some["boxes"], atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_image_and_broken_detections(name, tmp_path) -> None:
     FORMATS[name](tmp_path / "empty", [], [])

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from ._extras import require
 from .values_glip import escape, quote
 
 COLUMNS = {"text_labels": "text_label", "labels": "label", "scores": "score", "boxes": "box", "features": "features"}
@@ -69,6 +70,27 @@ def detection_records(detections: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
+def outline(mask: Any) -> list[list[int]]:
+    """The outermost pixels [x, y] of the largest part of a mask [H, W], in order around it; [] if the mask is empty.
+
+    `cv2.fillPoly`, which tools read polygons with, fills what they enclose and themselves: the part, without its holes.
+
+    Raises:
+        ImportError: without contourpy, which comes with matplotlib.
+    """
+    import numpy as np
+
+    padded = np.pad(np.asarray(mask, dtype=float), 1)
+    lines = require("contourpy", "eval").contour_generator(z=padded).lines(0.99)  # just outside of the pixels' centres
+
+    def area(line: Any) -> float:
+        (x, y), (x2, y2) = line.T, np.roll(line, -1, axis=0).T
+        return abs(float(np.dot(x, y2) - np.dot(y, x2)))
+
+    pixels = np.round(max(lines, key=area) - 1).astype(int) if lines else np.empty((0, 2), int)
+    return pixels[(pixels != np.roll(pixels, 1, axis=0)).any(1)].tolist() or pixels[:1].tolist()
+
+
 def rounded(record: Mapping[str, Any]) -> dict[str, Any]:
     """A detection for people to read: hundredths of a pixel, four digits of the score."""
     return {**record, "score": round(record["score"], 4), "box": [round(v, 2) for v in record["box"]]}
@@ -99,17 +121,23 @@ def write_coco(output: str | Path, images: Iterable[ImageDetections], names: Seq
 
 def write_yolo(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str]) -> None:
     """A folder with `data.yaml` and `labels/NAME.txt` for each image: a line `class x y width height` per detection,
-    centre and size as fractions of the image, without the score. The images belong into `images` beside `labels`.
+    centre and size as fractions of the image, without the score. With masks it is `class x y x y ...`, the outline of
+    the mask's largest part. The images belong into `images` beside `labels`.
     """
     ids = {name: number for number, name in enumerate(dict.fromkeys(names))}
     quoted = [escape(json.dumps(name, ensure_ascii=False)) for name in ids]  # JSON's strings are YAML's
     files = {"data.yaml": f"path: .\ntrain: images\nval: images\nnames: [{', '.join(quoted)}]\n"}
     for image in images:
-        lines = ""
-        for found in detection_records(image.detections):
+        lines, masks = "", image.detections.get("masks")
+        for row, found in enumerate(detection_records(image.detections)):
             x, y, x2, y2 = _relative(found["box"], image)
-            parts = " ".join(f"{part:.7f}" for part in ((x + x2) / 2, (y + y2) / 2, x2 - x, y2 - y))
-            lines += f"{_number(found['text_label'], ids)} {parts}\n"
+            parts = [(x + x2) / 2, (y + y2) / 2, x2 - x, y2 - y]
+            if masks is not None:
+                points = [_relative(point, image) for point in outline(masks[row])]
+                if len(points) < 3:  # not a polygon
+                    points = [(x, y), (x2, y), (x2, y2), (x, y2)]
+                parts = [side for point in points for side in point]
+            lines += f"{_number(found['text_label'], ids)} {' '.join(f'{part:.7f}' for part in parts)}\n"
         _add(files, f"labels/{image.file_name}", ".txt", lines)
     _write_folder(output, files)
 
@@ -210,7 +238,7 @@ FOLDERS = frozenset(("yolo", "voc"))
 
 
 def _relative(box: Sequence[float], image: ImageDetections) -> list[float]:
-    """A box in pixels as fractions of its image."""
+    """A box or a point in pixels as fractions of its image."""
     return [side / size for side, size in zip(box, (image.width, image.height) * 2)]
 
 

@@ -273,8 +273,8 @@ class View:
 
 
 def make_views(scales: Sequence[int] = (), flip: bool = False) -> list[View]:
-    """Every scale, plain and (with `flip`) mirrored; no scale stands for the processor's own."""
-    sides: list[int | None] = list(scales) or [None]
+    """Every scale once, plain and (with `flip`) mirrored; no scale stands for the processor's own."""
+    sides: list[int | None] = list(dict.fromkeys(scales)) or [None]
     return [View(side, mirrored) for side in sides for mirrored in ((False, True) if flip else (False,))]
 
 

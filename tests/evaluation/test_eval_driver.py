@@ -247,6 +247,18 @@ def test_views():
     assert [(view.short_side, view.flip) for view in make_views()] == [(None, False)]
     views = make_views([64, 96], flip=True)
     assert [(view.short_side, view.flip) for view in views] == [(64, False), (64, True), (96, False), (96, True)]
+    assert make_views([64, 96, 64]) == make_views([64, 96])  # an image waits for as many as there are
+
+
+def test_a_scale_given_twice_loses_no_image(model, processor, task):
+    asked = [Request(image.path, task.names) for image in task.images[:2]]
+    once, twice = (
+        list(GroundingEngine(model, processor, GroundingOptions(scales=scales)).ground(asked))
+        for scales in ([64], [64, 64])
+    )
+    assert [found.index for found in twice] == [0, 1]
+    for one, other in zip(once, twice):
+        assert torch.equal(one.detections[0]["boxes"], other.detections[0]["boxes"])
 
 
 def test_mirrored_view_comes_back(model, processor, task, tmp_path):

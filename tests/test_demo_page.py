@@ -78,6 +78,13 @@ def test_texts_are_read_as_asked(engine, text, reading, looked_for) -> None:
     assert find(engine, str(DEMO_IMAGE), text, reading).looked_for == looked_for
 
 
+def test_16_bit_images_are_shown_as_the_model_sees_them(engine, tmp_path) -> None:
+    grey = np.array(Image.open(DEMO_IMAGE).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")  # PIL's own conversion makes it white
+    shown = find(engine, str(tmp_path / "deep.png"), "fish").image
+    assert shown.mode == "RGB" and np.array_equal(np.array(shown)[..., 0], grey)
+
+
 def test_large_images_are_shown_smaller_and_upright_with_boxes_in_pixels_of_the_image(engine, tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise

@@ -194,6 +194,12 @@ def test_several_captions_of_one_image(stand_in, model, processor, photo) -> Non
     assert all(run["pixel_values"][0] == run["input_ids"][0] == 1 for run in glip.session.runs)
 
 
+def test_a_file_has_no_features(stand_in, processor, photo) -> None:
+    engine = GroundingEngine(stand_in(), processor, GroundingOptions(features=True))
+    with pytest.raises(ValueError, match="an exported file gives no hidden states, and so no features"):
+        list(engine.ground([Request(photo, NAMES)]))
+
+
 def test_the_engine_runs_a_file(stand_in, model, processor, photo) -> None:
     """Class names in chunks, a caption, and nothing: what the model finds."""
     requests = [Request(photo, NAMES), Request(photo, DEMO_CAPTION), Request(photo)]

@@ -446,6 +446,7 @@ class OnnxGlip:
         image_indices: Tensor | None = None,
         image_features: GlipImageFeatures | None = None,
         text_features: GlipTextFeatures | None = None,
+        output_hidden_states: Any = None,
     ) -> GlipGroundingOutput:
         """Run every (image, caption) pair; arguments and result are those of `GlipForGrounding.forward`.
 
@@ -453,8 +454,10 @@ class OnnxGlip:
         given.
 
         Raises:
-            ValueError: for images or captions larger than the file takes.
+            ValueError: for images or captions larger than the file takes, and where hidden states are asked for.
         """
+        if output_hidden_states:
+            raise ValueError("an exported file gives no hidden states, and so no features: run the model itself.")
         if image_features is not None:
             pixel_values, pixel_mask = image_features.feature_maps
         if text_features is not None:

@@ -95,6 +95,26 @@ def test_annotated_images_get_distinct_names() -> None:
     assert save_targets("out/x.png", ["a.jpg"]) == [Path("out/x.png")]
     several = save_targets("out/", ["d/a.jpg", "e/a.jpg", "https://host/b.jpg?size=2"])
     assert several == [Path("out/a.png"), Path("out/a-2.png"), Path("out/b.png")]
+    numbered = save_targets("out/", ["d/a.jpg", "e/a.jpg", "d/a-2.jpg", "d/a.webp"])
+    assert numbered == [Path(f"out/{name}.png") for name in ("a", "a-2", "a-2-2", "a-3")]
+
+
+def test_annotated_images_never_replace_the_images_themselves(folder, model, capsys) -> None:
+    Image.open("photo.jpg").save("photo.png")
+    before = Path("photo.png").read_bytes()
+    assert main(["ground", "photo.png", "--names", "cat", "--model", model, "--save", "./", *ANYTHING]) == 0
+    assert Path("photo-2.png").is_file() and Path("photo.png").read_bytes() == before
+    assert main(["ground", "photo.png", "cat", "--model", model, "--save", "./photo.png", *ANYTHING]) == 2
+    assert "would replace the image itself" in capsys.readouterr().err and Path("photo.png").read_bytes() == before
+    assert save_targets("clips/", ["clips/a.mp4"]) == [Path("clips/a-2.mp4")]
+
+
+def test_file_names_that_are_not_utf8_are_told_before_work(folder, model, capsys) -> None:
+    name = "caf\udce9.jpg"  # what Python makes of a name in Latin-1
+    Path("photo.jpg").rename(name)
+    assert main(["ground", name, "cat", "--model", "nowhere", "--json"]) == 2
+    assert "is not valid Unicode text" in capsys.readouterr().err
+    assert main(["ground", name, "cat", "--model", model, "--format", "yolo", "--output", "labels"]) == 0
 
 
 def test_ground_prints_and_saves(folder, model, capsys) -> None:

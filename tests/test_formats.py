@@ -271,6 +271,8 @@ def test_ground_writes_formats(photos, tmp_path, capsys, monkeypatch) -> None:
         (["--format", "yolo", "--output", "photos"], "--output photos exists: name a new or an empty folder"),
         (["--format", "csv", "--output", "photos"], "--output photos is a folder"),
         (["photos/a.png", "--format", "voc", "--output", "v"], "photos/a.jpg and photos/a.png would both be called a"),
+        (["--format", "yolo", "--output", "v", "--image-prefix", "../x/"], "--image-prefix ../x/ leads out"),
+        (["--format", "voc", "--output", "v", "--image-prefix", "/x/"], "--image-prefix /x/ leads out"),
     ],
 )
 def test_a_wrong_format_is_told_before_work(arguments, message, photos, tmp_path, capsys, monkeypatch) -> None:

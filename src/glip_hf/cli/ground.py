@@ -9,7 +9,8 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -293,7 +294,8 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
     from ..prompts_glip import check_unicode
 
     try:
-        for text in [*(names or [caption]), *(arguments.phrases or ())]:
+        written = paths if arguments.format != "yolo" else []  # it names files, and has no file names in them
+        for text in [*(names or [caption]), *(arguments.phrases or ()), *written]:
             check_unicode(text)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -351,13 +353,16 @@ def _expand(word: str) -> list[str]:
 
 
 def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
-    """Where each annotated image goes."""
+    """Where each annotated image goes: never to another's place, and never to that of an image itself."""
     if save is None:
         return [None] * len(paths)
     path = Path(save)
+    taken = {os.path.realpath(source) for source in paths}
     if not (path.is_dir() or save.endswith(("/", os.sep)) or path.suffix == ""):
         if len(paths) > 1:
             raise UsageError(f"--save {save}: {len(paths)} images need a directory, e.g. --save {path.stem}/")
+        if os.path.realpath(path) in taken:
+            raise UsageError(f"--save {save} would replace the image itself: name another file")
         if _is_video(paths[0]):
             if not _is_video(save):
                 raise UsageError(f"--save {save}: a video is saved as .mp4 or .webm")
@@ -366,12 +371,15 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
         if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
             raise UsageError(f"--save {save}: {path.suffix} is not a supported image format; use .png or .jpg")
         return [path]
-    used: dict[str, int] = {}
+    numbers: dict[str, Iterator[int]] = {}
     targets: list[Path | None] = []
     for source in paths:
         stem, suffix = Path(source.split("?")[0]).stem, ".mp4" if _is_video(source) else ".png"
-        used[stem] = used.get(stem, 0) + 1
-        targets.append(path / (f"{stem}{suffix}" if used[stem] == 1 else f"{stem}-{used[stem]}{suffix}"))
+        number, target = numbers.setdefault(stem, count(2)), path / f"{stem}{suffix}"
+        while os.path.realpath(target) in taken:
+            target = path / f"{stem}-{next(number)}{suffix}"
+        taken.add(os.path.realpath(target))
+        targets.append(target)
     return targets
 
 
@@ -388,7 +396,9 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
         return paths
     if arguments.output is None:
         raise UsageError(f"--format {arguments.format} needs --output PATH, where it is written")
-    is_folder = arguments.format in FOLDERS
+    is_folder, prefix = arguments.format in FOLDERS, PurePosixPath(arguments.image_prefix)
+    if is_folder and (".." in prefix.parts or (prefix.is_absolute() and arguments.format == "voc")):
+        raise UsageError(f"--image-prefix {shown(arguments.image_prefix)} leads out of the folder: name one inside")
     try:
         check_output(arguments.output, is_folder)
     except ValueError as error:

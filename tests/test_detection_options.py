@@ -15,6 +15,7 @@ from torch import Tensor
 from glip_hf import GlipProcessor, GlipZeroShotObjectDetectionPipeline
 from glip_hf.boxes_glip import box_iou
 from glip_hf.cli import main
+from glip_hf.cli.ground import read_prompts
 from glip_hf.demo import demo_model, demo_processor, load_demo_image
 from glip_hf.inference import GroundingEngine, GroundingOptions, Request
 from glip_hf.postprocess_glip import post_process_grounding
@@ -381,3 +382,12 @@ def test_command(shipped, tmp_path, capsys) -> None:
     for value in ("fish=2", "fish="):
         with pytest.raises(SystemExit):
             main([*line, "--threshold", value])
+
+
+def test_names_with_signs_of_their_own_keep_their_meaning() -> None:
+    assert read_prompts(["E=mc2 poster", "black|white"]) is None
+    assert read_prompts(["E=mc2 poster", "helmet=hard hat|cap", "a|b"]) == {
+        "E=mc2 poster": ["E=mc2 poster"],
+        "helmet": ["hard hat", "cap"],
+        "a|b": ["a|b"],
+    }

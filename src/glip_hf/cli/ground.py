@@ -114,17 +114,19 @@ def threshold(text: str) -> tuple[str | None, float]:
 
 
 def read_prompts(names: list[str]) -> dict[str, list[str]] | None:
-    """The prompts of class names of which some are given as `helmet=hard hat|safety helmet`; None if none is."""
-    if not any("=" in name for name in names):
-        return None
+    """The prompts of class names of which some are given as `helmet=hard hat|safety helmet`; None if none is. A name
+    with one of the two signs only, such as `E=mc2`, is looked for as it is written."""
     prompts: dict[str, list[str]] = {}
+    given = False
     for name in names:
         label, equals, own = name.partition("=")
-        texts = [text.strip() for text in own.split("|")] if equals else [name]
-        if not label.strip() or not all(texts):
+        has_prompts = bool(equals) and ("|" in own or not own.strip())
+        label, texts = (label.strip(), [text.strip() for text in own.split("|")]) if has_prompts else (name, [name])
+        if not label or not all(texts):
             raise UsageError(f"{shown(name)}: write prompts of a class name as helmet=hard hat|safety helmet")
-        prompts.setdefault(label.strip(), []).extend(texts)
-    return prompts
+        prompts.setdefault(label, []).extend(texts)
+        given |= has_prompts
+    return prompts if given else None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -296,6 +296,19 @@ def test_a_prompt_table_is_a_model_on_the_command_line(folder, model, capsys) ->
         assert message in error and "base_model of prompt_table.json" in error and error.count("\n") == 1
 
 
+def test_a_model_on_the_hub_is_looked_up_twice(folder, model, monkeypatch) -> None:
+    """Its configuration before its weights, so that another model is refused before gigabytes have come."""
+    asked = []
+
+    def snapshot(name, allow_patterns):
+        asked.append("*.safetensors" in allow_patterns)
+        return model
+
+    monkeypatch.setattr("glip_hf.conversion.restore.snapshot_download", snapshot)
+    load_model("user/glip")
+    assert asked == [False, True]
+
+
 def test_info_names_the_released_architecture(tmp_path, capsys) -> None:
     from glip_hf import GlipConfig
 

@@ -8,7 +8,7 @@ import torch
 
 from .configuration_glip import GlipConfig
 from .conversion.checkpoint import read_checkpoint
-from .conversion.restore import read_config, tuned_from
+from .conversion.restore import find_model, read_config
 from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
 from .conversion.weight_map import is_buffer
 from .modeling_glip import GlipForGrounding
@@ -28,7 +28,8 @@ def describe(source: str) -> dict[str, Any]:
     """
     if Path(source).is_file():
         return _describe_checkpoint(source)
-    config = read_config(source)
+    directory, tuned = find_model(source)
+    config = read_config(source, directory)
     with torch.device("meta"):
         model = GlipForGrounding(config)
     parts = {**dict(model.model.named_children()), "head": model.head}
@@ -36,7 +37,7 @@ def describe(source: str) -> dict[str, Any]:
     return {
         "source": source,
         "kind": "directory" if Path(source).is_dir() else "hub",
-        **(dict(zip(("tuned", "base"), tuned)) if (tuned := tuned_from(source)) else {}),
+        **dict(zip(("tuned", "base"), tuned or ())),
         **_describe_config(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_by_part": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},

@@ -113,15 +113,17 @@ def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> "tup
     from transformers.utils import logging
 
     from .._extras import require
-    from ..conversion.restore import model_directory, read_config, tuned_from
+    from ..conversion.restore import find_model, model_directory, read_config
     from ..modeling_glip import GlipForGrounding
     from ..processing_glip import GlipProcessor
 
     logging.disable_progress_bar()  # loading weights takes seconds
-    target, config = choose_device(device), read_config(source)
+    target, (found, tuned_from) = choose_device(device), find_model(source)
+    config = read_config(source, found)
     try:
-        tuned, base = tuned_from(source) or (None, source)
-        directory, own = model_directory(base), model_directory(source)
+        tuned, base = tuned_from or (None, source)
+        directory = model_directory(base)
+        own = model_directory(source) if tuned else directory
         model = GlipForGrounding.from_pretrained(directory, config=config, dtype=getattr(torch, dtype))
         if tuned == "adapter":
             require("peft", "lora")

@@ -120,8 +120,9 @@ def download(repo_id: str, patterns: list[str]) -> Path:
         ) from error
 
 
-def tuned_from(source: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """What a folder of an adapter or a prompt table is, and the model that it was trained on; None for a model.
+def find_model(source: str | os.PathLike[str]) -> tuple[Path, tuple[str, str] | None]:
+    """The directory of a model, without its weights, and for an adapter or a prompt table that of the model which it
+    was trained on; then also what `source` is, and the name of that model.
 
     Raises:
         ConversionError: if that model is not named, or is not there.
@@ -131,25 +132,28 @@ def tuned_from(source: str | os.PathLike[str]) -> tuple[str, str] | None:
         if (directory / file).is_file() and not (directory / "config.json").is_file():
             base = json.loads((directory / file).read_text(encoding="utf-8")).get(entry)
             try:
-                if not base or not (model_directory(base, weights=False) / "config.json").is_file():
+                model = model_directory(base, weights=False) if base else directory
+                if not (model / "config.json").is_file():
                     raise ConversionError("there is no model.")
             except ConversionError as error:
                 raise ConversionError(
                     f"{directory} has a {kind} for the model {shown(str(base))}: {str(error).rstrip('.')}; write the "
                     f"place of the model into {entry} of {file}."
                 ) from error
-            return kind, base
-    return None
+            return model, (kind, base)
+    return directory, None
 
 
-def read_config(source: str) -> GlipConfig:
+def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one.
+
+    Args:
+        directory: what `find_model` gave for `source`, if it was asked already.
 
     Raises:
         ConversionError: in one line, if there is nothing, or something other than a GLIP.
     """
-    _, base = tuned_from(source) or (None, source)
-    directory = model_directory(base, weights=False)
+    directory = find_model(source)[0] if directory is None else directory
     if not (directory / "config.json").is_file():
         raise ConversionError(f"{source}: no config.json in there; glip convert writes one")
     try:
@@ -165,7 +169,7 @@ def read_config(source: str) -> GlipConfig:
 def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionRecord | None]:
     """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
     directory = model_directory(source)
-    if tuned := tuned_from(directory):
+    if tuned := find_model(directory)[1]:
         raise ConversionError(
             f"{directory} has a {tuned[0]} alone: load it with {tuned[1]}, save_pretrained of both, and restore that."
         )

@@ -24,10 +24,10 @@ from ._extras import require
 from .data.scenes import COLORS, KINDS, PATTERNS, SceneConfig, make_scene
 from .demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_NAMES
 from .formats import ImageDetections, write_csv
-from .image_processing_pil_glip import load_image, read_pixels, upright
+from .image_processing_pil_glip import load_image, upright
 from .inference import Detections, GroundingEngine, GroundingOptions, Request
 from .noun_phrases_glip import split_names
-from .visualize import draw_detections, label_color
+from .visualize import as_seen, draw_detections, label_color
 
 if TYPE_CHECKING:
     import gradio
@@ -93,7 +93,7 @@ def find(engine: GroundingEngine, path: str | None, text: str | None, reading: s
     began = time.perf_counter()
     (grounded,) = engine.ground([Request(image, asked, phrases)])
     seconds = time.perf_counter() - began
-    shown = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # as GLIP sees it
+    shown = as_seen(image)
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     looked_for = engine.encode(asked, phrases).text_labels[0]
     return Found(Path(path).name, image.size, shown, grounded.detections[0], looked_for, seconds)

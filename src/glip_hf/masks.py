@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING
 
-from .image_processing_pil_glip import read_pixels
 from .inference import open_upright
 from .prompts_glip import read_number
+from .visualize import as_seen
 
 BOXES_PER_PASS = 16
 """Of the mask decoder, which repeats the embedding of the image for each. The masks of a pass are resized in float32:
@@ -73,7 +72,7 @@ class BoxSegmenter:
         Returns:
             [K, H, W] bool, on the CPU: K x H x W bytes.
         """
-        image = Image.fromarray(read_pixels(open_upright(image)).permute(1, 2, 0).numpy())  # as GLIP sees it
+        image = as_seen(open_upright(image))
         boxes = torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4)
         masks = torch.zeros(len(boxes), image.height, image.width, dtype=torch.bool)
         if not len(boxes):

@@ -103,7 +103,7 @@ def draw_detections(
             read_number(name, value, least=1)
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
-    canvas = Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())  # what the model sees, upright
+    canvas = as_seen(image)
     boxes, scores, labels, names, masks = _unpack(detections)
     short = min(canvas.size)
     if line_width is None:
@@ -132,6 +132,11 @@ def draw_detections(
         draw.rectangle((rect[0], rect[1], rect[2] - 1, rect[3] - 1), fill=colors[k])
         draw.text((rect[0] + pad, rect[1] + pad), text, fill=text_color(colors[k]), font=font)
     return canvas
+
+
+def as_seen(image: Any) -> Image.Image:
+    """What the model sees of an image, upright in RGB; of 16 bits a pixel, PIL's own conversion makes white."""
+    return Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())
 
 
 def _unpack(

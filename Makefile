@@ -38,9 +38,7 @@ adapters: $(READY)
 # Libraries that want older packages than .venv has (Gradio: Pillow 12), in an environment with .venv's packages behind
 # its own. The page of `glip demo` is tested in Debian's chromium (apt-get install chromium).
 tools: $(READY)
-	$(BIN)/python -m venv out/tools
-	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" \
-		>"$$(echo out/tools/lib/python3*/site-packages)/behind.pth"
+	scripts/layer.sh $(BIN)/python out/tools
 	grep -v '^pillow=' constraints.txt >out/tools/constraints.txt
 	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt gradio playwright
 	out/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \

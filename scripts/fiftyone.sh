@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.."
 python=${1:?"scripts/fiftyone.sh PYTHON, of an environment with torchvision, is missing its argument"}
 environment=$PWD/out/fiftyone
 "$python" -c "import torchvision, pytest"
-"$python" -m venv --clear "$environment"
+rm -rf "$environment"
+scripts/layer.sh "$python" "$environment"
 packages=$(echo "$environment"/lib/python3*/site-packages)
-"$python" -c "import sysconfig; print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" >"$packages/behind.pth"
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r scripts/fiftyone.txt
 mkdir -p "$environment/openssl" "$environment/home"
 for library in ssl crypto; do

@@ -41,9 +41,7 @@ create() {
     mkdir -p "$ROOT"
     local pip="$ROOT/$name/bin/python -m pip --disable-pip-version-check --quiet --no-input install"
     if [ "$python" = over ]; then
-        .venv/bin/python -m venv "$ROOT/$name"
-        local folder='import sysconfig; print(sysconfig.get_path("purelib"))'
-        .venv/bin/python -c "$folder" >"$("$ROOT/$name/bin/python" -c "$folder")/base.pth"
+        scripts/layer.sh .venv/bin/python "$ROOT/$name"
         # pip also counts what .venv holds, and reports conflicts with the package that is installed there.
         [ $# = 0 ] || $pip "$@" 2>&1 | { grep -v '^ERROR: pip.s dependency resolver\|^glip-hf .* requires' || true; }
         $pip --no-deps --editable . # for its command

@@ -7,6 +7,7 @@ class that is asked for imports `_register`, which registers the classes themsel
 """
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
@@ -17,6 +18,9 @@ from typing import Any
 PACKAGE = __package__
 TABLES = "transformers.models.auto.auto_mappings"
 """Transformers' module of nothing but names: configurations, processors and image processors by model type."""
+NEEDED = ("AutoBackbone", "AutoConfig", "AutoModelForZeroShotObjectDetection", "AutoProcessor", "PreTrainedModel")
+"""Names of Transformers whose modules import all that GLIP takes from it."""
+_LOCK = threading.RLock()
 
 
 def load(name: str) -> Any:
@@ -40,7 +44,16 @@ def install() -> None:
         import_module(f"{PACKAGE}._register")
         return
     sys.modules["transformers.models.glip"] = sys.modules[PACKAGE]
-    sys.meta_path.insert(0, _After({TABLES: _enter_names, f"{PACKAGE}.modeling_glip": _register}))
+    calls = {
+        TABLES: (_nothing, _enter_names),
+        f"{PACKAGE}.modeling_glip": (_import_transformers, _register),
+        f"{PACKAGE}._register": (_import_transformers, _nothing),
+    }
+    sys.meta_path.insert(0, _Around(calls))
+
+
+def _nothing(*_: ModuleType) -> None:
+    pass
 
 
 def _enter_names(tables: ModuleType) -> None:
@@ -55,21 +68,29 @@ def _register(_: ModuleType) -> None:
         import_module(f"{PACKAGE}._register")
 
 
-class _After:
-    """A finder that calls a function on each of some modules as soon as it is imported."""
+def _import_transformers() -> None:
+    """Before a module that needs it: two threads at once get half of Transformers, whose modules import each other."""
+    with _LOCK:
+        for name in NEEDED:
+            getattr(import_module("transformers"), name)
 
-    def __init__(self, calls: dict[str, Callable[[ModuleType], None]]) -> None:
+
+class _Around:
+    """A finder that calls a function on each of some modules before, and one after, its code runs."""
+
+    def __init__(self, calls: dict[str, tuple[Callable[[], None], Callable[[ModuleType], None]]]) -> None:
         self.calls = calls
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        call = self.calls.get(name)
-        spec = PathFinder.find_spec(name, path, target) if call else None
+        before, after = self.calls.get(name, (None, None))
+        spec = PathFinder.find_spec(name, path, target) if before else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_call(module: ModuleType) -> None:
+            def call_and_execute(module: ModuleType) -> None:
+                before()
                 execute(module)
-                call(module)
+                after(module)
 
-            spec.loader.exec_module = execute_and_call
+            spec.loader.exec_module = call_and_execute
         return spec

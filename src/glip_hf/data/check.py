@@ -17,10 +17,10 @@ from ..values_glip import counted, quote
 from .broken import examine_images
 from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
 from .dataset import build_mixture
-from .json_stream import UnreadableJson, stream_json
+from .json_stream import UnreadableJson
 from .records import ImageRef
 from .sources import NOT_READ, find_path, require_images, resolve_spec
-from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories, parse_coco
+from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories
 from .sources.hub import HubData
 from .sources.odinw import odinw_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
@@ -211,7 +211,7 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         file = _FILES[reader](**options)
         columns, found = Columns(str(file.path), grounded=file.grounded), None
         try:
-            found = parse_coco(stream_json(file.path), columns, file.image_path)
+            found = file.parse(columns)
         except UnreadableJson as error:
             report.add(Problem("unreadable", str(file.path), "file", str(error)))
         yield columns, None if file.grounded else _check_categories(file, found, columns, report), None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path, require_images
-from .coco import read_coco, read_lvis, read_mdetr
+from .coco import coco_annotations, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
 from .odinw import read_odinw
 from .scenes import read_scenes
@@ -21,7 +21,9 @@ __all__ = [
     "HubStream",
     "Source",
     "build_source",
+    "coco_annotations",
     "find_path",
+    "guess_source",
     "read_coco",
     "read_hub",
     "read_lvis",
@@ -127,6 +129,43 @@ def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     if str(spec["format"]) not in READERS:
         nearest = _nearest(str(spec["format"]), list(READERS))
         raise ValueError(f"There is no format {spec['format']!r}{nearest}; there are {', '.join(READERS)}.")
+    return spec
+
+
+def guess_source(path: str | Path, images: str | Path | None = None, split: str | None = None) -> dict[str, Any]:
+    """What `build_source` takes, from a path alone: a `.json` is COCO's, a `.yaml` (or a folder with `data.yaml`)
+    YOLO's, a `.jsonl` ODVG's, and a folder with XML files Pascal VOC's.
+
+    Args:
+        images: folder of the images; default where the format has them, for JSON the file's folder.
+        split: of a YOLO or VOC set, see `read_yolo` and `read_voc`.
+
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: for everything else; the message names the choices.
+    """
+    path = Path(path)
+    found = find_path(path, must_exist=False)
+    if not found.exists():
+        raise FileNotFoundError(f"There is no {str(path)!r} in {Path.cwd()}.")
+    suffix = found.suffix.lower()
+    if found.is_dir():
+        tables = [name for name in ("data.yaml", "data.yml") if (found / name).is_file()]
+        is_voc = not tables and any(True for _ in found.rglob("*.xml"))
+        format, path = ("voc", path) if is_voc else ("yolo", path / tables[0]) if tables else (None, path)
+    else:
+        format = {".json": "coco", ".jsonl": "odvg", ".yaml": "yolo", ".yml": "yolo"}.get(suffix)
+    if format is None:
+        what = "a folder without XML files and data.yaml" if found.is_dir() else f"a file of the kind {suffix!r}"
+        raise ValueError(
+            f"{path} is {what}. Data is a COCO file (.json), a YOLO data.yaml, an ODVG file (.jsonl) or a folder of "
+            "Pascal VOC files (.xml)."
+        )
+    spec: dict[str, Any] = {"format": format, "annotations": str(path)}
+    if format in ("voc", "yolo") and split is not None:
+        spec["split"] = split
+    if images is not None or format in ("coco", "odvg"):
+        spec["images"] = str(path.parent if images is None else images)
     return spec
 
 

@@ -46,9 +46,11 @@ class Source:
         prompts: class id -> `Name` with prefix and suffix, where the set has caption prompts.
         tally: what became of the annotations; `dropped` is its kinds of damage and their numbers.
         table: the memory-mapped `datasets.Dataset`.
+        file: how its annotations are read again, where they are files (`CocoFile`).
     """
 
     prompts: Mapping[int, Name] | None = None
+    file: Any = None
 
     def __init__(
         self,

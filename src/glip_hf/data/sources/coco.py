@@ -1,16 +1,16 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """COCO JSON and the formats of its shape: LVIS, and MDETR's grounding files.
 
-`CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `parse_coco` all annotations in
-`Columns`, crowd regions and damaged ones included (`check-data`), `read_annotations` the sound ones for evaluators: one
-parser, one validator.
+`CocoFile` says how a file is to be read. `CocoFile.read` gives a `Source` (training), `CocoFile.parse` all annotations
+in `Columns`, crowd regions and damaged ones included (`check-data`), `read_annotations` the sound ones for evaluators:
+one parser, one validator.
 """
 
 import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class CocoFile:
     """A COCO-shaped annotation file and how it is to be read.
+
+    Subclasses read other formats as if they were such a file (`voc.py`, `yolo.py`, `odvg.py`).
 
     Attributes:
         path: the file.
@@ -61,6 +63,16 @@ class CocoFile:
     def grounded(self) -> bool:
         """Whether annotations have spans of their image's caption; categories mean nothing then."""
         return self.captions == "given"
+
+    def files(self) -> Sequence[Path]:
+        """What the annotations are read from."""
+        return [self.path]
+
+    def parse(
+        self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
+    ) -> list[Mapping[str, Any]]:
+        """Everything into `columns`, see `parse_coco`; for evaluation with `accepted`."""
+        return parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys, accepted)
 
     def image_path(self, image: Mapping[str, Any]) -> str:
         """The file of an image's entry, or where it should be; raises as `ImageFinder.find`."""
@@ -105,7 +117,7 @@ class CocoFile:
 
         def build(writer: TableWriter) -> dict[str, Any]:
             columns, tally, labels, names = Columns(str(self.path), grounded=self.grounded), Tally(), None, {}
-            found = parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys)
+            found = self.parse(columns)
             for kind in ("refused_image", "missing_image"):
                 if problems := [problem for problem in columns.problems if problem.kind == kind]:
                     listed = [f"{problem.where}: {problem.detail.removesuffix('.')}" for problem in problems]
@@ -121,9 +133,11 @@ class CocoFile:
 
         folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
         key = {**self.key, "images": folders, "drop_empty": drop_empty, "strict": strict}
-        converted = convert_once(name, [self.path], key, build, cache_dir, self._is_current)
+        converted = convert_once(name, self.files(), key, build, cache_dir, self._is_current)
         source = Source(name, *converted, captions)
         source.prompts = class_prompts(source.names, self.prompts)
+        # With new finders: the listings of large folders are not kept.
+        source.file = replace(self, finders={part: replace(finder) for part, finder in self.finders.items()})
         return source
 
 
@@ -339,7 +353,7 @@ class Annotations:
 
 
 def read_annotations(
-    source: str | Path | Mapping[str, Any] | Annotations,
+    source: "str | Path | Mapping[str, Any] | CocoFile | Annotations",
     categories: Sequence[Mapping[str, Any]] | None = None,
     image_path: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Annotations:
@@ -348,7 +362,7 @@ def read_annotations(
     What is damaged is left out by the same rules as in training. The given document is not changed.
 
     Args:
-        source: the file, its content, or what this function gave.
+        source: the file, its content, how it is to be read, or what this function gave.
         categories: to use in place of the file's.
         image_path: see `CocoFile`; where sizes are missing they are read from that file, if it can be read.
 
@@ -357,14 +371,17 @@ def read_annotations(
     """
     if isinstance(source, Annotations):
         return source
-    is_path = isinstance(source, str | Path)
-    name = str(source) if is_path else "the annotations"
-    if not is_path and not isinstance(source, Mapping):
+    is_path, is_file = isinstance(source, str | Path), isinstance(source, CocoFile)
+    name = str(source.path if is_file else source) if is_path or is_file else "the annotations"
+    if not is_path and not is_file and not isinstance(source, Mapping):
         raise ValueError(f"{name}: {quote(source)} is not a JSON object with images, annotations and categories.")
     columns, tally = Columns(name), Tally()
     accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
-    entries = stream_json(source) if is_path else _members(source)
-    found = parse_coco(entries, columns, image_path, (), accepted)
+    if is_file:
+        categories, found = categories or source.categories, source.parse(columns, accepted)
+    else:
+        entries = stream_json(source) if is_path else _members(source)
+        found = parse_coco(entries, columns, image_path, (), accepted)
     labels, names, tally.notes = number_categories(categories, found, name, columns)
     columns.finish(labels)
     tally.count(columns, thin=True)
@@ -391,6 +408,27 @@ def read_annotations(
     by_id = {read_id(entry["id"]): entry for entry in categories or found if read_id(entry["id"]) in labels}
     kept = [{**by_id[key], "id": key, "name": names[label]} for key, label in labels.items()]
     return Annotations(name, sorted(images, key=lambda image: id_order(image["id"])), annotations, kept, tally)
+
+
+def coco_annotations(source: Source) -> Annotations:
+    """What evaluators take, of any detection source: a file's as `read_annotations` gives them (all of its images),
+    of other sources (`hub`, `tsv`, `scenes`) the boxes of their records.
+
+    Raises:
+        ValueError: for a grounding set.
+    """
+    if not source.names:
+        raise ValueError(f"{source.info['file']}: a set of captions has no classes that COCO's metrics could count.")
+    if source.file is not None:
+        return read_annotations(source.file)
+    images, boxes = [], []
+    for record in source:
+        images.append({"id": record.image_id, "width": record.width, "height": record.height})
+        for (x, y, x2, y2), label, area in zip(record.boxes.tolist(), record.labels.tolist(), record.areas.tolist()):
+            box = {"bbox": [x, y, x2 - x + 1, y2 - y + 1], "area": area}
+            boxes.append({"image_id": record.image_id, "category_id": source.category_ids[label], **box})
+    categories = [{"id": source.category_ids[label], "name": name} for label, name in source.names.items()]
+    return read_annotations({"images": images, "annotations": boxes, "categories": categories}, categories)
 
 
 def _members(document: Mapping[str, Any]) -> Entries:

@@ -40,6 +40,8 @@ def parse_arguments() -> argparse.Namespace:
         help="leave out images that cannot be read, or stop; missing images always stop it",
     )
     add("--mode", choices=MODES, default="full", help="which parameters are trained")
+    size = "shortest side of images in pixels, saved with the result; default: that of the model's processor"
+    add("--size", dest="model.image_size", type=positive, metavar="PIXELS", help=size)
     add("--shots", type=positive, help="images per class to train on; default all")
     add("--prompt-length", type=positive, help="rows of the prompt table; default: a full caption")
     add("--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout")

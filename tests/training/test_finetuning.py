@@ -13,7 +13,7 @@ from PIL import Image
 from random_glip import random_model, random_processor, save_random_model
 from safetensors.torch import load_file
 
-from glip_hf import GlipForGrounding
+from glip_hf import GlipForGrounding, GlipProcessor
 from glip_hf.data.columns import DamagedData
 from glip_hf.data.images import MissingImages
 from glip_hf.evaluation import CocoEvaluator
@@ -165,6 +165,20 @@ def test_recipe_defaults_by_mode(coco: Path) -> None:
     assert recipe.optimizer.lr == 1e-3 and recipe.data.short_sides == [96] and recipe.model.frozen_stages == 1
     with pytest.raises(RecipeError, match="unknown key optimizer.learning"):
         tuning_recipe("base", "full", data, random_processor(), overrides=["optimizer.learning=1"])
+
+
+def test_sizes_follow_the_image_size(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--size` is that of training, of validation, and of the processor that is saved with the result."""
+    data = load_tuning_data(coco, coco.parent)
+    recipe = tuning_recipe("base", "full", data, random_processor(), overrides=["model.image_size=640"])
+    assert recipe.data.short_sides == [384, 448, 512, 576, 640] and recipe.data.long_side == 1066
+    model, out = small_model(tmp_path / "model"), tmp_path / "out"
+    options = ["--model", str(model), "--train", str(coco), "--images", str(tmp_path), "--max-steps", "1"]
+    options += ["--mode", "linear", "--size", "64", "--output-dir", str(out), "--set", "run.trackers=[]"]
+    assert finetune(monkeypatch, *options) == 0
+    size = GlipProcessor.from_pretrained(out / "final").image_processor.size
+    assert dict(size) == {"shortest_edge": 64, "longest_edge": 107}
+    assert "- 64\n  long_side: 107" in (out / "recipe.yaml").read_text()
 
 
 # -- validation ------------------------------------------------------------------------------------

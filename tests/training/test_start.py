@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from random_glip import random_config, random_model, save_random_model
 from transformers import BertModel, SwinForImageClassification, SwinModel
 
-from glip_hf import GlipForGrounding
+from glip_hf import GlipForGrounding, GlipProcessor
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.training.recipe import ModelRecipe, RecipeError
-from glip_hf.training.start import freeze_stages, load_backbone_weights, load_text_weights, start_model
+from glip_hf.training.start import (
+    freeze_stages,
+    image_limits,
+    load_backbone_weights,
+    load_text_weights,
+    start_model,
+)
 
 
 def backbone_tensors(model: GlipForGrounding) -> dict[str, torch.Tensor]:
@@ -108,3 +115,29 @@ def test_frozen_stages(stages: int) -> None:
     starts = ["swin.embeddings."] * (stages >= 0) + [f"swin.encoder.layers.{i}." for i in range(max(stages, 0))]
     expected = {name for name, _ in model.model.backbone.named_parameters() if name.startswith(tuple(starts))}
     assert frozen == (expected if starts else set())
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "larger"),
+    [
+        ({"shortest_edge": 320, "longest_edge": 533}, (320, 533), (640, 1066)),
+        ({"shortest_edge": 320}, (320, None), (640, None)),
+        ({"height": 200, "width": 100}, (100, 200), (640, 1280)),
+        ({"max_height": 100, "max_width": 100}, (100, 100), (640, 640)),
+    ],
+)
+def test_image_limits(size: dict[str, int], limits: tuple, larger: tuple) -> None:
+    for wanted, image_size in ((limits, 0), (larger, 640)):
+        found = image_limits(size, image_size)
+        assert (found["shortest_edge"], found.get("longest_edge")) == wanted
+
+
+def test_the_image_size_of_a_recipe_is_the_processors(tmp_path: Path) -> None:
+    start = str(save_random_model(tmp_path / "model"))
+    _, processor = start_model(ModelRecipe(start_from=start, image_size=96))
+    processor.save_pretrained(tmp_path / "saved")
+    saved = GlipProcessor.from_pretrained(tmp_path / "saved")
+    assert dict(saved.image_processor.size) == {"shortest_edge": 96, "longest_edge": 160}
+    made = saved(images=Image.new("RGB", (400, 300)), return_tensors="pt")
+    assert made["pixel_mask"].sum() == 96 * 128
+    assert dict(start_model(ModelRecipe(start_from=start))[1].image_processor.size)["shortest_edge"] == 320

@@ -38,6 +38,7 @@ from .card import write_table_card
 from .checkpoints import put, read_tensors
 from .loop import Run, SavedState
 from .recipe import Recipe, RecipeError, load_recipe
+from .start import image_limits
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +234,9 @@ def tuning_recipe(
     Raises:
         RecipeError: for an unknown mode or key, or contradictory values.
     """
-    size = dict(processor.image_processor.size)
-    shortest = size.get("shortest_edge") or min(size.values())
+    given = [override for override in overrides if override.startswith("model.image_size=")]
+    size = image_limits(dict(processor.image_processor.size), load_recipe(None, given).model.image_size)
+    shortest = size["shortest_edge"]
     source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
     if data.allow_outside:
         source["allow_outside"] = True
@@ -244,7 +246,7 @@ def tuning_recipe(
         "model.start_from": model,
         "tuning.mode": mode,
         "data.short_sides": [round(scale * shortest) for scale in SCALES],
-        "data.long_side": size.get("longest_edge") or max(size.values()),
+        "data.long_side": size.get("longest_edge", 10 * shortest),
         "data.sources": [source | ({"shots": shots} if shots else {})],
         "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
     }

@@ -83,6 +83,8 @@ class ModelRecipe(Section):
     text_weights: str | None = None  # BERT weights: a directory or Hub id
     tokenizer: str | None = None  # directory, Hub id or `vocab.txt`; default that of `start_from` or `text_weights`
     frozen_stages: int = -1  # of Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing
+    # Shortest side in pixels of the image processor that is saved with the model; 0 keeps that of `start_from`.
+    image_size: NonNegativeInt = 0
 
 
 class DataRecipe(Section):

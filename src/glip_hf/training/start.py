@@ -2,6 +2,7 @@
 """Where a run's model comes from: random weights, another GLIP, or ImageNet Swin and BERT weights."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -97,6 +98,19 @@ def freeze_stages(model: GlipForGrounding, frozen_stages: int) -> None:
         module.requires_grad_(False)
 
 
+def image_limits(size: Mapping[str, int], image_size: int = 0) -> dict[str, int]:
+    """Shortest and, where there is a limit, longest side in pixels of a `size` of an image processor.
+
+    Args:
+        image_size: another shortest side; the longest keeps its ratio to it.
+    """
+    shortest, longest = size.get("shortest_edge") or min(size.values()), size.get("longest_edge")
+    if longest is None and "shortest_edge" not in size:
+        longest = max(size.values())
+    limits = {"shortest_edge": image_size or shortest}
+    return limits if longest is None else limits | {"longest_edge": round(longest * limits["shortest_edge"] / shortest)}
+
+
 def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
     """Model and processor that a run starts with.
 
@@ -134,5 +148,8 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         raise RecipeError(
             f"the tokenizer has {len(processor.tokenizer)} entries, text_config.vocab_size only {vocabulary}."
         )
+    if recipe.image_size:
+        images = processor.image_processor
+        images.size = image_limits(dict(images.size), recipe.image_size)
     freeze_stages(model, recipe.frozen_stages)
     return model, processor

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from glip_hf.cli import main
+from glip_hf.cli import build_parser, main
+from glip_hf.cli.ground import read_format
 from glip_hf.data.check import check_data
 from glip_hf.data.sources import read_coco
 from glip_hf.demo import DEMO_IMAGE
@@ -273,11 +274,58 @@ def test_ground_writes_formats(photos, tmp_path, capsys, monkeypatch) -> None:
         (["photos/a.png", "--format", "voc", "--output", "v"], "photos/a.jpg and photos/a.png would both be called a"),
         (["--format", "yolo", "--output", "v", "--image-prefix", "../x/"], "--image-prefix ../x/ leads out"),
         (["--format", "voc", "--output", "v", "--image-prefix", "/x/"], "--image-prefix /x/ leads out"),
+        (
+            ["--format", "voc", "--output", "v", "--masks", "sam"],
+            "has no place for what --masks gives: leave it out, or",
+        ),
+        (["--format", "label-studio", "--output", "v", "--masks", "sam"], "or write coco, yolo, csv, jsonl"),
+        (["clip.mp4", "--format", "yolo", "--output", "v", "--track"], "has no place for what --track gives"),
+        (
+            ["clip.mp4", "clip/000012.jpg", "--format", "coco", "--output", "c"],
+            "a frame of clip.mp4 and clip/000012.jpg",
+        ),
+        (
+            ["clip.mp4", "clip/000012.png", "--format", "yolo", "--output", "c"],
+            "a frame of clip.mp4 and clip/000012.png",
+        ),
     ],
 )
 def test_a_wrong_format_is_told_before_work(arguments, message, photos, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jpg", "a.png"):
-        Image.new("RGB", SIZE).save(photos / name)
+    Path("clip").mkdir()
+    Path("clip.mp4").touch()
+    for name in ("photos/a.jpg", "photos/a.png", "clip/000012.jpg", "clip/000012.png", "clip/cat.jpg"):
+        Image.new("RGB", SIZE).save(name)
     assert main(["ground", "photos/a.jpg", *arguments, "--names", "cat", "--model", "nowhere"]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_images_in_a_folder_called_like_a_video(photos, tmp_path, monkeypatch) -> None:
+    """They are told apart as long as they are not called like frames."""
+    monkeypatch.chdir(tmp_path)
+    Path("clip").mkdir()
+    files = ["clip.mp4", "clip/cat.jpg", "clip/000012.png", "clip/12.jpg"]
+    for name in files:
+        Path(name).touch()
+    given = ["ground", *files, "--names", "cat", "--model", "m", "--format", "csv", "--output", "out.csv"]
+    assert read_format(build_parser().parse_args([*given, "--image-prefix", "x/"]), files) == [f"x/{f}" for f in files]
+
+
+@pytest.mark.parametrize(
+    "arguments, place",
+    [
+        (["--format", "coco", "--output", "note.txt/out/found.json"], "note.txt/out/found.json"),
+        (["--format", "yolo", "--output", "note.txt/found"], "note.txt/found"),
+        (["--save", "note.txt/found/a.png"], "note.txt/found/a.png"),
+        (["--json", "/sys/found.json"], "/sys/found.json"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_work(
+    arguments, place, photos, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").touch()
+    assert main(["ground", "photos/none.png", *arguments, "--names", "cat", "--model", "nowhere"]) == 1
+    error = capsys.readouterr().err
+    assert f"{place} cannot be written" in error and len(error.strip().splitlines()) == 1

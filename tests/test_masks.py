@@ -4,6 +4,7 @@
 The models are tiny and random: they show that boxes go in and masks come out right, not that masks are good.
 """
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,44 @@ def test_command_writes_masks(sam, tmp_path, capsys) -> None:
     assert main(["ground", str(DEMO_IMAGE), "fish", "--model", "demo", "--masks", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert f"--masks {tmp_path}: cannot be loaded" in error and len(error.strip().splitlines()) == 1
+    (tmp_path / "sam").mkdir()
+    (tmp_path / "sam.pt").touch()
+    hints = {"sma": f"did you mean {tmp_path / 'sam'}?", "sam/none": "is named USER/NAME", "sam.pt": "name its folder"}
+    for name, words in hints.items():
+        assert main(["ground", str(DEMO_IMAGE), "fish", "--model", "demo", "--masks", str(tmp_path / name)]) == 1
+        assert words in capsys.readouterr().err
     (tmp_path / "clip.mp4").touch()
     assert main(["ground", str(tmp_path / "clip.mp4"), "fish", "--model", "demo", "--masks", sam]) == 2
     assert "--masks is for images" in capsys.readouterr().err
+
+
+def test_a_mask_model_that_fails_loses_its_image_alone(sam, tmp_path, capsys, monkeypatch) -> None:
+    """Whatever another model raises, and none of what was found in other images is lost."""
+    own = BoxSegmenter.__call__
+
+    def failing(segmenter: BoxSegmenter, image: Image.Image, boxes: torch.Tensor) -> torch.Tensor:
+        if image.width == 400:
+            raise RuntimeError("expected scalar type Half but found Float\nsomewhere")
+        return own(segmenter, image, boxes)
+
+    monkeypatch.setattr(BoxSegmenter, "__call__", failing)
+    for number, width in enumerate((480, 400, 480)):
+        load_demo_image().crop((0, 0, width, 480)).save(tmp_path / f"{number}.png")
+    output = tmp_path / "found.csv"
+    command = ["ground", str(tmp_path), "--names", *DEMO_NAMES, "--model", "demo", "--masks", sam]
+    assert main([*command, "--format", "csv", "--output", str(output)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"1.png: --masks {sam} failed (RuntimeError: expected scalar type Half but found Float)" in line
+    with open(output) as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file_name"] for row in rows} == {"0.png", "2.png"} and all(row["mask"] for row in rows)
+
+
+def test_formats_without_a_place_for_masks_say_so(sam, tmp_path, capsys) -> None:
+    command = ["ground", str(DEMO_IMAGE), "fish", "--model", "demo", "--masks", sam, "--format", "voc"]
+    assert main([*command, "--output", str(tmp_path / "voc"), "--save", str(tmp_path / "a.png")]) == 0
+    assert "--format voc has no place for what --masks gives: only the drawings" in capsys.readouterr().err
+    assert (tmp_path / "a.png").is_file() and list((tmp_path / "voc").iterdir())
 
 
 # -- drawing ---------------------------------------------------------------------------------------

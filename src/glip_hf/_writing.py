@@ -52,6 +52,17 @@ def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
+def check_place(output: str | os.PathLike[str]) -> None:
+    """Whether `replacing` can begin where `output` is going to be: asked before hours of work, by making a file there.
+
+    Raises:
+        NotWrittenError: if not.
+    """
+    output = Path(output)
+    with writing(output):
+        tempfile.TemporaryFile(dir=next(path for path in output.absolute().parents if path.exists())).close()
+
+
 @contextlib.contextmanager
 def replacing_text(output: str | os.PathLike[str]) -> Iterator[TextIO]:
     """The same for a text file (UTF-8), open for writing."""

@@ -236,6 +236,9 @@ Raises:
 FOLDERS = frozenset(("yolo", "voc"))
 """The formats of a file for each image; their output is a folder, which must be new or empty."""
 
+PLACES = {"masks": ("coco", "yolo", "csv", "jsonl"), "track": ("coco", "csv", "jsonl")}
+"""Option of the command line -> the formats that have a place for what it gives."""
+
 
 def _relative(box: Sequence[float], image: ImageDetections) -> list[float]:
     """A box or a point in pixels as fractions of its image."""
@@ -292,9 +295,13 @@ def check_output(output: str | Path, is_folder: bool) -> None:
 
     Raises:
         ValueError: for a folder where a file belongs, or a file or a full folder where a new folder belongs.
+        NotWrittenError: if nothing can be written there.
     """
+    from ._writing import check_place
+
     path = Path(output)
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder: name a file.")
     if is_folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists: name a new or an empty folder.")
+    check_place(path)

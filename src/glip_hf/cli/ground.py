@@ -5,6 +5,7 @@ import argparse
 import glob
 import json
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .._extras import require
-from ..formats import FOLDERS, FORMATS, ImageDetections, check_output, detection_records, rounded
+from ..formats import FOLDERS, FORMATS, PLACES, ImageDetections, check_output, detection_records, rounded
 from ..noun_phrases_glip import read_list, split_names
 from ..values_glip import shown
 from .common import (
@@ -140,11 +141,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--features are written with --json: add it")
     targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
     check_videos(arguments, paths)
-    from .._writing import replacing_text
+    from .._writing import check_place, replacing_text
     from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
     from ..postprocess_glip import check_thresholds
 
+    for target in {path.parent: path for path in (*targets, json_file) if path is not None}.values():
+        check_place(target)
     if arguments.overlap is not None and arguments.tile is None:
         raise UsageError(f"--overlap {arguments.overlap} is of tiles: add --tile PIXELS")
     try:
@@ -180,7 +183,13 @@ def run(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError) as error:
             raise CliError(first_line(error)) from None
         result = found.detections[0]
-        return image, result if segmenter is None else {**result, "masks": segmenter(image, result["boxes"])}
+        if segmenter is None:
+            return image, result
+        try:
+            return image, {**result, "masks": segmenter(image, result["boxes"])}
+        except Exception as error:  # another model, of other people: whatever it does, the other images are kept
+            message = f"{path}: --masks {shown(arguments.masks)} failed ({type(error).__name__}: {first_line(error)})"
+            raise CliError(message) from error
 
     records: list[dict[str, Any]] = []
 
@@ -234,10 +243,11 @@ def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") ->
     Raises:
         CliError: if it cannot be loaded.
     """
+    from ..conversion.restore import local_directory
     from ..masks import BoxSegmenter
 
     try:
-        return BoxSegmenter.from_pretrained(source, device, dtype)
+        return BoxSegmenter.from_pretrained(local_directory(source, "SAM model") or source, device, dtype)
     except (OSError, ValueError, ImportError) as error:
         raise CliError(f"--masks {shown(source)}: cannot be loaded ({first_line(error)})") from None
 
@@ -405,6 +415,12 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
         check_output(arguments.output, is_folder)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
+    for option in ("masks", "track"):
+        if getattr(arguments, option) and arguments.format not in PLACES[option]:
+            lacks = f"--format {arguments.format} has no place for what --{option} gives"
+            if arguments.save is None:
+                raise UsageError(f"{lacks}: leave it out, or write {', '.join(PLACES[option])}")
+            print(f"glip ground: {lacks}: only the drawings of --save show it", file=sys.stderr)
     local = [os.path.dirname(os.path.abspath(path)) for path in paths if not path.startswith(URL_PREFIXES)]
     folder, names, owners = os.path.commonpath(local or [os.getcwd()]), [], {}
     for path in paths:
@@ -419,6 +435,10 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
             raise UsageError(f"--format {arguments.format}: {owners[key]} and {path} would both be called {key}")
         owners[key] = path
         names.append(arguments.image_prefix + name)
+    for video in filter(_is_video, paths):  # its frames are called like images in a folder
+        frame = re.compile(re.escape(next(key for key in owners if owners[key] == video)) + r"/\d{6,}(\.jpg)?")
+        if other := next((owners[key] for key in owners if frame.fullmatch(key)), None):
+            raise UsageError(f"--format {arguments.format}: a frame of {video} and {other} could be called the same")
     return names
 
 

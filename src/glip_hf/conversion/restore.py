@@ -79,7 +79,9 @@ def local_directory(source: str | os.PathLike[str], of: str = "model") -> Path |
     if name and os.path.isdir(path):
         return path
     if os.path.isfile(path):
-        raise ConversionError(f"{name} is a file; convert it first: glip convert {name} {path.with_suffix('')}")
+        convert = f"convert it first: glip convert {name} {path.with_suffix('')}"
+        remedy = convert if of == "model" else "name its folder."
+        raise ConversionError(f"{name} is a file; {remedy}")
     try:
         validate_repo_id(name)
         # A Hub id, unless its first half is a directory here.

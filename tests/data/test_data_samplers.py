@@ -13,7 +13,7 @@ GROUPS = np.array([0, 1, 0, 1, 0, 0, 1, 1, 1, 0])
 
 
 def grouped_batches(*arguments):
-    return [batch.tolist() for batch in samplers.grouped_batches(*arguments)]
+    return [batch[batch >= 0].tolist() for batch in samplers.grouped_batches(*arguments)]
 
 
 def test_groups():
@@ -129,3 +129,34 @@ def test_impossible_settings():
         GroupedBatchSampler(GROUPS, 1, world_size=2, incomplete="keep")
     with pytest.raises(ValueError, match="incomplete='half'"):
         GroupedBatchSampler(GROUPS, 1, incomplete="half")
+
+
+def test_resuming_in_a_late_epoch_draws_only_that_epoch(monkeypatch):
+    drawn, draw = [], samplers.grouped_batches
+    monkeypatch.setattr(samplers, "grouped_batches", lambda *arguments: drawn.append(1) or draw(*arguments))
+    for incomplete in ("drop", "wrap", "keep"):
+        fresh = GroupedBatchSampler(GROUPS, 3, seed=7, incomplete=incomplete)
+        whole = take(fresh, 5 * len(fresh) + 1)
+        drawn.clear()
+        late = GroupedBatchSampler(GROUPS, 3, seed=7, incomplete=incomplete)
+        late.advance(5 * len(late))
+        assert late.epoch == 5 and not drawn
+        assert take(late, 1) == whole[-1:] and len(drawn) == 1
+    # Of groups that differ from epoch to epoch, each epoch counts its own.
+    several = [np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])]
+    sampler = GroupedBatchSampler(lambda epoch: several[epoch % 2], 2)
+    assert [sampler.epoch_length(epoch) for epoch in range(3)] == [1, 2, 1]
+    sampler.advance(4)
+    assert {key: sampler.state_dict()[key] for key in ("epoch", "batch", "total")} == {
+        "epoch": 3,
+        "batch": 0,
+        "total": 4,
+    }
+
+
+def test_the_batches_of_an_epoch_are_one_array():
+    sampler = GroupedBatchSampler((np.arange(10_000) % 3 == 0).astype(np.int8), 2)
+    batches = sampler.epoch_batches(0)
+    assert isinstance(batches, np.ndarray) and batches.shape == (len(sampler), 2) == (5000, 2)
+    part = GroupedBatchSampler(sampler.groups(0), 1, rank=1, world_size=2).epoch_batches(0)
+    assert np.array_equal(part, batches[:, 1:]) and part.base is None  # the others' shares are not kept alive

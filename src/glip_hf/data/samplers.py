@@ -24,29 +24,30 @@ def aspect_groups(sizes: np.ndarray) -> np.ndarray:
 
 def grouped_batches(
     order: Sequence[int] | np.ndarray, groups: np.ndarray, batch_size: int, incomplete: Incomplete = "drop"
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Samples taken in this order, in batches of one group each; the batches in the order of their first samples.
 
     Args:
         groups: group of every sample (indexed by sample).
         incomplete: what becomes of a group's last batch if it is not full: "drop" it, "keep" it, or "wrap" it, i.e.
             fill it from the beginning of the group.
+
+    Returns:
+        [batches, batch_size] int64; a batch that was kept ends in -1 where it has no sample. (One array: a Python
+        object for each of a million batches would take a gigabyte.)
     """
     order = np.asarray(order, dtype=np.int64)
     group_of = np.asarray(groups)[order]
-    found = {}  # by the position of the first sample
+    batches, firsts = [np.empty((0, batch_size), np.int64)], [np.empty(0, np.int64)]
     for group in np.unique(group_of):
         positions = np.flatnonzero(group_of == group)
-        members = order[positions]
-        for start in range(0, len(members), batch_size):
-            batch = members[start : start + batch_size]
-            missing = batch_size - len(batch)
-            if missing and incomplete == "drop":
-                continue
-            if missing and incomplete == "wrap":
-                batch = np.concatenate([batch, np.resize(members, missing)])
-            found[positions[start]] = batch
-    return [found[first] for first in sorted(found)]
+        if incomplete == "drop":
+            positions = positions[: len(positions) // batch_size * batch_size]
+        members, missing = order[positions], -len(positions) % batch_size
+        fill = np.resize(members, missing) if incomplete == "wrap" else np.full(missing, -1)
+        batches.append(np.concatenate([members, fill]).reshape(-1, batch_size))
+        firsts.append(positions[::batch_size])
+    return np.concatenate(batches)[np.argsort(np.concatenate(firsts))]
 
 
 def contiguous_shard(order: Sequence[int], rank: int, world_size: int) -> np.ndarray:
@@ -105,10 +106,11 @@ class GroupedBatchSampler(Sampler):
         self.rank, self.world_size, self.shard = rank, world_size, shard
         self.num_batches = num_batches
         self._position = (0, 0, 0)  # epoch, batches taken in it, batches taken in all
-        self._cached: tuple[int, list[np.ndarray]] = (-1, [])
+        self._cached: tuple[int, np.ndarray] = (-1, np.empty((0, batch_size)))
+        self._length = (-1, 0)  # epoch, batches of this process in it
 
-    def epoch_batches(self, epoch: int) -> list[np.ndarray]:
-        """This process's batches of indices in one epoch.
+    def epoch_batches(self, epoch: int) -> np.ndarray:
+        """This process's batches of indices in one epoch, see `grouped_batches`.
 
         Raises:
             ValueError: if there is none.
@@ -122,22 +124,41 @@ class GroupedBatchSampler(Sampler):
         if self.shard == "strided":
             whole = grouped_batches(order, groups, self.batch_size * self.world_size, self.incomplete)
             start = self.rank * self.batch_size
-            batches = [batch[start : start + self.batch_size] for batch in whole]
+            batches = whole[:, start : start + self.batch_size].copy()
         else:
             shards = [contiguous_shard(order, rank, self.world_size) for rank in range(self.world_size)]
             each = [grouped_batches(shard, groups, self.batch_size, self.incomplete) for shard in shards]
             batches = each[self.rank][: min(map(len, each))]
-        if not batches:
+        self._check(len(batches), groups)
+        self._cached = (epoch, batches)
+        return batches
+
+    def epoch_length(self, epoch: int) -> int:
+        """Number of batches of this process in one epoch; raises as `epoch_batches`.
+
+        The groups alone decide it where processes take turns, so a run that resumes in a late epoch does not draw the
+        permutations of all before.
+        """
+        if self.shard == "contiguous":
+            return len(self.epoch_batches(epoch))
+        if self._length[0] != epoch:
+            groups, size = self.groups(epoch), self.batch_size * self.world_size
+            more = 0 if self.incomplete == "drop" else size - 1
+            length = int(((np.unique(groups, return_counts=True)[1] + more) // size).sum())
+            self._check(length, groups)
+            self._length = (epoch, length)
+        return self._length[1]
+
+    def _check(self, length: int, groups: np.ndarray) -> None:
+        if not length:
             raise ValueError(
                 f"{len(groups)} samples in {len(np.unique(groups))} aspect groups give no full batch of "
                 f"{self.batch_size} for {self.world_size} processes: use a smaller batch or incomplete='wrap'."
             )
-        self._cached = (epoch, batches)
-        return batches
 
     def __len__(self) -> int:
         """Total number of batches, if there is an end; else those of the current epoch."""
-        return len(self.epoch_batches(self.epoch)) if self.num_batches is None else self.num_batches
+        return self.epoch_length(self.epoch) if self.num_batches is None else self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Batches from the position on. Only `advance` and `load_state_dict` move the position itself, since loaders
@@ -148,7 +169,7 @@ class GroupedBatchSampler(Sampler):
                 if self.num_batches is not None and total >= self.num_batches:
                     return
                 total += 1
-                yield [(epoch, index) for index in indices.tolist()]
+                yield [(epoch, index) for index in indices.tolist() if index >= 0]
             epoch, batch = epoch + 1, 0
 
     # -- position ---------------------------------------------------------------------------------------
@@ -161,7 +182,7 @@ class GroupedBatchSampler(Sampler):
         """Move the position forward, by batches that have been used."""
         epoch, batch, total = self._position
         batch, total = batch + batches, total + batches
-        while batch >= (length := len(self.epoch_batches(epoch))):
+        while batch >= (length := self.epoch_length(epoch)):
             epoch, batch = epoch + 1, batch - length
         self._position = (epoch, batch, total)
 

@@ -138,6 +138,20 @@ def test_flipped_boxes_cover_the_same_pixels(coco_set, tmp_path, tokenizer):
     assert turned == {True, False}
 
 
+def test_cropped_samples_keep_boxes_and_tokens_together(coco, grounded, maker):
+    dataset, sizes = GroundingDataset(coco(), maker(transform=PLAIN, crop_side=24, color=0.1)), set()
+    for epoch in range(12):
+        sample = dataset[epoch, 0]
+        assert tuple(sample["pixel_values"].shape) == (3, 24, 32)
+        assert len(sample["boxes"]) == len(sample["positive_map"]) and (sample["boxes"] >= 0).all()
+        assert (sample["boxes"] <= np.float32([31, 23, 31, 23])).all()
+        same(sample, dataset[epoch, 0])
+        sizes.add(len(sample["boxes"]))
+    assert sizes == {1, 2}
+    whole = GroundingDataset(grounded, maker(transform=PLAIN, crop_side=24))[0]  # its caption may name every part of it
+    assert whole["pixel_values"].shape[1] == 48
+
+
 def test_grounding_sample_and_greenlight(grounded, maker):
     sample = GroundingDataset(grounded, maker(transform=PLAIN, greenlight=True))[0]
     # [CLS] a cat next to two dogs on the sofa . a cat . [SEP]: spans "a cat" twice, "two dogs".

@@ -12,6 +12,8 @@ from glip_hf.data.transforms import (
     ImageTransform,
     box_areas,
     flip_boxes,
+    jitter_colors,
+    random_crop,
     stack_padded,
 )
 from glip_hf.image_processing_pil_glip import clip_and_drop, resize_boxes
@@ -76,6 +78,35 @@ def test_flip_is_of_the_resized_image_and_scales_are_all_used():
         pixels, _, flipped = transform(image, processor, np.random.default_rng(seed))
         seen.append((pixels.shape[1], flipped))
     assert set(seen) == {(side, flip) for side in (32, 48, 64) for flip in (False, True)}
+
+
+def test_a_crop_shows_its_boxes_where_they_are():
+    """A white rectangle is found again under its box in every crop, and boxes that a crop hardly shows are left out."""
+    pixels = torch.zeros(3, 60, 90)
+    pixels[:, 20:40, 30:60] = 1
+    boxes = np.float32([[30, 20, 59, 39], [0, 0, 4, 4], [80, 50, 89, 59]])
+    seen = []
+    for seed in range(40):
+        part, moved, visible = random_crop(pixels, boxes, 30, np.random.default_rng(seed))
+        assert part.shape == (3, 30, 45)
+        rows, columns = (part[0] > 0).nonzero(as_tuple=True)
+        if visible[0]:
+            assert moved[0].tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+            assert len(rows) >= 0.3 * 600
+        elif visible.any():
+            assert len(rows) < 0.3 * 600
+        seen.append(tuple(visible))
+    assert {True, False} == {row[0] for row in seen} and sum(any(row) for row in seen) > 36
+    whole, same, visible = random_crop(pixels, boxes, 60, np.random.default_rng(0))
+    assert torch.equal(whole, pixels) and (same == boxes).all() and visible.all()
+    assert len(random_crop(pixels, boxes[:0], 30, np.random.default_rng(0))[1]) == 0
+
+
+def test_colors_change_within_their_strength():
+    pixels = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(jitter_colors(pixels, 0.0, np.random.default_rng(0)), pixels, atol=1e-6)
+    shifts = [jitter_colors(pixels, 0.2, np.random.default_rng(seed)) - pixels for seed in range(20)]
+    assert max(shift.mean().abs() for shift in shifts) <= 0.2 and min(shift.abs().max() for shift in shifts) > 0.01
 
 
 def test_stack_padded():

@@ -24,7 +24,7 @@ from .samplers import Key, aspect_groups
 from .sampling import DetectionCaptions, NegativeSampling
 from .sources import Source, build_source
 from .sources.scenes import SceneSource
-from .transforms import ImageTransform, flip_boxes
+from .transforms import ImageTransform, flip_boxes, jitter_colors, random_crop
 
 _MIXING, _CAPTION, _IMAGE = 1, 2, 3  # independent random streams
 
@@ -104,6 +104,9 @@ class SampleMaker:
         transform: scale and flip.
         sampling: captions of detection sets.
         max_text_length: tokens a caption may have; it is cut there.
+        crop_side: images whose shorter side is longer after `transform` are cut to this, in pixels, at a random place
+            (`random_crop`); 0 never. Images with a given caption stay whole: it may name what a crop leaves out.
+        color: strength of `jitter_colors`; 0 leaves colours as they are.
         greenlight: add `greenlight_map` [T], the tokens that masked language modelling may hide: the class names of
             the image's boxes, or all of a given caption.
     """
@@ -114,6 +117,8 @@ class SampleMaker:
     sampling: NegativeSampling = field(default_factory=NegativeSampling)
     max_text_length: int = MAX_TEXT_LENGTH
     greenlight: bool = False
+    crop_side: int = 0
+    color: float = 0.0
 
     def __post_init__(self) -> None:
         self._captions: dict[str, DetectionCaptions] = {}
@@ -143,8 +148,17 @@ class SampleMaker:
             FileNotFoundError, ValueError: if the image cannot be read; the message names it.
         """
         image = record.image.load()
-        pixels, size, flipped = self.transform(image, self.image_processor, np.random.default_rng([*seed, _IMAGE]))
+        rng = np.random.default_rng([*seed, _IMAGE])
+        pixels, size, flipped = self.transform(image, self.image_processor, rng)
         boxes, keep = clip_and_drop(record.boxes, *size)
+        boxes = resize_boxes(boxes, size, tuple(pixels.shape[1:]))
+        if flipped:
+            boxes = flip_boxes(boxes, pixels.shape[2])
+        if self.crop_side and record.caption is None:
+            pixels, boxes, visible = random_crop(pixels, boxes, self.crop_side, rng)
+            keep &= visible
+        if self.color:
+            pixels = jitter_colors(pixels, self.color, rng)
         prompt, rows = self._prompt(record, keep, np.random.default_rng([*seed, _CAPTION]))
         text = self.tokenizer(
             prompt.caption, truncation=True, max_length=self.max_text_length, padding=False, verbose=False
@@ -152,13 +166,11 @@ class SampleMaker:
         input_ids, offsets = text["input_ids"], text.encodings[0].offsets
         tokens = positive_map(offsets, prompt.spans, exact=prompt.exact, normalize=False)
         kept = np.flatnonzero(rows >= 0)
-        new_size = tuple(pixels.shape[1:])
-        boxes = resize_boxes(boxes[kept], size, new_size)
         sample = {
             "pixel_values": pixels,
             "original_size": size,
             "input_ids": input_ids,
-            "boxes": flip_boxes(boxes, new_size[1]) if flipped else boxes,
+            "boxes": boxes[kept],
             "positive_map": tokens[rows[kept]],
         }
         if self.greenlight:

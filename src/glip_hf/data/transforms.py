@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Resizing and flipping of an image together with its boxes.
+"""Resizing, flipping and cropping of an image together with its boxes, and changes of its colours.
 
 Boxes are xyxy pixels with both corners inside. Letters: K boxes.
 """
@@ -53,6 +53,45 @@ class ImageTransform:
         pixels = made["pixel_values"][0]
         height, width = made["original_sizes"][0].tolist()
         return (pixels.flip(-1) if flipped else pixels), (height, width), flipped
+
+
+VISIBLE = 0.3
+"""Share of a box's area that a crop must show for the box to be kept."""
+
+
+def random_crop(
+    pixels: Tensor, boxes: np.ndarray, side: int, rng: np.random.Generator, tries: int = 10
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """A part of an image at a random place, of its aspect ratio and with a shorter side of at most `side` pixels.
+
+    Args:
+        pixels: [3, H, W]; boxes: [K, 4] in its pixels.
+        tries: places to look at for one that shows a box, where the image has any.
+
+    Returns:
+        the part, the boxes in its pixels [K, 4], clipped, and which of them it shows [K] bool.
+    """
+    height, width = pixels.shape[1:]
+    ratio = min(1.0, side / min(height, width))
+    new_height, new_width = round(height * ratio), round(width * ratio)
+    for _ in range(tries):
+        top, left = int(rng.integers(height - new_height + 1)), int(rng.integers(width - new_width + 1))
+        moved = boxes - np.array([left, top] * 2, dtype=boxes.dtype)
+        clipped = moved.clip(0, np.array([new_width - 1, new_height - 1] * 2, dtype=boxes.dtype))
+        visible = (clipped[:, 2:] > clipped[:, :2]).all(axis=1) & (box_areas(clipped) >= VISIBLE * box_areas(moved))
+        if visible.any() or not len(boxes):
+            break
+    return pixels[:, top : top + new_height, left : left + new_width], clipped, visible
+
+
+def jitter_colors(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Normalised pixels [3, H, W] with saturation and contrast times, and brightness plus, up to `strength` around 1
+    and 0 (standard deviations)."""
+    saturation, contrast, brightness = rng.uniform(-strength, strength, 3).tolist()
+    grey = pixels.mean(0, keepdim=True)
+    pixels = grey + (pixels - grey) * (1 + saturation)
+    mean = grey.mean()
+    return mean + (pixels - mean) * (1 + contrast) + brightness
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:

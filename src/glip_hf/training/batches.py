@@ -121,6 +121,8 @@ def sample_maker(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -
         NegativeSampling(num_negatives=data.negatives, max_tokens=length - 2),
         length,
         greenlight=config.mlm_loss_weight > 0,
+        crop_side=data.crop_side,
+        color=data.color,
     )
 
 

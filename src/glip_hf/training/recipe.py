@@ -102,6 +102,8 @@ class DataRecipe(Section):
     short_sides: list[PositiveInt] = Field([480, 560, 640, 720, 800], min_length=1)  # in pixels, drawn per image
     long_side: PositiveInt = 1333  # limit, in pixels
     flip: Number = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    crop_side: NonNegativeInt = 0  # in pixels: detection images with a longer short side are cut at random; 0 never
+    color: Number = Field(0.0, ge=0, lt=1)  # strength of random changes of brightness, contrast and saturation
     batch_size: PositiveInt = 64  # images per optimiser step, over all processes and accumulation steps
     aspect_grouping: bool = True  # batches hold either wide or tall images
     negatives: NonNegativeInt = 85  # largest number of negative class names drawn for a detection image

@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 from ._extras import require
 from .values_glip import escape, quote
 
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
+
 COLUMNS = {"text_labels": "text_label", "labels": "label", "scores": "score", "boxes": "box", "features": "features"}
 """Entries of an image's detections and what they are called in a single one; of all others the final s is dropped."""
 

@@ -2,14 +2,25 @@
 """Pascal VOC, YOLO and ODVG: the same samples and ground truth as the COCO version of a data set."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 
+from glip_hf.cli import main
+from glip_hf.data import check_data
 from glip_hf.data.sources import build_source, coco_annotations, guess_source
 from glip_hf.data.sources.coco import read_annotations
-from tests.data.original_formats import coco_content
+from glip_hf.evaluation.coco import CocoEvaluator
+from glip_hf.formats import ImageDetections, write_voc, write_yolo
+from tests.data.original_formats import coco_content, encoded_image, save_images
 
 pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def build(tmp_path):
+    return lambda spec, **more: build_source({**spec, **more}, cache_dir=tmp_path / "cache")
 
 
 def test_ground_truth_of_a_coco_source_is_that_of_its_file(coco_set, tmp_path):
@@ -39,10 +50,407 @@ def test_formats_are_told_from_the_path(tmp_path, monkeypatch):
     assert guess_source("a.json", "photos") == {"format": "coco", "annotations": "a.json", "images": "photos"}
     assert guess_source("voc/../a.jsonl") == {"format": "odvg", "annotations": "voc/../a.jsonl", "images": "voc/.."}
     assert guess_source("a.yaml", split="val") == {"format": "yolo", "annotations": "a.yaml", "split": "val"}
-    assert guess_source("set") == {"format": "yolo", "annotations": "set/data.yaml"}
+    assert guess_source("set") == {"format": "yolo", "annotations": "set"}
     assert guess_source("voc", "photos") == {"format": "voc", "annotations": "voc", "images": "photos"}
     with pytest.raises(FileNotFoundError, match="There is no 'b.json' in"):
         guess_source("b.json")
     for path, what in {"a.txt": "a file of the kind '.txt'", "photos": "a folder without XML"}.items():
         with pytest.raises(ValueError, match=rf"^{path} is {what}.* Data is a COCO file \(.json\), a YOLO data.yaml"):
             guess_source(path)
+
+
+# -- one data set in every format -----------------------------------------------------------------------------------
+
+
+def random_set(folder, seed, corners=100):
+    """A COCO file of 6 images with boxes of `corners`ths of a pixel, some images empty: its content."""
+    rng = np.random.default_rng(seed)
+    sizes = [(int(w), int(h)) for w, h in rng.integers(20, 300, (6, 2))]
+    save_images(folder / "images", sizes)
+    boxes = []
+    for image in range(5):
+        width, height = sizes[image]
+        for _ in range(int(rng.integers(0, 5))):
+            x, x2 = sorted(rng.choice(width * corners + 1, 2, replace=False) / corners)
+            y, y2 = sorted(rng.choice(height * corners + 1, 2, replace=False) / corners)
+            boxes.append((image, int(rng.integers(1, 4)), [x, y, round(x2 - x, 2), round(y2 - y, 2)]))
+    boxes += [(4, 1, [0, 0, 10, 12]), (4, 3, [3, 0, sizes[4][0] - 3, 9])]
+    names = ["cat", "dog, small", "zebra"]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in enumerate(sizes)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for n, (image, category, box) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(names, start=1)],
+    }
+    (folder / "coco.json").write_text(json.dumps(content))
+    return content
+
+
+def boxes_by_image(content):
+    found = {image["id"]: [] for image in content["images"]}
+    for box in content["annotations"]:
+        found[box["image_id"]].append((box["category_id"], *box["bbox"]))
+    return [(image, found[image["id"]]) for image in content["images"]]
+
+
+def to_yolo(folder, content, digits=6):
+    (folder / "labels").mkdir()
+    for image, boxes in boxes_by_image(content):
+        width, height = image["width"], image["height"]
+        rows = [(c - 1, (x + w / 2) / width, (y + h / 2) / height, w / width, h / height) for c, x, y, w, h in boxes]
+        text = "".join(f"{c} " + " ".join(f"{v:.{digits}f}" for v in row) + "\n" for c, *row in rows)
+        if text:  # an image without boxes has no file
+            (folder / "labels" / f"{image['id']}.txt").write_text(text)
+    names = [category["name"] for category in content["categories"]]
+    (folder / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: {json.dumps(names)}\n")
+    return {"format": "yolo", "annotations": str(folder / "data.yaml")}
+
+
+def voc_xml(image, objects, size=True, file_name=None):
+    """`objects`: name, xmin, ymin, xmax, ymax and more tags."""
+    text = f"<filename>{file_name or image['file_name']}</filename>"
+    if size:
+        text += f"<size><width>{image['width']}</width><height>{image['height']}</height><depth>3</depth></size>"
+    for name, *box, more in objects:
+        sides = "".join(f"<{side}>{v}</{side}>" for side, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        text += f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
+    return f"<annotation>{text}</annotation>"
+
+
+def to_voc(folder, content, origin=1):
+    """VOC's own layout and pixels that count from 1; or from 0, as other tools write."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for image, boxes in boxes_by_image(content):
+        objects = [(names[c], x + origin, y + origin, x + w, y + h, "") for c, x, y, w, h in boxes]
+        (folder / "Annotations" / f"{image['id']}.xml").write_text(voc_xml(image, objects))
+    stems = [str(image["id"]) for image in content["images"]]
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("\n".join(stems) + "\n")
+    return {"format": "voc", "annotations": str(folder)}
+
+
+def to_odvg(folder, content):
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    rows = []
+    for image, boxes in boxes_by_image(content):
+        objects = [{"bbox": [x, y, x + w, y + h], "label": c - 1, "category": names[c]} for c, x, y, w, h in boxes]
+        row = {"filename": image["file_name"], "width": image["width"], "height": image["height"]}
+        rows.append(json.dumps(row | {"detection": {"instances": objects}}))
+    (folder / "odvg.jsonl").write_text("\n".join(rows) + "\n")
+    return {"format": "odvg", "annotations": str(folder / "odvg.jsonl"), "images": str(folder / "images")}
+
+
+WRITERS = {
+    "yolo": to_yolo,
+    "voc": to_voc,
+    "voc from 0": lambda folder, content: to_voc(folder, content, origin=0),
+    "odvg": to_odvg,
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_gives_the_samples_and_the_metrics_of_coco(tmp_path, build, kind, seed):
+    content = random_set(tmp_path, seed, corners=1 if seed == 0 else 100)
+    spec = WRITERS[kind](tmp_path, content)
+    options = {"drop_empty": bool(seed % 2)}
+    coco = {"format": "coco", "annotations": str(tmp_path / "coco.json"), "images": str(tmp_path / "images")}
+    expected, found = build(coco, **options), build(spec, **options)
+    assert (found.names, found.dropped, len(found)) == (expected.names, {}, len(expected))
+    for ours, theirs in zip(found, expected):
+        assert (ours.image, ours.width, ours.height, ours.caption) == (theirs.image, theirs.width, theirs.height, None)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        np.testing.assert_allclose(ours.areas, theirs.areas, rtol=1e-5)
+        if kind != "odvg":  # whose images have the numbers of lines
+            assert ours.image_id == theirs.image_id
+    truth = [coco_annotations(source) for source in (found, expected)]
+    assert truth[0].names == truth[1].names and len(truth[0].images) == len(truth[1].images) == 6
+    assert [box["bbox"] for box in truth[0].boxes] == [box["bbox"] for box in truth[1].boxes]
+    metrics = [noisy_metrics(annotations, seed) for annotations in truth]
+    assert metrics[0] == metrics[1] and 0.1 < metrics[0]["AP"] < 0.9
+
+
+def noisy_metrics(annotations, seed):
+    """Of the ground truth with shifted boxes as if a model had found them."""
+    rng, evaluator = np.random.default_rng(seed), CocoEvaluator(annotations)
+    for image_id in annotations.image_ids:
+        own = [box for box in annotations.boxes if box["image_id"] == image_id]
+        boxes = np.array([box["bbox"] for box in own]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2] - 1
+        boxes += rng.normal(0, 3, boxes.shape)
+        labels = [box["category_id"] for box in own]
+        found = {"boxes": boxes, "scores": rng.random(len(boxes)), "labels": labels}
+        evaluator.update([{"image_id": image_id, **found}])
+    return evaluator.summarize()
+
+
+# -- layouts and conventions ----------------------------------------------------------------------------------------
+
+
+def yolo_set(folder, yaml, labels):
+    """`data.yaml`, and images 30 x 20 with these rows: image -> rows, None for an image without a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.yaml").write_text(yaml)
+    for name, rows in labels.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded_image(30, 20))
+        if rows is not None:
+            path = (folder / name.replace("images/", "labels/")).with_suffix(".txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(rows)
+    return {"format": "yolo", "annotations": str(folder / "data.yaml")}
+
+
+ROW = "0 0.5 0.5 0.2 0.1\n"
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        "path: ..\ntrain: set/images/train\nval: set/images/val",
+        "train: ../images/train\nvalid: ../images/val",  # Roboflow's: from a folder that is not there
+        "train: [images/train, images/more]\nval: images/val",
+        "train: train.txt\nval: images/val",
+        "path: nowhere\ntrain: images/train\nval: images/val",
+    ],
+)
+def test_yolo_layouts(tmp_path, build, splits):
+    images = {"images/train/a.png": ROW, "images/train/b.png": None, "images/val/c.png": "", "images/val/d.png": ROW}
+    images |= {"images/more/e.PNG": ROW} if "more" in splits else {}
+    spec = yolo_set(tmp_path / "set", f"{splits}\nnames: {{0: cat, 1: dog}}\n", images)
+    (tmp_path / "set" / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n")
+    train, val = build(spec, drop_empty=False), build(spec, split="valid", drop_empty=False)
+    names = [[record.image.path.rsplit("/", 1)[1] for record in source] for source in (train, val)]
+    assert names == [["a.png", "b.png", *(["e.PNG"] if "more" in splits else [])], ["c.png", "d.png"]]
+    assert [len(record.boxes) for record in train][:2] == [1, 0] and train.names == {1: "cat", 2: "dog"}
+    np.testing.assert_array_equal(train[0].boxes, np.float32([[12, 9, 17, 10]]))
+    assert train.file.splits == ["train", "val"] and train.name == "set/train"
+    with pytest.raises(ValueError, match="data.yaml: there is no split 'test'; it has train, val."):
+        build(spec, split="test")
+
+
+def test_yolo_outlines_keypoints_and_labels_beside_the_images(tmp_path, build, caplog):
+    outline = "1 0.1 0.1 0.4 0.1 0.4 0.6 0.2 0.5\n"
+    spec = yolo_set(tmp_path / "a", "train: photos\nnames: [cat, dog]", {"photos/1.png": ROW + outline})
+    record = build(spec)[0]
+    np.testing.assert_array_equal(record.boxes, np.float32([[12, 9, 17, 10], [3, 2, 11, 11]]))
+    assert record.labels.tolist() == [1, 2] and "1 row with an outline: the box around it is used" in caplog.text
+    yaml = "train: images\nnames: [cat]\nkpt_shape: [2, 3]"
+    spec = yolo_set(tmp_path / "b", yaml, {"images/1.png": "0 0.5 0.5 0.2 0.1 0.4 0.4 2 0 0 0\n"})
+    np.testing.assert_array_equal(build(spec)[0].boxes, np.float32([[12, 9, 17, 10]]))
+
+
+def test_yolo_damage_is_named_and_left_out(tmp_path, build, caplog):
+    rows = ROW + "7 0.5 0.5 0.2 0.1\n" + "0 12 8 6 2\n" + "0 0.5 0.5 0.2\n" + "cat 0.5 0.5 0.2 0.1\n" + ROW
+    spec = yolo_set(tmp_path / "set", "train: images\nnames: [cat, dog]", {"images/1.png": rows})
+    (tmp_path / "set" / "labels" / "2.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "set" / "images" / "2.png").write_bytes(encoded_image(30, 20))
+    source = build(spec)
+    assert len(source) == 1 and len(source[0].boxes) == 1
+    assert source.dropped == {"unknown_category": 1, "malformed": 3, "unreadable": 1, "duplicate_annotation": 1}
+    label = tmp_path / "set" / "labels" / "1.txt"
+    beyond = "class 7 is not among the 2 names of data.yaml (0 to 1): correct the row or add the name"
+    assert f"data.yaml: {label}, line 2: {beyond}" in caplog.text
+    found = {problem.where: problem.detail for problem in check_data(spec).problems}
+    assert "in pixels? YOLO's are fractions" in found[f"{label}, line 3"]
+    assert found[f"{label}, line 4"].startswith("4 values: a row is `class x y width height` or")
+    assert found[f"{label}, line 5"].startswith("the class 'cat' is not an integer")
+    with pytest.raises(ValueError, match="class 7 is not among the 2 names"):
+        build(spec, strict=True)
+    label.unlink(), (label.parent / "2.txt").unlink()
+    with pytest.raises(ValueError, match="none of 2 images has a label file; looked for .*/labels/1.txt and"):
+        build(spec)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("names: [cat]", "a YOLO data file has 'names' and 'train', 'val' or 'test'"),
+        ("train: images\nnames: [cat", "data.yaml is not YAML: while parsing"),
+        ("train: images", "'names' None is neither a list of class names nor a dictionary by number"),
+        ("train: images\nnames: [cat]\nnc: 2", "nc is 2, but there are 1 names: correct one"),
+        ("train: photos\nnames: [cat]", "there is no 'photos' of 'train'; looked for "),
+        ("train: empty\nnames: [cat]", "there is no image in "),
+    ],
+)
+def test_yolo_files_that_are_none(tmp_path, build, yaml, message):
+    spec = yolo_set(tmp_path / "set", yaml, {"images/1.png": ROW})
+    (tmp_path / "set" / "empty").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as caught:
+        build(spec)
+    assert "data.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_lists_of_yolo_stay_in_their_folder(tmp_path, build):
+    spec = yolo_set(tmp_path / "set", "train: train.txt\nnames: [cat]", {"images/1.png": ROW})
+    secret = tmp_path / "images" / "secret.png"
+    secret.parent.mkdir()
+    secret.write_bytes(encoded_image(30, 20))
+    (tmp_path / "set" / "train.txt").write_text(f"images/1.png\n{secret}\n")
+    with pytest.raises(ValueError, match="secret.png' leads out of the folder .*--allow-outside"):
+        build(spec)
+    assert len(build(spec, allow_outside=True, drop_empty=False)) == 2
+
+
+def test_a_yolo_conversion_is_made_anew_when_labels_or_images_change(tmp_path, build):
+    spec = yolo_set(tmp_path / "set", "train: images\nnames: [cat]", {"images/1.png": ROW, "images/2.png": None})
+    assert len(build(spec)) == 1
+    (tmp_path / "set" / "labels" / "2.txt").write_text(ROW)
+    assert len(build(spec)) == 2
+    (tmp_path / "set" / "images" / "1.png").write_bytes(encoded_image(60, 200, (1, 2, 3)))
+    assert build(spec)[0].width == 60
+
+
+IMAGE = {"file_name": "a.png", "width": 30, "height": 20}
+
+
+def test_voc_folders_of_other_tools(tmp_path, build, caplog):
+    """Images beside the XML files, a folder for each split; names and origin are those of all splits."""
+    for split, objects in {"train": [("cat", 3, 2, 12, 9, "")], "valid": [("dog", 0, 2, 12, 9, "")]}.items():
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / f"{split}.xml").write_text(voc_xml(IMAGE, objects))
+        (tmp_path / "set" / split / "a.png").write_bytes(encoded_image(30, 20))
+    spec = {"format": "voc", "annotations": str(tmp_path / "set")}
+    train, val = build(spec), build(spec, split="val")
+    assert (train.name, val.name, train.names, val.names) == ("set/train", "set/val", *[{1: "cat", 2: "dog"}] * 2)
+    np.testing.assert_array_equal(train[0].boxes, np.float32([[3, 2, 11, 8]]))
+    assert val[0].labels.tolist() == [2] and val[0].image.path == str(tmp_path / "set" / "valid" / "a.png")
+    assert "count from 0, as valid/valid.xml has one" in caplog.text
+    np.testing.assert_array_equal(build(spec, one_based=True)[0].boxes, np.float32([[2, 1, 11, 8]]))
+    only = build({"format": "voc", "annotations": str(tmp_path / "set" / "train")}, class_names=["dog", "cat"])
+    assert (only.names, only[0].labels.tolist(), only.name) == ({1: "dog", 2: "cat"}, [2], "train")
+    with pytest.raises(ValueError, match=r"set: there is no split 'test'; it has \['train', 'val'\]"):
+        build(spec, split="test")
+
+
+def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
+    files = {
+        "no_size": voc_xml(IMAGE, [("cat", 1, 1, 12, 9, "<difficult>1</difficult>")], size=False),
+        "box": voc_xml(IMAGE, [("cat", 1, "x", 12, 9, ""), ("zebra", 1, 1, 5, 5, ""), ("cat", 9, 9, 3, 3, "")]),
+        "bomb": '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>',
+        "other": "<html></html>",
+        "broken": "<annotation><object>",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.xml").write_text(text.replace("a.png", f"{name}.png"))
+        (tmp_path / f"{name}.png").write_bytes(encoded_image(30, 20))
+    (tmp_path / "again.xml").write_text(files["no_size"].replace("a.png", "no_size.png"))
+    spec = {"format": "voc", "annotations": str(tmp_path), "class_names": ["cat"]}
+    source = build(spec)
+    assert [record.image.path for record in source] == [str(tmp_path / "no_size.png")]
+    assert (source[0].width, source[0].height, len(source[0].boxes)) == (30, 20, 1)
+    assert source.dropped == {
+        "unreadable": 3,
+        "malformed": 1,
+        "unknown_category": 1,
+        "empty_box": 1,
+        "duplicate_image": 1,
+    }
+    size = "1 file without a valid <size> (the first: again.xml): it is read from the image; write <size> with"
+    assert size in caplog.text and "1 object marked difficult: trained on, ignored in evaluation" in caplog.text
+    assert [box["iscrowd"] for box in coco_annotations(source).boxes] == [1]
+    found = {problem.where: problem.detail for problem in check_data(spec).problems}
+    assert found["bomb.xml"] == "it has a document type (<!DOCTYPE>), which is not read: remove it"
+    assert found["other.xml"] == "it is <html>, not VOC's <annotation>"
+    assert found["broken.xml"].startswith("it is not XML: no element found")
+    assert found["box.xml, object 1"] == "its <bndbox> has ['1', 'x', '12', '9'] as xmin, ymin, xmax, ymax"
+    assert found["annotation 3 of image 'box.png'"] == "box [8.0, 8.0, -5.0, -5.0] in 30 x 20"
+    assert found["box.xml, object 2"] == "'zebra' is not among the 1 class names"
+
+
+def test_voc_that_was_written_is_read_again(tmp_path, build):
+    boxes = np.array([[3.0, 2, 12, 9], [0, 0, 30, 20]])
+    found = {"boxes": boxes, "scores": np.ones(2), "text_labels": ["dog", "cat"]}
+    write_voc(tmp_path / "voc", [ImageDetections("deep/a.png", 30, 20, found)], ["dog", "cat"])
+    save_images(tmp_path / "photos" / "deep", [(30, 20)])
+    (tmp_path / "photos" / "deep" / "0.png").rename(tmp_path / "photos" / "deep" / "a.png")
+    spec = guess_source(tmp_path / "voc", tmp_path / "photos")
+    record = build(spec)[0]
+    np.testing.assert_array_equal(record.boxes, boxes - [0, 0, 1, 1])
+    assert [record.names[label] for label in record.labels.tolist()] == ["dog", "cat"]
+
+
+def test_yolo_that_was_written_is_read_again(tmp_path, build):
+    boxes = np.array([[3.25, 2, 12, 9], [0, 0, 30, 20]])
+    found = {"boxes": boxes, "scores": np.ones(2), "text_labels": ["dog", "cat"]}
+    write_yolo(tmp_path / "yolo", [ImageDetections("0.png", 30, 20, found)], ["dog", "cat"])
+    save_images(tmp_path / "yolo" / "images", [(30, 20)])
+    record = build(guess_source(tmp_path / "yolo"))[0]
+    np.testing.assert_array_equal(record.boxes, np.float32(boxes - [0, 0, 1, 1]))
+
+
+# -- ODVG -----------------------------------------------------------------------------------------------------------
+
+
+def odvg_set(folder, *rows):
+    save_images(folder, [(30, 20)] * len(rows))
+    lines = [json.dumps({"filename": f"{n}.png", "width": 30, "height": 20} | row) for n, row in enumerate(rows)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return {"format": "odvg", "annotations": str(folder / "rows.jsonl"), "images": str(folder)}
+
+
+def instance(label, category=None, box=(3, 2, 12, 9)):
+    return {"bbox": list(box), "label": label} | ({"category": category} if category else {})
+
+
+def test_odvg_labels(tmp_path, build, caplog):
+    rows = [{"detection": {"instances": [instance(7, "cat"), instance(2, "dog", (0, 0, 5, 5))]}}, {"detection": {}}]
+    spec = odvg_set(tmp_path, *rows)
+    source = build(spec, drop_empty=False)
+    assert (source.names, source.category_ids, [len(record.boxes) for record in source]) == (
+        {1: "dog", 2: "cat"}, {1: 2, 2: 7}, [2, 0],
+    )  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps({"7": "kitten", "0": "bird"}))
+    mapped = build(spec, label_map=str(tmp_path / "labels.json"))
+    assert (mapped.names, mapped[0].labels.tolist()) == ({1: "bird", 2: "kitten"}, [2])
+    assert mapped.dropped == {"unknown_category": 1}
+    assert "line 1, instance 1: the label 2 is not among the 2 of label_map" in caplog.text
+    assert "1 object of another category than label_map has for the label (the first: line 1" in caplog.text
+    spec = odvg_set(tmp_path, rows[0], {"detection": {"instances": [instance(7, "horse")]}})
+    with pytest.raises(ValueError, match="line 2, instance 0: the label 7 is 'horse' here and 'cat' before"):
+        build(spec)
+
+
+def test_odvg_captions(tmp_path, build):
+    caption = "A cat next to cats, and the sofa"
+    regions = [
+        {"bbox": [3, 2, 12, 9], "phrase": "cats"},
+        {"bbox": [[0, 0, 5, 5], [1, 1, 9, 9]], "phrase": ["A cat", "the sofa"]},
+        {"bbox": [3, 3, 9, 9], "phrase": "anything", "tokens_positive": [[28, 32]]},
+        {"bbox": [3, 3, 9, 9], "phrase": "dog"},
+    ]
+    other = {"detection": {"instances": [instance(1, "cat")]}}
+    spec = odvg_set(tmp_path, {"grounding": {"caption": caption, "regions": regions}}, other)
+    source = build(spec)
+    assert (len(source), source.names, source.captions, source[0].caption) == (1, {}, "given", caption)
+    np.testing.assert_array_equal(
+        source[0].boxes, np.float32([[3, 2, 11, 8], [0, 0, 4, 4], [1, 1, 8, 8], [3, 3, 8, 8]])
+    )
+    assert source[0].spans == [[(14, 18)], [(0, 5), (24, 32)], [(0, 5), (24, 32)], [(28, 32)]]
+    found = {problem.where: problem.detail for problem in check_data(spec).problems}
+    assert found["line 1, region 3"].startswith("the phrase 'dog' is not in the caption 'A cat next")
+    assert found["line 2"] == "it is not a grounding row as the first: a file has either"
+
+
+def test_odvg_damage_is_named_and_left_out(tmp_path, build):
+    spec = odvg_set(tmp_path, {"detection": {"instances": [instance(0, "cat"), instance(0, "cat", (9, 9, 3, 3)), 5]}})
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('\n{"filename": "0.png"\n[1]\n' + "[" * 10**5)
+    source = build(spec)
+    assert len(source[0].boxes) == 1 and source.dropped == {"malformed": 1, "unreadable": 3, "empty_box": 1}
+    (tmp_path / "rows.jsonl").write_text('{"images": []}\n')
+    with pytest.raises(ValueError, match="rows.jsonl: no row has 'detection' or 'grounding'"):
+        build(spec)
+
+
+def test_every_format_is_checked_from_the_command_line(tmp_path, capsys):
+    yolo_set(tmp_path / "set", "train: images\nnames: [cat]", {"images/1.png": ROW + "3 0.5 0.5 0.1 0.1\n"})
+    assert main(["check-data", str(tmp_path / "set" / "data.yaml")]) == 0
+    assert "1 image, 1 annotation" in (out := capsys.readouterr().out) and "line 2: class 3 is not among the 1" in out
+    assert main(["check-data", str(tmp_path / "set")]) == 0
+    assert main(["check-data", str(tmp_path / "set" / "images" / "1.png")]) == 2
+    assert "Data is a COCO file (.json), a YOLO data.yaml" in capsys.readouterr().err

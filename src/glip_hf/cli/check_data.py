@@ -14,6 +14,7 @@ DESCRIPTION = """\
 Report every kind of damage in annotations and images, with file and id, and whether a run would start.
 
   glip check-data instances.json --images photos
+  glip check-data data.yaml                      # YOLO; also an ODVG file (.jsonl), or a folder of Pascal VOC files
   glip check-data flickr.json --format mdetr --images flickr30k_images --tokenizer bert-base-uncased
   glip check-data user/dataset --format hub --set split=validation columns='{box_format: xyxy}'
   glip check-data --recipe examples/configs/glip_swin_t_o365_goldg.yaml --data-root DATASET
@@ -21,7 +22,7 @@ Report every kind of damage in annotations and images, with file and id, and whe
 Exit code 0 if a run with this data would start (without what is damaged), 2 if not."""
 
 
-FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv", "hub")
+FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv", "voc", "yolo", "odvg", "hub")
 """`READERS`, except that of scenes, which are generated."""
 
 NAMES = {"tsv": "yaml_file", "odinw": "task", "hub": "dataset"}
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "annotations", nargs="?", metavar="FILE", help="annotations; for tsv and odinw their YAML, for hub the data set"
     )
-    add("--format", choices=FORMATS, default="coco", help="of FILE (%(default)s)")
+    add("--format", choices=FORMATS, help="of FILE (told from its name: coco, voc, yolo or odvg)")
     add("--images", metavar="DIR", help="folder of the images")
     add("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="the reader's other arguments")
     add("--allow-outside", action="store_true", help="images may lie outside that folder")
@@ -51,11 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..conversion.convert import find_tokenizer
     from ..data.check import check_data
+    from ..data.sources import guess_source
 
     root, options = arguments.data_root, {"images": arguments.pictures}
     if (arguments.annotations is None) == (arguments.recipe is None):
         raise UsageError("name a file of annotations, or a --recipe.")
-    if arguments.annotations and not arguments.images and arguments.format in ("coco", "lvis", "mdetr"):
+    if arguments.annotations and arguments.format is None:
+        try:
+            arguments.format = guess_source(arguments.annotations)["format"]
+        except FileNotFoundError:  # a finding of the check; it may lie under --data-root
+            arguments.format = "coco"
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    if arguments.annotations and not arguments.images and arguments.format in ("coco", "lvis", "mdetr", "odvg"):
         if not any(assignment.startswith("images=") for assignment in arguments.set):
             raise UsageError(f"--format {arguments.format} needs --images, the folder of the images.")
     if arguments.recipe is None:

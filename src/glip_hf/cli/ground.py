@@ -19,7 +19,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from .._extras import require
-from ..formats import FOLDERS, FORMATS, PLACES, ImageDetections, check_output, detection_records, rounded
+from ..formats import (
+    FOLDERS,
+    FORMATS,
+    IMAGE_SUFFIXES,
+    PLACES,
+    ImageDetections,
+    check_output,
+    detection_records,
+    rounded,
+)
 from ..noun_phrases_glip import read_list, split_names
 from ..values_glip import shown
 from .common import (
@@ -38,7 +47,6 @@ if TYPE_CHECKING:
 
     from ..masks import BoxSegmenter
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"))
 URL_PREFIXES = ("http://", "https://")
 

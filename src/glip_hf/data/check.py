@@ -23,7 +23,10 @@ from .sources import NOT_READ, find_path, require_images, resolve_spec
 from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories
 from .sources.hub import HubData
 from .sources.odinw import odinw_file
+from .sources.odvg import odvg_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
+from .sources.voc import voc_file
+from .sources.yolo import yolo_file
 
 KINDS = DAMAGE | {
     "wrong_size": "an image has another size than annotated",
@@ -44,7 +47,9 @@ WARNINGS = frozenset(
 )
 """Kinds that training copes with; all others lose something."""
 
-_FILES: dict[str, Callable[..., CocoFile]] = dict(coco=coco_file, lvis=lvis_file, mdetr=mdetr_file, odinw=odinw_file)
+_FILES: dict[str, Callable[..., CocoFile]] = dict(
+    coco=coco_file, lvis=lvis_file, mdetr=mdetr_file, odinw=odinw_file, voc=voc_file, yolo=yolo_file, odvg=odvg_file
+)
 
 
 @dataclass

@@ -125,6 +125,7 @@ class Tally:
         self.crowd += int(left_out["crowd"].sum())
         self.thin += int(left_out["thin_box"].sum())
         self.kept += int(kept.sum())
+        self.notes += columns.notes
         self._suspect_corners(columns, sound)
         return kept
 
@@ -191,6 +192,8 @@ class Columns:
         xywh: boxes come as COCO's x, y, width, height (else as xyxy with both corners inside).
         grounded: annotations carry spans of their image's caption.
         problems: findings about what is not in the columns.
+        notes: what a reader has to say about the whole.
+        by_file: findings name images by their files, in formats that have no ids.
         lost: annotations that are not in the columns, by kind.
         damage: kind -> [M] bool, which annotations have it; each has one kind at most, the first of this order. (Set by
             `finish`.)
@@ -200,6 +203,8 @@ class Columns:
     xywh: bool = True
     grounded: bool = False
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    by_file: bool = False
     lost: Counter = field(default_factory=Counter)
     damage: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -457,7 +462,9 @@ class Columns:
             box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
             size = f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 and self.widths[image] else ""
             detail = f"box {box}{size}"
-        owner = f" of image {quote(self.ids[image])}" if image >= 0 else ""
+        owner = ""
+        if image >= 0:
+            owner = f" of image {quote(os.path.basename(self.paths[image]) if self.by_file else self.ids[image])}"
         return Problem(kind, self.file, self._where(row) + owner, detail)
 
     # -- to Arrow ---------------------------------------------------------------------------------------

@@ -11,8 +11,11 @@ from .base import Source, find_path, require_images
 from .coco import coco_annotations, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
 from .odinw import read_odinw
+from .odvg import read_odvg
 from .scenes import read_scenes
 from .tsv import read_tsv
+from .voc import read_voc
+from .yolo import read_yolo
 
 __all__ = [
     "CATALOGUE",
@@ -29,8 +32,11 @@ __all__ = [
     "read_lvis",
     "read_mdetr",
     "read_odinw",
+    "read_odvg",
     "read_scenes",
     "read_tsv",
+    "read_voc",
+    "read_yolo",
     "require_images",
     "resolve_spec",
 ]
@@ -41,6 +47,9 @@ READERS = {
     "mdetr": read_mdetr,
     "odinw": read_odinw,
     "tsv": read_tsv,
+    "voc": read_voc,
+    "yolo": read_yolo,
+    "odvg": read_odvg,
     "hub": read_hub,
     "scenes": read_scenes,
 }
@@ -150,9 +159,8 @@ def guess_source(path: str | Path, images: str | Path | None = None, split: str 
         raise FileNotFoundError(f"There is no {str(path)!r} in {Path.cwd()}.")
     suffix = found.suffix.lower()
     if found.is_dir():
-        tables = [name for name in ("data.yaml", "data.yml") if (found / name).is_file()]
-        is_voc = not tables and any(True for _ in found.rglob("*.xml"))
-        format, path = ("voc", path) if is_voc else ("yolo", path / tables[0]) if tables else (None, path)
+        is_yolo = (found / "data.yaml").is_file()
+        format = "yolo" if is_yolo else "voc" if any(True for _ in found.rglob("*.xml")) else None
     else:
         format = {".json": "coco", ".jsonl": "odvg", ".yaml": "yolo", ".yml": "yolo"}.get(suffix)
     if format is None:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class CocoFile:
         categories: `[{"id", "name"}, ...]` to use instead of the file's.
         prompts: a `{"prefix", "name", "suffix"}` per category, in order of their ids.
         name_fields: where an image's entry names its file, in order of preference.
+        splits: of the data set, where the format knows them.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class CocoFile:
     categories: Sequence[Mapping[str, Any]] | None = None
     prompts: Sequence[Mapping[str, str]] | None = None
     name_fields: Sequence[str] = ("file_name", *URL_FIELDS)
+    splits: Sequence[str] = ()
 
     @property
     def grounded(self) -> bool:
@@ -67,6 +69,10 @@ class CocoFile:
     def files(self) -> Sequence[Path]:
         """What the annotations are read from."""
         return [self.path]
+
+    def cache_key(self) -> Mapping[str, Any]:
+        """What shapes the result besides these files."""
+        return self.key
 
     def parse(
         self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
@@ -132,7 +138,7 @@ class CocoFile:
             return info | {"probe": probe}
 
         folders = {part: [finder.folder, finder.allow_outside] for part, finder in self.finders.items()}
-        key = {**self.key, "images": folders, "drop_empty": drop_empty, "strict": strict}
+        key = {**self.cache_key(), "images": folders, "drop_empty": drop_empty, "strict": strict}
         converted = convert_once(name, self.files(), key, build, cache_dir, self._is_current)
         source = Source(name, *converted, captions)
         source.prompts = class_prompts(source.names, self.prompts)
@@ -237,6 +243,17 @@ def mdetr_file(
 
 
 read_mdetr = reader(mdetr_file)
+
+
+def number_images(files: Sequence[str]) -> list[int]:
+    """Ids for a format that has none: of `000017.jpg` 17, as in COCO's files, where the name of every file is another
+    number; else 1, 2, ... in this order."""
+    stems = [PurePath(file).stem for file in files]
+    if all(stem.isascii() and stem.isdigit() and len(stem) < 19 for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return list(range(1, len(files) + 1))
 
 
 Entries = Iterable[tuple[str, Any]]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Converts an original GLIP checkpoint to a directory that `GlipForGrounding.from_pretrained` reads.
+"""Converts a GLIP checkpoint, original or of mmdetection, to a directory that `GlipForGrounding.from_pretrained` reads.
 
     python convert/convert_glip_to_hf.py glip_tiny_model_o365_goldg.pth out/glip-tiny-goldg --tokenizer vocab.txt
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Writes a converted or trained GLIP back as a .pth that the original code loads.
+"""Writes a converted or trained GLIP back as the .pth that it came from, of the original code or of mmdetection.
 
     python convert/convert_hf_to_glip.py out/glip-tiny-goldg back.pth
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import glip_hf
-from glip_hf.cli import COMMANDS, check_data, common, evaluate_options, restore
+from glip_hf.cli import COMMANDS, check_data, common, convert, evaluate_options
 from glip_hf.compilation import MODES
 from glip_hf.conversion import WRAPPING_CHOICES
 from glip_hf.data import READERS
@@ -86,7 +86,7 @@ def test_every_name_is_there() -> None:
 def test_what_the_command_line_knows_without_torch_is_true() -> None:
     assert evaluate_options.COMPILE_MODES == MODES
     assert set(check_data.FORMATS) == set(READERS) - {"scenes"}
-    assert common.SHIPPED_MODEL == DEMO_MODEL and restore.LAYOUTS == WRAPPING_CHOICES
+    assert common.SHIPPED_MODEL == DEMO_MODEL and convert.WRAPPINGS == WRAPPING_CHOICES
     assert all(module.HELP and module.DESCRIPTION for module in COMMANDS.values())
 
 

@@ -8,6 +8,7 @@ import torch
 
 from .configuration_glip import GlipConfig
 from .conversion.checkpoint import read_checkpoint
+from .conversion.layouts import locate
 from .conversion.restore import find_model, read_config
 from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
 from .conversion.weight_map import is_buffer
@@ -21,7 +22,7 @@ def describe(source: str) -> dict[str, Any]:
 
     Args:
         source: a converted model (directory or Hub id; only its config is read), an adapter or a prompt table for one
-            (which is described; `bytes` are those of `source`), or an original checkpoint (file).
+            (which is described; `bytes` are those of `source`), or a checkpoint (file).
 
     Raises:
         ValueError: if it is none of these.
@@ -47,7 +48,7 @@ def describe(source: str) -> dict[str, Any]:
 
 
 def _describe_checkpoint(source: str) -> dict[str, Any]:
-    checkpoint = read_checkpoint(source)
+    checkpoint = locate(read_checkpoint(source))
     tensors = checkpoint.tensors
     try:
         config, _ = build_config(tensors)
@@ -56,13 +57,14 @@ def _describe_checkpoint(source: str) -> dict[str, Any]:
         variant, fields = {"variant": OTHER_SIZES}, infer_fields(tensors)
     return {
         "source": source,
-        "kind": "original checkpoint",
+        "kind": f"{'original' if checkpoint.layout == 'original' else 'mmdetection'} checkpoint",
         **variant,
         "parameters": sum(tensor.numel() for key, tensor in tensors.items() if not is_buffer(key)),
         "bytes": Path(source).stat().st_size,
         "weights_under": checkpoint.wrapping,
         "key_prefix": checkpoint.prefix,
         "beside_them": list(checkpoint.beside),
+        "foreign": list(checkpoint.foreign),
         "config": fields,
     }
 

@@ -6,7 +6,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .unpickling import MAX_PICKLE_BYTES, Inert, UnsafePickleError, load_pickle
 
 WRAPPINGS = ("model", "state_dict")
 """Keys under which files keep the weights, in the order in which they are looked for."""
-EMA_WRAPPING = "model_ema"
+EMA_WRAPPING, MMENGINE_EMA = "model_ema", "ema_state_dict"
 PREFIX = "module."
 """What multi-GPU training prepends to every key."""
 MAX_TENSORS, MAX_KEY = 20_000, 500
@@ -40,6 +40,9 @@ class Checkpoint:
         wrapping: key of the dict that held the weights ("model", "state_dict", "model_ema"); None if bare.
         prefix: "module." (repeated as often as it was), or "".
         beside: other top-level keys of the file (optimizer, scheduler, iteration, ...), which are ignored.
+        layout, foreign, remedy, ignored: what `layouts.locate` found: whose names the file has ("original" or "mmdet"),
+            keys that are not GLIP's (in the file's names) with their shapes and the options that leave them out, and
+            those that were left out.
     """
 
     tensors: dict[str, Tensor]
@@ -47,6 +50,10 @@ class Checkpoint:
     wrapping: str | None
     prefix: str
     beside: tuple[str, ...] = ()
+    layout: str = "original"
+    foreign: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    remedy: str = ""
+    ignored: tuple[str, ...] = ()
 
     @property
     def is_ema(self) -> bool:
@@ -88,7 +95,7 @@ def _kind_of(path: Path) -> str:
     if path.is_dir():
         hint = "Give the checkpoint file itself."
         if (path / "config.json").is_file():
-            hint = "It looks converted already: use it as a model directory."
+            hint = "It looks converted already: use it as a model directory, or write it back with --to original."
         raise CheckpointError(f"{path} is a directory, not a checkpoint file. {hint}")
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
@@ -182,6 +189,11 @@ def _unwrap(root: Any, path: Path, ema: bool) -> tuple[Mapping[str, Any], str | 
     names = [str(key) for key in root]
     if ema:
         if EMA_WRAPPING not in root:
+            if MMENGINE_EMA in root and "state_dict" in root:
+                raise CheckpointError(
+                    f"{path}: mmengine saves the moving average as 'state_dict' itself (and the weights that are not "
+                    f"averaged as {MMENGINE_EMA!r}): convert without --ema."
+                )
             raise CheckpointError(f"{path} has no {EMA_WRAPPING!r}; its top-level keys are {shorten(names)}.")
         wrapping: str | None = EMA_WRAPPING
     else:

@@ -2,7 +2,8 @@
 """From an original checkpoint to a directory that `from_pretrained` reads."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import reduce
@@ -22,11 +23,12 @@ from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from .checkpoint import read_checkpoint, sha256_of, shorten, verify_checksums
+from .layouts import in_file, locate
 from .model_card import build_model_card
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout
 from .restore import download, local_directory
-from .variants import build_config, expected_tensors
-from .weight_map import differing_buffers, is_buffer, to_ours
+from .variants import VariantError, build_config, expected_tensors, load_config
+from .weight_map import WeightMapError, differing_buffers, is_buffer, to_ours
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
 MAX_SHARD_SIZE = "1GB"
@@ -50,34 +52,43 @@ def convert_checkpoint(
     config: str | os.PathLike[str] | GlipConfig | None = None,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase = DEFAULT_TOKENIZER,
     ema: bool = False,
+    ignore: Collection[str] = (),
     force: bool = False,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> Conversion:
     """Converts an original GLIP checkpoint to a model directory, which appears complete or not at all.
 
     Args:
-        source: the `.pth` (or safetensors with original keys); see `checkpoint.read_checkpoint`.
+        source: the `.pth` (or safetensors) with the keys of the original, of mmdetection or of a fork; see
+            `checkpoint.read_checkpoint`.
         output: the directory to write; must not exist, or be empty.
         config: for sizes that were not released; see `variants.build_config`.
         tokenizer: a directory, a Hub id, a vocab.txt or tokenizer.json, or a tokenizer. The default is looked up on
             the Hub (or in its cache).
         ema: convert the moving average `model_ema`.
+        ignore: patterns of keys that are not GLIP's, to leave out; see `layouts.locate`.
         force: replace `output` if it holds an earlier conversion.
         max_shard_size: weights beyond this are split over several files.
 
     Raises:
-        CheckpointError, VariantError, WeightMapError: the source cannot be read, recognised or matched, or differs from
-            its checksums.
+        CheckpointError, LayoutError, VariantError, WeightMapError: the source cannot be read, recognised or matched, or
+            differs from its checksums.
         ConversionError: the output exists, the tokenizer does not fit, an index buffer is wrong, or a weight is NaN.
     """
     output = Path(output).resolve()
     _check_output(output, force)
     if Path(source).is_file():  # before gigabytes are read
         tokenizer = find_tokenizer(tokenizer)
-    checkpoint = read_checkpoint(source, ema=ema)
+    checkpoint = locate(read_checkpoint(source, ema=ema), ignore)
     tensors = checkpoint.tensors
-    glip_config, family = build_config(tensors, config)
-    altered = _altered_buffers(tensors, glip_config, checkpoint.is_ema)
+    if config is not None and checkpoint.layout == "mmdet":  # its files lack the class logits, which nothing uses
+        config = deepcopy(config) if isinstance(config, GlipConfig) else load_config(config)
+        config.num_class_channels = 0
+    try:
+        glip_config, family = build_config(tensors, config, checkpoint.foreign, checkpoint.remedy)
+        altered = _altered_buffers(tensors, glip_config, checkpoint.is_ema)
+    except (VariantError, WeightMapError, ConversionError) as error:
+        raise type(error)(in_file(str(error), checkpoint.layout)) from error
     weights = {key: tensor for key, tensor in tensors.items() if not is_buffer(key)}
     verify_checksums(checkpoint.path)
     damaged = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
@@ -97,6 +108,8 @@ def convert_checkpoint(
         wrapping=checkpoint.wrapping,
         prefix=checkpoint.prefix,
         altered_buffers=list(altered),
+        layout=checkpoint.layout,
+        ignored=list(checkpoint.ignored),
         family=family,
         converted_at=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         tools={name: version(name) for name in ("glip_hf", "transformers", "torch", "safetensors")},
@@ -214,6 +227,8 @@ def _notes(record: ConversionRecord) -> tuple[str, ...]:
             f"{len(record.altered_buffers)} index buffers of the moving average had drifted; the model uses the true "
             f"ones, {BUFFERS_NAME} keeps the stored ones."
         )
+    if record.ignored:
+        notes.append(f"{len(record.ignored)} tensors were left out: {shorten(record.ignored, 5)}.")
     if record.dtypes:
         notes.append(f"{len(record.dtypes)} tensors are stored in another dtype than {record.dtype}.")
     return tuple(notes)

@@ -4,6 +4,8 @@
 from huggingface_hub import ModelCard
 
 from .. import hub_glip
+from .checkpoint import shorten
+from .layouts import LAYOUT_NAMES
 from .record import ConversionRecord
 from .variants import FAMILIES
 
@@ -21,6 +23,7 @@ checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
     """The model card of a converted checkpoint; `name` is its title, usually that of the directory or repository."""
+    layout = "" if record.layout == "original" else f" in {LAYOUT_NAMES[record.layout]}"
     source = f"weights {code_span(record.wrapping)}" if record.wrapping else "bare state dict"
     tools = ", ".join(f"{tool} {version}" for tool, version in record.tools.items())
     buffers = (
@@ -29,12 +32,15 @@ def build_model_card(record: ConversionRecord, name: str) -> ModelCard:
         if record.altered_buffers
         else ""
     )
+    if record.ignored:
+        left = shorten([code_span(key) for key in record.ignored])
+        buffers += f"\n\nNot GLIP's and left out knowingly, {len(record.ignored)} tensors: {left}."
     provenance = f"""\
 | | |
 |---|---|
 | source file | {code_span(record.source_name)} ({record.source_bytes:,} bytes) |
 | SHA-256 of the source | {code_span(record.source_sha256)} |
-| taken from it | {source}, {record.dtype} |
+| taken from it | {source}{layout}, {record.dtype} |
 | converted | {record.converted_at} with {tools} |
 | licence | MIT; GLIP is by Microsoft (MIT) |
 

@@ -33,11 +33,13 @@ class ConversionRecord:
     Attributes:
         source_name, source_sha256, source_bytes: the file.
         wrapping: key of the dict around the weights ("model", "state_dict", "model_ema"), None if bare.
-        prefix: "module." or "".
+        prefix: of every key: "module.", the place of the GLIP in a fork, or "".
         dtype: of most tensors, e.g. "float32"; `dtypes`: original key -> dtype of the others.
         keys: original keys in the file's order; None if that is the standard order.
         absent_buffers: index buffers of the standard layout that the file did not hold.
         altered_buffers: index buffers that are kept in `BUFFERS_NAME`.
+        layout: "original" or "mmdet": whose names the file has. All other fields but `ignored` have the original's.
+        ignored: keys that were left out by `--ignore`.
         family: released architecture it was recognised as, or None.
         converted_at: date (UTC), `tools`: versions.
     """
@@ -52,12 +54,17 @@ class ConversionRecord:
     keys: list[str] | None = None
     absent_buffers: list[str] = field(default_factory=list)
     altered_buffers: list[str] = field(default_factory=list)
+    layout: str = "original"
+    ignored: list[str] = field(default_factory=list)
     family: str | None = None
     converted_at: str = ""
     tools: dict[str, str] = field(default_factory=dict)
 
     def save(self, directory: Path) -> None:
         content = {"version": VERSION, **asdict(self)}
+        for name, usual in {"layout": "original", "ignored": []}.items():
+            if content[name] == usual:
+                del content[name]  # an earlier glip_hf does not know it
         (directory / RECORD_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

@@ -19,11 +19,13 @@ from ..configuration_glip import GlipConfig
 from ..modeling_glip import GlipForGrounding
 from ..values_glip import shown
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
-from .weight_map import is_buffer, to_original
+from .weight_map import is_buffer, to_mmdet, to_original
 
 LAYOUTS = {"plain": (None, ""), "model": ("model", ""), "model-module": ("model", "module.")}
 """Name of a layout -> (key of the dict around the weights, prefix of every key)."""
 WRAPPING_CHOICES = ("recorded", *LAYOUTS)
+_PUBLISHED = {"original": "model", "mmdet": "plain"}
+"""How the files of each layout were published."""
 
 TUNED = {
     "adapter_config.json": ("adapter", "base_model_name_or_path"),
@@ -33,23 +35,30 @@ TUNED = {
 
 
 def restore_checkpoint(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], *, wrapping: str = "recorded", force: bool = False
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    to: str | None = None,
+    wrapping: str = "recorded",
+    force: bool = False,
 ) -> Path:
-    """Writes a converted (or trained) model back as a `.pth` with original keys.
+    """Writes a converted (or trained) model back as a `.pth` for the original code or for mmdetection.
 
     With the `conversion.json` of its conversion beside the weights, tensors, dtypes, keys, their order, buffers and
-    wrapping are those of the source. Without it (a model saved after training) the standard layout is written. What lay
-    beside the weights in the source (optimizer, scheduler) is not restored.
+    wrapping are those of the source, if `to` is its layout. Without it (a model saved after training) the standard
+    layout is written. What lay beside the weights in the source (optimizer, scheduler), and what was left out of it by
+    `--ignore`, is not restored.
 
     Args:
         source: model directory or Hub id.
         output: the file to write.
-        wrapping: "recorded", or "plain" (bare state dict), "model" ({"model": ...}), "model-module" (and the prefix of
-            multi-GPU training).
+        to: "original" or "mmdet"; that of the source by default, without a record the original's.
+        wrapping: "recorded" (in another layout than the source's: as its authors publish), or "plain" (bare state
+            dict), "model" ({"model": ...}), "model-module" (and the prefix of multi-GPU training).
         force: overwrite `output`.
 
     Raises:
-        ConversionError: if `output` exists, or `source` is not a GLIP model.
+        ConversionError: if `output` exists, or `source` is not a GLIP model, or one that the layout has no place for.
         WeightMapError: with the list of tensors that have no place in the original layout.
     """
     output = Path(output)
@@ -57,8 +66,9 @@ def restore_checkpoint(
         raise ConversionError(f"{output} is a directory: give the name of the .pth file to write.")
     if output.exists() and not force:
         raise ConversionError(f"{output} exists: choose another name, or overwrite it with --force.")
-    tensors, record = restored_tensors(source)
-    recorded = (record.wrapping, record.prefix) if record else LAYOUTS["model"]
+    tensors, record = restored_tensors(source, to)
+    to = to or (record.layout if record else "original")
+    recorded = (record.wrapping, record.prefix) if record and record.layout == to else LAYOUTS[_PUBLISHED[to]]
     key, prefix = recorded if wrapping == "recorded" else LAYOUTS[wrapping]
     state_dict = {prefix + name: tensor for name, tensor in tensors.items()}
     with replacing(output) as path, patient_file(path) as file:
@@ -168,8 +178,10 @@ def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     return GlipConfig.from_dict(fields)
 
 
-def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor], ConversionRecord | None]:
-    """The original state dict (no prefix) of a model directory or Hub id, and its record if any."""
+def restored_tensors(
+    source: str | os.PathLike[str], to: str | None = None
+) -> tuple[dict[str, Tensor], ConversionRecord | None]:
+    """The state dict (no prefix) of a model directory or Hub id in the layout `to`, and its record if any."""
     directory = model_directory(source)
     if tuned := find_model(directory)[1]:
         raise ConversionError(
@@ -183,19 +195,30 @@ def restored_tensors(source: str | os.PathLike[str]) -> tuple[dict[str, Tensor],
         raise ConversionError(f"{directory} is incomplete or has tensors that are not GLIP's: {gaps}")
     restored = to_original(model.state_dict(), config.anchor_scale)
     record = ConversionRecord.load(directory)
-    return (restored, None) if record is None else (_as_recorded(restored, record, directory), record)
+    to = to or (record.layout if record else "original")
+    if record is not None:
+        restored = _as_recorded(restored, record, directory, complete=to == "original" != record.layout)
+    if to == "original":
+        return restored, record
+    if config.prompt_table_length and not (record and record.layout == to):
+        raise ConversionError(
+            f"{directory} has a prompt table, which mmdetection's GLIP would ignore: write it with --to original."
+        )
+    return to_mmdet(restored), record
 
 
-def _as_recorded(restored: dict[str, Tensor], record: ConversionRecord, directory: Path) -> dict[str, Tensor]:
-    """Dtypes, buffers and order as the source had them."""
+def _as_recorded(
+    restored: dict[str, Tensor], record: ConversionRecord, directory: Path, complete: bool
+) -> dict[str, Tensor]:
+    """Dtypes, buffers and order as the source had them; if `complete`, all buffers in standard order."""
     if record.altered_buffers:
         restored |= load_file(directory / BUFFERS_NAME)
-    for key in record.absent_buffers:
+    for key in () if complete else record.absent_buffers:
         restored.pop(key, None)
     for key, tensor in restored.items():
         if key in record.dtypes or not is_buffer(key):
             restored[key] = tensor.to(getattr(torch, record.dtypes.get(key, record.dtype)))
-    keys = record.keys or list(restored)
+    keys = list(restored) if complete or record.keys is None else record.keys
     if set(keys) != set(restored):
         differing = sorted(set(keys) ^ set(restored))
         raise ConversionError(

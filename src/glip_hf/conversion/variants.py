@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..configuration_glip import PRESETS, GlipConfig
 from ..modeling_glip import GlipForGrounding
-from .weight_map import is_buffer, is_fused, to_original
+from .weight_map import Shape, is_buffer, is_fused, to_original
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "GLIP-A (tiny, no fusion)": ("glip_a_tiny_o365",),
@@ -127,7 +128,10 @@ def _preset(family: str, fields: Mapping[str, Any]) -> GlipConfig:
 
 
 def build_config(
-    tensors: Mapping[str, Tensor], config: str | os.PathLike[str] | GlipConfig | None = None
+    tensors: Mapping[str, Tensor],
+    config: str | os.PathLike[str] | GlipConfig | None = None,
+    foreign: Mapping[str, Shape] = MappingProxyType({}),
+    remedy: str = "",
 ) -> tuple[GlipConfig, str | None]:
     """The configuration of a checkpoint, and its family (a key of `FAMILIES`, None for other sizes).
 
@@ -135,9 +139,11 @@ def build_config(
         tensors: the original state dict without `module.` prefix. Only shapes are used (and one anchor).
         config: needed for sizes that were not released: a `GlipConfig`, a JSON file of one, or a directory with a
             config.json.
+        foreign, remedy: what else the file holds and how to leave it out, see `layouts.locate`.
 
     Raises:
-        VariantError: if a config is needed and was not given, cannot be read, or contradicts the tensors.
+        VariantError: if the file holds foreign keys, or a config is needed and was not given, cannot be read, or
+            contradicts the tensors.
     """
     fields = infer_fields(tensors)
     family = recognise(tensors)
@@ -151,13 +157,17 @@ def build_config(
     else:
         chosen = config if isinstance(config, GlipConfig) else load_config(config)
     differences, problems = _differences(fields, chosen), mismatches(tensors, chosen)
+    problems += [f"{key} {list(shape)} is unexpected" for key, shape in foreign.items()]
     if differences:
         message = "\n  ".join(["The config contradicts the checkpoint.", *differences])
         if problems:
             message += "\n  ".join(["\nTensors concerned:", *problems[:20]])
         raise VariantError(message)
     if problems:
-        raise VariantError("The checkpoint does not fit its config:\n  " + "\n  ".join(problems[:40]))
+        lines = ["The checkpoint does not fit its config:", *problems[:40]]
+        lines += [f"... and {len(problems) - 40} more"] * (len(problems) > 40)
+        lines += [f"To leave out what is not GLIP's: {remedy}"] * bool(remedy)
+        raise VariantError("\n  ".join(lines))
     return chosen, family
 
 

@@ -1,5 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Which tensor of an original GLIP checkpoint is which tensor of ours: one table, `weight_map.txt`, read both ways."""
+"""Which tensor of an original GLIP checkpoint is which tensor of ours: one table, `weight_map.txt`, read both ways.
+
+A second one, `weight_map_mmdet.txt`, gives the names that mmdetection's GLIP has for the original's.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,11 +61,13 @@ class Rule:
         ours: key patterns in `GlipForGrounding.state_dict()`: several split the original tensor by rows into equal
             parts, in this order; none drops it.
         slot: position in a fused tower block of three modules; None outside the tower.
+        merging: in mmdetection's table, input channels of patch merging, which `_reordered` puts in order.
     """
 
     original: str
     ours: tuple[str, ...]
     slot: int | None = None
+    merging: bool = False
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -72,7 +77,7 @@ class Rule:
 @cache
 def _compile(template: str) -> re.Pattern[str]:
     expression = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-    groups = {"s": r"\d+", "i": r"\d+", "p": "weight|bias"}
+    groups = {"s": r"\d+", "i": r"\d+", "p": "weight|bias", "x": ".+"}
     return re.compile(re.sub(r"\{(\w)\}", lambda found: f"(?P<{found[1]}>{groups[found[1]]})", expression))
 
 
@@ -80,28 +85,32 @@ def _fill(template: str, groups: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w)\}", lambda found: groups[found[1]], template)
 
 
-def _read_table() -> Iterator[Rule]:
+def _read_table(name: str) -> Iterator[Rule]:
     original = ours = ""
-    for line in Path(__file__).with_name("weight_map.txt").read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines():
         columns = line.split()
         if not columns or columns[0] == "#":
             continue
         if columns[0].startswith("["):
             original, ours = columns[0].strip("["), columns[2].strip("]")
             continue
+        if merging := columns[-1] == "~":
+            columns.pop()
         targets = [] if columns[-1] == "-" else [f"{ours}.{columns[-1]}"]
         if "{qkv}" in columns[-1]:
             targets = [target.replace("{qkv}", part) for target in targets for part in "qkv"]
-        yield Rule(f"{original}.{columns[0]}", tuple(targets), _SLOTS.get(ours.rpartition(".")[2]))
+        yield Rule(f"{original}.{columns[0]}", tuple(targets), _SLOTS.get(ours.rpartition(".")[2]), merging)
 
 
-TABLE = tuple(_read_table())
+TABLE = tuple(_read_table("weight_map.txt"))
 """In the order in which the original writes its keys; `standard_order` relies on it."""
+MMDET_TABLE = tuple(_read_table("weight_map_mmdet.txt"))
+"""Its right side are mmdetection's names."""
 
 
 def is_fused(keys: Iterable[str]) -> bool:
     """Whether keys, original or ours, are those of a model with deep fusion (anything but GLIP-A)."""
-    return any(".b_attn." in key or ".fusion." in key for key in keys)
+    return any(re.search(r"dyhead_tower\.\d+\.b_attn\.|tower\.blocks\.\d+\.fusion\.", key) for key in keys)
 
 
 def match_original(key: str, fused: bool) -> tuple[Rule, tuple[str, ...]] | None:
@@ -257,3 +266,43 @@ def _original_buffers(original: Mapping[str, Tensor], anchor_scale: int) -> dict
         elif level := re.fullmatch(r"rpn\.head\.scales\.(\d+)\.scale", key):
             shapes[f"rpn.anchor_generator.cell_anchors.{level[1]}"] = (1, 4)
     return {key: _true_buffer(key, shape, anchor_scale) for key, shape in shapes.items()}
+
+
+def _reordered(tensor: Tensor, back: bool) -> Tensor:
+    """Input channels of patch merging from the original's order to mmdetection's, or `back`. [..., 4 C] -> [..., 4 C].
+
+    The original concatenates four feature maps of C channels, of the (even, even), (odd, even), (even, odd) and
+    (odd, odd) rows and columns; mmdetection unfolds windows of 2x2: four values of each channel, row by row.
+    """
+    if not tensor.dim() or tensor.shape[-1] % 4:
+        return tensor  # of a shape that will be refused
+    order = [0, 2, 1, 3]
+    if back:
+        return tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., order, :].flatten(-2)
+    return tensor.unflatten(-1, (4, -1))[..., order, :].transpose(-1, -2).flatten(-2)
+
+
+def from_mmdet(key: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+    """The original's name and tensor of one of mmdetection's, None if its GLIP has none of that name."""
+    for rule in MMDET_TABLE:
+        for name in rule.ours:
+            if found := _compile(name).fullmatch(key):
+                return _fill(rule.original, found.groupdict()), _reordered(tensor, True) if rule.merging else tensor
+    return None
+
+
+def mmdet_name(key: str) -> str | None:
+    """mmdetection's name of an original key, None if its GLIP has no such tensor."""
+    return next(iter(to_mmdet({key: torch.empty(0)})), None)
+
+
+def to_mmdet(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An original state dict with mmdetection's names, in the same order; anchors and class logits are left out."""
+    state = {}
+    for key, tensor in original.items():
+        for rule in MMDET_TABLE:
+            if found := rule.pattern.fullmatch(key):
+                value = _reordered(tensor, False) if rule.merging else tensor
+                state |= {_fill(name, found.groupdict()): value for name in rule.ours}
+                break
+    return state

@@ -6,7 +6,8 @@ Command: accelerate launch examples/finetune.py --model user/glip-tiny --train a
              [--validation val.json --validation-images dir] [--mode full|linear|head|prompt|lora] [--shots 10]
              [--output-dir out/finetune] [--max-steps 500] [--lr 1e-4] [--set key=value ...]
 Result:  OUTPUT_DIR/final, the weights of the best validation: a model that from_pretrained loads; with --mode prompt a
-         table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter.
+         table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter. The class names are
+         saved with it: glip ground photo.jpg --model OUTPUT_DIR/final
 
 The file's categories are the class names in the caption, so use names that people would use. Images without boxes are
 useful: they serve as negatives.
@@ -103,6 +104,7 @@ def train(arguments: argparse.Namespace) -> int:
             given,
         )
         model, processor = start_model(recipe.model)
+        processor.class_names = data.class_names
         names = tune(model, recipe.tuning.mode, prompt_length=arguments.prompt_length)
         run = TuningRun(
             recipe,

@@ -209,6 +209,26 @@ def test_a_broken_image_does_not_stop_the_others(folder, model, capsys) -> None:
     assert len(output.err.strip().splitlines()) == 2
 
 
+def test_a_tuned_model_knows_what_to_look_for(folder, model, tmp_path, capsys) -> None:
+    """`glip ground` asks for the class names that fine-tuning saved; `glip info` shows them."""
+    tuned = shutil.copytree(model, tmp_path / "tuned")
+    config = json.loads((tuned / "processor_config.json").read_text())
+    (tuned / "processor_config.json").write_text(json.dumps(config | {"class_names": ["a=b|cat", "sofa"]}))
+    found = []
+    for words in (["photo.jpg"], ["photo.jpg", "more"], ["photo.jpg", "dog"]):
+        words = words if "more" not in words else ["more"]
+        assert main(["ground", *words, "--model", str(tuned), "--json", *ANYTHING]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [document["names"] for document in found] == [["a=b|cat", "sofa"]] * 2 + [["dog"]]
+    assert len(found[1]["photos"]) == 2 and found[0]["photos"][0]["detections"]
+    assert main(["info", str(tuned)]) == 0
+    assert "class names:          a=b|cat, sofa" in capsys.readouterr().out
+    (tuned / "processor_config.json").write_text("{")
+    assert main(["ground", "photo.jpg", "--model", str(tuned)]) == 1
+    error = capsys.readouterr().err
+    assert "processor_config.json cannot be read" in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [

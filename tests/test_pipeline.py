@@ -468,6 +468,16 @@ def test_prompt_options_are_saved(model, processor, photo, tmp_path) -> None:
     assert_same(found, made(photo, candidate_labels=NAMES))
 
 
+def test_the_class_names_of_a_tuned_model_are_looked_for(model, processor, photo) -> None:
+    """Where nothing else is asked for; without them the error stays."""
+    tuned = GlipProcessor(processor.image_processor, processor.tokenizer, class_names=list(NAMES))
+    detector = GlipZeroShotObjectDetectionPipeline(model=model, processor=tuned, device="cpu")
+    assert_same(detector(photo), detector(photo, candidate_labels=NAMES))
+    assert_same(detector([photo, {"image": photo, "caption": "a cat"}])[1], detector(photo, caption="a cat"))
+    with pytest.raises(ValueError, match="either candidate_labels or a caption"):
+        GlipZeroShotObjectDetectionPipeline(model=model, processor=processor, device="cpu")(photo)
+
+
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize(
     ("options", "words"),

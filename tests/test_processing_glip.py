@@ -225,6 +225,15 @@ def test_prompt_options_are_saved_and_overridden(tmp_path):
         make_processor(prompt_options={"seperator": " "})
 
 
+def test_class_names_are_saved(tmp_path):
+    make_processor(class_names=["red cat", "dog"]).save_pretrained(tmp_path)
+    assert GlipProcessor.from_pretrained(tmp_path).class_names == ["red cat", "dog"]
+    assert make_processor().class_names is None
+    for wrong in ("cat", ["cat", 1], {"cat": 1}):
+        with pytest.raises(ValueError, match="class_names=.* must be a list of class names"):
+            make_processor(class_names=wrong)
+
+
 def test_caption_prompts_of_odinw(processor):
     names = [
         {"prefix": " ", "name": "fish", "suffix": ""},

@@ -9,7 +9,7 @@ import torch
 from .configuration_glip import GlipConfig
 from .conversion.checkpoint import read_checkpoint
 from .conversion.layouts import locate
-from .conversion.restore import find_model, read_config
+from .conversion.restore import find_model, read_class_names, read_config
 from .conversion.variants import FAMILIES, VariantError, build_config, infer_fields
 from .conversion.weight_map import is_buffer
 from .modeling_glip import GlipForGrounding
@@ -40,6 +40,7 @@ def describe(source: str) -> dict[str, Any]:
         "kind": "directory" if Path(source).is_dir() else "hub",
         **dict(zip(("tuned", "base"), tuned or ())),
         **_describe_config(config),
+        **({"class_names": names} if (names := read_class_names(source)) else {}),
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_by_part": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "bytes": sum(file.stat().st_size for file in weights) or None,

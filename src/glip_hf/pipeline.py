@@ -31,10 +31,10 @@ from .inference import (
     prefetch,
 )
 from .masks import BoxSegmenter
-from .noun_phrases_glip import split_names
 from .postprocess_glip import Threshold, check_thresholds
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NamesInput, PhraseInput, are_names, read_number, refuse_unknown
+from .texts import split_names
 
 logger = logging.get_logger(__name__)
 
@@ -100,9 +100,9 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
         super().__init__(**kwargs)
-        image_processor, tokenizer, prompt_options = self.image_processor, self.tokenizer, None
+        image_processor, tokenizer, saved = self.image_processor, self.tokenizer, {}
         if self.processor is not None:
-            prompt_options = self.processor.prompt_options
+            saved = {name: getattr(self.processor, name) for name in ("prompt_options", "class_names")}
             image_processor = self.processor.image_processor if image_processor is None else image_processor
             tokenizer = self.processor.tokenizer if tokenizer is None else tokenizer
         if image_processor is None or tokenizer is None:
@@ -110,7 +110,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 "there is no processor: give a GlipProcessor, or image_processor and tokenizer. (Where the model's "
                 "directory should have one, GlipProcessor.from_pretrained says what is wrong with it.)"
             )
-        self.processor = GlipProcessor(image_processor, tokenizer, prompt_options)
+        self.processor = GlipProcessor(image_processor, tokenizer, **saved)
         self.image_processor, self.tokenizer = image_processor, tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -133,7 +133,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 or a generator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
                 with `"caption"` and `"phrases"`.
             candidate_labels: class names, as a list or in one string between commas, semicolons or full stops; prompts
-                of class names, `{"helmet": ["hard hat", "safety helmet"]}`; or a list of such, one per image.
+                of class names, `{"helmet": ["hard hat", "safety helmet"]}`; or a list of such, one per image. By
+                default, without a caption, the processor's `class_names`, which fine-tuning saves.
             caption: a text in place of class names, or a list with one per image; read as `GlipProcessor` reads it.
             phrases: substrings of the caption, matched exactly; by default its noun phrases. With a list of captions a
                 list for each.
@@ -233,6 +234,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
                 candidate_labels, caption, phrases = (inputs.get(name) for name in _TEXT)
         if isinstance(candidate_labels, str):
             candidate_labels = split_names(candidate_labels)
+        if candidate_labels is None and caption is None:
+            candidate_labels = self.processor.class_names
         if (candidate_labels is None) == (caption is None):
             raise ValueError("give each image either candidate_labels or a caption.")
         if caption is None and phrases is not None:

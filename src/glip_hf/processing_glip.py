@@ -28,6 +28,7 @@ from .prompts_glip import (
     Query,
     Span,
     SpanInput,
+    are_names,
     check_span,
     listed,
     one_each,
@@ -117,16 +118,24 @@ class GlipProcessor(GlipHubProcessorMixin):
         prompt_options (`dict`, *optional*):
             Defaults of `separator`, `prefix`, `suffix`, `negative_names` and `chunk_size` (see
             [`GlipProcessorKwargs`]); saved with the processor. A call may override each of them.
+        class_names (`list[str]`, *optional*):
+            The class names that the model was fine-tuned for, in their order; saved with the processor. Pipeline and
+            command line look for them where nothing else is asked for.
     """
 
     valid_processor_kwargs = GlipProcessorKwargs
 
-    def __init__(self, image_processor: Any, tokenizer: Any, prompt_options: dict | None = None):
+    def __init__(
+        self, image_processor: Any, tokenizer: Any, prompt_options: dict | None = None, class_names: list | None = None
+    ):
         super().__init__(image_processor, tokenizer)
         self.prompt_options = PROMPT_OPTIONS | (prompt_options or {})
         unknown = sorted(set(self.prompt_options) - set(PROMPT_OPTIONS))
         if unknown:
             raise ValueError(f"prompt_options has unknown entries {unknown}: known are {', '.join(PROMPT_OPTIONS)}.")
+        self.class_names = class_names
+        if class_names is not None and not (are_names(class_names) and all(isinstance(n, str) for n in class_names)):
+            raise ValueError(f"class_names={quote(class_names)} must be a list of class names.")
 
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
         return [(self, AUTO_PROCESSOR), (self.image_processor, AUTO_IMAGE_PROCESSOR)]

@@ -287,8 +287,10 @@ def test_example(mode: str, coco: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "no validation file was given" in capsys.readouterr().out
     files = {path.name for path in (out / "final").iterdir()}
     base = GlipForGrounding.from_pretrained(model)
+    assert GlipProcessor.from_pretrained(out / "final").class_names == ["cat", "sofa"]
     if mode == "prompt":
-        assert files == {"prompt_table.json", "prompt_table.safetensors", "README.md"}
+        processor = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+        assert files == {"prompt_table.json", "prompt_table.safetensors", "README.md", *processor}
         assert str(model) in (out / "final" / "README.md").read_text()
         assert sum(f.stat().st_size for f in (out / "final").iterdir()) < 100_000
         base.load_prompt_table(out / "final")

@@ -29,7 +29,7 @@ from ..formats import (
     detection_records,
     rounded,
 )
-from ..noun_phrases_glip import read_list, split_names
+from ..texts import read_list, split_names
 from ..values_glip import shown
 from .common import (
     CliError,
@@ -73,6 +73,7 @@ WORDS are images first (files, a directory, quoted globs, URLs) or video files, 
 
 {TEXT_RULE}
 NAME=PROMPT|PROMPT among class names gives the prompts of one: "helmet=hard hat|safety helmet".
+Without a text, the class names that a fine-tuned model was trained for are looked for.
 --names says outright that all texts are class names (one text may hold several, between commas), --caption that the
 text is one whose phrases --phrases may name."""
 
@@ -145,6 +146,11 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.threshold = min(thresholds.values())
     prompts = read_prompts(names) if names else None
     names = names if prompts is None else list(prompts)
+    if names is None and caption is None:
+        from ..conversion.restore import read_class_names
+
+        if (names := read_class_names(arguments.model)) is None:
+            raise UsageError('nothing to look for: add class names ("cat" "remote control") or a caption')
     if arguments.features and not arguments.json:
         raise UsageError("--features are written with --json: add it")
     targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
@@ -286,7 +292,7 @@ def take_json_file(arguments: argparse.Namespace) -> Path | None:
 
 
 def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | None, str | None]:
-    """Image paths, and either class names or a caption, from the command line.
+    """Image paths, and either class names or a caption, from the command line; neither where all words are images.
 
     A leading word is an image if it is the first, a URL, an existing file with an image suffix, or a glob that matches
     one; the rest are class names. With --names or --caption all words are images.
@@ -298,24 +304,23 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
     while words and (explicit or not paths or _is_image(words[0])):
         paths += _expand(words.pop(0))
     if not explicit:
-        if not words:
-            raise UsageError('nothing to look for: add class names ("cat" "remote control") or a caption')
         for word in words:
             if Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not any(c.isspace() for c in word):
                 raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
-        names = read_list(words[0]) if len(words) == 1 else words
-        caption = words[0] if names is None else None
+        names = read_list(words[0]) if len(words) == 1 else words or None
+        caption = words[0] if words and names is None else None
     elif names is not None and len(names) == 1:
         names = split_names(names[0]) or names
     if arguments.phrases and caption is None:
         raise UsageError("--phrases are parts of a caption: give that with --caption")
-    if not all(text.strip() for text in names or [caption]):
+    texts = names or ([] if caption is None else [caption])
+    if not all(text.strip() for text in texts):
         raise UsageError("an empty class name or caption cannot be grounded: leave it out")
     from ..prompts_glip import check_unicode
 
     try:
         written = paths if arguments.format != "yolo" else []  # it names files, and has no file names in them
-        for text in [*(names or [caption]), *(arguments.phrases or ()), *written]:
+        for text in [*texts, *(arguments.phrases or ()), *written]:
             check_unicode(text)
     except ValueError as error:
         raise UsageError(str(error)) from None

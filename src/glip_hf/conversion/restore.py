@@ -178,6 +178,19 @@ def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     return GlipConfig.from_dict(fields)
 
 
+def read_class_names(source: str | os.PathLike[str]) -> list[str] | None:
+    """The class names that fine-tuning saved with a model, an adapter or a prompt table; None where there are none.
+
+    Raises:
+        ConversionError: if there is no such model, or its processor_config.json cannot be read.
+    """
+    file = model_directory(source, weights=False) / "processor_config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("class_names") if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConversionError(f"{file} cannot be read ({shown(str(error))}).") from error
+
+
 def restored_tensors(
     source: str | os.PathLike[str], to: str | None = None
 ) -> tuple[dict[str, Tensor], ConversionRecord | None]:

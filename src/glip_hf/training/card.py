@@ -114,6 +114,6 @@ model = GlipForGrounding.from_pretrained({json.dumps(base)})
 model.load_prompt_table({json.dumps(recipe.run.push_to_hub or str(directory))})
 ```
 
-It belongs to a caption of the class names it was trained with, in their order.
+It belongs to a caption of the class names it was trained with, in their order: the `class_names` of the processor here.
 """
     (directory / CARD_NAME).write_text(text, encoding="utf-8")

@@ -88,6 +88,11 @@ class TuningData:
     note: str
     allow_outside: bool = False
 
+    @property
+    def class_names(self) -> list[str]:
+        """What the model is tuned for, in the order of captions; the processor that is saved with it has them."""
+        return [self.train.names[label] for label in sorted(self.train.names)]
+
     def with_images(self, on_broken: str) -> "TuningData":
         """The same without images that cannot be read.
 
@@ -309,7 +314,7 @@ class Validation:
         self.annotations = read_annotations(data.annotations)
         self.source, self.task = data.validation, source_task(data.validation)
         # The class names of the training file in their order: a prompt table is valid for no other caption.
-        self.task.names = [data.train.names[label] for label in sorted(data.train.names)]
+        self.task.names = data.class_names
         self.task.category_ids = matching_category_ids(data.train, data.validation)
         processor(text=self.task.names)  # a name that no caption can hold is found here, not at the first evaluation
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
@@ -354,7 +359,8 @@ class BestWeights:
 
 
 class TuningRun(Run):
-    """A run that ends with the weights of its best evaluation, and saves only the table of a prompt-tuned model."""
+    """A run that ends with the weights of its best evaluation. Of a prompt-tuned model it saves only the table, and the
+    processor, which has the class names that it is for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.best = BestWeights()
@@ -411,5 +417,6 @@ class TuningRun(Run):
             super()._save_model(directory, averaged, weights)
             return
         self.unwrapped.save_prompt_table(directory)
+        self.processor.save_pretrained(directory)
         parameters = sum(parameter.numel() for _, parameter in self._trained())
         write_table_card(directory, self.recipe, self.progress.step, parameters, self.progress.history)

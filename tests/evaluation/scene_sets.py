@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Generated scenes as the four benchmarks' files, runs of several processes over them, and their comparison.
+"""Generated scenes as the five benchmarks' files, runs of several processes over them, and their comparison.
 
 Seven images of four shapes: three that share a batch, and an odd number for two processes.
 """
@@ -32,11 +32,12 @@ IDS = [20 + index for index in range(len(SHAPES))]
 NAMES = [f"{color} {kind}" for color in COLORS for kind in KINDS][:46]  # captions of 5 and of 40; all fit in one
 CHUNKS = [5, 40, None]
 ODINW_SETS = {"evens": IDS[::2], "odds": IDS[1::2]}
-BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
+BENCHMARKS = ("coco", "lvis", "flickr", "refcoco", "odinw")
 
 
 def write_scenes(folder: Path) -> Path:
-    """Images and the files of every benchmark: `annotations.json` (COCO and LVIS), Flickr30k's, `tasks/*.yaml`."""
+    """Images and the files of every benchmark: `annotations.json` (COCO and LVIS), Flickr30k's, RefCOCO's,
+    `tasks/*.yaml`."""
     scenes = [make_scene("detection", 0, index) for index in range(len(SHAPES))]
     images, boxes = [], []
     for image_id, (width, height), scene in zip(IDS, SHAPES, scenes):
@@ -61,7 +62,9 @@ def write_scenes(folder: Path) -> Path:
         register = {"test": {"ann_file": f"{name}.json", "img_dir": "."}}
         settings = {"DATASETS": {"REGISTER": register, "TEST": '("test",)'}}
         (folder / "tasks" / f"{name}.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    _write_sentences(folder, [_things(scene, *shape) for scene, shape in zip(scenes, SHAPES)])
+    things = [_things(scene, *shape) for scene, shape in zip(scenes, SHAPES)]
+    _write_sentences(folder, things)
+    _write_expressions(folder, things)
     return folder
 
 
@@ -103,12 +106,28 @@ def _write_sentences(folder: Path, images: list[list[tuple[str, list[int]]]]) ->
     (folder / "final_flickr_separateGT_test.json").write_text(json.dumps({"images": records}))
 
 
+def _write_expressions(folder: Path, images: list[list[tuple[str, list[int]]]]) -> None:
+    """MDETR's file of two data sets in turn: an expression for each thing, at least one for each image."""
+    entries, boxes = [], []
+    for image_id, (width, height), things in zip(IDS, SHAPES, images):
+        for name, (x1, y1, x2, y2) in things or [("red star", [5, 5, 60, 60])]:
+            entry = {"id": len(entries), "file_name": f"{image_id}.png", "width": width, "height": height}
+            data_set = ("refcoco", "refcoco+")[len(entries) % 2]
+            entries.append({**entry, "original_id": image_id, "caption": f"the {name}", "dataset_name": data_set})
+            box = {"id": len(boxes), "image_id": entry["id"], "bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1]}
+            boxes.append({**box, "tokens_positive": [[4, 4 + len(name)]]})
+    (folder / "finetune_refcoco_val.json").write_text(json.dumps({"images": entries, "annotations": boxes}))
+
+
+ANNOTATIONS = {"flickr": "final_flickr_separateGT_test.json", "refcoco": "finetune_refcoco_val.json"}
+
+
 def command(benchmark: str, scenes: Path, model: str, output: Path, *more: str) -> list[str]:
     """Arguments of `evaluate`."""
     if benchmark == "odinw":
         data = ["--config", f"{scenes}/tasks", "--data-root", f"{scenes}"]
     else:
-        name = "final_flickr_separateGT_test.json" if benchmark == "flickr" else "annotations.json"
+        name = ANNOTATIONS.get(benchmark, "annotations.json")
         data = ["--annotations", f"{scenes}/{name}", "--images", f"{scenes}"]
     return [benchmark, *data, "--model", model, "--output", f"{output}", "--device", "cpu", "--gallery", "0", *more]
 
@@ -185,7 +204,7 @@ def stored(output: Path) -> list[list[dict[str, Any]]]:
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
 
 
-def assert_each_once(output: Path, ids: list[int], processes: int) -> None:
+def assert_each_once(output: Path, ids: list[int | str], processes: int) -> None:
     """Every image is stored by one process, each of which has stored some."""
     shares = stored(output)
     assert sorted(one["image_id"] for share in shares for one in share) == sorted(ids)
@@ -195,7 +214,7 @@ def assert_each_once(output: Path, ids: list[int], processes: int) -> None:
 def assert_same_predictions(
     found: list[dict[str, Any]],
     expected: list[dict[str, Any]],
-    sizes: dict[int, tuple[int, int]],
+    sizes: dict[int | str, tuple[int, int]],
     tolerance: float = 1e-4,
 ) -> None:
     """The same detections one to one: label, score to the tolerance, box to that fraction of the image.
@@ -233,5 +252,7 @@ def _rows(prediction: dict[str, Any]) -> list[tuple[Any, float, list[float]]]:
     ]
 
 
-def image_sizes(scenes: Path) -> dict[int, tuple[int, int]]:
-    return {image_id: Image.open(scenes / f"{image_id}.png").size for image_id in IDS}
+def image_sizes(scenes: Path) -> dict[int | str, tuple[int, int]]:
+    """By id, and by the file name, which is RefCOCO's id of an image."""
+    sizes = {image_id: Image.open(scenes / f"{image_id}.png").size for image_id in IDS}
+    return sizes | {f"{image_id}.png": size for image_id, size in sizes.items()}

@@ -31,7 +31,7 @@ from glip_hf.demo import demo_model, demo_processor
 from glip_hf.evaluation import distributed
 
 # One benchmark with every chunk size: all that fit, 40, and 5.
-OPTIONS = {"coco": [], "lvis": ["--chunk-size", "40"], "flickr": [], "odinw": ["--chunk-size", "5"]}
+OPTIONS = {"coco": [], "lvis": ["--chunk-size", "40"], "flickr": [], "refcoco": [], "odinw": ["--chunk-size", "5"]}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,8 @@ def test_two_processes_equal_one(benchmark, scenes, model, tmp_path):
     assert evaluate(command(benchmark, scenes, model, one, *OPTIONS[benchmark])) == 0
     launch(2, command(benchmark, scenes, model, two, "--batch-size", "3", *OPTIONS[benchmark]))
     sets = ODINW_SETS if benchmark == "odinw" else {"": IDS}
+    if benchmark == "refcoco":
+        sets = {"": [f"{image_id}.png" for image_id in IDS]}
     for name, ids in sets.items():
         assert_each_once(two / name, ids, 2)
         (alone,) = stored(one / name)

@@ -16,6 +16,7 @@ from ..evaluation.coco import CocoEvaluator
 from ..evaluation.flickr import FlickrEvaluator
 from ..evaluation.lvis import LvisEvaluator
 from ..evaluation.odinw import mean_metrics
+from ..evaluation.refcoco import DATA_SETS, RefCocoEvaluator
 from ..evaluation.report import write_report, write_summary
 from ..evaluation.run import (
     Result,
@@ -29,7 +30,7 @@ from ..evaluation.run import (
     write_json,
     write_predictions,
 )
-from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
+from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, refcoco_task, sentence_keys
 from ..inference import GroundingEngine, GroundingOptions
 from ..runs import file_digest
 from ..values_glip import counted
@@ -101,6 +102,9 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
         return odinw_sets(arguments.config, arguments.data_root, arguments.prompts, arguments.split, outside)
     if arguments.benchmark == "flickr":
         return [flickr_task(arguments.annotations, arguments.images or ".", _subset(arguments), outside)]
+    if arguments.benchmark in DATA_SETS:
+        data = arguments.benchmark, arguments.annotations, arguments.images, arguments.tokens
+        return [refcoco_task(*data, allow_outside=outside)]
     return [detection_task(arguments.benchmark, arguments.annotations, arguments.images, allow_outside=outside)]
 
 
@@ -112,6 +116,9 @@ def _subset(arguments: argparse.Namespace) -> str:
 
 def _evaluator(arguments: argparse.Namespace, task: Task) -> Evaluator:
     """The benchmark's evaluator for the images of the task."""
+    if arguments.benchmark in DATA_SETS:
+        asked = {sentence.number for image in task.images for sentence in image.sentences}
+        return RefCocoEvaluator(task.annotations, asked, arguments.protocol, generalized=arguments.giou)
     if arguments.benchmark != "flickr":
         ids = [image.image_id for image in task.images]
         if arguments.benchmark == "lvis":
@@ -165,6 +172,8 @@ def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task
     """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
     settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
+    if arguments.benchmark in DATA_SETS:
+        settings["tokens"] = arguments.tokens
     path = Path(arguments.annotations if task.annotations is None else task.annotations.name)
     # Of a folder the digest of each image has what is asked about it; scoring reads the rest anew.
     inputs = {} if path.is_dir() else {"annotations": [path.name, file_digest(path)]}

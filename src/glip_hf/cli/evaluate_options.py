@@ -5,13 +5,14 @@ import argparse
 
 from .common import add_device_arguments, add_model_argument, count, fraction, positive
 
-HELP = "COCO, LVIS, Flickr30k and ODinW, as in the papers"
+HELP = "COCO, LVIS, Flickr30k, RefCOCO and ODinW, as in the papers"
 DESCRIPTION = """\
 Evaluate as in the papers; one process, or several under `accelerate launch` or `torchrun`.
 
   glip evaluate coco   --model DIR --annotations instances_val2017.json --images coco/val2017
   glip evaluate lvis   --model DIR --annotations lvis_v1_minival_inserted_image_name.json --images coco
   glip evaluate flickr --model DIR --annotations final_flickr_separateGT_test.json --images flickr30k_images
+  glip evaluate refcoco --model DIR --annotations finetune_refcoco_val.json --images coco/train2014
   glip evaluate odinw  --model DIR --config configs/odinw_13 --data-root DATASET
   glip evaluate lvis   --score-only predictions.json --annotations gt.json --output out
 
@@ -20,14 +21,16 @@ An interrupted run resumes when it is started again with the same --output."""
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 """`compilation.MODES`, which only torch could tell."""
 
-BENCHMARKS = ("coco", "lvis", "flickr", "odinw")
+BENCHMARKS = ("coco", "lvis", "flickr", "refcoco", "refcoco+", "refcocog", "odinw")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", choices=BENCHMARKS)
     data = parser.add_argument_group("data").add_argument
     data(
-        "--annotations", metavar="FILE", help="COCO or LVIS JSON, MDETR's Flickr30k JSON or Flickr30k Entities' folder"
+        "--annotations",
+        metavar="FILE",
+        help="COCO, LVIS, MDETR's Flickr30k or RefCOCO JSON, or Flickr30k Entities' folder",
     )
     data("--images", metavar="DIR", help="folder of the images (with --score-only: for the gallery)")
     data("--allow-outside", action="store_true", help="read images that the annotations name outside their folder")
@@ -62,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `GroundingOptions`
     rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
-    rule("--protocol", choices=("any", "merged"), default="any", help="flickr: boxes of a phrase (%(default)s)")
+    rule(
+        "--protocol", choices=("any", "merged"), default="any", help="flickr, refcoco: boxes of a phrase (%(default)s)"
+    )
+    tokens = {"choices": ("head", "all"), "default": "head"}
+    rule("--tokens", help="refcoco: tokens of an expression that score a box (%(default)s)", **tokens)
+    rule("--giou", action="store_true", help="refcoco: generalized IoU, as in MDETR's code, in place of the IoU")
     rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
     aggregation = {"dest": "aggregation", "choices": ("mean", "max", "power"), "type": str.lower, "default": "mean"}
     rule("--score-agg", help="how token scores combine into the score of a class (%(default)s)", **aggregation)

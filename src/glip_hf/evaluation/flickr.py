@@ -24,7 +24,7 @@ ALL = -1  # as k: however many boxes there are
 ZERO_BOX = [0.0, 0.0, 0.0, 0.0]  # ends every list of boxes, so that none is empty; overlaps with nothing
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\]]*)\]")
 
-Key = tuple[str, int]  # image id, sentence id
+Key = tuple[Any, Any]  # image id, sentence id
 
 
 class PredictionError(ValueError, RuntimeError):
@@ -142,7 +142,110 @@ def boxes_by_phrase(
     return [[*boxes[rows].tolist(), list(ZERO_BOX)] for rows in groups], [scores[rows].tolist() for rows in groups]
 
 
-class FlickrEvaluator(Evaluator):
+class PhraseEvaluator(Evaluator):
+    """Phrases with ground-truth boxes: how many are found among the first k boxes.
+
+    Args:
+        protocol: "any" ground-truth box of a phrase counts, or the box around all of them ("merged").
+        top_k: how many boxes of a phrase count; -1 for all, which is called the upper bound.
+        iou_threshold: of a hit.
+
+    Attributes:
+        metric: its name; unit: what one prediction is for, in messages.
+        truth: (phrase, ground-truth boxes [G, 4] xyxy) of each phrase to find, by image and sentence.
+    """
+
+    metric = "Recall"
+    unit = "sentence"
+
+    def __init__(self, protocol: str, top_k: Sequence[int], iou_threshold: float) -> None:
+        super().__init__()
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={protocol!r}: choose 'any' or 'merged'.")
+        self.protocol, self.top_k, self.iou_threshold = protocol, tuple(top_k), iou_threshold
+        self.truth: dict[Key, list[tuple[Phrase, np.ndarray]]] = {}
+        self._texts: dict[Key, str] = {}
+
+    @property
+    def num_phrases(self) -> int:
+        return sum(len(phrases) for phrases in self.truth.values())
+
+    def _targets(self, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+        """The boxes [G, 4] of a phrase that count."""
+        return np.array(boxes if self.protocol == "any" else [enclosing_box(boxes)], dtype=np.float64)
+
+    def _overlaps(self, found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """[D, G] of xyxy boxes."""
+        return iou_xyxy(found, truth)
+
+    def _is_new(self, key: Key) -> bool:
+        """Whether there is no prediction yet; else a warning."""
+        if key in self._predictions:
+            where = f"{self.unit} {key[1]} of image {key[0]}"
+            warnings.warn(f"multiple predictions for {where}: the first counts", stacklevel=3)
+            return False
+        self._accumulated = False
+        return True
+
+    def _accumulate(self) -> None:
+        """
+        Raises:
+            PredictionError: if a sentence has no prediction.
+        """
+        if missing := [key for key in self.truth if key not in self._predictions]:
+            raise PredictionError(
+                f"Missing predictions for {len(missing)} of {len(self.truth)} {self.unit}s, the first is {self.unit} "
+                f"{missing[0][1]} of image {missing[0][0]}."
+            )
+        hits: dict[str, list[list[bool]]] = {"all": []}  # of each type and phrase, for each k
+        for key, phrases in self.truth.items():
+            for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
+                found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+                overlaps = self._overlaps(found, target).max(1, initial=0)
+                first = (overlaps if k == ALL else overlaps[:k] for k in self.top_k)
+                of_phrase = [bool(values.max(initial=0) >= self.iou_threshold) for values in first]
+                for kind in ("all", *phrase.types):
+                    hits.setdefault(kind, []).append(of_phrase)
+        names = ["Upper_bound" if k == ALL else f"{self.metric}@{k}" for k in self.top_k]
+        self._recalls = {
+            kind: {name: sum(row[n] for row in rows) / max(len(rows), 1) for n, name in enumerate(names)}
+            for kind, rows in sorted(hits.items())
+        }
+        self._counts = {kind: len(rows) for kind, rows in hits.items()}
+
+    def summarize(self) -> dict[str, float]:
+        """`Recall@1_all`, `Recall@5_people`, ..., `Upper_bound_all` (with `metric` in place of Recall)."""
+        self.accumulate()
+        names = self._recalls["all"]
+        return {f"{name}_{kind}": recalls[name] for name in names for kind, recalls in self._recalls.items()}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        self.accumulate()
+        return [{"name": kind, "phrases": self._counts[kind], **own} for kind, own in self._recalls.items()]
+
+    def gallery_items(self) -> list[GalleryItem]:
+        """Sentences; the score is the fraction of phrases whose first box is correct."""
+        self.accumulate()
+        items = []
+        for key, phrases in self.truth.items():
+            firsts = (np.array(boxes[:1], np.float64).reshape(-1, 4) for boxes in self._predictions[key]["boxes"])
+            hits = [(self._overlaps(*two) >= self.iou_threshold).any() for two in zip(firsts, (t for _, t in phrases))]
+            score = int(sum(hits)) / len(phrases)
+            items.append(GalleryItem(key[0], score, len(phrases), partial(self._show, key), self._texts[key]))
+        return items
+
+    def _show(self, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, truth = ({"boxes": [], "labels": [], "text_labels": []} for _ in range(2))
+        for label, (phrase, target) in enumerate(self.truth[key]):
+            boxes = [box for box in self._predictions[key]["boxes"][label][:1] if list(box) != ZERO_BOX]
+            for into, its_boxes in ((found, boxes), (truth, target.tolist())):
+                into["boxes"] += its_boxes
+                into["labels"] += [label] * len(its_boxes)
+                into["text_labels"] += [phrase.text] * len(its_boxes)
+        return found, truth
+
+
+class FlickrEvaluator(PhraseEvaluator):
     """Recall@k of the phrases that have a box.
 
     Args:
@@ -168,28 +271,13 @@ class FlickrEvaluator(Evaluator):
         iou_threshold: float = 0.5,
         sentences: Iterable[tuple[int | str, int | str]] | None = None,
     ) -> None:
-        super().__init__()
-        if protocol == "separate":
-            protocol = "any"
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r}: choose 'any' or 'merged'.")
-        self.protocol, self.top_k, self.iou_threshold = protocol, tuple(top_k), iou_threshold
+        super().__init__("any" if protocol == "separate" else protocol, top_k, iou_threshold)
         wanted = None if sentences is None else {_key(*sentence) for sentence in sentences}
-        # (phrase, ground-truth boxes [G, 4]) of each phrase to find
-        self.truth: dict[Key, list[tuple[Phrase, np.ndarray]]] = {}
-        self._texts: dict[Key, str] = {}
         for image_id, number, text, known in boxed_phrases(folder, subset):
             key = image_id, number
             if wanted is None or key in wanted:
                 self._texts[key] = text
-                self.truth[key] = [
-                    (phrase, np.array(boxes if protocol == "any" else [enclosing_box(boxes)], dtype=np.float64))
-                    for phrase, boxes in known
-                ]
-
-    @property
-    def num_phrases(self) -> int:
-        return sum(len(phrases) for phrases in self.truth.values())
+                self.truth[key] = [(phrase, self._targets(boxes)) for phrase, boxes in known]
 
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Add predictions, one per sentence.
@@ -207,10 +295,7 @@ class FlickrEvaluator(Evaluator):
             key = _key(prediction["image_id"], prediction["sentence_id"])
             if key not in self.truth:
                 continue  # another subset, or nothing in the sentence to find
-            if key in self._predictions:
-                warnings.warn(
-                    f"multiple predictions for sentence {key[1]} of image {key[0]}: the first counts", stacklevel=2
-                )
+            if not self._is_new(key):
                 continue
             if len(prediction["boxes"]) != len(self.truth[key]):
                 raise PredictionError(
@@ -220,7 +305,6 @@ class FlickrEvaluator(Evaluator):
             for boxes in prediction["boxes"]:
                 numbers(boxes, 4, f"sentence {key[1]} of image {key[0]}: box")
             self._predictions[key] = {**prediction, "boxes": list(prediction["boxes"])}
-            self._accumulated = False
 
     load_results = update
 
@@ -250,63 +334,6 @@ class FlickrEvaluator(Evaluator):
     def results(self) -> Iterator[dict[str, Any]]:
         for key in sorted(self._predictions):
             yield self._predictions[key]
-
-    def _accumulate(self) -> None:
-        """
-        Raises:
-            PredictionError: if a sentence has no prediction.
-        """
-        if missing := [key for key in self.truth if key not in self._predictions]:
-            raise PredictionError(
-                f"Missing predictions for {len(missing)} of {len(self.truth)} sentences, the first is sentence "
-                f"{missing[0][1]} of image {missing[0][0]}."
-            )
-        hits: dict[str, list[list[bool]]] = {"all": []}  # of each type and phrase, for each k
-        for key, phrases in self.truth.items():
-            for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
-                found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-                overlaps = iou_xyxy(found, target).max(1, initial=0)
-                first = (overlaps if k == ALL else overlaps[:k] for k in self.top_k)
-                of_phrase = [bool(values.max(initial=0) >= self.iou_threshold) for values in first]
-                for kind in ("all", *phrase.types):
-                    hits.setdefault(kind, []).append(of_phrase)
-        names = ["Upper_bound" if k == ALL else f"Recall@{k}" for k in self.top_k]
-        self._recalls = {
-            kind: {name: sum(row[n] for row in rows) / max(len(rows), 1) for n, name in enumerate(names)}
-            for kind, rows in sorted(hits.items())
-        }
-        self._counts = {kind: len(rows) for kind, rows in hits.items()}
-
-    def summarize(self) -> dict[str, float]:
-        """`Recall@1_all`, `Recall@5_people`, ..., `Upper_bound_all`."""
-        self.accumulate()
-        names = self._recalls["all"]
-        return {f"{name}_{kind}": recalls[name] for name in names for kind, recalls in self._recalls.items()}
-
-    def per_class(self) -> list[dict[str, Any]]:
-        self.accumulate()
-        return [{"name": kind, "phrases": self._counts[kind], **own} for kind, own in self._recalls.items()]
-
-    def gallery_items(self) -> list[GalleryItem]:
-        """Sentences; the score is the fraction of phrases whose first box is correct."""
-        self.accumulate()
-        items = []
-        for key, phrases in self.truth.items():
-            firsts = (np.array(boxes[:1], np.float64).reshape(-1, 4) for boxes in self._predictions[key]["boxes"])
-            hits = [(iou_xyxy(first, known) >= self.iou_threshold).any() for first, (_, known) in zip(firsts, phrases)]
-            score = int(sum(hits)) / len(phrases)
-            items.append(GalleryItem(key[0], score, len(phrases), partial(self._show, key), self._texts[key]))
-        return items
-
-    def _show(self, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
-        found, truth = ({"boxes": [], "labels": [], "text_labels": []} for _ in range(2))
-        for label, (phrase, target) in enumerate(self.truth[key]):
-            boxes = [box for box in self._predictions[key]["boxes"][label][:1] if list(box) != ZERO_BOX]
-            for into, its_boxes in ((found, boxes), (truth, target.tolist())):
-                into["boxes"] += its_boxes
-                into["labels"] += [label] * len(its_boxes)
-                into["text_labels"] += [phrase.text] * len(its_boxes)
-        return found, truth
 
 
 def _key(image_id: int | str, sentence_id: int | str) -> Key:

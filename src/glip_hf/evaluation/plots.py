@@ -8,7 +8,7 @@ import numpy as np
 
 from .._extras import require
 from .base import MISSING, RECALL_POINTS, DetectionEvaluator
-from .flickr import FlickrEvaluator
+from .flickr import PhraseEvaluator
 from .lvis import LvisEvaluator
 
 INK, GRID = "#333333", "#dddddd"
@@ -26,8 +26,8 @@ def make_plots(evaluator: Any, metrics: dict[str, float]) -> dict[str, bytes]:
     Raises:
         ImportError: without matplotlib.
     """
-    if isinstance(evaluator, FlickrEvaluator):
-        return {"recall.png": _recall_by_type(evaluator)}
+    if isinstance(evaluator, PhraseEvaluator):
+        return {f"{evaluator.metric.lower()}.png": _recall_by_type(evaluator)}
     if not isinstance(evaluator, DetectionEvaluator):
         return {}
     return {
@@ -145,18 +145,18 @@ def _size_frequency(evaluator: DetectionEvaluator, metrics: dict[str, float]) ->
     return _png(figure)
 
 
-def _recall_by_type(evaluator: FlickrEvaluator) -> bytes:
+def _recall_by_type(evaluator: PhraseEvaluator) -> bytes:
     rows = evaluator.per_class()
-    names = [name for name in rows[0] if name.startswith("Recall") or name == "Upper_bound"] if rows else []
+    names = [name for name in rows[0] if name.startswith(evaluator.metric) or name == "Upper_bound"] if rows else []
     figure, (axis,) = _figure(10, 4.2)
     width = 0.8 / max(len(names), 1)
     for index, name in enumerate(names):
         places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(rows))]
         heights = [100 * row[name] for row in rows]
-        label = "any number" if name == "Upper_bound" else name.replace("Recall@", "first ")
+        label = "any number" if name == "Upper_bound" else name.replace(f"{evaluator.metric}@", "first ")
         axis.bar(places, heights, width * 0.92, color=COLORS[index % len(COLORS)], label=label)
     axis.set_xticks(range(len(rows)), [f"{_label(row['name'])}\n{row['phrases']}" for row in rows])
-    axis.set(ylabel="recall, %", ylim=(0, 104))
+    axis.set(ylabel=f"{evaluator.metric.lower()}, %", ylim=(0, 104))
     axis.grid(False, axis="x")
     axis.set_title("phrases found among the first k boxes, by type (and number of phrases)", **TITLE)
     axis.legend(**LEGEND, ncols=len(names) or 1, loc="upper right", bbox_to_anchor=(1, 1.13))

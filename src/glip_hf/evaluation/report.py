@@ -149,6 +149,8 @@ def _write_page(
 def _metric_name(name: str) -> str:
     """A metric's name for people: "Recall@1_all" -> "Recall@1, all phrases"; "AR@-1" (no limit) -> "AR"."""
     name, _, kind = name.removesuffix("@-1").partition("_")
+    if kind and name.startswith("Precision"):
+        return f"{name}, {'all expressions' if kind == 'all' else kind}"
     return f"{name}, {kind} phrases" if name.startswith("Recall") and kind else "_".join(filter(None, (name, kind)))
 
 

@@ -2,7 +2,8 @@
 """Evaluation tasks: which images, and what to look for in them.
 
 A task holds images and either one list of class names for all of them (COCO, LVIS, ODinW) or captions of each
-(Flickr30k, whose word for them is sentence). Ground truth belongs to the evaluators, which need it as it is written.
+(Flickr30k, whose word for them is sentence; RefCOCO's expressions). Ground truth belongs to the evaluators, which need
+it as it is written.
 """
 
 import os
@@ -21,8 +22,10 @@ from ..data.sources.coco import Annotations, read_annotations
 from ..data.sources.odinw import load_task
 from ..prompts_glip import NameInput, Span
 from ..values_glip import quote
+from . import distributed
 from .files import check_records, read_json
 from .flickr import boxed_phrases
+from .refcoco import check_data_sets, read_expressions
 
 if TYPE_CHECKING:
     from ..data.sources import Source
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 class Sentence:
     """A caption of one image with its phrases: `spans` holds a list of [begin, end) characters for each."""
 
-    number: int
+    number: int | str
     text: str
     spans: list[list[Span]]
 
@@ -186,6 +189,50 @@ def flickr_task(
     return Task("flickr", found)
 
 
+def refcoco_task(
+    name: str,
+    annotations: str | Path | Mapping[str, Any],
+    images: str | Path | None,
+    tokens: str = "head",
+    allow_outside: bool = False,
+) -> Task:
+    """The expressions about each image, from MDETR's files; an image is looked at once for all of them.
+
+    Args:
+        name: "refcoco", "refcoco+" or "refcocog".
+        images: folder of the images, as for `detection_task`.
+        tokens: which tokens of an expression score a box: those of its "head" noun, as annotated, or "all".
+        allow_outside: read images outside the folder, too.
+
+    Raises:
+        ValueError: for a file of another format, or of another of the three data sets.
+    """
+    finder = None if images is None else ImageFinder(images, allow_outside)
+    fields = ("file_name", *URL_FIELDS)
+    known = read_annotations(
+        annotations, image_path=finder and (lambda image: finder.find(*map(image.get, fields))), grounded=True
+    )
+    expressions, notes = read_expressions(known)
+    check_data_sets(expressions, name, known.name)
+    for note, number in notes.items():
+        distributed.tell(f"{known.name}: {number:,} of {len(known.images):,} expressions {note}")
+    entries: dict[str, Mapping[str, Any]] = {}
+    sentences: dict[str, list[Sentence]] = {}
+    for one in expressions:
+        text, number = one.entry["caption"], one.entry["id"]
+        spans = one.head if tokens == "head" else [(0, len(text))]
+        entries.setdefault(one.image, {**one.entry, "id": one.image})
+        sentences.setdefault(one.image, []).append(Sentence(number, text, [spans]))
+    if finder is None:
+        found = [TaskImage(image, "", tuple(sentences[image])) for image in entries]
+    else:
+        found = [
+            _task_image(finder, entry, map(entry.get, fields), tuple(sentences[image]))
+            for image, entry in entries.items()
+        ]
+    return Task(name, found, annotations=known)
+
+
 def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
     """
     Raises:
@@ -266,6 +313,6 @@ def odinw_sets(
     return tasks
 
 
-def sentence_keys(images: Iterable[TaskImage]) -> list[tuple[int | str, int]]:
+def sentence_keys(images: Iterable[TaskImage]) -> list[tuple[int | str, int | str]]:
     """(image id, sentence number) of everything that is looked for."""
     return [(image.image_id, sentence.number) for image in images for sentence in image.sentences]

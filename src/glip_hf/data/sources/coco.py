@@ -345,7 +345,7 @@ class Annotations:
         images: in order of their ids; all of their fields, `id`, `width` and `height` in one form, None where a size is
             missing.
         boxes: `id` 1..M, `image_id` and `category_id` exactly as in the other two lists, `bbox`, `area`, `iscrowd`,
-            `ignore`.
+            `ignore`; of a grounding set also `spans`, the [begin, end) characters of its image's caption.
         categories: `id` and `name` in one form.
         tally: what became of the boxes.
     """
@@ -373,8 +373,9 @@ def read_annotations(
     source: "str | Path | Mapping[str, Any] | CocoFile | Annotations",
     categories: Sequence[Mapping[str, Any]] | None = None,
     image_path: Callable[[Mapping[str, Any]], str] | None = None,
+    grounded: bool = False,
 ) -> Annotations:
-    """A detection set for evaluators.
+    """A detection set for evaluators, or (`grounded`) a set in MDETR's format, whose categories mean nothing.
 
     What is damaged is left out by the same rules as in training. The given document is not changed.
 
@@ -392,19 +393,23 @@ def read_annotations(
     name = str(source.path if is_file else source) if is_path or is_file else "the annotations"
     if not is_path and not is_file and not isinstance(source, Mapping):
         raise ValueError(f"{name}: {quote(source)} is not a JSON object with images, annotations and categories.")
-    columns, tally = Columns(name), Tally()
+    columns, tally = Columns(name, grounded=grounded), Tally()
     accepted: dict[str, list[Mapping[str, Any]]] = {"images": [], "annotations": []}
     if is_file:
         categories, found = categories or source.categories, source.parse(columns, accepted)
     else:
         entries = stream_json(source) if is_path else _members(source)
         found = parse_coco(entries, columns, image_path, (), accepted)
-    labels, names, tally.notes = number_categories(categories, found, name, columns)
-    columns.finish(labels)
+    labels, names = {}, {}
+    if not grounded:
+        labels, names, tally.notes = number_categories(categories, found, name, columns)
+    columns.finish(None if grounded else labels)
     tally.count(columns, thin=True)
+    if grounded:  # a caption may speak of a crowd
+        tally.kept, tally.crowd = tally.kept + tally.crowd, 0
     for note in tally.notes:
         logger.warning(f"{name}: {note}")
-    ids, boxes, areas = list(labels), columns.array("boxes"), columns.sound_areas()
+    ids, boxes, areas = [*labels, None], columns.array("boxes"), columns.sound_areas()
     owners, places = columns.array("ann_images"), columns.category_places(labels)
     annotations = [
         {
@@ -415,6 +420,7 @@ def read_annotations(
             "area": float(areas[row]),
             "iscrowd": int(columns.crowd[row]),
             "ignore": int(bool(columns.crowd[row] or accepted["annotations"][row].get("ignore"))),
+            **({"spans": columns.spans_of(row)} if grounded else {}),
         }
         for number, row in enumerate(np.flatnonzero(columns.sound).tolist(), start=1)
     ]
@@ -422,7 +428,8 @@ def read_annotations(
     for row, entry in enumerate(accepted["images"]):
         size = {"width": columns.widths[row] or None, "height": columns.heights[row] or None}
         images.append({**entry, "id": columns.ids[row], **size})
-    by_id = {read_id(entry["id"]): entry for entry in categories or found if read_id(entry["id"]) in labels}
+    listed = [] if grounded else categories or found
+    by_id = {read_id(entry["id"]): entry for entry in listed if read_id(entry["id"]) in labels}
     kept = [{**by_id[key], "id": key, "name": names[label]} for key, label in labels.items()]
     return Annotations(name, sorted(images, key=lambda image: id_order(image["id"])), annotations, kept, tally)
 

@@ -11,8 +11,18 @@ import pytest
 
 from glip_hf.data import check_data
 from glip_hf.data.cache import convert_once, fingerprint
-from glip_hf.data.columns import DamagedData
-from glip_hf.data.sources import CATALOGUE, HubStream, build_source, coco, find_path, read_coco, read_hub, resolve_spec
+from glip_hf.data.columns import Columns, DamagedData
+from glip_hf.data.sources import (
+    CATALOGUE,
+    HubStream,
+    build_source,
+    coco,
+    find_path,
+    read_coco,
+    read_hub,
+    resolve_spec,
+    tsv,
+)
 from glip_hf.data.sources.base import few_shot_indices
 from glip_hf.data.sources.odinw import load_task
 from glip_hf.prompts_glip import positive_map
@@ -250,6 +260,35 @@ def test_tsv(build, tsv_set):
     assert source[0].labels.tolist() == [1, 2] and len(source[1].boxes) == 0 and source.captions == "sampled"
     assert [r.image.load().size for r in source] == SIZES
     assert source[4].image.load().getpixel((0, 0)) == (4, 0, 0)
+
+
+def test_tsv_boxes_at_once_are_those_taken_one_by_one(tsv_set, monkeypatch):
+    rows = [
+        [[1, 2, 30.5, 20], [0.1, 0.2, 17.3, 11.9], [1e300, 0, 1e308, 9]],
+        [[1, 1, 9, 9], [True, 1, 9, 9]],
+        [[1, 1, 9, 9], "[2, 2, 8, 8]"],
+        [[1, 1, 9, 9], [1, 1, 10**400, 9]],
+        [[float("nan"), 1, 9, 9], [1, 1, 9]],
+        [None, [3, 3, 9, 9]],
+    ]
+    lines = []
+    for number, boxes in enumerate(rows):
+        objects = [{"class": "dog" if index else "cat", "rect": box} for index, box in enumerate(boxes)]
+        lines.append(f"{20 + number}\t{json.dumps(objects)}\n")
+    (tsv_set / "label.tsv").write_text("".join(lines))
+    parts = tsv.load_tsv_yaml(tsv_set / "all.yaml")
+
+    def read():
+        [(columns, numbers)] = tsv.parse_tsv(parts, {"cat": 2, "dog": 1})
+        names = ("ann_ids", "ann_images", "categories", "boxes", "areas", "crowd", "span_ends")
+        found = {name: columns.array(name).tolist() for name in names}
+        return repr((found, columns.category_ids.values, columns.problems, columns.lost, numbers))
+
+    at_once, add, taken = read(), Columns.add_boxes, []
+    monkeypatch.setattr(Columns, "add_boxes", lambda *given: taken.append(add(*given)) or taken[-1])
+    assert read() == at_once and taken == [True, False, False, False, False, False]
+    monkeypatch.setattr(Columns, "add_boxes", lambda *given: False)
+    assert read() == at_once
 
 
 def test_tsv_line_list(build, tsv_set):

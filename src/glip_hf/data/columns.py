@@ -7,6 +7,7 @@ which names every one.
 Letters: M annotations.
 """
 
+import itertools
 import json
 import math
 import os
@@ -70,6 +71,8 @@ class Problem:
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}: {self.where}{f': {self.detail}' if self.detail else ''}"
 
+
+_NUMBERS = frozenset((int, float))
 
 ALLOWED_DAMAGE = 0.5
 """Share of a file's boxes that may be lost before nothing starts."""
@@ -314,6 +317,25 @@ class Columns:
         self.ann_images.append(self.images.find(image_id) if image_id in self.images else -1)
         if self.ann_images[row] < 0:
             self._waiting[row] = image_id
+        return True
+
+    def add_boxes(self, image_id: int, categories: Sequence[int], boxes: Sequence[Any]) -> bool:
+        """Boxes as corners that have nothing but a category, of an image that is there: what `add_annotation` does, in
+        a fraction of the time. If one is not a list of four numbers, none is added (False)."""
+        if not all(type(box) is list and len(box) == 4 and _NUMBERS.issuperset(map(type, box)) for box in boxes):
+            return False
+        try:
+            flat = array("d", itertools.chain.from_iterable(boxes))
+        except OverflowError:
+            return False
+        count, first = len(boxes), -1 - len(self.ann_ids) - self.lost.total()
+        self.areas.extend([(x1 - x0 + 1) * (y1 - y0 + 1) for x0, y0, x1, y1 in zip(*[iter(flat)] * 4, strict=True)])
+        self.boxes.extend(flat)
+        self.ann_ids.extend(range(first, first - count, -1))
+        self.categories.extend(map(self.category_ids.add, categories))
+        self.crowd.frombytes(bytes(count))
+        self.span_ends.extend([len(self.spans)] * count)
+        self.ann_images.extend([self.images.find(image_id)] * count)
         return True
 
     # -- validating -------------------------------------------------------------------------------------

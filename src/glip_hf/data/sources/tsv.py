@@ -146,8 +146,9 @@ def read_tsv(
     files = [p for key in ("label", "hw") for p in parts[key] or []]
     files += [parts[key] for key in ("labelmap", "linelist", "imageid2idx") if parts[key]]
     for path in parts["img"]:
-        files.append(path.with_suffix(".lineidx"))
-        line_index(path, make=False)
+        files.append(index := path.with_suffix(".lineidx"))
+        if not index.is_file():
+            line_index(path, make=False)  # says so
     options = {"reader": "tsv", "drop_empty": drop_empty, "strict": strict, "composite": parts["composite"]}
 
     def build(writer: TableWriter) -> dict[str, Any]:
@@ -242,7 +243,13 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
             continue
         seen.add(image_id)
         numbers.append(number)
-        for index, thing in enumerate(objects):
+        try:
+            sound = columns.add_boxes(
+                image_id, [labels[thing["class"]] for thing in objects], [thing["rect"] for thing in objects]
+            )
+        except (KeyError, TypeError):
+            sound = False
+        for index, thing in enumerate(() if sound else objects):
             at = f"{where}, object {index}"
             if not isinstance(thing, Mapping):
                 columns.note("malformed", at, quote(thing), annotations=1)

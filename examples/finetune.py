@@ -117,7 +117,9 @@ def train(arguments: argparse.Namespace) -> int:
         print(f"finetune: {explain(error)}", file=sys.stderr)
         return 2
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: training {count:,} parameters in {len(names)} tensors")
+    size = f"at {min(recipe.data.short_sides)} to {max(recipe.data.short_sides)} pixels"
+    counts = f"{count:,} parameters in {len(names)} tensors"
+    run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: training {counts} {size}")
     run.accelerator.print(run.train())
     return 0
 

@@ -19,7 +19,7 @@ from glip_hf.data.images import MissingImages
 from glip_hf.evaluation import CocoEvaluator
 from glip_hf.inference import Grounded
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
-from glip_hf.training.recipe import RecipeError, load_recipe
+from glip_hf.training.recipe import Recipe, RecipeError, load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 FAST = ["data.short_sides=[96]", "data.batch_size=2", "run.trackers=[]", "run.log_every=1"]
@@ -165,6 +165,40 @@ def test_recipe_defaults_by_mode(coco: Path) -> None:
     assert recipe.optimizer.lr == 1e-3 and recipe.data.short_sides == [96] and recipe.model.frozen_stages == 1
     with pytest.raises(RecipeError, match="unknown key optimizer.learning"):
         tuning_recipe("base", "full", data, random_processor(), overrides=["optimizer.learning=1"])
+
+
+def test_a_small_model_follows_larger_images(coco: Path, tmp_path: Path) -> None:
+    """All of it is trained, at one rate; a model of the released size, and frozen parts, stay as they are."""
+    processor = random_processor()
+    processor.image_processor.size = {"shortest_edge": 60, "longest_edge": 100}
+    data = load_tuning_data(coco, coco.parent)  # of 128 x 96 pixels
+
+    def made(mode: str = "full", shots: int | None = None, *overrides: str) -> Recipe:
+        return tuning_recipe("base", mode, data, processor, shots, overrides)
+
+    recipe = made()
+    assert recipe.model.image_size == 96 and recipe.data.short_sides[-1] == 96 and recipe.data.long_side == 160
+    assert recipe.model.frozen_stages == -1 and recipe.optimizer.lr == recipe.optimizer.text_lr == 5e-4
+    assert recipe.schedule.name == "cosine" and recipe.schedule.warmup_steps == 50
+    assert recipe.schedule.epochs * (len(data.train) // 4) >= 1000 and recipe.run.evaluate_every == 100
+    assert made("full", 1).schedule.epochs == 200 and made("full", 1).model.image_size == 96
+    assert made("full", None, "schedule.epochs=3").schedule.epochs == 3
+    assert made("full", None, "optimizer.lr=1e-4").optimizer.lr == 1e-4
+    asked = made("full", None, "model.image_size=640")
+    assert asked.data.short_sides[-1] == 640 and asked.optimizer.lr == 5e-4
+    for mode in ("prompt", "linear", "lora"):
+        assert made(mode).model.image_size == 0 and made(mode).schedule.name == "plateau"
+    for size in (480, 800):
+        processor.image_processor.size = {"shortest_edge": size, "longest_edge": 1333}
+        assert made().model.image_size == 0 and made().optimizer.lr == 1e-4
+        assert made("full", None, "model.image_size=1000").schedule.name == "plateau"
+
+
+def test_sides_are_not_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    data = load_tuning_data(write_rectangles(tmp_path, names=("Left hand", "sofa")), tmp_path)
+    assert tuning_recipe("base", "full", data, random_processor()).data.flip == 0
+    assert tuning_recipe("base", "full", data, random_processor(), overrides=["data.flip=0.5"]).data.flip == 0.5
 
 
 def test_sizes_follow_the_image_size(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,10 @@ The defaults are those of the original's commands for ODinW: 4 images per step, 
 by category id; a plateau schedule (patience 3) and early stopping (8) on validation AP; no averaged weights; weight
 decay 0.05, for prompts a learning rate of 0.05 and a weight decay of 0.25; with `full`, Swin's patch embedding and
 first stage are frozen.
+
+They hold for a model at the size it was trained at. With `full`, a small model (below `LARGEST_SIZE`) follows larger
+images to their size, and as none of its parameters has seen such images, all are trained, at one higher rate, on a
+cosine schedule of no fewer than `FEWEST_STEPS`; see docs/bccd.md for the measurements.
 """
 
 import json
@@ -48,7 +52,12 @@ VALIDATION_FRACTION = 0.2
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Training sizes relative to the processor's: 480 to 800 pixels for the released models."""
 
+LARGEST_SIZE = 480
+"""Shortest side in pixels up to which a small model follows larger images: minutes of a run on two CPU cores."""
+
 FEW_SHOT_EPOCHS, EPOCHS = 200, 24
+FEWEST_STEPS = 1000
+"""Of a model that is raised to a larger size, unless few-shot."""
 EVALUATE_EVERY = 25
 """Minimum number of steps between evaluations: one per epoch, as in the original, is too often for a few steps."""
 
@@ -67,6 +76,14 @@ _BY_MODE: dict[str, dict[str, Any]] = {
     "full": {"model.frozen_stages": 1},
     "prompt": {"optimizer.lr": 0.05, "optimizer.weight_decay": 0.25},
     "lora": {"optimizer.lr": 1e-3, "optimizer.text_lr": 1e-3, "optimizer.weight_decay": 0.0},
+}
+_ENLARGED: dict[str, Any] = {
+    "model.frozen_stages": -1,
+    "data.color": 0.1,
+    "optimizer.lr": 5e-4,
+    "optimizer.text_lr": 5e-4,
+    "schedule.name": "cosine",
+    "schedule.warmup_steps": 50,
 }
 
 
@@ -223,6 +240,21 @@ def matching_category_ids(train: Source, validation: Source) -> list[int | str]:
     return [category_ids[theirs.index(name)] for name in ours]
 
 
+def enlarged_size(mode: str, source: Source, shortest: int, asked: int = 0) -> int:
+    """The shortest side in pixels that a small model is raised to, 0 if it stays at its own.
+
+    With `full` that is the median of the images' shorter sides, in steps of 32 pixels, up to `LARGEST_SIZE`. In the
+    other modes most parameters stay as they are, and with them the size that they know.
+
+    Args:
+        source: the training images; shortest: that of the model's processor; asked: the user's choice, 0 for none.
+    """
+    if mode != "full" or shortest >= LARGEST_SIZE:
+        return 0
+    size = asked or min(int(np.median(source.sizes().min(axis=1))) // 32 * 32, LARGEST_SIZE)
+    return size if size > shortest else 0
+
+
 def tuning_recipe(
     model: str,
     mode: str,
@@ -239,8 +271,11 @@ def tuning_recipe(
     Raises:
         RecipeError: for an unknown mode or key, or contradictory values.
     """
+    own = dict(processor.image_processor.size)
     given = [override for override in overrides if override.startswith("model.image_size=")]
-    size = image_limits(dict(processor.image_processor.size), load_recipe(None, given).model.image_size)
+    asked = load_recipe(None, given).model.image_size
+    enlarged = enlarged_size(mode, data.train, image_limits(own)["shortest_edge"], asked)
+    size = image_limits(own, asked or enlarged)
     shortest = size["shortest_edge"]
     source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
     if data.allow_outside:
@@ -248,18 +283,27 @@ def tuning_recipe(
     values = {
         **_DEFAULTS,
         **_BY_MODE.get(mode, {}),
+        **(_ENLARGED if enlarged else {}),
         "model.start_from": model,
+        "model.image_size": enlarged,
         "tuning.mode": mode,
         "data.short_sides": [round(scale * shortest) for scale in SCALES],
         "data.long_side": size.get("longest_edge", 10 * shortest),
         "data.sources": [source | ({"shots": shots} if shots else {})],
         "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
     }
+    sides = {word for name in data.train.names.values() for word in name.lower().split()} & {"left", "right"}
+    if sides:  # a mirrored left hand is a right one
+        values["data.flip"] = 0
     given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     # A placeholder for the recipe's own check: the default follows from the batch size, which an override may set.
     recipe = load_recipe(None, [*given, "run.evaluate_every=1", *overrides])
-    if not any(override.startswith("run.evaluate_every=") for override in overrides):
-        recipe.run.evaluate_every = max(len(data.train) // recipe.data.batch_size, EVALUATE_EVERY)
+    chosen = {override.partition("=")[0] for override in overrides}
+    steps = max(len(data.train) // recipe.data.batch_size, 1)  # of an epoch
+    if enlarged and not shots and not chosen & {"schedule.max_steps", "schedule.epochs"}:
+        recipe.schedule.epochs = max(EPOCHS, -(-FEWEST_STEPS // steps))
+    if "run.evaluate_every" not in chosen:
+        recipe.run.evaluate_every = max(steps, 4 * EVALUATE_EVERY if enlarged and not shots else EVALUATE_EVERY)
     return recipe
 
 

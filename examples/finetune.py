@@ -1,15 +1,16 @@
-"""Fine-tune GLIP on your own COCO file.
+"""Fine-tune GLIP on your own images: COCO, YOLO, Pascal VOC or ODVG.
 
 Cost:    not measured on a GPU yet. With the package's tiny model 900 steps take minutes on 2 CPU cores. --mode prompt,
          linear and head keep no optimiser state for frozen parameters.
-Command: accelerate launch examples/finetune.py --model user/glip-tiny --train ann.json --images dir
-             [--validation val.json --validation-images dir] [--mode full|linear|head|prompt|lora] [--shots 10]
-             [--output-dir out/finetune] [--max-steps 500] [--lr 1e-4] [--set key=value ...]
+Command: accelerate launch examples/finetune.py --model user/glip-tiny
+             --train ann.json|data.yaml|rows.jsonl|voc_folder [--images dir] [--validation ... --validation-images dir]
+             [--mode full|linear|head|prompt|lora] [--shots 10] [--output-dir out/finetune] [--max-steps 500]
+             [--lr 1e-4] [--set key=value ...]
 Result:  OUTPUT_DIR/final, the weights of the best validation: a model that from_pretrained loads; with --mode prompt a
          table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter. The class names are
          saved with it: glip ground photo.jpg --model OUTPUT_DIR/final
 
-The file's categories are the class names in the caption, so use names that people would use. Images without boxes are
+The data's classes are the class names in the caption, so use names that people would use. Images without boxes are
 useful: they serve as negatives.
 """
 
@@ -28,9 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
     add("--model", required=True, type=model_name, help="GLIP to start from: a directory, a Hub id, or demo")
-    add("--train", required=True, help="COCO file of the training images")
-    add("--images", required=True, help="their folder")
-    add("--validation", help="COCO file; without one some training images are held out")
+    add("--train", required=True, help="COCO file, YOLO data.yaml, ODVG .jsonl or folder of Pascal VOC files")
+    add("--images", help="their folder; default: what the format says, or beside the file")
+    add("--validation", help="the same; default: the split val of --train, else some training images are held out")
     add("--validation-images", help="their folder, if it is another")
     add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
     add(

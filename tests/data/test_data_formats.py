@@ -13,7 +13,7 @@ from glip_hf.data.sources import build_source, coco_annotations, guess_source
 from glip_hf.data.sources.coco import read_annotations
 from glip_hf.evaluation.coco import CocoEvaluator
 from glip_hf.formats import ImageDetections, write_voc, write_yolo
-from tests.data.original_formats import coco_content, encoded_image, save_images
+from tests.data.original_formats import coco_content, encoded_image, save_images, to_odvg, to_voc, to_yolo, voc_xml
 
 pytest.importorskip("datasets")
 
@@ -86,61 +86,6 @@ def random_set(folder, seed, corners=100):
     }
     (folder / "coco.json").write_text(json.dumps(content))
     return content
-
-
-def boxes_by_image(content):
-    found = {image["id"]: [] for image in content["images"]}
-    for box in content["annotations"]:
-        found[box["image_id"]].append((box["category_id"], *box["bbox"]))
-    return [(image, found[image["id"]]) for image in content["images"]]
-
-
-def to_yolo(folder, content, digits=6):
-    (folder / "labels").mkdir()
-    for image, boxes in boxes_by_image(content):
-        width, height = image["width"], image["height"]
-        rows = [(c - 1, (x + w / 2) / width, (y + h / 2) / height, w / width, h / height) for c, x, y, w, h in boxes]
-        text = "".join(f"{c} " + " ".join(f"{v:.{digits}f}" for v in row) + "\n" for c, *row in rows)
-        if text:  # an image without boxes has no file
-            (folder / "labels" / f"{image['id']}.txt").write_text(text)
-    names = [category["name"] for category in content["categories"]]
-    (folder / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: {json.dumps(names)}\n")
-    return {"format": "yolo", "annotations": str(folder / "data.yaml")}
-
-
-def voc_xml(image, objects, size=True, file_name=None):
-    """`objects`: name, xmin, ymin, xmax, ymax and more tags."""
-    text = f"<filename>{file_name or image['file_name']}</filename>"
-    if size:
-        text += f"<size><width>{image['width']}</width><height>{image['height']}</height><depth>3</depth></size>"
-    for name, *box, more in objects:
-        sides = "".join(f"<{side}>{v}</{side}>" for side, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
-        text += f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
-    return f"<annotation>{text}</annotation>"
-
-
-def to_voc(folder, content, origin=1):
-    """VOC's own layout and pixels that count from 1; or from 0, as other tools write."""
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    for name in ("Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for image, boxes in boxes_by_image(content):
-        objects = [(names[c], x + origin, y + origin, x + w, y + h, "") for c, x, y, w, h in boxes]
-        (folder / "Annotations" / f"{image['id']}.xml").write_text(voc_xml(image, objects))
-    stems = [str(image["id"]) for image in content["images"]]
-    (folder / "ImageSets" / "Main" / "train.txt").write_text("\n".join(stems) + "\n")
-    return {"format": "voc", "annotations": str(folder)}
-
-
-def to_odvg(folder, content):
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    rows = []
-    for image, boxes in boxes_by_image(content):
-        objects = [{"bbox": [x, y, x + w, y + h], "label": c - 1, "category": names[c]} for c, x, y, w, h in boxes]
-        row = {"filename": image["file_name"], "width": image["width"], "height": image["height"]}
-        rows.append(json.dumps(row | {"detection": {"instances": objects}}))
-    (folder / "odvg.jsonl").write_text("\n".join(rows) + "\n")
-    return {"format": "odvg", "annotations": str(folder / "odvg.jsonl"), "images": str(folder / "images")}
 
 
 WRITERS = {
@@ -321,8 +266,10 @@ def test_voc_folders_of_other_tools(tmp_path, build, caplog):
     assert val[0].labels.tolist() == [2] and val[0].image.path == str(tmp_path / "set" / "valid" / "a.png")
     assert "count from 0, as valid/valid.xml has one" in caplog.text
     np.testing.assert_array_equal(build(spec, one_based=True)[0].boxes, np.float32([[2, 1, 11, 8]]))
-    only = build({"format": "voc", "annotations": str(tmp_path / "set" / "train")}, class_names=["dog", "cat"])
-    assert (only.names, only[0].labels.tolist(), only.name) == ({1: "dog", 2: "cat"}, [2], "train")
+    spec["annotations"] = str(tmp_path / "set" / "valid")  # the folder of a split: what all have counts here, too
+    named = build(spec, class_names=["dog", "cat"])
+    assert (named.names, named[0].labels.tolist(), named.name) == ({1: "dog", 2: "cat"}, [1], "set/val")
+    spec["annotations"] = str(tmp_path / "set")
     with pytest.raises(ValueError, match=r"set: there is no split 'test'; it has \['train', 'val'\]"):
         build(spec, split="test")
 

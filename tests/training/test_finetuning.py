@@ -20,6 +20,7 @@ from glip_hf.evaluation import CocoEvaluator
 from glip_hf.inference import Grounded
 from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
 from glip_hf.training.recipe import Recipe, RecipeError, load_recipe
+from tests.data.original_formats import to_odvg, to_voc, to_yolo, voc_xml
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 FAST = ["data.short_sides=[96]", "data.batch_size=2", "run.trackers=[]", "run.log_every=1"]
@@ -49,6 +50,64 @@ def finetune(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 # -- data ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [to_yolo, to_voc, to_odvg])
+def test_other_formats_give_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    coco = write_rectangles(tmp_path / "images")
+    spec = write(tmp_path, json.loads(coco.read_text()))
+    expected = load_tuning_data(coco, shots=1, seed=3)
+    data = load_tuning_data(spec["annotations"], spec.get("images"), shots=1, seed=3)
+    if write is to_yolo:  # which says what is for validation
+        assert "validating on the 7 of" in data.note
+        expected.validation = load_tuning_data(coco, validation=coco).validation
+    for ours, theirs in ((data.train, expected.train), (data.validation, expected.validation)):
+        assert [record.image for record in ours] == [record.image for record in theirs]
+        assert [record.boxes.tolist() for record in ours] == [record.boxes.tolist() for record in theirs]
+    assert data.train.names == expected.train.names
+
+
+def test_a_run_on_a_yolo_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    to_yolo(tmp_path, json.loads(write_rectangles(tmp_path / "images").read_text()))
+    options = [
+        "--model",
+        str(small_model(tmp_path / "model")),
+        "--train",
+        str(tmp_path / "data.yaml"),
+        "--max-steps",
+        "1",
+    ]
+    assert finetune(monkeypatch, *options, "--output-dir", str(tmp_path / "out"), "--set", *FAST) == 0
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert "format: yolo" in recipe and "split: train" in recipe and (tmp_path / "out" / "final").is_dir()
+
+
+def test_validation_files_without_all_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formats that list no class names: validation objects may be of fewer classes, and of no other."""
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    image = {"file_name": "0.png", "width": 128, "height": 96}
+    (tmp_path / "images").mkdir()
+    coco = write_rectangles(tmp_path / "images")
+    train = to_voc(tmp_path, json.loads(coco.read_text()))["annotations"]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.xml").write_text(voc_xml(image, [("sofa", 1, 1, 50, 60, "")]))
+    data = load_tuning_data(train, tmp_path / "images", tmp_path / "val")
+    assert data.validation.names == data.train.names and data.validation[0].labels.tolist() == [2]
+    rows = to_odvg(tmp_path, json.loads(coco.read_text()))["annotations"]
+    odvg = tmp_path / "val" / "rows.jsonl"
+    box = {"bbox": [0, 0, 50, 60], "label": 1, "category": "sofa"}
+    odvg.write_text(json.dumps({**image, "filename": "0.png", "detection": {"instances": [box]}}))
+    data = load_tuning_data(rows, tmp_path / "images", odvg)
+    assert data.validation.names == data.train.names and data.validation[0].labels.tolist() == [2]
+    (tmp_path / "val" / "0.xml").write_text(voc_xml(image, [("dog", 1, 1, 50, 60, "")]))
+    with pytest.raises(RecipeError, match=r"lacks \['cat', 'sofa'\] and has \['dog'\] besides"):
+        load_tuning_data(train, tmp_path / "images", tmp_path / "val")
+    with pytest.raises(RecipeError, match="has no split 'val' or 'test' to validate on: it has train"):
+        load_tuning_data(train, tmp_path / "images", train)
 
 
 def test_few_shots_and_what_is_held_out(coco: Path) -> None:

@@ -19,14 +19,10 @@ from .columns import ALLOWED_DAMAGE, DAMAGE, Columns, Problem, Tally
 from .dataset import build_mixture
 from .json_stream import UnreadableJson
 from .records import ImageRef
-from .sources import NOT_READ, find_path, require_images, resolve_spec
-from .sources.coco import CocoFile, coco_file, lvis_file, mdetr_file, number_categories
+from .sources import FILES, NOT_READ, find_path, require_images, resolve_spec
+from .sources.coco import CocoFile, number_categories
 from .sources.hub import HubData
-from .sources.odinw import odinw_file
-from .sources.odvg import odvg_file
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
-from .sources.voc import voc_file
-from .sources.yolo import yolo_file
 
 KINDS = DAMAGE | {
     "wrong_size": "an image has another size than annotated",
@@ -46,10 +42,6 @@ WARNINGS = frozenset(
     {"box_overhang", "caption_too_long", "phrase_truncated", "no_phrase", "bad_area", "empty_name", "duplicate_name"}
 )
 """Kinds that training copes with; all others lose something."""
-
-_FILES: dict[str, Callable[..., CocoFile]] = dict(
-    coco=coco_file, lvis=lvis_file, mdetr=mdetr_file, odinw=odinw_file, voc=voc_file, yolo=yolo_file, odvg=odvg_file
-)
 
 
 @dataclass
@@ -210,10 +202,10 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
         columns, categories, _ = data.collect()
         encoded = data.encoded_images()
         yield columns, categories, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
-    elif reader in _FILES:  # generated scenes have nothing to check
-        known = inspect.signature(_FILES[reader]).parameters
+    elif reader in FILES:  # generated scenes have nothing to check
+        known = inspect.signature(FILES[reader]).parameters
         options = {"data_root": data_root} | {key: value for key, value in spec.items() if key in known}
-        file = _FILES[reader](**options)
+        file = FILES[reader](**options)
         columns, found = Columns(str(file.path), grounded=file.grounded), None
         try:
             found = file.parse(columns)

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Fine-tuning on a COCO file and nothing else: its data, its validation, and a run that ends with its best weights.
+"""Fine-tuning on annotated images alone: their data, its validation, and a run that ends with its best weights.
 
 The defaults are those of the original's commands for ODinW: 4 images per step, all class names in one caption, ordered
 by category id; a plateau schedule (patience 3) and early stopping (8) on validation AP; no averaged weights; weight
@@ -27,8 +27,7 @@ from torch import Tensor
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset
-from ..data.sources import Source, find_path, read_coco, require_images
-from ..data.sources.coco import read_annotations
+from ..data.sources import Source, coco_annotations, find_path, guess_file, require_images
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.run import predictions
@@ -93,17 +92,14 @@ class TuningData:
 
     Attributes:
         train, validation: images of the two.
-        annotations, images: the COCO file and the image folder of the validation images.
+        specs: of the training data, as `build_source` takes them.
         note: one sentence for the user on how the two were chosen.
-        allow_outside: images may lie outside their folders.
     """
 
     train: Source
     validation: Source
-    annotations: Path
-    images: Path
+    specs: list[dict[str, Any]]
     note: str
-    allow_outside: bool = False
 
     @property
     def class_names(self) -> list[str]:
@@ -132,7 +128,7 @@ class TuningData:
 
 def load_tuning_data(
     train: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     validation: str | Path | None = None,
     validation_images: str | Path | None = None,
     shots: int | None = None,
@@ -142,13 +138,15 @@ def load_tuning_data(
     on_broken: str = "skip",
     allow_outside: bool = False,
 ) -> TuningData:
-    """Training and validation images of a custom COCO data set; images without boxes stay, as negatives.
+    """Training and validation images of a custom data set; images without boxes stay, as negatives.
 
     Args:
-        train: the COCO file; images: the folder of its images.
-        validation, validation_images: another COCO file (and its folder, default the same); its classes are those of
-            the training file by name, whatever their ids. Without one, some of the images that are not trained on are
-            held out, or if none of these has boxes, a fraction of the training images.
+        train, images: COCO, YOLO, Pascal VOC or ODVG, and the folder of the images, see `guess_source`. Of a set with
+            splits "train" is taken.
+        validation, validation_images: other data (and its folder, default the same; of a set with splits "val", else
+            "test"); its classes are those of the training data by name, whatever their ids. Without it the split "val"
+            of `train`; without one, some of the images that are not trained on are held out, or if none of these has
+            boxes, a fraction of the training images.
         shots: images per class to train on (`Source.few_shot`); None for all.
         seed: of the order in which few-shot images are chosen, and of the split.
         allow_damage: the share of the boxes of a file that may be damaged and are left out.
@@ -159,12 +157,19 @@ def load_tuning_data(
         MissingImages: for all images that are not there.
         DamagedData: if more are damaged, or a file has no box at all.
         RecipeError: for other class names in the validation file; without one, if less than two images have boxes.
-        FileNotFoundError, ValueError: as `read_coco`.
+        FileNotFoundError, ValueError: as `guess_source` and the readers.
     """
     for option, path in {"train": train, "validation": validation}.items():
         if path is not None and not find_path(path, must_exist=False).exists():
             raise FileNotFoundError(f"--{option} {shown(str(path))}: no such file in {os.getcwd()}.")
-    source = read_coco(train, images, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
+    file, spec = guess_file(train, images, ["train"], allow_outside)
+    source = file.read(drop_empty=False, cache_dir=cache_dir)
+    if file.grounded:
+        raise RecipeError(
+            f"{train} has captions, and fine-tuning needs boxes of classes: pre-train on it (`mdetr`, `odvg`)."
+        )
+    if validation is None and "val" in file.splits:
+        validation = train
     source.require_boxes(allow_damage, needed=True)
     listed, whole = len(source), not shots and validation is None
     if whole:  # all images are used: those that cannot be read shall not be the only ones held out
@@ -174,12 +179,11 @@ def load_tuning_data(
     taken = counted(len(source), "image")
     taken = f"{len(chosen)} of {taken} ({shots} per class)" if shots else taken
     if validation is not None:
-        folder = Path(validation_images or images)
-        held_out = read_coco(validation, folder, drop_empty=False, cache_dir=cache_dir, allow_outside=allow_outside)
+        held_out = _read_validation(validation, validation_images or images, source, cache_dir, allow_outside)
         held_out.require_boxes(allow_damage, needed=True)
         matching_category_ids(source, held_out)
         note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
-        return TuningData(chosen, held_out, Path(validation), folder, note, allow_outside).with_images(on_broken)
+        return TuningData(chosen, held_out, [spec], note).with_images(on_broken)
     has_boxes = [bool(labels) for labels in source.label_sets()]
     used = {str(image_id) for image_id in chosen.image_ids()}
     rest = [index for index, image_id in enumerate(source.image_ids()) if str(image_id) not in used]
@@ -207,8 +211,34 @@ def load_tuning_data(
         )
     if listed > len(source):
         note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
-    data = TuningData(chosen, held_out, Path(train), Path(images), note, allow_outside)
+    data = TuningData(chosen, held_out, [spec], note)
     return data if whole else data.with_images(on_broken)
+
+
+def _read_validation(
+    validation: str | Path,
+    images: str | Path | None,
+    train: Source,
+    cache_dir: str | Path | None,
+    allow_outside: bool,
+) -> Source:
+    """The validation data. Where a format lists no class names, objects have all that there are: those of the training
+    data, if no other is among them."""
+    file, spec = guess_file(validation, images, ["val", "test"], allow_outside)
+    source = file.read(drop_empty=False, cache_dir=cache_dir)
+    if train.file.path == file.path and train.name == source.name and file.splits:
+        raise RecipeError(f"{validation} has no split 'val' or 'test' to validate on: it has {', '.join(file.splits)}.")
+    names = train.names.values()
+    if file.categories is None and set(source.names.values()) < set(names) and not file.grounded:
+        options: dict[str, Any] = {}
+        if spec["format"] == "voc":
+            options = {"class_names": list(names)}
+        elif spec["format"] == "odvg":
+            options = {"label_map": {train.category_ids[label]: name for label, name in train.names.items()}}
+        if options:
+            file, _ = guess_file(validation, images, ["val", "test"], allow_outside, **options)
+            source = file.read(drop_empty=False, cache_dir=cache_dir)
+    return source
 
 
 def _with_boxes_first(order: np.ndarray, has_boxes: Sequence[bool]) -> np.ndarray:
@@ -277,9 +307,6 @@ def tuning_recipe(
     enlarged = enlarged_size(mode, data.train, image_limits(own)["shortest_edge"], asked)
     size = image_limits(own, asked or enlarged)
     shortest = size["shortest_edge"]
-    source = {"format": "coco", "annotations": str(data.annotations), "images": str(data.images)}
-    if data.allow_outside:
-        source["allow_outside"] = True
     values = {
         **_DEFAULTS,
         **_BY_MODE.get(mode, {}),
@@ -289,7 +316,7 @@ def tuning_recipe(
         "tuning.mode": mode,
         "data.short_sides": [round(scale * shortest) for scale in SCALES],
         "data.long_side": size.get("longest_edge", 10 * shortest),
-        "data.sources": [source | ({"shots": shots} if shots else {})],
+        "data.sources": [spec | ({"shots": shots} if shots else {}) for spec in data.specs],
         "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
     }
     sides = {word for name in data.train.names.values() for word in name.lower().split()} & {"left", "right"}
@@ -355,7 +382,7 @@ class Validation:
         self, data: TuningData, processor: GlipProcessor, batch_size: int = 4, on_broken: str = "skip"
     ) -> None:
         self.processor, self.options = processor, GroundingOptions(batch_size=batch_size, workers=1)
-        self.annotations = read_annotations(data.annotations)
+        self.annotations = coco_annotations(data.validation)
         self.source, self.task = data.validation, source_task(data.validation)
         # The class names of the training file in their order: a prompt table is valid for no other caption.
         self.task.names = data.class_names

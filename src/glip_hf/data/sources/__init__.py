@@ -3,22 +3,23 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path, require_images
-from .coco import coco_annotations, read_coco, read_lvis, read_mdetr
+from .coco import CocoFile, coco_annotations, coco_file, lvis_file, mdetr_file, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
-from .odinw import read_odinw
-from .odvg import read_odvg
+from .odinw import odinw_file, read_odinw
+from .odvg import odvg_file, read_odvg
 from .scenes import read_scenes
 from .tsv import read_tsv
-from .voc import read_voc
-from .yolo import read_yolo
+from .voc import read_voc, voc_file
+from .yolo import read_yolo, yolo_file
 
 __all__ = [
     "CATALOGUE",
+    "FILES",
     "READERS",
     "HubColumns",
     "HubStream",
@@ -26,6 +27,7 @@ __all__ = [
     "build_source",
     "coco_annotations",
     "find_path",
+    "guess_file",
     "guess_source",
     "read_coco",
     "read_hub",
@@ -53,6 +55,17 @@ READERS = {
     "hub": read_hub,
     "scenes": read_scenes,
 }
+
+FILES: dict[str, Callable[..., CocoFile]] = {
+    "coco": coco_file,
+    "lvis": lvis_file,
+    "mdetr": mdetr_file,
+    "odinw": odinw_file,
+    "voc": voc_file,
+    "yolo": yolo_file,
+    "odvg": odvg_file,
+}
+"""Of the readers of files what says how one is read."""
 
 NOT_READ = ("format", "copies", "weight", "streaming")
 """Entries of a data set's dictionary that say how it is mixed and read; the others are its reader's arguments."""
@@ -175,6 +188,30 @@ def guess_source(path: str | Path, images: str | Path | None = None, split: str 
     if images is not None or format in ("coco", "odvg"):
         spec["images"] = str(path.parent if images is None else images)
     return spec
+
+
+def guess_file(
+    path: str | Path,
+    images: str | Path | None = None,
+    splits: Sequence[str] = (),
+    allow_outside: bool = False,
+    **options: Any,
+) -> tuple[CocoFile, dict[str, Any]]:
+    """What reads the data set that `guess_source` tells, and the `spec` of it.
+
+    Args:
+        splits: the split to read, the first of these that the set has; without any of them the reader's default.
+        options: more arguments of the reader.
+    """
+    spec = guess_source(path, images) | options | ({"allow_outside": True} if allow_outside else {})
+
+    def make() -> CocoFile:
+        return FILES[spec["format"]](**{key: value for key, value in spec.items() if key != "format"})
+
+    file = make()
+    if (split := next((name for name in splits if name in file.splits), None)) is not None:
+        spec["split"], file = split, None
+    return file or make(), spec
 
 
 def _nearest(word: str, known: list[str]) -> str:

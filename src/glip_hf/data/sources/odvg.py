@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,10 +170,7 @@ def _categories(label_map: str | Path | Mapping[Any, str], data_root: str | Path
             names = json.loads(where.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
-    names = dict(enumerate(names)) if isinstance(names, Sequence) else names
-    if not isinstance(names, Mapping) or not names or None in (numbers := [integer(label) for label in names]):
-        raise ValueError(f"{where}: {quote(names)} is not an object of class names by number.")
-    return sorted(
-        ({"id": number, "name": name} for number, name in zip(numbers, names.values(), strict=True)),
-        key=lambda category: category["id"],
-    )
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, Mapping) or not names:
+        raise ValueError(f"{where}: {quote(names)} is not an object of class names by label.")
+    return [{"id": label if integer(label) is None else integer(label), "name": name} for label, name in names.items()]

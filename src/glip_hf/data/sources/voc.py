@@ -196,7 +196,8 @@ def voc_file(
             files and images in it, or in a folder for each split.
         images: the folder of the images; default `JPEGImages` or `images` beside the annotations, else their own. An
             image is called as `filename` says, or like its XML file.
-        split: the list of `ImageSets/Main`, or the folder; default "train", or all where there is none.
+        split: the list of `ImageSets/Main`, or the folder; default "train", or all where there is none. The folder of a
+            split may be given as well as that of all.
         class_names: in their order; default those of all splits, sorted.
         one_based: whether pixels count from 1 and both corners are inside, as in VOC's own files. Default yes, unless a
             coordinate is 0: then they count from 0 and `xmax` and `ymax` are the far edges, as other tools write.
@@ -206,6 +207,9 @@ def voc_file(
         ValueError: for a split that there is not, and a folder without XML files.
     """
     root = find_path(annotations, data_root)
+    part = SPLITS.get(root.name)
+    if part and split is None and any(_has_xml(root.parent / other) for other in SPLITS if other != root.name):
+        root, split = root.parent, part  # with the class names and the origin of all splits
     folder = next((root / name for name in ("Annotations", "annotations") if (root / name).is_dir()), root)
     top = root.parent if folder == root and root.name.lower() == "annotations" else root
     lists = {
@@ -213,12 +217,12 @@ def voc_file(
     }
     parts = {}
     if not lists:
-        parts = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.rglob("*.xml"))}
+        parts = {path.name: path for path in sorted(folder.iterdir()) if _has_xml(path)}
     known = {SPLITS.get(name, name): path for name, path in (lists | parts).items()}
     split = "train" if split is None and "train" in known else split and SPLITS.get(split, split)
     if split and split not in known:
         raise ValueError(f"{root}: there is no split {split!r:.60}; it has {quote(list(known)) if known else 'none'}.")
-    if not any(True for _ in folder.rglob("*.xml")):
+    if not _has_xml(folder):
         raise ValueError(f"{folder}: there is no XML file.")
     if images is None:
         images = next((top / name for name in ("JPEGImages", "images", "Images") if (top / name).is_dir()), folder)
@@ -233,6 +237,10 @@ def voc_file(
         part=known[split] if split and parts else folder,
         one_based=one_based,
     )
+
+
+def _has_xml(folder: Path) -> bool:
+    return any(True for _ in folder.rglob("*.xml"))
 
 
 read_voc = reader(voc_file)

@@ -43,6 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--mode", choices=MODES, default="full", help="which parameters are trained")
     size = "shortest side of images in pixels, saved with the result; default: that of the model's processor"
+    replay = "mix in other data, so that the model keeps what it knew: scenes, a known data set, a recipe or source in "
+    replay += "YAML, labelled Parquet shards or annotations; the share of training images (0.25) after a colon"
+    add("--replay", nargs="+", default=[], metavar="SOURCE[:SHARE]", help=replay)
     add("--size", dest="model.image_size", type=positive, metavar="PIXELS", help=size)
     add("--shots", type=positive, help="images per class to train on; default all")
     add("--prompt-length", type=positive, help="rows of the prompt table; default: a full caption")
@@ -76,6 +79,7 @@ def train(arguments: argparse.Namespace) -> int:
     from glip_hf.conversion import model_directory
     from glip_hf.training.finetuning import TuningRun, Validation, load_tuning_data, tuning_batches, tuning_recipe
     from glip_hf.training.recipe import assign, load_recipe
+    from glip_hf.training.replay import load_replay
     from glip_hf.training.start import start_model
     from glip_hf.training.tuning import tune
 
@@ -96,6 +100,7 @@ def train(arguments: argparse.Namespace) -> int:
             on_broken=reading.on_broken,
             allow_outside=arguments.allow_outside,
         )
+        data.replay = load_replay(arguments.replay, len(data.train), reading.allow_damage, reading.on_broken)
         recipe = tuning_recipe(
             arguments.model,
             arguments.mode,
@@ -111,13 +116,17 @@ def train(arguments: argparse.Namespace) -> int:
             recipe,
             model,
             processor,
-            lambda accelerator: tuning_batches(data.train, processor, recipe, model, accelerator),
+            lambda accelerator: tuning_batches(data.train, processor, recipe, model, accelerator, data.replay),
             Validation(data, processor, recipe.data.batch_size, recipe.data.on_broken),
         )
     except (ImportError, OSError, ValueError) as error:
         print(f"finetune: {explain(error)}", file=sys.stderr)
         return 2
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    for one in data.replay:
+        run.accelerator.print(
+            f"replaying {round(one.copies * len(one.source)):,} images of {one.source.name} per epoch"
+        )
     size = f"at {min(recipe.data.short_sides)} to {max(recipe.data.short_sides)} pixels"
     counts = f"{count:,} parameters in {len(names)} tensors"
     run.accelerator.print(f"{data.note}; {recipe.tuning.mode}: training {counts} {size}")

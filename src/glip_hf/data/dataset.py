@@ -7,8 +7,9 @@ same samples, and a resumed run continues with those of an uninterrupted one.
 Letters: K boxes per image, T tokens of its caption.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from .sources import Source, build_source
 from .sources.scenes import SceneSource
 from .transforms import ImageTransform, flip_boxes, jitter_colors, random_crop
 
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _MIXING, _CAPTION, _IMAGE = 1, 2, 3  # independent random streams
 
 
@@ -107,6 +109,7 @@ class SampleMaker:
         crop_side: images whose shorter side is longer after `transform` are cut to this, in pixels, at a random place
             (`random_crop`); 0 never. Images with a given caption stay whole: it may name what a crop leaves out.
         color: strength of `jitter_colors`; 0 leaves colours as they are.
+        keep_sides: never flip an image whose given caption says left or right.
         greenlight: add `greenlight_map` [T], the tokens that masked language modelling may hide: the class names of
             the image's boxes, or all of a given caption.
     """
@@ -119,6 +122,7 @@ class SampleMaker:
     greenlight: bool = False
     crop_side: int = 0
     color: float = 0.0
+    keep_sides: bool = False
 
     def __post_init__(self) -> None:
         self._captions: dict[str, DetectionCaptions] = {}
@@ -149,7 +153,10 @@ class SampleMaker:
         """
         image = record.image.load()
         rng = np.random.default_rng([*seed, _IMAGE])
-        pixels, size, flipped = self.transform(image, self.image_processor, rng)
+        transform = self.transform
+        if self.keep_sides and record.caption is not None and _SIDES.search(record.caption):
+            transform = replace(transform, flip=0.0)
+        pixels, size, flipped = transform(image, self.image_processor, rng)
         boxes, keep = clip_and_drop(record.boxes, *size)
         boxes = resize_boxes(boxes, size, tuple(pixels.shape[1:]))
         if flipped:

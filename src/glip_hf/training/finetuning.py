@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
-from ..data.dataset import GroundingDataset
+from ..data.dataset import GroundingDataset, Mixture
 from ..data.sources import Source, coco_annotations, find_path, guess_file, require_images
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
@@ -41,6 +41,7 @@ from .card import write_table_card
 from .checkpoints import put, read_tensors
 from .loop import Run, SavedState
 from .recipe import Recipe, RecipeError, load_recipe
+from .replay import Replay
 from .start import image_limits
 
 logger = logging.getLogger(__name__)
@@ -94,12 +95,14 @@ class TuningData:
         train, validation: images of the two.
         specs: of the training data, as `build_source` takes them.
         note: one sentence for the user on how the two were chosen.
+        replay: data that is mixed in, see `load_replay`.
     """
 
     train: Source
     validation: Source
     specs: list[dict[str, Any]]
     note: str
+    replay: list[Replay] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str]:
@@ -316,7 +319,10 @@ def tuning_recipe(
         "tuning.mode": mode,
         "data.short_sides": [round(scale * shortest) for scale in SCALES],
         "data.long_side": size.get("longest_edge", 10 * shortest),
-        "data.sources": [spec | ({"shots": shots} if shots else {}) for spec in data.specs],
+        "data.sources": [
+            *(spec | ({"shots": shots} if shots else {}) for spec in data.specs),
+            *(one.spec | {"copies": one.copies} for one in data.replay),
+        ],
         "schedule.epochs": FEW_SHOT_EPOCHS if shots else EPOCHS,
     }
     sides = {word for name in data.train.names.values() for word in name.lower().split()} & {"left", "right"}
@@ -330,28 +336,46 @@ def tuning_recipe(
     if enlarged and not shots and not chosen & {"schedule.max_steps", "schedule.epochs"}:
         recipe.schedule.epochs = max(EPOCHS, -(-FEWEST_STEPS // steps))
     if "run.evaluate_every" not in chosen:
+        replayed = sum(round(one.copies * len(one.source)) for one in data.replay)
+        steps = max((len(data.train) + replayed) // recipe.data.batch_size, 1)
         recipe.run.evaluate_every = max(steps, 4 * EVALUATE_EVERY if enlarged and not shots else EVALUATE_EVERY)
     return recipe
 
 
 def tuning_batches(
-    source: Source, processor: GlipProcessor, recipe: Recipe, model: GlipForGrounding, accelerator: Accelerator
+    source: Source,
+    processor: GlipProcessor,
+    recipe: Recipe,
+    model: GlipForGrounding,
+    accelerator: Accelerator,
+    replay: Sequence[Replay] = (),
 ) -> Batches:
-    """Training batches of one source; groups that are too small for a batch repeat their images.
+    """Training batches of one source and what is replayed; groups that are too small for a batch repeat their images.
 
     Raises:
-        RecipeError: if a prompt table is to be trained, and the class names do not fit into one caption.
+        RecipeError: if a prompt table is to be trained, and the class names do not fit into one caption, or other data
+            is replayed.
     """
-    data = recipe.data
+    data, is_table = recipe.data, recipe.tuning.mode == "prompt"
+    if is_table and replay:
+        raise RecipeError(
+            "--replay is for modes that change the model: a prompt table leaves it as it is and belongs to one caption."
+        )
     maker = sample_maker(recipe, processor, model.config)
-    try:
-        maker.prepare(source)
-    except ValueError as error:
-        if recipe.tuning.mode == "prompt":
-            raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
-        source.captions = "sampled"
+    maker.keep_sides = bool(replay)
+    sources = [source, *(one.source for one in replay)]
+    for number, own in enumerate(sources):
+        if own.name in {other.name for other in sources[:number]}:
+            own.name = f"{own.name} ({number})"  # captions of class names belong to the name of a source
+        try:
+            maker.prepare(own)
+        except ValueError as error:
+            if is_table:
+                raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
+            own.captions = "sampled"
+    mixture = Mixture(sources, [1, *(one.copies for one in replay)], recipe.run.seed)
     on_error = ON_ERROR[data.on_broken]
-    dataset = GroundingDataset(source, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
+    dataset = GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
     # "wrap": with few images each one counts, and none is dropped because too few share its aspect.
     return dataset_batches(
         dataset,

@@ -70,7 +70,7 @@ def to_yolo(folder, content, digits=6):
         rows = [(c - 1, (x + w / 2) / width, (y + h / 2) / height, w / width, h / height) for c, x, y, w, h in boxes]
         text = "".join(f"{c} " + " ".join(f"{v:.{digits}f}" for v in row) + "\n" for c, *row in rows)
         if text:  # an image without boxes has no file
-            (folder / "labels" / f"{image['id']}.txt").write_text(text)
+            (folder / "labels" / image["file_name"]).with_suffix(".txt").write_text(text)
     names = [category["name"] for category in content["categories"]]
     (folder / "data.yaml").write_text(f"path: .\ntrain: images\nval: images\nnames: {json.dumps(names)}\n")
     return {"format": "yolo", "annotations": str(folder / "data.yaml")}
@@ -94,8 +94,9 @@ def to_voc(folder, content, origin=1):
         (folder / name).mkdir(parents=True)
     for image, boxes in boxes_by_image(content):
         objects = [(names[c], x + origin, y + origin, x + w, y + h, "") for c, x, y, w, h in boxes]
-        (folder / "Annotations" / f"{image['id']}.xml").write_text(voc_xml(image, objects))
-    stems = [str(image["id"]) for image in content["images"]]
+        path = (folder / "Annotations" / image["file_name"]).with_suffix(".xml")
+        path.write_text(voc_xml(image, objects))
+    stems = [image["file_name"].split(".")[0] for image in content["images"]]
     (folder / "ImageSets" / "Main" / "train.txt").write_text("\n".join(stems) + "\n")
     return {"format": "voc", "annotations": str(folder)}
 

@@ -24,6 +24,7 @@ from glip_hf.evaluation import distributed
 from glip_hf.evaluation.plots import make_sets_plot
 from glip_hf.evaluation.report import _write_csv, write_summary
 from glip_hf.evaluation.run import Result
+from tests.data.original_formats import to_odvg, to_voc, to_yolo
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -155,6 +156,28 @@ def test_predictions_are_coco_results_that_score_the_same(coco_run, image_folder
     first, second = read_metrics(coco_run), read_metrics(tmp_path)
     names = [name for name, value in first.items() if isinstance(value, float)]
     assert len(names) == 12 and {n: second[n] for n in names} == pytest.approx({n: first[n] for n in names}, abs=1e-9)
+
+
+@pytest.mark.parametrize("write_as", [to_yolo, to_voc, to_odvg])
+def test_a_set_in_another_format_has_the_same_metrics(coco_run, model_folder, image_folder, tmp_path, write_as):
+    shutil.copytree(image_folder, tmp_path / "images")
+    spec = write_as(tmp_path, json.loads((image_folder / "annotations.json").read_text()))
+    if write_as is to_odvg:  # of which objects alone would tell the class names
+        write(tmp_path / "label_map.json", dict(enumerate(NAMES)))
+    where = ["--annotations", spec["annotations"], *(["--images", spec["images"]] if "images" in spec else [])]
+    options = ["--output", f"{tmp_path}/out", "--device", "cpu", "--gallery", "0"]
+    assert evaluate(["coco", "--model", model_folder, *where, *options]) == 0
+    ours = read_metrics(tmp_path / "out")
+    if write_as is to_voc:  # whose class names are those of objects: another caption
+        assert list(ours["per_category_AP"]) == ["1", "2", "3", "4", "5"]
+        return
+    theirs = read_metrics(coco_run)
+    del ours["run"], theirs["run"]
+    assert list(ours.pop("per_category_AP").values()) == list(theirs.pop("per_category_AP").values())
+    assert ours == theirs
+    entries = [json.loads((folder / "predictions.json").read_text()) for folder in (coco_run, tmp_path / "out")]
+    expected, found = ([(one["category_id"], one["bbox"], one["score"]) for one in entry] for entry in entries)
+    assert [(label + 1, *more) for label, *more in found] == expected
 
 
 def test_class_table(coco_run):

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from ..compilation import caption_multiple, compile_for_inference
+from ..data.sources import guess_file
 from ..evaluation import distributed
 from ..evaluation.base import Evaluator
 from ..evaluation.coco import CocoEvaluator
@@ -90,9 +91,16 @@ def _check(arguments: argparse.Namespace) -> None:
     """
     needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
     if not arguments.score_only:
-        needed += ["model"] if arguments.benchmark == "odinw" else ["model", "images"]
+        needed += ["model"] if arguments.benchmark == "odinw" or _has_images(arguments) else ["model", "images"]
     if missing := [name for name in needed if getattr(arguments, name) is None]:
         raise UsageError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
+
+
+def _has_images(arguments: argparse.Namespace) -> bool:
+    """Whether the data set is of a format that tells where its images are, and which split: YOLO, Pascal VOC, ODVG."""
+    path = Path(arguments.annotations or "")
+    is_other = path.suffix.lower() in (".yaml", ".yml", ".jsonl") or path.is_dir()
+    return arguments.benchmark == "coco" and arguments.annotations is not None and is_other
 
 
 def _tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -105,6 +113,13 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     if arguments.benchmark in DATA_SETS:
         data = arguments.benchmark, arguments.annotations, arguments.images, arguments.tokens
         return [refcoco_task(*data, allow_outside=outside)]
+    if _has_images(arguments):
+        options = {} if arguments.split is None else {"split": arguments.split}
+        splits = () if options else ("val", "test")
+        file, _ = guess_file(arguments.annotations, arguments.images, splits, outside, **options)
+        if file.grounded:
+            raise UsageError(f"{arguments.annotations} has captions, and coco needs boxes of classes.")
+        return [detection_task("coco", file)]
     return [detection_task(arguments.benchmark, arguments.annotations, arguments.images, allow_outside=outside)]
 
 

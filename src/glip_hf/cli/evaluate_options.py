@@ -10,6 +10,7 @@ DESCRIPTION = """\
 Evaluate as in the papers; one process, or several under `accelerate launch` or `torchrun`.
 
   glip evaluate coco   --model DIR --annotations instances_val2017.json --images coco/val2017
+  glip evaluate coco   --model DIR --annotations data.yaml
   glip evaluate lvis   --model DIR --annotations lvis_v1_minival_inserted_image_name.json --images coco
   glip evaluate flickr --model DIR --annotations final_flickr_separateGT_test.json --images flickr30k_images
   glip evaluate refcoco --model DIR --annotations finetune_refcoco_val.json --images coco/train2014
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data(
         "--annotations",
         metavar="FILE",
-        help="COCO, LVIS, MDETR's Flickr30k or RefCOCO JSON, or Flickr30k Entities' folder",
+        help="COCO, LVIS, MDETR's Flickr30k or RefCOCO JSON, or Flickr30k Entities' folder; for coco also data.yaml "
+        "(YOLO), .jsonl (ODVG) or a folder of Pascal VOC files",
     )
     data("--images", metavar="DIR", help="folder of the images (with --score-only: for the gallery)")
     data("--allow-outside", action="store_true", help="read images that the annotations name outside their folder")
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data("--subset", choices=("test", "val", "train"), help="flickr (default: from the annotations' name)")
     data("--config", metavar="DIR|FILE", help="odinw: task files (YAML)")
     data("--data-root", metavar="DIR", default=".", help="odinw: folder that paths in task files are relative to")
-    data("--split", metavar="NAME", help="odinw: a split of the task files (default: their TEST)")
+    data(
+        "--split", metavar="NAME", help="of odinw's task files (default: their TEST), of YOLO and VOC (val, else test)"
+    )
     share = {"type": fraction, "default": 0.5, "metavar": "SHARE"}
     data("--allow-damage", help="of the boxes that may be damaged and are left out (%(default)s)", **share)
     data("--limit", type=positive, metavar="N", help="the first N images only")

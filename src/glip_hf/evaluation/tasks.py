@@ -8,9 +8,10 @@ it as it is written.
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from .._extras import require
 from ..data.fields import read_id
 from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
-from ..data.sources.coco import Annotations, read_annotations
+from ..data.sources.coco import Annotations, CocoFile, read_annotations
 from ..data.sources.odinw import load_task
 from ..prompts_glip import NameInput, Span
 from ..values_glip import quote
@@ -95,13 +96,11 @@ class Task:
         return [one.problem or one.path for one in self.images if one.problem or not os.path.isfile(one.path)]
 
 
-def _task_image(
-    finder: ImageFinder, image: Mapping[str, Any], names: Iterable[Any], sentences: tuple[Sentence, ...] = ()
-) -> TaskImage:
-    """The image of an entry with these names for its file."""
+def _task_image(find: Callable[[], str], image: Mapping[str, Any], sentences: tuple[Sentence, ...] = ()) -> TaskImage:
+    """The image of an entry, whose file `find` tells."""
     path, problem, size = "", "", None
     try:
-        path = finder.find(*names)
+        path = find()
     except ValueError as error:
         problem = f"image {quote(image['id'])}: {error}"
     with suppress(TypeError, ValueError, OverflowError):  # they need not be there
@@ -119,8 +118,8 @@ def source_task(source: "Source") -> Task:
 
 def detection_task(
     name: str,
-    annotations: str | Path | Mapping[str, Any],
-    images: str | Path | None,
+    annotations: str | Path | Mapping[str, Any] | CocoFile,
+    images: str | Path | None = None,
     prompts: Sequence[Mapping[str, str]] | None = None,
     allow_outside: bool = False,
     categories: Sequence[Mapping[str, Any]] | None = None,
@@ -128,6 +127,7 @@ def detection_task(
     """COCO- and LVIS-style files: every category by ascending id, every image by ascending id.
 
     Args:
+        annotations: the file or its content; of other formats what `guess_file` gives, which has its own images.
         images: folder of the images, see `ImageFinder`; for LVIS the one that holds `train2017` and `val2017`. None
             where no image is looked at.
         prompts: caption prompts, one `{"prefix", "name", "suffix"}` per category, in the order of ids.
@@ -137,15 +137,23 @@ def detection_task(
     Raises:
         ValueError: for a file of another format, no categories, or a number of prompts that is not that of categories.
     """
-    finder = None if images is None else ImageFinder(images, allow_outside)
     fields = ("coco_url", "file_name") if name == "lvis" else ("file_name", *URL_FIELDS)
-    known = read_annotations(annotations, categories, finder and (lambda image: finder.find(*map(image.get, fields))))
+    path_of: Callable[[Mapping[str, Any]], str] | None = None
+    if isinstance(annotations, CocoFile):
+        path_of = annotations.image_path
+    elif images is not None:
+        finder = ImageFinder(images, allow_outside)
+
+        def path_of(image: Mapping[str, Any]) -> str:
+            return finder.find(*map(image.get, fields))
+
+    known = read_annotations(annotations, categories, path_of)
     if prompts is not None and len(prompts) != len(known.names):
         raise ValueError(f"{len(prompts)} caption prompts for {len(known.names)} categories: one each is needed.")
-    if finder is None:
+    if path_of is None:
         found = [TaskImage(image_id, "") for image_id in known.image_ids]
     else:
-        found = [_task_image(finder, image, map(image.get, fields)) for image in known.images]
+        found = [_task_image(partial(path_of, image), image) for image in known.images]
     return Task(name, found, known.names if prompts is None else list(prompts), known.category_ids, known)
 
 
@@ -185,7 +193,7 @@ def flickr_task(
         # In the folder, or in those of its subsets.
         names = [entry["file_name"], *(f"{part}/{entry['file_name']}" for part in ("train", "val", "test"))]
         own = tuple(sorted(sentences[image_id], key=lambda one: one.number))
-        found.append(_task_image(finder, entry, names, own))
+        found.append(_task_image(partial(finder.find, *names), entry, own))
     return Task("flickr", found)
 
 
@@ -227,7 +235,7 @@ def refcoco_task(
         found = [TaskImage(image, "", tuple(sentences[image])) for image in entries]
     else:
         found = [
-            _task_image(finder, entry, map(entry.get, fields), tuple(sentences[image]))
+            _task_image(partial(finder.find, *map(entry.get, fields)), entry, tuple(sentences[image]))
             for image, entry in entries.items()
         ]
     return Task(name, found, annotations=known)

@@ -135,8 +135,8 @@ def odvg_file(
         annotations: the `.jsonl` file. Boxes are x1, y1, x2, y2 with the far edges. Where a region has no
             `tokens_positive`, its phrase is looked for in the caption.
         images: the folder of the images.
-        label_map: label -> class name of a detection set, or the JSON file with it; default the `category` of the
-            objects.
+        label_map: label -> class name of a detection set, or the JSON file with it; default the only file
+            `*label_map.json` beside the annotations, else the `category` of the objects.
         data_root, allow_outside: as for `coco_file`.
 
     Raises:
@@ -152,6 +152,8 @@ def odvg_file(
     if first is None:
         raise ValueError(f"{path}: no row has 'detection' or 'grounding', as a file in ODVG's format.")
     categories = None
+    if label_map is None and len(beside := list(path.parent.glob("*label_map.json"))) == 1:
+        label_map = beside[0]
     if label_map is not None and first == "detection":
         categories = _categories(label_map, data_root)
     finders = {"": ImageFinder(find_path(images, data_root, must_exist=False), allow_outside)}

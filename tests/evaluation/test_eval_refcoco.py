@@ -12,6 +12,7 @@ from transformers.loss.loss_for_object_detection import generalized_box_iou
 
 from glip_hf.evaluation import RefCocoEvaluator
 from glip_hf.evaluation.refcoco import generalized_iou, read_expressions
+from glip_hf.evaluation.run import load_predictions
 from glip_hf.evaluation.tasks import refcoco_task
 
 BOX = [10, 10, 20, 20]  # x, y, width, height: the corners 10, 10, 30, 30
@@ -151,12 +152,28 @@ def test_files_as_users_have_them(tmp_path, recwarn):
     assert asked == {4: [[(0, 11)]], 5: [[(8, 11)]], 6: [[(8, 11)]], 7: [[(8, 11)]]}
     (problem,) = refcoco_task("refcoco", document, tmp_path / "photos").missing_images()[-1:]
     assert problem.startswith("image '../0.jpg': the file name") and "--allow-outside" in problem
-    with pytest.raises(ValueError, match=r"has expressions of refcoco, refcoco\+, and none of refcocog"):
+    with pytest.raises(ValueError, match=r"of refcoco, refcoco\+, and none of refcocog: `glip evaluate refcoco`"):
         refcoco_task("refcocog", DOCUMENT, None)
+    with pytest.raises(ValueError, match="none of its 1 images has a caption with a box: MDETR's files"):
+        refcoco_task("refcoco", {"images": [entry(1, None)], "annotations": [box(1, tokens_positive=None)]}, None)
+    assert refcoco_task("refcoco", {"images": [entry(1)], "annotations": [box(1, [1, 1, 0, 0])]}, None).images == []
     own = [entry(1, data_set="ours"), {key: value for key, value in entry(2).items() if key != "dataset_name"}]
     expressions, notes = read_expressions({"images": own, "annotations": [box(1), box(2)]})
     assert ([one.data_set for one in expressions], notes) == (["ours", ""], {})
     assert len(refcoco_task("refcocog", {"images": own, "annotations": [box(1), box(2)]}, None).images) == 1
+
+
+def test_nothing_to_compare_with(tmp_path):
+    """Entries without annotations are predicted; there is no precision of them."""
+    evaluator = RefCocoEvaluator({"images": [entry(1)]})
+    evaluator.update([FOUND[0] | {"image_id": 1}])
+    assert set(evaluator.summarize().values()) == {-1.0}
+    (tmp_path / "gt.json").write_text(json.dumps(DOCUMENT))
+    for found, message in (([0.1, 0.1, 0.5, 0.5], "lie between 0 and 1"), ([50, 50, 20, 10], "5 of 5 boxes of")):
+        found = [one | {"boxes": [found], "scores": [1]} for one in FOUND]
+        (tmp_path / "found.json").write_text(json.dumps(found))
+        with pytest.warns(UserWarning, match=message):
+            load_predictions(RefCocoEvaluator(tmp_path / "gt.json"), tmp_path / "found.json")
 
 
 @pytest.mark.parametrize("options", [[], ["--giou"]])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Evaluator, GalleryItem, iou_xyxy, to_array
+from .base import MISSING, Evaluator, GalleryItem, iou_xyxy, to_array
 from .files import check_records, numbers
 
 PROTOCOLS = ("any", "merged")
@@ -200,6 +200,8 @@ class PhraseEvaluator(Evaluator):
         hits: dict[str, list[list[bool]]] = {"all": []}  # of each type and phrase, for each k
         for key, phrases in self.truth.items():
             for (phrase, target), boxes in zip(phrases, self._predictions[key]["boxes"], strict=True):
+                if not len(target):
+                    continue  # the file has no annotations
                 found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
                 overlaps = self._overlaps(found, target).max(1, initial=0)
                 first = (overlaps if k == ALL else overlaps[:k] for k in self.top_k)
@@ -208,7 +210,7 @@ class PhraseEvaluator(Evaluator):
                     hits.setdefault(kind, []).append(of_phrase)
         names = ["Upper_bound" if k == ALL else f"{self.metric}@{k}" for k in self.top_k]
         self._recalls = {
-            kind: {name: sum(row[n] for row in rows) / max(len(rows), 1) for n, name in enumerate(names)}
+            kind: {name: sum(row[n] for row in rows) / len(rows) if rows else MISSING for n, name in enumerate(names)}
             for kind, rows in sorted(hits.items())
         }
         self._counts = {kind: len(rows) for kind, rows in hits.items()}

@@ -152,7 +152,7 @@ def _recall_by_type(evaluator: PhraseEvaluator) -> bytes:
     width = 0.8 / max(len(names), 1)
     for index, name in enumerate(names):
         places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(rows))]
-        heights = [100 * row[name] for row in rows]
+        heights = [100 * max(row[name], 0) for row in rows]
         label = "any number" if name == "Upper_bound" else name.replace(f"{evaluator.metric}@", "first ")
         axis.bar(places, heights, width * 0.92, color=COLORS[index % len(COLORS)], label=label)
     axis.set_xticks(range(len(rows)), [f"{_label(row['name'])}\n{row['phrases']}" for row in rows])

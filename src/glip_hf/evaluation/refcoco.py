@@ -17,7 +17,6 @@ import numpy as np
 from ..data.images import URL_FIELDS
 from ..data.sources.coco import Annotations, read_annotations
 from ..prompts_glip import Span
-from ..values_glip import quote
 from .base import iou_xyxy
 from .files import check_records, numbers
 from .flickr import Phrase, PhraseEvaluator
@@ -140,6 +139,11 @@ class RefCocoEvaluator(PhraseEvaluator):
 
     load_results = update
 
+    def boxes(self) -> np.ndarray:
+        """[K, 4] float64 xywh, of all predictions."""
+        found = np.concatenate([np.zeros((0, 4)), *(found["boxes"][0] for found in self._predictions.values())])
+        return np.concatenate([found[:, :2], found[:, 2:] - found[:, :2]], axis=1)
+
     def _made_up(self) -> list[dict[str, Any]]:
         return [{"image_id": number, "boxes": [], "scores": []} for _, number in self.truth]
 
@@ -161,11 +165,19 @@ def generalized_iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return iou - (around - union) / np.where(around > 0, around, 1)
 
 
-def check_data_sets(expressions: Sequence[Expression], benchmark: str, file: str) -> None:
+def check_expressions(expressions: Sequence[Expression], benchmark: str, known: Annotations) -> None:
     """
     Raises:
-        ValueError: for the file of another of the three data sets.
+        ValueError: for a file without expressions, and for that of another of the three data sets.
     """
     named = {one.data_set for one in expressions}
+    if not named and known.images:
+        raise ValueError(
+            f"{known.name}: none of its {len(known.images):,} images has a caption with a box: MDETR's files are "
+            "needed, such as finetune_refcoco_val.json."
+        )
     if named and benchmark not in named and named <= set(DATA_SETS):
-        raise ValueError(f"{quote(file)} has expressions of {', '.join(sorted(named))}, and none of {benchmark}.")
+        raise ValueError(
+            f"{known.name} has expressions of {', '.join(sorted(named))}, and none of {benchmark}: `glip evaluate "
+            f"{min(named)}`, or another file."
+        )

@@ -29,6 +29,7 @@ from . import distributed
 from .base import DetectionEvaluator, Evaluator
 from .files import check_records, numbers, read_json
 from .flickr import boxes_by_phrase
+from .refcoco import RefCocoEvaluator
 from .store import PredictionStore
 from .tasks import Task, TaskImage
 
@@ -262,7 +263,7 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
 
 def _warn_of_boxes(evaluator: Evaluator, path: str | Path) -> None:
     """Warn when no box of a result file can be right: the figures alone would not tell."""
-    if not isinstance(evaluator, DetectionEvaluator):
+    if not isinstance(evaluator, DetectionEvaluator | RefCocoEvaluator):
         return
     found = evaluator.boxes()  # [K, 4] xywh
     empty = int((found[:, 2:] <= 0).any(1).sum())

@@ -26,7 +26,7 @@ from ..values_glip import quote
 from . import distributed
 from .files import check_records, read_json
 from .flickr import boxed_phrases
-from .refcoco import check_data_sets, read_expressions
+from .refcoco import check_expressions, read_expressions
 
 if TYPE_CHECKING:
     from ..data.sources import Source
@@ -221,9 +221,10 @@ def refcoco_task(
         annotations, image_path=finder and (lambda image: finder.find(*map(image.get, fields))), grounded=True
     )
     expressions, notes = read_expressions(known)
-    check_data_sets(expressions, name, known.name)
     for note, number in notes.items():
         distributed.tell(f"{known.name}: {number:,} of {len(known.images):,} expressions {note}")
+    if known.tally.kept or not known.tally.listed:  # else the guard has the damage
+        check_expressions(expressions, name, known)
     entries: dict[str, Mapping[str, Any]] = {}
     sentences: dict[str, list[Sentence]] = {}
     for one in expressions:

@@ -39,6 +39,8 @@ def load_script(root: str):
 def detect(directory: Path) -> dict[str, torch.Tensor]:
     """Detections of a fixed random image."""
     model = GlipForGrounding.from_pretrained(directory).eval()
+    for parameter in model.parameters():  # at addresses of one alignment, on which the last bits of a product depend
+        parameter.data = parameter.data.clone()
     processor = GlipProcessor.from_pretrained(directory)
     image = torch.randint(0, 255, (3, 200, 260), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     size = {"shortest_edge": 256, "longest_edge": 400}

@@ -2,12 +2,24 @@
 """mmdetection's layout of GLIP, forks of the original, and files of other models."""
 
 import hashlib
+import sys
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import RELEASED, SMALL, VOCAB, prefixed, same_bits, small_state
+from checkpoints import (
+    RELEASED,
+    SMALL,
+    VOCAB,
+    Calls,
+    foreign_class,
+    forget_module,
+    prefixed,
+    same_bits,
+    small_state,
+)
 from parity.architectures import recorded_config
 from parity.synthetic import key_list
 from tiny import tiny_config, tiny_model
@@ -278,6 +290,51 @@ def test_options_of_the_other_direction_are_refused(tmp_path, capsys):
     (tmp_path / "x.pth").touch()
     assert main(["convert", str(tmp_path / "x.pth"), "b", "--to", "mmdet"]) == 1
     assert "convert it first" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mmengine_objects():
+    """What mmengine leaves beside the weights: its classes exist only while they are pickled."""
+    history = foreign_class("mmengine.logging.history_buffer", "HistoryBuffer", object)
+
+    def minimum(self):
+        raise AssertionError("called")
+
+    minimum.__qualname__, minimum.__module__, history.min = "HistoryBuffer.min", history.__module__, minimum
+    node = foreign_class("mmengine.config.config", "ConfigDict")
+    node.__reduce_ex__ = lambda self, protocol: (node, (dict(self),))
+    buffer = history()
+    buffer.__dict__ = {"_log_history": np.random.rand(200_000), "_statistics_methods": {"min": history.min}}
+    yield {
+        "meta": {"cfg": "model = dict(type='GLIP')", "dataset_meta": node(classes=("a", "b")), "iter": 7},
+        "message_hub": {"log_scalars": {"train/loss": buffer}, "runtime_info": {"best": np.float64(0.5)}},
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [node(lr=0.1, params=[0])]},
+        "param_schedulers": [{"_last_value": [np.float64(1e-4)]}],
+    }
+    forget_module("mmengine")
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 3}])
+def test_files_of_fine_tuning_are_read_without_mmengine(tmp_path, mmengine_objects, options):
+    state = OrderedDict(a=torch.arange(6.0).view(2, 3))
+    torch.save({"state_dict": state, **mmengine_objects}, tmp_path / "x.pth", **options)
+    assert (tmp_path / "x.pth").stat().st_size > 1_600_000  # the history is in the pickle
+    forget_module("mmengine")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert same_bits(checkpoint.tensors, state) and checkpoint.wrapping == "state_dict"
+    assert checkpoint.beside == tuple(mmengine_objects) and "mmengine" not in sys.modules
+
+
+def test_nothing_of_mmengine_is_called_or_looked_up(tmp_path):
+    run = foreign_class("mmengine.runner", "Runner", object)
+    evil = Calls(getattr, Calls(getattr, run, "__class__"), "mro")
+    content = {"runner": Calls(run, Calls(run, "x")), "method": Calls(getattr, run, "__subclasses__")}
+    torch.save({"state_dict": {"a": torch.ones(1)}, **content}, tmp_path / "x.pth")
+    torch.save({"state_dict": {"a": torch.ones(1)}, "runner": Calls(run), "evil": evil}, tmp_path / "evil.pth")
+    forget_module("mmengine")
+    assert list(read_checkpoint(tmp_path / "x.pth").tensors) == ["a"]
+    with pytest.raises(CheckpointError, match="builtins.getattr. It was refused and nothing was executed"):
+        read_checkpoint(tmp_path / "evil.pth")
 
 
 def test_the_average_of_mmengine_is_what_it_saves_as_weights(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .unpickling import MAX_PICKLE_BYTES, Inert, UnsafePickleError, load_pickle
+from .unpickling import MAX_PICKLE_BYTES, MAX_PICKLE_FILE, Inert, UnsafePickleError, load_pickle
 
 WRAPPINGS = ("model", "state_dict")
 """Keys under which files keep the weights, in the order in which they are looked for."""
@@ -154,9 +154,9 @@ def _check_archive(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise CheckpointError(f"{path} is a compressed zip file, which PyTorch does not write: unpack it first.")
         for entry in entries:
-            if "/data/" not in entry.filename and entry.file_size > MAX_PICKLE_BYTES:
+            if "/data/" not in entry.filename and entry.file_size > MAX_PICKLE_FILE:
                 raise CheckpointError(
-                    f"{path}: {entry.filename:.100} has {entry.file_size:,} bytes, a GLIP's less than a million; "
+                    f"{path}: {entry.filename:.100} has {entry.file_size:,} bytes, more than any history of training; "
                     "where it was made, save the weights alone: torch.save({'model': checkpoint['model']}, path)."
                 )
         # By torch's own reader as well, since `torch.load` runs what that one takes for TorchScript.

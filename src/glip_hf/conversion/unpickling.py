@@ -25,8 +25,11 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 MAX_PICKLE_BYTES = 2 << 20
-"""Largest pickle that is read, without the tensors it names; GLIP-L's with its optimizer has 0.6 MB. Each byte can
-make an object of 64, and takes a microsecond."""
+"""Largest pickle that is read, without the tensors it names and long texts; GLIP-L's with its optimizer has 0.6 MB.
+Each byte can make an object of 64, and takes a microsecond."""
+MAX_PICKLE_FILE = 256 << 20
+"""With long texts, which are skipped: mmengine keeps all values that were logged, 20 bytes for each."""
+LONG_TEXT = 1 << 14
 
 
 class UnsafePickleError(ValueError):
@@ -72,6 +75,13 @@ class Inert(metaclass=_InertType):
 
     def extend(self, values: Iterable[Any]) -> None:
         self.elements.extend(values)
+
+
+class _RecordType(_InertType):
+    """Class of the stand-ins for `_DATA_MODULES`: what a call was given is kept."""
+
+    def __call__(cls, *args: Any) -> Inert:
+        return cls.__new__(cls, *args)
 
 
 class _Function:
@@ -147,8 +157,17 @@ def _new(cls: Any, *args: Any) -> Any:
     return cls.__new__(cls, *args)
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _attribute(owner: Any, *_: Any) -> Inert:
+    """`getattr`, by which mmengine's HistoryBuffer names its methods: a record, nothing is looked up."""
+    if not isinstance(owner, _RecordType):
+        raise UnsafePickleError("The pickle wants to call builtins.getattr. It was refused and nothing was executed.")
+    return Inert.__new__(_SKIPPED)
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes | Inert:
     """`_codecs.encode`, how protocol 2 writes bytes."""
+    if isinstance(text, Inert) and type(text) is _SKIPPED:
+        return text
     if not isinstance(text, str) or not isinstance(encoding, str):
         raise pickle.UnpicklingError("bytes that are not encoded text")
     if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
@@ -164,15 +183,22 @@ def _mapping(*args: Any) -> _Mapping:
 
 
 def _collection(kind: type, *args: Any) -> Any:
+    if len(args) == 1 and type(args[0]) is _SKIPPED:
+        return args[0]
     # An integer argument would allocate that many bytes.
     if len(args) > 1 or any(not isinstance(argument, list | tuple | set | bytes) for argument in args):
         raise pickle.UnpicklingError(f"{kind.__name__} of something other than a collection")
     return kind(*args) if kind in (list, tuple, bytearray) else kind(map(_key, *args))
 
 
-def _stand_in(module: str, name: str) -> type:
-    return _InertType(name, (Inert,), {"__module__": module, "__qualname__": name, "__slots__": ()})
+def _stand_in(module: str, name: str, kind: type[_InertType] = _InertType) -> type:
+    return kind(name, (Inert,), {"__module__": module, "__qualname__": name, "__slots__": ()})
 
+
+_SKIPPED = _stand_in("builtins", "str")
+"""Class of what stands for a long text or an attribute."""
+_DATA_MODULES = frozenset({"mmengine", "mmcv", "mmdet"})
+"""Packages whose objects lie beside the weights of mmdetection: calls of theirs are kept as inert records."""
 
 _COLLECTIONS = (set, frozenset, list, tuple, bytearray)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -222,13 +248,13 @@ _CODE_MODULES = frozenset(
 
 
 class _Bounded:
-    """A file of which at most `MAX_PICKLE_BYTES` are read."""
+    """A file of which at most `MAX_PICKLE_BYTES` are read, beside what is skipped."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left = file, MAX_PICKLE_BYTES
+        self._file, self._left, self.skipping = file, MAX_PICKLE_BYTES, False
 
     def take(self, size: int) -> None:
-        self._left -= size
+        self._left -= 1 if self.skipping else size
         if self._left < 0:
             raise pickle.UnpicklingError(f"a pickle of more than {MAX_PICKLE_BYTES >> 20} MB (MAX_PICKLE_BYTES)")
 
@@ -250,6 +276,8 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     largest_storage = 1 << 62
     """In bytes; that of a file is no larger than the file."""
+    has_records = False
+    """Whether an object of `_DATA_MODULES` was named: only their attributes may be asked for."""
     dispatch = pickle._Unpickler.dispatch.copy()
     for _opcode in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.NEWOBJ_EX):
         del dispatch[_opcode[0]]  # the first allocates what it is told; of later protocols than that of `torch.save`
@@ -288,6 +316,20 @@ class RestrictedUnpickler(pickle._Unpickler):
         items = self.pop_mark()
         self.append(_Mapping(zip(items[::2], items[1::2], strict=True)))
 
+    def _binary(self, decode: Callable[[bytes], Any]) -> None:
+        """Text or bytes behind their length; what is long is skipped, and something inert stands for it."""
+        left = int.from_bytes(self.read(4), "little")
+        if left <= LONG_TEXT:
+            self.append(decode(self.read(left)))
+            return
+        self._bounded.skipping = True
+        while left > 0:
+            left -= (got := len(self.read(min(left, 1 << 20))))
+            if not got:
+                raise EOFError
+        self._bounded.skipping = False
+        self.append(Inert.__new__(_SKIPPED))
+
     def _charge(self, args: tuple[Any, ...]) -> None:
         """Count what a call may copy as if it stood in the file, which may name one long list a million times."""
         sized = (
@@ -315,6 +357,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         pickle.SETITEMS[0]: _set_items,
         pickle.ADDITEMS[0]: _add_items,
         pickle.DICT[0]: _dict,
+        pickle.BINUNICODE[0]: lambda self: self._binary(lambda data: str(data, "utf-8", "surrogatepass")),
+        pickle.BINBYTES[0]: lambda self: self._binary(bytes),
         pickle.EMPTY_DICT[0]: lambda self: self.append(_Mapping()),
         pickle.FROZENSET[0]: lambda self: self.append(frozenset(map(_key, self.pop_mark()))),
     }
@@ -323,12 +367,17 @@ class RestrictedUnpickler(pickle._Unpickler):
         # Protocols 0 to 2 use the names of Python 2, as the standard unpickler knows them too.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         path = f"{module}.{name}"
+        if path == "builtins.getattr" and self.has_records:
+            return _Function(_attribute)
         if path in _FUNCTIONS:
             return _Function(_FUNCTIONS[path])
         if path in ("torch.UntypedStorage", "torch.storage.UntypedStorage"):
             return _UntypedStorage()
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
+        if module.split(".")[0] in _DATA_MODULES:
+            self.has_records = True
+            return _stand_in(module, name, _RecordType)
         if path in _DATA_CONSTRUCTORS:
             stand_in = _stand_in(module, name)
             return _Function(lambda *args: stand_in.__new__(stand_in, *args))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glip_hf.cli import main
-from glip_hf.data import check_data
+from glip_hf.data import build_mixture, check_data
 from glip_hf.data.sources import build_source, coco_annotations, guess_source
 from glip_hf.data.sources.coco import read_annotations
 from glip_hf.evaluation.coco import CocoEvaluator
@@ -158,7 +158,7 @@ ROW = "0 0.5 0.5 0.2 0.1\n"
     [
         "path: ..\ntrain: set/images/train\nval: set/images/val",
         "train: ../images/train\nvalid: ../images/val",  # Roboflow's: from a folder that is not there
-        "train: [images/train, images/more]\nval: images/val",
+        "train: [images/train, images/more]\nval: ..\\images\\val",
         "train: train.txt\nval: images/val",
         "path: nowhere\ntrain: images/train\nval: images/val",
     ],
@@ -392,6 +392,25 @@ def test_odvg_damage_is_named_and_left_out(tmp_path, build):
     (tmp_path / "rows.jsonl").write_text('{"images": []}\n')
     with pytest.raises(ValueError, match="rows.jsonl: no row has 'detection' or 'grounding'"):
         build(spec)
+
+
+def test_a_mixture_of_formats(tmp_path):
+    yolo = yolo_set(tmp_path / "set", "train: images\nnames: [cat]", {"images/1.png": ROW})
+    region = {"bbox": [3, 2, 12, 9], "phrase": "a cat"}
+    odvg = odvg_set(tmp_path / "rows", {"grounding": {"caption": "a cat", "regions": [region]}})
+    specs = [{**yolo, "annotations": "set/data.yaml"}, {**odvg, "annotations": "rows/rows.jsonl", "images": "rows"}]
+    mixture = build_mixture(specs, tmp_path, tmp_path / "cache")
+    assert len(mixture) == 2 and [len(source) for source in mixture.sources] == [1, 1]
+    assert [source.captions for source in mixture.sources] == ["all", "given"]
+
+
+def test_xml_of_any_depth_and_voc_without_objects(tmp_path, build):
+    deep = "<a>" * 50_000 + "</a>" * 50_000
+    (tmp_path / "0.xml").write_text(f"<annotation><filename>0.png</filename>{deep}</annotation>")
+    save_images(tmp_path, [(30, 20)])
+    with pytest.raises(ValueError, match="there are no 'categories'"):
+        build(guess_source(tmp_path), drop_empty=False)
+    assert len(build(guess_source(tmp_path), class_names=["cat"], drop_empty=False)) == 1
 
 
 def test_every_format_is_checked_from_the_command_line(tmp_path, capsys):

@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Report every kind of damage in annotations and images, with file and id, and whether a run would start.
 
   glip check-data instances.json --images photos
-  glip check-data data.yaml                      # YOLO; also an ODVG file (.jsonl), or a folder of Pascal VOC files
+  glip check-data data.yaml --set split=val      # YOLO; also an ODVG file (.jsonl), or a folder of Pascal VOC files
   glip check-data flickr.json --format mdetr --images flickr30k_images --tokenizer bert-base-uncased
   glip check-data user/dataset --format hub --set split=validation columns='{box_format: xyxy}'
   glip check-data --recipe examples/configs/glip_swin_t_o365_goldg.yaml --data-root DATASET

@@ -189,7 +189,7 @@ def yolo_file(
             (one for one in (path.parent / str(given), find_path(str(given), data_root, False)) if one.exists()), root
         )
     parts, entries = [], splits[split]
-    for entry in map(str, entries if isinstance(entries, list) else [entries]):
+    for entry in (str(one).replace("\\", "/") for one in (entries if isinstance(entries, list) else [entries])):
         inside = Path(*(part for part in Path(entry).parts if part != "..")) if not os.path.isabs(entry) else entry
         tried = [place / one for one in (entry, inside) for place in (root, path.parent)]
         found = next((place for place in tried if place.exists()), None)

@@ -52,11 +52,13 @@ VALIDATION_FRACTION = 0.2
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Training sizes relative to the processor's: 480 to 800 pixels for the released models."""
 
-LARGEST_SIZE = 480
+LARGEST_SIZE = 320
 """Shortest side in pixels up to which a small model follows larger images: minutes of a run on two CPU cores."""
+ENLARGED_SCALES = (0.8, 0.9, 1.0, 1.1)
+"""`SCALES` of a model that is raised to a larger size, which learns most at the size that it is used at."""
 
 FEW_SHOT_EPOCHS, EPOCHS = 200, 24
-FEWEST_STEPS = 1000
+FEWEST_STEPS = 1200
 """Of a model that is raised to a larger size, unless few-shot."""
 EVALUATE_EVERY = 25
 """Minimum number of steps between evaluations: one per epoch, as in the original, is too often for a few steps."""
@@ -317,8 +319,8 @@ def tuning_recipe(
         "model.start_from": model,
         "model.image_size": enlarged,
         "tuning.mode": mode,
-        "data.short_sides": [round(scale * shortest) for scale in SCALES],
-        "data.long_side": size.get("longest_edge", 10 * shortest),
+        "data.short_sides": [round(scale * shortest) for scale in (ENLARGED_SCALES if enlarged else SCALES)],
+        "data.long_side": round(size.get("longest_edge", 10 * shortest) * (ENLARGED_SCALES[-1] if enlarged else 1)),
         "data.sources": [
             *(spec | ({"shots": shots} if shots else {}) for spec in data.specs),
             *(one.spec | {"copies": one.copies} for one in data.replay),

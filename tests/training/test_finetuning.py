@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from coco_images import write_rectangles
 from PIL import Image
 from random_glip import random_model, random_processor, save_random_model
@@ -18,7 +19,7 @@ from glip_hf.data.columns import DamagedData
 from glip_hf.data.images import MissingImages
 from glip_hf.evaluation import CocoEvaluator
 from glip_hf.inference import Grounded
-from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_recipe
+from glip_hf.training.finetuning import BestWeights, Validation, load_tuning_data, tuning_batches, tuning_recipe
 from glip_hf.training.recipe import Recipe, RecipeError, load_recipe
 from tests.data.original_formats import to_odvg, to_voc, to_yolo, voc_xml
 
@@ -284,6 +285,25 @@ def test_validation_is_coco_ap(coco: Path) -> None:
     coco.unlink()  # annotations are read once per run
     figures = validation(random_model())
     assert 0 <= figures["AP"] <= figures["AP50"] <= 1
+
+
+def test_the_validation_loss_is_that_of_training(coco: Path) -> None:
+    """Whatever the class ids of the validation file, and however many images share a batch."""
+    model, other = random_model(), renamed(coco, (7, "cat"), (3, "sofa"))
+    first, second = (
+        Validation(load_tuning_data(coco, coco.parent, validation=file), random_processor(), size)
+        for file, size in ((coco, 4), (other, 4))
+    )
+    assert first(model)["validation_loss"] == pytest.approx(second.loss(model), rel=1e-5)
+    data = load_tuning_data(coco, coco.parent, validation=coco)
+    size = ["data.short_sides=[320]", "data.long_side=533", "data.flip=0", "data.batch_size=7"]
+    recipe = tuning_recipe("base", "full", data, random_processor(), overrides=size)
+    batches = tuning_batches(data.train, random_processor(), recipe, model, Accelerator(cpu=True))
+    batch = next(batches.batches(0))
+    assert batch.pop("sample_ids") and len(batch["labels"]) == 7
+    with torch.no_grad():
+        whole = Validation(data, random_processor(), 7).loss(model)
+        assert whole == pytest.approx(model(**batch).loss.item(), rel=1e-4)
 
 
 def test_validation_images_are_read_before_the_run(coco: Path, caplog: pytest.LogCaptureFixture) -> None:

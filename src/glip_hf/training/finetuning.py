@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
 
+from ..data import GroundingCollator, ImageTransform, NegativeSampling, SampleMaker
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset, Mixture
@@ -62,6 +64,9 @@ FEWEST_STEPS = 1200
 """Of a model that is raised to a larger size, unless few-shot."""
 EVALUATE_EVERY = 25
 """Minimum number of steps between evaluations: one per epoch, as in the original, is too often for a few steps."""
+
+LOSS_IMAGES = 32
+"""Validation images, spread over all, whose loss is measured at each evaluation: one forward pass more for each."""
 
 _DEFAULTS: dict[str, Any] = {
     "data.batch_size": 4,
@@ -369,12 +374,8 @@ def tuning_batches(
     for number, own in enumerate(sources):
         if own.name in {other.name for other in sources[:number]}:
             own.name = f"{own.name} ({number})"  # captions of class names belong to the name of a source
-        try:
-            maker.prepare(own)
-        except ValueError as error:
-            if is_table:
-                raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
-            own.captions = "sampled"
+        if (error := _prepare(maker, own)) and is_table:
+            raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
     mixture = Mixture(sources, [1, *(one.copies for one in replay)], recipe.run.seed)
     on_error = ON_ERROR[data.on_broken]
     dataset = GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
@@ -389,8 +390,18 @@ def tuning_batches(
     )
 
 
+def _prepare(maker: SampleMaker, source: Source) -> ValueError | None:
+    """Prepare the captions of a source: sampled ones, where its class names do not fit into one; then why."""
+    try:
+        maker.prepare(source)
+    except ValueError as error:
+        source.captions = "sampled"
+        return error
+    return None
+
+
 class Validation:
-    """COCO metrics on the validation images, by the engine that also serves evaluation.
+    """COCO metrics on the validation images, by the engine that also serves evaluation, and the loss on some of them.
 
     Args:
         data: its validation images are divided among the processes; their annotations are read once, here.
@@ -415,7 +426,7 @@ class Validation:
         self.task.category_ids = matching_category_ids(data.train, data.validation)
         processor(text=self.task.names)  # a name that no caption can hold is found here, not at the first evaluation
         broken = find_broken((image.ref for image in self.task.images), on_broken, decode=True)
-        self.task.images = [image for image in self.task.images if image.path not in broken]
+        images, self.task.images = self.task.images, [one for one in self.task.images if one.path not in broken]
         evaluator = self._evaluator()
         if not evaluator.objects_by_category():
             raise ValueError(
@@ -423,18 +434,46 @@ class Validation:
                 "which weights are best. Give a validation file, or another one."
             )
         evaluator.rehearse()
+        kept = [row for row, image in enumerate(images) if image.path not in broken]
+        own = {category: label for label, category in self.source.category_ids.items()}
+        numbers = {own[one]: label for one, label in zip(self.task.category_ids, sorted(data.train.names), strict=True)}
+        # As in training: boxes of the same classes, in a caption of the same order.
+        self.measured = self.source.select(kept[:: -(-len(kept) // LOSS_IMAGES)]).renumbered(numbers)
 
     def _evaluator(self) -> CocoEvaluator:
         return CocoEvaluator(self.annotations, [image.image_id for image in self.task.images])
 
     def __call__(self, model: GlipForGrounding) -> dict[str, float]:
-        """`AP`, `AP50`, ... of the model, the same on every process."""
+        """`AP`, `AP50`, ... of the model and its `validation_loss`, the same on every process."""
         rank, size = world()
         engine = GroundingEngine(model, self.processor, self.options)
         evaluator = self._evaluator()
         evaluator.update(predictions(engine, self.task, self.task.images[rank::size]))
         evaluator.gather()
-        return evaluator.summarize()
+        return evaluator.summarize() | {"validation_loss": self.loss(model)}
+
+    @torch.no_grad()
+    def loss(self, model: GlipForGrounding) -> float:
+        """The training loss at the size of evaluation without augmentation, in evaluation mode: the mean over up to
+        `LOSS_IMAGES` images. Every process measures all of them: the loss itself averages over processes."""
+        limits, length = image_limits(dict(self.processor.image_processor.size)), model.config.max_text_length
+        longest = limits.get("longest_edge", 10 * limits["shortest_edge"])
+        maker = SampleMaker(
+            self.processor.tokenizer,
+            self.processor.image_processor,
+            ImageTransform.evaluation(limits["shortest_edge"], longest),
+            NegativeSampling(max_tokens=length - 2),
+            length,
+            greenlight=model.config.mlm_loss_weight > 0,
+        )
+        _prepare(maker, self.measured)
+        dataset, total = GroundingDataset(self.measured, maker), 0.0
+        collate, size = GroundingCollator(self.processor.tokenizer.pad_token_id), self.options.batch_size
+        for start in range(0, len(dataset), size):
+            samples = [dataset[row] for row in range(start, min(start + size, len(dataset)))]
+            batch = send_to_device(dict(collate(samples)), model.device)
+            total += model(**batch).loss.item() * len(samples)
+        return total / len(dataset)
 
 
 class BestWeights:

@@ -51,6 +51,7 @@ class Source:
 
     prompts: Mapping[int, Name] | None = None
     file: Any = None
+    _numbers: np.ndarray | None = None  # class id in the table -> that of this source, where they differ
 
     def __init__(
         self,
@@ -102,7 +103,10 @@ class Source:
         data = self._encoded(values["offset"]) if self._encoded else None
         if data is not None:
             values["offset"] = -1
-        return record_from_row(values, self.name, self.names, data)
+        record = record_from_row(values, self.name, self.names, data)
+        if self._numbers is not None:
+            record.labels = self._numbers[record.labels]
+        return record
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -139,6 +143,18 @@ class Source:
         part._rows = indices if self._rows is None else np.asarray(self._rows)[indices]
         return part
 
+    def renumbered(self, numbers: Mapping[int, int]) -> "Source":
+        """The same source with other class ids: old -> new."""
+        part, table = copy.copy(self), np.zeros(max(numbers, default=0) + 1, dtype=np.int64)
+        table[list(numbers)] = list(numbers.values())
+        part._numbers = table if self._numbers is None else table[self._numbers]
+        part.names, part.category_ids = (
+            {numbers[label]: value for label, value in own.items()} for own in (self.names, self.category_ids)
+        )
+        if self.prompts:
+            part.prompts = {numbers[label]: prompt for label, prompt in self.prompts.items()}
+        return part
+
     def few_shot(self, shots: int, shuffle_seed: int | None = None) -> "Source":
         """At least `shots` images per class, chosen by the original's rule.
 
@@ -166,6 +182,8 @@ class Source:
     def label_sets(self) -> list[set[int]]:
         """The class ids of every sample's boxes."""
         per_row = [set(labels) for labels in self.table.data.column("labels").to_pylist()]
+        if self._numbers is not None:
+            per_row = [{int(self._numbers[label]) for label in labels} for labels in per_row]
         return [per_row[self.row(index)] for index in range(len(self))]
 
 

@@ -24,6 +24,7 @@ from parity.architectures import recorded_config
 from parity.synthetic import key_list
 from tiny import tiny_config, tiny_model
 
+from glip_hf import GlipProcessor
 from glip_hf.cli import main
 from glip_hf.conversion import (
     Checkpoint,
@@ -116,7 +117,8 @@ def converted(tmp_path_factory):
     mmdet = OrderedDict(sorted(to_mmdet(original).items()))  # in an order of its own
     mmdet.pop("language_model.language_backbone.body.model.embeddings.position_ids")
     torch.save({"model": prefixed(original)}, folder / "original.pth")
-    torch.save({"state_dict": mmdet, "meta": {"epoch": 12}}, folder / "mmdet.pth")
+    meta = {"epoch": 12, "dataset_meta": {"classes": ("cat", "small dog")}}
+    torch.save({"state_dict": mmdet, "meta": meta}, folder / "mmdet.pth")
     for name in ("original", "mmdet"):
         convert_checkpoint(folder / f"{name}.pth", folder / name, config=recorded_config("small_a"), tokenizer=VOCAB)
     return folder
@@ -151,6 +153,14 @@ def test_the_record_tells_the_layout_and_old_records_stay_valid(converted):
     texts = {name: (converted / name / "conversion.json").read_text() for name in ("original", "mmdet")}
     assert '"layout": "mmdet"' in texts["mmdet"] and "layout" not in texts["original"]
     assert "mmdetection's layout" in (converted / "mmdet" / "README.md").read_text()
+    names = {name: GlipProcessor.from_pretrained(converted / name).class_names for name in ("original", "mmdet")}
+    assert names == {"original": None, "mmdet": ["cat", "small dog"]}
+
+
+@pytest.mark.parametrize("meta", [None, [], {"dataset_meta": None}, {"dataset_meta": {"classes": "ab"}}])
+def test_class_names_that_are_none(tmp_path, meta):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "meta": meta}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").classes == ()
 
 
 def test_a_prompt_table_is_not_written_where_it_would_be_ignored(tmp_path):
@@ -323,6 +333,7 @@ def test_files_of_fine_tuning_are_read_without_mmengine(tmp_path, mmengine_objec
     checkpoint = read_checkpoint(tmp_path / "x.pth")
     assert same_bits(checkpoint.tensors, state) and checkpoint.wrapping == "state_dict"
     assert checkpoint.beside == tuple(mmengine_objects) and "mmengine" not in sys.modules
+    assert checkpoint.classes == ("a", "b")
 
 
 def test_nothing_of_mmengine_is_called_or_looked_up(tmp_path):

@@ -43,6 +43,7 @@ class Checkpoint:
         layout, foreign, remedy, ignored: what `layouts.locate` found: whose names the file has ("original" or "mmdet"),
             keys that are not GLIP's (in the file's names) with their shapes and the options that leave them out, and
             those that were left out.
+        classes: class names that mmengine recorded in `meta["dataset_meta"]`, if any.
     """
 
     tensors: dict[str, Tensor]
@@ -54,6 +55,7 @@ class Checkpoint:
     foreign: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     remedy: str = ""
     ignored: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def is_ema(self) -> bool:
@@ -72,13 +74,13 @@ def read_checkpoint(path: str | os.PathLike[str], ema: bool = False) -> Checkpoi
             execute code, or if the wanted weights are not in it.
     """
     path = Path(path)
-    state_dict, wrapping, beside = _unwrap(_read(path), path, ema)
+    state_dict, wrapping, beside = _unwrap(root := _read(path), path, ema)
     tensors = {key: _as_tensor(key, value, path) for key, value in state_dict.items()}
     prefix = ""
     while all(key.startswith(PREFIX) for key in tensors):
         tensors = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
         prefix += PREFIX
-    return Checkpoint(tensors, path, wrapping, prefix, beside)
+    return Checkpoint(tensors, path, wrapping, prefix, beside, classes=_classes(root))
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -174,6 +176,18 @@ def verify_checksums(path: Path) -> None:
         damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: {damaged:.100} differs from its checksum. Fetch the file again.")
+
+
+def _classes(root: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names that mmengine recorded, none if they are not there or not a list of names."""
+    value: Any = root
+    for key in ("meta", "dataset_meta", "classes"):
+        if isinstance(value, Inert) and value.elements:  # a ConfigDict was called with its contents
+            value = value.elements[0]
+        value = value.get(key) if isinstance(value, Mapping) else None
+    names = tuple(value) if isinstance(value, list | tuple) else ()
+    valid = all(isinstance(name, str) and 0 < len(name.strip()) and len(name) <= MAX_KEY for name in names)
+    return names if valid and len(names) <= MAX_TENSORS else ()
 
 
 def _is_tensor(value: Any) -> bool:

@@ -119,6 +119,7 @@ def convert_checkpoint(
     dtype = reduce(torch.promote_types, {tensor.dtype for tensor in weights.values()})
     # Own memory for every tensor: those of the file share one mapped storage, which safetensors refuses to write.
     ours = {key: tensor.to(dtype, copy=True).contiguous() for key, tensor in to_ours(weights).items()}
+    classes = list(checkpoint.classes) or None
     del checkpoint, tensors, weights
     model = GlipForGrounding.from_pretrained(None, config=glip_config, state_dict=ours, dtype=dtype)
     model.load_state_dict(ours, assign=True)  # these very tensors, whatever loading made of them
@@ -127,12 +128,13 @@ def convert_checkpoint(
         directory.mkdir()
         # save_original_format=False keeps the names of this model; the default writes those of older Swin models.
         model.save_pretrained(directory, max_shard_size=max_shard_size, save_original_format=False)
-        GlipProcessor(GlipImageProcessorPil(), glip_tokenizer).save_pretrained(directory)
+        GlipProcessor(GlipImageProcessorPil(), glip_tokenizer, class_names=classes).save_pretrained(directory)
         if altered:
             save_file(altered, directory / BUFFERS_NAME)
         record.save(directory)
         build_model_card(record, output.name).save(directory / "README.md")
-    return Conversion(output, glip_config, record, _notes(record))
+    notes = [f"tuned for {len(classes)} class names: {shorten(classes, 5)}."] if classes else []
+    return Conversion(output, glip_config, record, (*_notes(record), *notes))
 
 
 def load_tokenizer(

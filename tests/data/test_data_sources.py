@@ -3,8 +3,11 @@
 import base64
 import json
 import pickle
+import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from glip_hf.data.columns import Columns, DamagedData
 from glip_hf.data.sources import (
     CATALOGUE,
     HubStream,
+    base,
     build_source,
     coco,
     find_path,
@@ -107,6 +111,26 @@ def test_coco_damage_is_left_out_and_counted_or_refused(build, coco_set, tmp_pat
     assert len(source[0].boxes) == 2
     with pytest.raises(ValueError, match=r"instances\.json: annotation .* Repair it"):
         build(coco_set, strict=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_reader_gives_pages_of_its_table_back(build, coco_set, monkeypatch):
+    """Else a loader worker would come to hold all of a table of gigabytes."""
+    monkeypatch.setattr(base, "READS_PER_RELEASE", 4)
+    source = build(coco_set)
+    [file] = source.table.cache_files
+
+    def resident():
+        maps = Path("/proc/self/smaps").read_text().split(f"{file['filename']}\n")[1:]
+        return sum(int(re.search(r"Rss: +(\d+) kB", one)[1]) for one in maps)
+
+    first = [repr(source[index]) for index in range(3)]
+    assert resident() > 0
+    source[3]
+    assert resident() == 0
+    assert [repr(source[index]) for index in range(3)] == first and resident() > 0
+    source.digest()
+    assert resident() == 0
 
 
 def test_cache_is_used_until_the_file_changes(build, coco_set, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from ...prompts_glip import Name
 from ...runs import sizes_digest
 from ...values_glip import quote
 from ..broken import find_broken
+from ..cache import release_pages
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..images import MissingImages, missing_files
 from ..records import ImageRef, Record, record_from_row
@@ -32,6 +33,10 @@ DATA_ROOTS = (".", "$DATASET", "DATASET", "OUTPUT", "data", "MODEL")
 
 
 SIZED_IMAGES = 1000
+
+READS_PER_RELEASE = 128
+"""Records after which a process gives back the pages of its table that it has read: each record touches some 10
+columns, 64 KiB at a time, so that a loader worker would soon hold all of a file of a gigabyte."""
 
 
 class Source:
@@ -71,6 +76,7 @@ class Source:
         self.tally = Tally(**info["tally"])
         self._length, self._rows, self._encoded = len(table), rows, encoded
         self._one_row = table.with_format("arrow")
+        self._mapped, self._reads = [file["filename"] for file in table.cache_files], 0
         if self.dropped:
             logger.warning(f"{info['file']}: {self.tally.describe()}. `glip check-data` names each of them.")
         for note in self.tally.notes:
@@ -100,6 +106,9 @@ class Source:
     def __getitem__(self, index: int) -> Record:
         row = self.row(index)
         values = self._one_row[row].to_pylist()[0]
+        self._reads += 1
+        if self._reads % READS_PER_RELEASE == 0:
+            release_pages(self._mapped)
         data = self._encoded(values["offset"]) if self._encoded else None
         if data is not None:
             values["offset"] = -1
@@ -177,6 +186,7 @@ class Source:
         step = max(len(self) // SIZED_IMAGES, 1)
         paths = columns.column("path").take(np.array([self.row(index) for index in range(0, len(self), step)]))
         digest.update(sizes_digest(paths.to_pylist()).encode())
+        release_pages(self._mapped)
         return digest.hexdigest()
 
     def label_sets(self) -> list[set[int]]:

@@ -29,10 +29,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
     add("--model", required=True, type=model_name, help="GLIP to start from: a directory, a Hub id, or demo")
-    add("--train", required=True, help="COCO file, YOLO data.yaml, ODVG .jsonl or folder of Pascal VOC files")
-    add("--images", help="their folder; default: what the format says, or beside the file")
-    add("--validation", help="the same; default: the split val of --train, else some training images are held out")
-    add("--validation-images", help="their folder, if it is another")
+    add(
+        "--train",
+        required=True,
+        nargs="+",
+        help="COCO file, YOLO data.yaml, ODVG .jsonl or Pascal VOC folder; of several, classes match by name",
+    )
+    add(
+        "--images", nargs="+", help="their folder (one, or one each); default: what the format says, or beside the file"
+    )
+    add(
+        "--validation",
+        nargs="+",
+        help="the same; default: the split val of --train, else some training images are held out",
+    )
+    add("--validation-images", nargs="+", help="their folder, if it is another")
     add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
     add(
         "--on-broken",

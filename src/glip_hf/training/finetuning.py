@@ -29,7 +29,7 @@ from ..data import GroundingCollator, ImageTransform, NegativeSampling, SampleMa
 from ..data.broken import find_broken
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.dataset import GroundingDataset, Mixture
-from ..data.sources import Source, coco_annotations, find_path, guess_file, require_images
+from ..data.sources import JoinedSource, Source, coco_annotations, find_path, guess_file, require_images
 from ..evaluation.coco import CocoEvaluator
 from ..evaluation.distributed import world
 from ..evaluation.run import predictions
@@ -137,10 +137,10 @@ class TuningData:
 
 
 def load_tuning_data(
-    train: str | Path,
-    images: str | Path | None = None,
-    validation: str | Path | None = None,
-    validation_images: str | Path | None = None,
+    train: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path] | None = None,
+    validation: str | Path | Sequence[str | Path] | None = None,
+    validation_images: str | Path | Sequence[str | Path] | None = None,
     shots: int | None = None,
     seed: int = 0,
     cache_dir: str | Path | None = None,
@@ -152,7 +152,8 @@ def load_tuning_data(
 
     Args:
         train, images: COCO, YOLO, Pascal VOC or ODVG, and the folder of the images, see `guess_source`. Of a set with
-            splits "train" is taken.
+            splits "train" is taken. Or several data sets, whose classes match by name (`JoinedSource`), and one folder
+            for all of them or one for each.
         validation, validation_images: other data (and its folder, default the same; of a set with splits "val", else
             "test"); its classes are those of the training data by name, whatever their ids. Without it the split "val"
             of `train`; without one, some of the images that are not trained on are held out, or if none of these has
@@ -169,16 +170,21 @@ def load_tuning_data(
         RecipeError: for other class names in the validation file; without one, if less than two images have boxes.
         FileNotFoundError, ValueError: as `guess_source` and the readers.
     """
-    for option, path in {"train": train, "validation": validation}.items():
-        if path is not None and not find_path(path, must_exist=False).exists():
-            raise FileNotFoundError(f"--{option} {shown(str(path))}: no such file in {os.getcwd()}.")
-    file, spec = guess_file(train, images, ["train"], allow_outside)
-    source = file.read(drop_empty=False, cache_dir=cache_dir)
-    if file.grounded:
-        raise RecipeError(
-            f"{train} has captions, and fine-tuning needs boxes of classes: pre-train on it (`mdetr`, `odvg`)."
-        )
-    if validation is None and "val" in file.splits:
+    placed = _with_folders("train", train, "images", images)
+    checked = [] if validation is None else _listed(validation)
+    for option, paths in {"train": _listed(train), "validation": checked}.items():
+        for path in paths:
+            if not find_path(path, must_exist=False).exists():
+                raise FileNotFoundError(f"--{option} {shown(str(path))}: no such file in {os.getcwd()}.")
+    files, specs = zip(*(guess_file(path, folder, ["train"], allow_outside) for path, folder in placed), strict=True)
+    sources = [file.read(drop_empty=False, cache_dir=cache_dir) for file in files]
+    for file in files:
+        if file.grounded:
+            raise RecipeError(
+                f"{file.path} has captions, and fine-tuning needs boxes of classes: pre-train on it (`mdetr`, `odvg`)."
+            )
+    source = sources[0] if len(sources) == 1 else JoinedSource(sources)
+    if validation is None and all("val" in file.splits for file in files):
         validation = train
     source.require_boxes(allow_damage, needed=True)
     listed, whole = len(source), not shots and validation is None
@@ -189,11 +195,13 @@ def load_tuning_data(
     taken = counted(len(source), "image")
     taken = f"{len(chosen)} of {taken} ({shots} per class)" if shots else taken
     if validation is not None:
-        held_out = _read_validation(validation, validation_images or images, source, cache_dir, allow_outside)
+        placed = _with_folders("validation", validation, "validation-images", validation_images or images)
+        parts = [_read_validation(path, folder, sources, cache_dir, allow_outside) for path, folder in placed]
+        held_out = parts[0] if len(parts) == 1 else JoinedSource(parts)
         held_out.require_boxes(allow_damage, needed=True)
         matching_category_ids(source, held_out)
-        note = f"training on {taken}, validating on the {len(held_out)} of {validation}"
-        return TuningData(chosen, held_out, [spec], note).with_images(on_broken)
+        note = f"training on {taken}, validating on the {len(held_out)} of {' + '.join(map(str, _listed(validation)))}"
+        return TuningData(chosen, held_out, list(specs), note).with_images(on_broken)
     has_boxes = [bool(labels) for labels in source.label_sets()]
     used = {str(image_id) for image_id in chosen.image_ids()}
     rest = [index for index, image_id in enumerate(source.image_ids()) if str(image_id) not in used]
@@ -206,8 +214,8 @@ def load_tuning_data(
         has_boxes = [bool(labels) for labels in chosen.label_sets()]
         if sum(has_boxes) < 2:
             raise RecipeError(
-                f"{train} has boxes in {sum(has_boxes)} of {counted(len(chosen), 'image')}: give a validation file, "
-                "there is nothing to hold out that could tell which weights are best."
+                f"{source.info['file']} has boxes in {sum(has_boxes)} of {counted(len(chosen), 'image')}: give a "
+                "validation file, there is nothing to hold out that could tell which weights are best."
             )
         order = rng.permutation(len(chosen))
         count = min(max(round(VALIDATION_FRACTION * len(chosen)), 1), len(chosen) - 1)
@@ -221,20 +229,37 @@ def load_tuning_data(
         )
     if listed > len(source):
         note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
-    data = TuningData(chosen, held_out, [spec], note)
+    data = TuningData(chosen, held_out, list(specs), note)
     return data if whole else data.with_images(on_broken)
+
+
+def _listed(value: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [value] if isinstance(value, str | Path) else list(value)
+
+
+def _with_folders(option: str, paths: Any, images_option: str, folders: Any) -> list[tuple[str | Path, Any]]:
+    """Data sets with the folders of their images.
+
+    Raises:
+        RecipeError: for another number of folders than of data sets.
+    """
+    paths, folders = _listed(paths), [None] if folders is None else _listed(folders)
+    if len(folders) not in (1, len(paths)):
+        raise RecipeError(f"--{option} names {len(paths)} data sets and --{images_option} {len(folders)} folders.")
+    return list(zip(paths, folders * len(paths) if len(folders) == 1 else folders, strict=True))
 
 
 def _read_validation(
     validation: str | Path,
     images: str | Path | None,
-    train: Source,
+    sources: Sequence[Source],
     cache_dir: str | Path | None,
     allow_outside: bool,
 ) -> Source:
     """The validation data. Where a format lists no class names, objects have all that there are: those of the training
     data, if no other is among them."""
     file, spec = guess_file(validation, images, ["val", "test"], allow_outside)
+    train = next((one for one in sources if one.file.path == file.path), sources[0])
     source = file.read(drop_empty=False, cache_dir=cache_dir)
     if train.file.path == file.path and train.name == source.name and file.splits:
         raise RecipeError(f"{validation} has no split 'val' or 'test' to validate on: it has {', '.join(file.splits)}.")
@@ -370,13 +395,16 @@ def tuning_batches(
         )
     maker = sample_maker(recipe, processor, model.config)
     maker.keep_sides = bool(replay)
-    sources = [source, *(one.source for one in replay)]
+    own_parts = source.parts() if isinstance(source, JoinedSource) else [source]
+    if is_table and any(part.names != source.names for part in own_parts):
+        raise RecipeError(f"a prompt table belongs to one caption, and {source.info['file']} differ in their classes.")
+    sources = [*own_parts, *(one.source for one in replay)]
     for number, own in enumerate(sources):
         if own.name in {other.name for other in sources[:number]}:
             own.name = f"{own.name} ({number})"  # captions of class names belong to the name of a source
         if (error := _prepare(maker, own)) and is_table:
             raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
-    mixture = Mixture(sources, [1, *(one.copies for one in replay)], recipe.run.seed)
+    mixture = Mixture(sources, [*([1] * len(own_parts)), *(one.copies for one in replay)], recipe.run.seed)
     on_error = ON_ERROR[data.on_broken]
     dataset = GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
     # "wrap": with few images each one counts, and none is dropped because too few share its aspect.

@@ -10,6 +10,7 @@ from typing import Any
 from .base import Source, find_path, require_images
 from .coco import CocoFile, coco_annotations, coco_file, lvis_file, mdetr_file, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
+from .joined import JoinedSource
 from .odinw import odinw_file, read_odinw
 from .odvg import odvg_file, read_odvg
 from .scenes import read_scenes
@@ -23,6 +24,7 @@ __all__ = [
     "READERS",
     "HubColumns",
     "HubStream",
+    "JoinedSource",
     "Source",
     "build_source",
     "coco_annotations",

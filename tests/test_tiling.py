@@ -2,18 +2,20 @@
 """Tiles of large images: they cover everything, small objects are found, and each object comes out once."""
 
 import json
+import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from glip_hf import GlipZeroShotObjectDetectionPipeline
 from glip_hf.boxes_glip import box_area, box_iou
 from glip_hf.cli import main
 from glip_hf.data.scenes import SceneConfig, make_scene
 from glip_hf.demo import demo_model, demo_processor
-from glip_hf.inference import GroundingEngine, GroundingOptions, Request
+from glip_hf.inference import READER_THREAD, GroundingEngine, GroundingOptions, Request
 from glip_hf.tiling import make_tiles, merge_tiles
 
 # -- where tiles lie -------------------------------------------------------------------------------
@@ -245,6 +247,28 @@ def test_a_broken_image_among_tiled_ones(shipped, scene, tmp_path) -> None:
     engine = GroundingEngine(*shipped, GroundingOptions(tile=128))
     broken, good = engine.ground(requests, skip_broken=True)
     assert "broken.png" in str(broken.error) and good.error is None and good.width == 300
+
+
+def test_tiled_images_are_read_ahead_by_the_threads(shipped, scene) -> None:
+    """While the model works, not in between; and no more of them than there are threads."""
+    reading = []
+
+    class File:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def load(self) -> Image.Image:
+            reading.append((self.number, threading.current_thread().name))
+            return scene.pil.crop((0, 0, 300 - self.number, 128))
+
+    engine, sizes = GroundingEngine(*shipped, GroundingOptions(tile=128, workers=2)), []
+    results = engine.ground(Request(File(number)) for number in range(6))
+    for found in results:
+        sizes.append(found.width)
+        assert len(reading) <= min(len(sizes) + 5, 6)
+    assert sizes == [300 - number for number in range(6)]
+    assert sorted(number for number, _ in reading) == list(range(6))
+    assert all(name.startswith(READER_THREAD) for _, name in reading)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -631,19 +631,38 @@ class GroundingEngine:
             longest = round(longest * max(view.short_side / default["shortest_edge"], 1))
         return {"size": {"shortest_edge": view.short_side, "longest_edge": longest}}
 
-    def _jobs(self, requests: Iterable[Request]) -> Iterator[tuple[int, Request, View, int, Any]]:
-        """Every view of every image, as arguments of `_show`. One to be shown in tiles is decoded once for all."""
-        for index, request in enumerate(requests):
-            views, image = self.views, None
-            if self.options.tile is not None:
-                try:
-                    image = open_upright(request.image)
+    def _jobs(self, requests: Iterable[Request], pool: ThreadPoolExecutor) -> Iterator[tuple]:
+        """Every view of every image, as arguments of `_show`. One to be shown in tiles is decoded once for all, by the
+        threads: as many images ahead as there are."""
+
+        def opened(image: Any) -> Any:
+            try:
+                return open_upright(image)
+            except Exception as error:  # raised again, with the name of the image, where views are made
+                return error
+
+        if self.options.tile is None:
+            for index, request in enumerate(requests):
+                for view in self.views:
+                    yield index, request, view, len(self.views), None
+            return
+        todo, coming = enumerate(requests), deque()
+        try:
+            while True:
+                for index, request in islice(todo, self.options.workers + 1 - len(coming)):
+                    coming.append((index, request, pool.submit(opened, request.image)))
+                if not coming:
+                    return
+                index, request, future = coming.popleft()
+                image, tiles = future.result(), []
+                if not isinstance(image, Exception):
                     tiles = make_tiles(*image.size, self.options.tile, self.options.overlap)
-                    views = [replace(view, region=region) for region in (None, *tiles) for view in views]
-                except Exception as error:  # raised again, with the name of the image, where views are made
-                    image = error
-            for view in views:
-                yield index, request, view, len(views), image
+                views = [replace(view, region=region) for region in (None, *tiles) for view in self.views]
+                for view in views:
+                    yield index, request, view, len(views), image
+        finally:
+            for *_, future in coming:
+                future.cancel()
 
     def _load(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[_Shown]:
         """Views of all images in order, read and resized by threads while the model works on earlier ones."""
@@ -658,9 +677,12 @@ class GroundingEngine:
                     raise
                 return _Shown(*job[:-1], error=error)
 
-        with ThreadPoolExecutor(self.options.workers, thread_name_prefix=READER_THREAD) as pool:
+        with (
+            ThreadPoolExecutor(self.options.workers, thread_name_prefix=READER_THREAD) as pool,
+            closing(self._jobs(requests, pool)) as jobs,
+        ):
             try:
-                for job in self._jobs(requests):
+                for job in jobs:
                     waiting.append((pool.submit(self._show, *job), job))
                     if len(waiting) > self.options.workers + self.options.batch_size:
                         yield next_shown()

@@ -6,6 +6,7 @@ The models are tiny and random: they show that boxes go in and masks come out ri
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_pipeline(sam) -> None:
     assert len(found) >= 4 and [{k: v for k, v in one.items() if k != "mask"} for one in found] == plain
     assert all(one["mask"].size == image.size for one in found)
     tiled = detector([image.crop((0, 0, 170, 160))], segmenter=segmenter, tile=160, **options)
-    assert all(one["mask"].size == (170, 160) for one in tiled[0])
+    assert tiled[0] and all(one["mask"].size == (170, 160) for one in tiled[0])
     drawn = draw_detections(image, found)
     assert drawn != draw_detections(image, plain)
 
@@ -198,7 +199,13 @@ def test_command_writes_masks(sam, tmp_path, capsys) -> None:
     assert f"--masks {tmp_path}: cannot be loaded" in error and len(error.strip().splitlines()) == 1
     (tmp_path / "sam").mkdir()
     (tmp_path / "sam.pt").touch()
-    hints = {"sma": f"did you mean {tmp_path / 'sam'}?", "sam/none": "is named USER/NAME", "sam.pt": "name its folder"}
+    (shutil.copytree(sam, tmp_path / "cut") / "model.safetensors").write_bytes(b"cut")
+    hints = {
+        "cut": "cut: cannot be loaded (Error while deserializing header",
+        "sma": f"did you mean {tmp_path / 'sam'}?",
+        "sam/none": "is named USER/NAME",
+        "sam.pt": "name its folder",
+    }
     for name, words in hints.items():
         assert main(["ground", str(DEMO_IMAGE), "fish", "--model", "demo", "--masks", str(tmp_path / name)]) == 1
         assert words in capsys.readouterr().err

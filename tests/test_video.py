@@ -176,6 +176,14 @@ def test_a_video_of_a_phone_is_upright(clip) -> None:
         assert (np.rot90(plain, -1) == turned).all()
 
 
+def test_names_that_look_like_a_protocol_and_images_of_any_mode(clip) -> None:
+    assert len(list(Video(clip("12:30.mp4", 2, (64, 48))))) == 2
+    with write_video("modes.mp4", 5) as write:
+        for mode in ("L", "RGBA", "P", "I;16"):
+            write(Image.new(mode, (32, 32)))
+    assert len(list(Video("modes.mp4"))) == 4
+
+
 def test_videos_that_cannot_be_read_or_written(clip, tmp_path) -> None:
     data = clip("clip.avi", 40, (160, 160)).read_bytes()
     Path("cut.avi").write_bytes(data[: len(data) * 4 // 5])
@@ -185,6 +193,15 @@ def test_videos_that_cannot_be_read_or_written(clip, tmp_path) -> None:
             list(Video(name))
     with pytest.raises(FileNotFoundError, match=r"none.mp4: no such file"):
         Video("none.mp4")
+    for image in (np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3)), "x.png"):
+        with pytest.raises(ValueError, match=r"new.mp4: a frame is .* give PIL images, or arrays \[H, W, 3\] uint8"):
+            with write_video("new.mp4", 5) as write:
+                write(image)
+    with pytest.raises(
+        ValueError, match="new.mpg: its codec mpeg1video does not take 100 x 100 pixels, 5 frames per second; save .mp4"
+    ):
+        with write_video("new.mpg", 5) as write:
+            write(Image.new("RGB", (99, 99)))
     for images, message in (([], "no frame to write"), ([(9, 9), (20, 20)], "20 x 20 pixels after others")):
         with pytest.raises(ValueError, match=message), write_video("new.mp4", 5) as write:
             for size in images:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ._extras import require
 from ._writing import replacing
@@ -130,7 +131,7 @@ class Video:
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such file")
         try:
-            with av.open(self.path) as container:
+            with av.open(os.path.abspath(self.path)) as container:  # FFmpeg takes "12:30.mp4" for a protocol "12"
                 if not container.streams.video:
                     raise ValueError(f"{self.path}: there is no video in this file")
                 container.streams.video[0].thread_type = "AUTO"
@@ -159,18 +160,22 @@ def write_video(output: str | os.PathLike[str], rate: Fraction | float) -> Itera
         rate: frames per second.
 
     Raises:
-        ValueError: for a suffix that is not one of a video, no image, or one of another size.
+        ValueError: for a suffix that is not one of a video, no image, one of another size or form, or what its codec
+            refuses.
         ImportError: without PyAV.
     """
     av, streams = require("av", "video"), []
     with replacing(output) as path:
         try:
-            container = av.open(str(path), "w")
+            container = av.open(os.path.abspath(path), "w")
         except ValueError:
             raise ValueError(f"{output}: not a suffix of a video; use .mp4 or .webm") from None
 
         def write(image: Any) -> None:
-            pixels = np.asarray(image)
+            pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+            if pixels.shape[2:] != (3,) or pixels.dtype != np.uint8:
+                got = f"{pixels.dtype} {list(pixels.shape)}"
+                raise ValueError(f"{output}: a frame is {got}: give PIL images, or arrays [H, W, 3] uint8 in RGB.")
             height, width = (side + side % 2 for side in pixels.shape[:2])  # its colours come in blocks of 2 x 2
             if not streams:
                 codec = container.default_video_codec
@@ -180,7 +185,12 @@ def write_video(output: str | os.PathLike[str], rate: Fraction | float) -> Itera
                 raise ValueError(f"{output}: a frame of {width} x {height} pixels after others of another size.")
             pad = [(0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)]
             frame = av.VideoFrame.from_ndarray(np.pad(pixels, pad, mode="edge"), format="rgb24")
-            container.mux(streams[0].encode(frame))
+            try:
+                container.mux(streams[0].encode(frame))
+            except av.FFmpegError as error:
+                form = f"{width} x {height} pixels, {float(rate):g} frames per second"
+                remedy = "save .mp4 or .webm"
+                raise ValueError(f"{output}: its codec {streams[0].name} does not take {form}; {remedy}") from error
 
         with container:
             yield write

@@ -257,12 +257,14 @@ def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") ->
     Raises:
         CliError: if it cannot be loaded.
     """
+    from safetensors import SafetensorError
+
     from ..conversion.restore import local_directory
     from ..masks import BoxSegmenter
 
     try:
         return BoxSegmenter.from_pretrained(local_directory(source, "SAM model") or source, device, dtype)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise CliError(f"--masks {shown(source)}: cannot be loaded ({first_line(error)})") from None
 
 

@@ -260,7 +260,7 @@ OTHER_FILES = {
     "DetrForObjectDetection": "bbox_head.fc_reg.weight",
     "two-stage detector.* no class": "roi_head.bbox_head.0.fc_cls.weight",
     "another detector of mmdetection": "bbox_head.rtm_cls.0.weight",
-    "a GLIP with the names of Transformers": "model.tower.blocks.0.dyconv.offset_conv.weight",
+    "a GLIP that is converted already: use its directory": "model.tower.blocks.0.dyconv.offset_conv.weight",
 }
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="DIR|VOCAB|HUB", help="tokenizer (default: bert-base-uncased from the Hub)")
     add("--config", metavar="FILE", help="config for sizes that were not released")
     add("--ema", action="store_true", default=None, help="take the moving average of the weights")
-    add("--ignore", metavar="PATTERN", action="append", help="leave out these keys of a fork, which GLIP has not")
+    add("--ignore", metavar="PATTERN", action="append", help="leave out these keys of a fork (repeatable)")
     add("--max-shard-size", metavar="SIZE", help="largest weight file (default: 1GB)")
     add("--push-to-hub", metavar="USER/NAME", help="upload the result")
     add("--to", choices=("original", "mmdet"), help="write a model back, for the original code or for mmdetection")

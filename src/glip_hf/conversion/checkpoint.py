@@ -97,7 +97,7 @@ def _kind_of(path: Path) -> str:
     if path.is_dir():
         hint = "Give the checkpoint file itself."
         if (path / "config.json").is_file():
-            hint = "It looks converted already: use it as a model directory, or write it back with --to original."
+            hint = "It looks converted already: use it as a model directory, or write it back (--to)."
         raise CheckpointError(f"{path} is a directory, not a checkpoint file. {hint}")
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")

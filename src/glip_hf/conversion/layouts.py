@@ -16,7 +16,7 @@ MARKERS = {"original": "rpn.head.dyhead_tower.", "mmdet": "bbox_head.head.dyhead
 LAYOUT_NAMES = {"original": "the original's layout", "mmdet": "mmdetection's layout"}
 
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
-    (r"model\.tower\.blocks\.", "a GLIP with the names of Transformers", "GlipForGrounding"),
+    (r"model\.tower\.blocks\.", "a GLIP that is converted already", "GlipForGrounding"),
     (r"model\.encoder\.layers\.\d+\.fusion_layer\.", "Grounding DINO", "AutoModelForZeroShotObjectDetection"),
     (r"transformer\.encoder\.fusion_layers\.", "Grounding DINO in IDEA's layout", "GroundingDinoForObjectDetection"),
     (r"bbox_head\.cls_branches\.\d+\.bias$", "MM-Grounding-DINO", "MMGroundingDinoForObjectDetection"),
@@ -111,6 +111,10 @@ def _refuse_other(checkpoint: Checkpoint) -> None:
         if key is None:
             continue
         remedy = f"in Transformers such models are {loader}" if loader else "Transformers has no class for such models"
+        if loader == "GlipForGrounding":
+            raise LayoutError(
+                f"{checkpoint.path} holds {name}: use its directory as a model, or write that back (--to)."
+            )
         raise LayoutError(f"{checkpoint.path} holds {name}, not a GLIP (it has {key:.100}): {remedy}.")
 
 

@@ -5,7 +5,7 @@ Cost:    not measured on a GPU yet. With the package's tiny model 900 steps take
 Command: accelerate launch examples/finetune.py --model user/glip-tiny
              --train ann.json|data.yaml|rows.jsonl|voc_folder [--images dir] [--validation ... --validation-images dir]
              [--mode full|linear|head|prompt|lora] [--shots 10] [--output-dir out/finetune] [--max-steps 500]
-             [--lr 1e-4] [--set key=value ...]
+             [--lr 1e-4] [--size 640] [--replay SOURCE[:share] ...] [--set key=value ...]
 Result:  OUTPUT_DIR/final, the weights of the best validation: a model that from_pretrained loads; with --mode prompt a
          table of some hundred kilobytes for model.load_prompt_table, with --mode lora an adapter. The class names are
          saved with it: glip ground photo.jpg --model OUTPUT_DIR/final

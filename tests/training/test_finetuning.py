@@ -292,18 +292,18 @@ def test_the_validation_loss_is_that_of_training(coco: Path) -> None:
     """Whatever the class ids of the validation file, and however many images share a batch."""
     model, other = random_model(), renamed(coco, (7, "cat"), (3, "sofa"))
     first, second = (
-        Validation(load_tuning_data(coco, coco.parent, validation=file), random_processor(), size)
+        Validation(load_tuning_data(coco, coco.parent, validation=file), random_processor(96), size)
         for file, size in ((coco, 4), (other, 4))
     )
     assert first(model)["validation_loss"] == pytest.approx(second.loss(model), rel=1e-5)
     data = load_tuning_data(coco, coco.parent, validation=coco)
-    size = ["data.short_sides=[320]", "data.long_side=533", "data.flip=0", "data.batch_size=7"]
-    recipe = tuning_recipe("base", "full", data, random_processor(), overrides=size)
-    batches = tuning_batches(data.train, random_processor(), recipe, model, Accelerator(cpu=True))
+    size = ["data.short_sides=[96]", "data.long_side=160", "data.flip=0", "data.batch_size=7"]
+    recipe = tuning_recipe("base", "full", data, random_processor(96), overrides=size)
+    batches = tuning_batches(data.train, random_processor(96), recipe, model, Accelerator(cpu=True))
     batch = next(batches.batches(0))
     assert batch.pop("sample_ids") and len(batch["labels"]) == 7
     with torch.no_grad():
-        whole = Validation(data, random_processor(), 7).loss(model)
+        whole = Validation(data, random_processor(96), 7).loss(model)
         assert whole == pytest.approx(model(**batch).loss.item(), rel=1e-4)
 
 

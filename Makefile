@@ -8,7 +8,7 @@ SPACE := out/space
 # Test processes, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo space test suites adapters tools slow release docs lint format clean
+.PHONY: demo space test suites adapters tools ray slow release docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python examples/ground_photo.py --save $(OUT)/grounded.png
@@ -44,6 +44,12 @@ tools: $(READY)
 	out/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 		peft torchao supervision defusedxml opencv-python-headless pydeprecate requests scipy urllib3 charset-normalizer
 	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py
+
+# A Ray cluster on this machine.
+ray: $(READY)
+	scripts/layer.sh $(BIN)/python out/ray
+	out/ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[data]'
+	OMP_NUM_THREADS=1 out/ray/bin/python -m pytest tests/test_ray.py
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile

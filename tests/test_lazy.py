@@ -102,11 +102,12 @@ sys.meta_path.insert(0, Refuse)
 sys.argv = {argv!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-EXTRAS = ["accelerate", "datasets", "pyarrow", "pydantic", "yaml", "pycocotools", "faster_coco_eval", "jinja2"]
+EXTRAS = ["accelerate", "datasets", "pyarrow", "pydantic", "yaml", "pycocotools", "faster_coco_eval", "jinja2", "ray"]
 EXAMPLES = {
     "evaluate": ["coco", "--model", "demo", "--images", ".", "--annotations", "x.json"],
     "finetune": ["--model", "demo", "--train", "x.json", "--images", "."],
     "label_captions": ["--teacher", "demo", "--input", "x.parquet", "--output", "out"],
+    "label_captions_ray": ["--teacher", "demo", "--input", "x.parquet", "--output", "out"],
     "pretrain": [],
 }
 
@@ -128,9 +129,8 @@ def test_help_of_examples_needs_no_extra(script: str, tmp_path: Path) -> None:
 def test_examples_name_the_extra_that_is_missing(name: str, tmp_path: Path) -> None:
     done = run_bare(f"examples/{name}.py", EXAMPLES[name], EXTRAS, tmp_path)
     assert done.returncode == 1 and not done.stdout
-    assert re.search(
-        r"this needs \w+.*(pip install '\.\[(train|eval)\]' in the clone|pip install (accelerate|jinja2))", done.stderr
-    )
+    remedy = r"(pip install '\.\[(train|eval|ray)\]' in the clone|pip install (accelerate|jinja2))"
+    assert re.search(rf"this needs \w+.*{remedy}", done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -30,7 +30,15 @@ from glip_hf.data.shards import (
 )
 from glip_hf.data.sources import build_source
 from glip_hf.inference import Request, View
-from glip_hf.training.self_training import CaptionLabeller, LabelOptions, label_shards, merge_boxes
+from glip_hf.runs import RunFolderError
+from glip_hf.training.self_training import (
+    CaptionLabeller,
+    LabelOptions,
+    claim_labels,
+    label_shards,
+    merge_boxes,
+    split_parts,
+)
 
 CAPTION = "two cats on a pink sofa"
 SPANS = [(0, 8), (12, 23)]
@@ -177,6 +185,39 @@ def test_labels_do_not_depend_on_the_batch(labeller: CaptionLabeller) -> None:
         assert len(one.objects) == len(two.objects)
         for a, b in zip(one.objects, two.objects):
             assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2) and a["tokens_positive"] == b["tokens_positive"]
+
+
+def test_parts_have_the_labels_of_the_whole(labeller: CaptionLabeller) -> None:
+    """To the last bit, though images of several sizes share forward passes."""
+    pairs = [
+        Pair(str(i), row["image"] if i % 5 else png((128 - 8 * i, 96)), row["caption"])
+        for i, row in enumerate([*ROWS, *ROWS[2:], *ROWS])
+    ]
+    parts = list(split_parts(pairs, labeller.options.batch_size, size=3))
+    assert len(parts) > 2 and [pair for part in parts for pair in part] == pairs
+    assert [len(part) for part in split_parts(pairs, 1, size=1)] == [1] * len(pairs)
+    assert list(split_parts([], 2, size=3)) == []
+    large = [Pair("0", bytes(65 << 20), None), *pairs[:2]]
+    assert [len(part) for part in split_parts(large, 2, size=100)] == [1, 2]
+    whole = [(outcome, vars(found) if found else None) for outcome, found, _ in labeller.label(pairs)]
+    apart = [(outcome, vars(found) if found else None) for part in parts for outcome, found, _ in labeller.label(part)]
+    assert apart == whole
+
+
+def test_whole_shards_and_parts_do_not_share_a_folder(labeller: CaptionLabeller, tmp_path: Path) -> None:
+    claim_labels(labeller, str(tmp_path / "a"), None, None).release()
+    (tmp_path / "a" / "x.stats.json").touch()
+    with pytest.raises(RunFolderError, match="the purpose labelling, this one has labelling on a Ray cluster"):
+        claim_labels(labeller, str(tmp_path / "a"), None, None, pairs_per_part=8)
+    with pytest.raises(RunFolderError, match=r"holds whole labelled shards \(x.stats.json\): choose another --output"):
+        claim_labels(labeller, str(tmp_path / "a"), None, None, overwrite=True, pairs_per_part=8)
+    claim_labels(labeller, str(tmp_path / "b"), None, None, pairs_per_part=8).release()
+    (tmp_path / "b" / "report").mkdir()
+    (tmp_path / "b" / "report" / "x.part-00000.0.parquet").touch()
+    with pytest.raises(RunFolderError, match="pairs_per_part=8, this one has 9"):
+        claim_labels(labeller, str(tmp_path / "b"), None, None, pairs_per_part=9)
+    claim_labels(labeller, str(tmp_path / "b"), None, None, overwrite=True).release()
+    assert not list((tmp_path / "b" / "report").iterdir())
 
 
 def test_a_high_threshold_leaves_nothing_and_says_so(labeller: CaptionLabeller, tmp_path: Path) -> None:

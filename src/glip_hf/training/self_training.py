@@ -6,6 +6,7 @@ grounding record: the noun phrases of the caption, found offline, are grounded i
 threshold are kept after NMS; boxes that nearly coincide become one with all of their phrases, as in MDETR's data.
 """
 
+import glob
 import json
 import os
 import warnings
@@ -37,7 +38,7 @@ from ..modeling_glip import GlipForGrounding
 from ..noun_phrases_glip import noun_phrases
 from ..processing_glip import GlipProcessor
 from ..prompts_glip import Span
-from ..runs import FolderLock, Manifest, claim, environment, file_digest
+from ..runs import FolderLock, Manifest, RunFolderError, claim, environment, file_digest
 from ..values_glip import counted, in_one_line, shown
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,11 @@ OUTCOMES = ("labelled", "no_box", "no_phrase", "no_caption", "broken_image")
 """The outcomes of a pair; every count of a shard is one of these, or `boxes`."""
 
 STATS_ENDING, INPUT = ".stats.json", "input"
+PART_BYTES = 64 << 20
+"""A part of a shard with more bytes of images ends early."""
+REPORT = "report"
+"""The folder, in that of the labels, where a Ray cluster reports on each pair (see `glip_hf.ray`)."""
+MADE = (f"*{STATS_ENDING}", "*.part-[0-9]*.parquet", "*.part-[0-9]*.tar", f"{REPORT}/*.part-[0-9]*.parquet")
 
 
 @dataclass
@@ -93,6 +99,30 @@ def merge_boxes(boxes: Tensor, labels: Tensor, threshold: float) -> list[tuple[i
     return groups
 
 
+def is_written(pair: Pair) -> bool:
+    """Whether it has a caption."""
+    return bool(pair.caption and pair.caption.strip())
+
+
+def split_parts(pairs: Iterable[Pair], batch_size: int, size: int) -> Iterator[list[Pair]]:
+    """The pairs of a shard in parts of about `size`, whose labels are those of the whole shard to the last bit.
+
+    Images that share a forward pass are padded to one size, which changes results slightly; so a part ends where a pass
+    of the whole shard does, after a multiple of `batch_size` captions with noun phrases.
+    """
+    part: list[Pair] = []
+    asked = length = 0
+    for pair in pairs:
+        if (len(part) >= size or length > PART_BYTES) and asked % batch_size == 0:
+            yield part
+            part, asked, length = [], 0, 0
+        part.append(pair)
+        asked += is_written(pair) and len(noun_phrases(pair.caption)) > 0
+        length += len(pair.image or b"")
+    if part:
+        yield part
+
+
 class CaptionLabeller:
     """A teacher that grounds pairs.
 
@@ -128,7 +158,7 @@ class CaptionLabeller:
 
         def requests() -> Iterator[Request]:
             for pair in pairs:
-                written = bool(pair.caption and pair.caption.strip())
+                written = is_written(pair)
                 spans = list(self.phrases(pair.caption)) if written else []
                 waiting.append((pair, spans, "" if spans else "no_phrase" if written else "no_caption"))
                 if spans:
@@ -161,6 +191,11 @@ class CaptionLabeller:
         return "labelled", GroundedPair(pair, found.width, found.height, objects), ""
 
 
+def unique_id(shard: str, key: str) -> str:
+    """The id of a pair over all shards; a slash would be a folder in a tar file."""
+    return f"{shard_name(shard)}-{key}".replace("/", "-")
+
+
 def label_shard(
     labeller: CaptionLabeller, shard: str, output: str, caption_column: str | None = None, progress: Any = None
 ) -> Counter:
@@ -172,7 +207,6 @@ def label_shard(
     counts: Counter = Counter()
     kept: list[GroundedPair] = []
     remarks: list[str] = []
-    prefix = shard_name(shard)
     with warnings.catch_warnings():
         # A phrase beyond the 256th token scores 0, which is all that can be done here.
         warnings.filterwarnings("ignore", message="the caption has more than")
@@ -180,8 +214,7 @@ def label_shard(
             counts[outcome] += 1
             if grounded is not None:
                 counts["boxes"] += len(grounded.objects)
-                # Unique over all shards; a slash would be a folder in a tar file.
-                grounded.pair.key = f"{prefix}-{grounded.pair.key}".replace("/", "-")
+                grounded.pair.key = unique_id(shard, grounded.pair.key)
                 kept.append(grounded)
             if remark:
                 remarks.append(remark)
@@ -207,9 +240,17 @@ def _read_stats(fs: Any, path: str) -> tuple[Counter, str | None]:
 
 
 def claim_labels(
-    labeller: CaptionLabeller, output: str, format: str | None, caption_column: str | None, overwrite: bool = False
+    labeller: CaptionLabeller,
+    output: str,
+    format: str | None,
+    caption_column: str | None,
+    overwrite: bool = False,
+    pairs_per_part: int | None = None,
 ) -> FolderLock | None:
     """Lock the folder of a labelling and note what made it (see `runs.claim`); nothing for folders on the Hub.
+
+    Args:
+        pairs_per_part: of a labelling by a Ray cluster; None for one of whole shards.
 
     Raises:
         RunFolderError: if another process labels into it, or if its shards were labelled otherwise.
@@ -218,10 +259,16 @@ def claim_labels(
     if "file" not in fs.protocol:
         return None
     settings = asdict(labeller.options) | {"format": format, "caption_column": caption_column}
-    del settings["batch_size"]  # it changes nothing
-    manifest = Manifest("labelling", settings, fingerprints(labeller.engine), environment())
-    options = {"resume": True, "overwrite": overwrite, "remedy": "--overwrite replaces it; or choose another --output."}
-    return claim(folder, manifest, [f"*{STATS_ENDING}"], **options)[0]
+    kind, remedy = "labelling", "--overwrite replaces it; or choose another --output."
+    if pairs_per_part is None:
+        del settings["batch_size"]  # it changes nothing
+    else:  # it decides which pairs make a part
+        kind, settings["pairs_per_part"] = "labelling on a Ray cluster", pairs_per_part
+        if overwrite and (whole := glob.glob(f"*{STATS_ENDING}", root_dir=folder)):
+            # the shards themselves have names that anything may have: nothing to be deleted
+            raise RunFolderError(f"{folder} holds whole labelled shards ({whole[0]}): choose another --output.")
+    manifest = Manifest(kind, settings, fingerprints(labeller.engine), environment())
+    return claim(folder, manifest, MADE, resume=True, overwrite=overwrite, remedy=remedy)[0]
 
 
 def label_shards(

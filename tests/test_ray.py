@@ -1,0 +1,105 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""Labelling and detection on a local Ray cluster (`make ray`): the rows of one machine."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from random_glip import save_random_model
+from training.test_self_training import ROWS, png, write_parquet, write_tar
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: make ray runs these tests")
+
+from glip_hf import ray as glip_ray  # noqa: E402
+from glip_hf.data.sources import build_source  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OPTIONS = ["--threshold", "0.05", "--batch-size", "2", "--format", "parquet"]
+TABLES = [ROWS, [{**row, "image": png((160 - 8 * i, 96 + 8 * i))} for i, row in enumerate([*ROWS, *ROWS, *ROWS])]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """On this machine, with more CPUs in its books than there are, so that three actors find theirs."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    options = {"num_cpus": 4, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
+    for attempt in range(3):  # Ray gives its processes 15 seconds to start, which a busy machine may not have
+        try:
+            ray.init(log_to_driver=False, **options)
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With `model`, shards in `in`, one of them broken, and `one`, what one machine makes of them."""
+    folder = tmp_path_factory.mktemp("ray")
+    save_random_model(folder / "model")
+    (folder / "in").mkdir()
+    write_parquet(folder / "in" / "a.parquet", TABLES[0])
+    write_parquet(folder / "in" / "b.parquet", TABLES[1])
+    write_tar(folder / "in" / "c.tar", TABLES[1])
+    (folder / "in" / "d.tar").write_bytes(b"no tar" * 100)
+    assert run("label_captions", folder, "one") == 0
+    return folder
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, folder: Path, output: str, *options: str) -> int:
+    """The script's exit code."""
+    own = ["--teacher", f"{folder}/model", "--input", f"{folder}/in/*", "--output", f"{folder}/{output}", *OPTIONS]
+    before, sys.argv = sys.argv, ["x", *own, *options]
+    try:
+        return load(name).main()
+    finally:
+        sys.argv = before
+
+
+def table(folder: Path) -> pa.Table:
+    return pa.concat_tables(map(pq.read_table, sorted(folder.glob("*.parquet")))).sort_by("image_id")
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_the_rows_of_one_machine(folder: Path, actors: int, capsys) -> None:
+    output = f"ray-{actors}"
+    assert run("label_captions_ray", folder, output, "--num-actors", str(actors), "--pairs-per-part", "3") == 0
+    counts, spec = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert table(folder / output).equals(table(folder / "one"))
+    reports = table(folder / output / "report").to_pylist()
+    assert len(reports) == len({row["image_id"] for row in reports}) == len(TABLES[0]) + 2 * len(TABLES[1])
+    assert {row["outcome"] for row in reports} == {"labelled", "broken_image", "no_caption", "no_phrase"}
+    assert all(bool(row["error"]) == (row["outcome"] == "broken_image") for row in reports)
+    assert "broken_shard 1" in counts and len(build_source(json.loads(spec), cache_dir=folder / "cache"))
+
+
+def test_a_worker_without_the_model(folder: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "model"
+    with pytest.raises(ray.exceptions.RayError) as error:
+        ray.data.from_items([{"image": png()}]).map_batches(
+            glip_ray.DetectObjects,
+            fn_constructor_args=[str(gone), ["cat"]],
+            compute=ray.data.ActorPoolStrategy(size=1),
+            batch_format="pyarrow",
+        ).take_all()
+    message = glip_ray.reason(error.value)
+    assert message.startswith(f"the worker on {os.uname().nodename} has no model: {gone}: no such directory")
+    assert message.endswith("on a disk that all machines of the cluster share.") and "\n" not in message

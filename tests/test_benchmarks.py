@@ -14,7 +14,7 @@ import torch
 from locations import FIXTURES
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, textbook
+from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, pretraining_data, textbook
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding, kernels
 from glip_hf._compat import enable_checkpointing
@@ -353,3 +353,22 @@ def test_work_grows_with_the_number_of_captions() -> None:
     without = floor.parts_floor(harness.tiny_config(use_fusion=False), 64, 96, [9])
     assert without.keys() == one.keys() - {"fusion", "text layer"}
     assert floor.optimizer_floor(10).bytes == 280
+
+
+# --- the data of a pre-training run
+
+
+def test_pretraining_data(tmp_path, monkeypatch) -> None:
+    """What is generated is read without damage, and every row has its image."""
+    pytest.importorskip("datasets")
+    from glip_hf.data.sources import build_source
+
+    monkeypatch.setattr(pretraining_data, "PIXELS", 4)
+    monkeypatch.setattr(pretraining_data, "POOL", 200)
+    specs = pretraining_data.generate(tmp_path, 10, 12)
+    objects, grounding = (build_source(spec, cache_dir=tmp_path / "cache") for spec in specs)
+    assert (len(objects), len(grounding)) == (10, 12) and not objects.dropped and not grounding.dropped
+    assert all(record.image.load().size == (640, 480) for source in (objects, grounding) for record in source)
+    record, names = grounding[11], pretraining_data.class_names()
+    assert len(set(names)) == len(objects.names) == 365
+    assert {record.caption[begin:end] for [(begin, end)] in record.spans} <= set(names)

@@ -80,3 +80,14 @@ def test_other_classes_keep_their_own_caption(files: list[Path], tmp_path: Path)
     recipe = tuning_recipe("base", "prompt", data, processor, overrides=FAST)
     with pytest.raises(RecipeError, match="a prompt table belongs to one caption, and .* differ in their classes"):
         tuning_batches(data.train, processor, recipe, random_model(), Accelerator(cpu=True))
+
+
+def test_the_loss_of_joined_validation_sets(files: list[Path]) -> None:
+    """Labels are the class ids of the training data, and captions those of each set, whatever the sets are called."""
+    files = [file.rename(file.with_name(f"{file.parent.name}.json")) for file in files]
+    seen = []
+    for order in (files, files[::-1]):
+        validation = Validation(load_tuning_data(files, validation=order), random_processor(64))
+        seen.append({str(record.image): record.labels.tolist() for record in validation.measured})
+    assert seen[0] == seen[1] and len(seen[0]) == 14
+    assert validation.loss(random_model()) > 0

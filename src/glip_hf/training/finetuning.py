@@ -395,16 +395,13 @@ def tuning_batches(
         )
     maker = sample_maker(recipe, processor, model.config)
     maker.keep_sides = bool(replay)
-    own_parts = source.parts() if isinstance(source, JoinedSource) else [source]
-    if is_table and any(part.names != source.names for part in own_parts):
+    sources, error = _prepare(maker, source, [one.source for one in replay])
+    if is_table and any(part.names != source.names for part in sources):
         raise RecipeError(f"a prompt table belongs to one caption, and {source.info['file']} differ in their classes.")
-    sources = [*own_parts, *(one.source for one in replay)]
-    for number, own in enumerate(sources):
-        if own.name in {other.name for other in sources[:number]}:
-            own.name = f"{own.name} ({number})"  # captions of class names belong to the name of a source
-        if (error := _prepare(maker, own)) and is_table:
-            raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
-    mixture = Mixture(sources, [*([1] * len(own_parts)), *(one.copies for one in replay)], recipe.run.seed)
+    if is_table and error:
+        raise RecipeError(f"a prompt table belongs to one caption of all class names: {error}") from error
+    copies = [1] * (len(sources) - len(replay)) + [one.copies for one in replay]
+    mixture = Mixture(sources, copies, recipe.run.seed)
     on_error = ON_ERROR[data.on_broken]
     dataset = GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
     # "wrap": with few images each one counts, and none is dropped because too few share its aspect.
@@ -418,14 +415,21 @@ def tuning_batches(
     )
 
 
-def _prepare(maker: SampleMaker, source: Source) -> ValueError | None:
-    """Prepare the captions of a source: sampled ones, where its class names do not fit into one; then why."""
-    try:
-        maker.prepare(source)
-    except ValueError as error:
-        source.captions = "sampled"
-        return error
-    return None
+def _prepare(
+    maker: SampleMaker, source: Source, others: Sequence[Source] = ()
+) -> tuple[list[Source], ValueError | None]:
+    """The parts of a source and others, each with its captions prepared: sampled ones, where its class names do not fit
+    into one; then why."""
+    sources = [*(source.parts() if isinstance(source, JoinedSource) else [source]), *others]
+    found = None
+    for number, own in enumerate(sources):
+        if own.name in {other.name for other in sources[:number]}:
+            own.name = f"{own.name} ({number})"  # captions of class names belong to the name of a source
+        try:
+            maker.prepare(own)
+        except ValueError as error:
+            own.captions, found = "sampled", error
+    return sources, found
 
 
 class Validation:
@@ -494,8 +498,7 @@ class Validation:
             length,
             greenlight=model.config.mlm_loss_weight > 0,
         )
-        _prepare(maker, self.measured)
-        dataset, total = GroundingDataset(self.measured, maker), 0.0
+        dataset, total = GroundingDataset(_prepare(maker, self.measured)[0], maker), 0.0
         collate, size = GroundingCollator(self.processor.tokenizer.pad_token_id), self.options.batch_size
         for start in range(0, len(dataset), size):
             samples = [dataset[row] for row in range(start, min(start + size, len(dataset)))]

@@ -55,6 +55,11 @@ class JoinedSource(Source):
         record.image_id = row
         return record
 
+    def renumbered(self, numbers: Mapping[int, int]) -> "JoinedSource":
+        joined = super().renumbered(numbers)
+        joined._parts = [part.renumbered(numbers) for part in self._parts]
+        return joined
+
     def parts(self) -> list[Source]:
         """The sets that have any of the samples, each with its own: sources with the class ids of all."""
         rows = np.arange(self._length) if self._rows is None else np.asarray(self._rows)

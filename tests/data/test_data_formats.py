@@ -3,14 +3,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glip_hf.cli import main
 from glip_hf.data import build_mixture, check_data
-from glip_hf.data.sources import build_source, coco_annotations, guess_source
+from glip_hf.data.sources import build_source, coco_annotations, guess_file, guess_source
 from glip_hf.data.sources.coco import read_annotations
+from glip_hf.data.sources.voc import voc_file
 from glip_hf.evaluation.coco import CocoEvaluator
 from glip_hf.formats import ImageDetections, write_voc, write_yolo
 from tests.data.original_formats import coco_content, encoded_image, save_images, to_odvg, to_voc, to_yolo, voc_xml
@@ -178,6 +180,13 @@ def test_yolo_layouts(tmp_path, build, splits):
         build(spec, split="test")
 
 
+def test_yolo_reads_the_training_split_wherever_it_stands_in_the_file(tmp_path, build):
+    """Tools that write YAML sort its keys: `test` comes first."""
+    images = {"images/train/a.png": ROW, "images/test/b.png": ROW}
+    spec = yolo_set(tmp_path / "set", "names: [cat]\ntest: images/test\ntrain: images/train\n", images)
+    assert build(spec).name == "set/train"
+
+
 def test_yolo_outlines_keypoints_and_labels_beside_the_images(tmp_path, build, caplog):
     outline = "1 0.1 0.1 0.4 0.1 0.4 0.6 0.2 0.5\n"
     spec = yolo_set(tmp_path / "a", "train: photos\nnames: [cat, dog]", {"photos/1.png": ROW + outline})
@@ -272,6 +281,40 @@ def test_voc_folders_of_other_tools(tmp_path, build, caplog):
     spec["annotations"] = str(tmp_path / "set")
     with pytest.raises(ValueError, match=r"set: there is no split 'test'; it has \['train', 'val'\]"):
         build(spec, split="test")
+
+
+def test_the_folder_of_a_split_stands_for_that_split_alone(tmp_path, build):
+    """Also where the other splits beside it would be preferred (`val` before `test` in evaluation)."""
+    for split in ("train", "valid", "test"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / "a.xml").write_text(voc_xml(IMAGE, [(split, 3, 2, 12, 9, "")]))
+    for split, name in {"train": "train", "valid": "val", "test": "test"}.items():
+        file, spec = guess_file(tmp_path / "set" / split, splits=["train"] if split == "train" else ["val", "test"])
+        assert (file.name, file.splits, "split" in spec) == (f"set/{name}", [], False)
+        assert voc_file(tmp_path / "set" / split, split=split).name == f"set/{name}"
+    assert guess_file(tmp_path / "set", splits=["val", "test"])[0].name == "set/val"
+
+
+def test_voc_lists_name_images_with_spaces_and_marks_of_a_class(tmp_path, build):
+    for name in ("a photo", "b", "b 1"):
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(
+            voc_xml(IMAGE, [("cat", 3, 2, 12, 9, "")], True, f"{name}.png")
+        )
+        (tmp_path / f"{name}.png").write_bytes(encoded_image(30, 20))
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    for split, lines in {"train": "a photo\r\nb 1\r\n", "cat_val": "a photo  1\nb -1\n"}.items():
+        (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
+    spec = {"format": "voc", "annotations": str(tmp_path), "images": str(tmp_path)}
+    found = {
+        split: [Path(record.image.path).stem for record in build(spec, split=split)] for split in ("train", "cat_val")
+    }
+    assert found == {"train": ["a photo", "b 1"], "cat_val": ["a photo", "b"]}
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "ImageSets").rename(tmp_path / "kit" / "ImageSets")
+    (tmp_path / "Annotations").rename(tmp_path / "kit" / "Annotations")
+    with pytest.raises(ValueError, match="has no annotations of its own: give one of .*kit"):
+        build({"format": "voc", "annotations": str(tmp_path)})
 
 
 def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):

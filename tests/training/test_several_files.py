@@ -70,6 +70,8 @@ def test_other_classes_keep_their_own_caption(files: list[Path], tmp_path: Path)
     data = load_tuning_data(files, [file.parent for file in files], validation=files, validation_images=[
         file.parent for file in files
     ])  # fmt: skip
+    alone = load_tuning_data(files[:1] * 2, [file.parent for file in files[:1] * 2], validation=files[0])
+    assert len(alone.validation) == 7  # its own folder: the two of training are not for it
     assert data.class_names == ["cat", "sofa", "dog"] and Validation(data, random_processor()).task.names[2] == "dog"
     processor = random_processor()
     recipe = tuning_recipe("base", "full", data, processor, overrides=FAST)

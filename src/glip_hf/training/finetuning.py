@@ -154,10 +154,10 @@ def load_tuning_data(
         train, images: COCO, YOLO, Pascal VOC or ODVG, and the folder of the images, see `guess_source`. Of a set with
             splits "train" is taken. Or several data sets, whose classes match by name (`JoinedSource`), and one folder
             for all of them or one for each.
-        validation, validation_images: other data (and its folder, default the same; of a set with splits "val", else
-            "test"); its classes are those of the training data by name, whatever their ids. Without it the split "val"
-            of `train`; without one, some of the images that are not trained on are held out, or if none of these has
-            boxes, a fraction of the training images.
+        validation, validation_images: other data, and its folder; default the same if that is one, or one for each. Of
+            a set with splits "val" is taken, else "test". Its classes are those of the training data by name, whatever
+            their ids. Without it the split "val" of `train`; without one, some of the images that are not trained on
+            are held out, or if none of these has boxes, a fraction of the training images.
         shots: images per class to train on (`Source.few_shot`); None for all.
         seed: of the order in which few-shot images are chosen, and of the split.
         allow_damage: the share of the boxes of a file that may be damaged and are left out.
@@ -195,7 +195,9 @@ def load_tuning_data(
     taken = counted(len(source), "image")
     taken = f"{len(chosen)} of {taken} ({shots} per class)" if shots else taken
     if validation is not None:
-        placed = _with_folders("validation", validation, "validation-images", validation_images or images)
+        if validation_images is None and len(_listed(images or "")) in (1, len(_listed(validation))):
+            validation_images = images
+        placed = _with_folders("validation", validation, "validation-images", validation_images)
         parts = [_read_validation(path, folder, sources, cache_dir, allow_outside) for path, folder in placed]
         held_out = parts[0] if len(parts) == 1 else JoinedSource(parts)
         held_out.require_boxes(allow_damage, needed=True)

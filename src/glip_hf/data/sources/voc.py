@@ -2,6 +2,7 @@
 """Pascal VOC: an XML file for each image."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,12 +60,13 @@ class VocFile(CocoFile):
         by_stem = {str(file.relative_to(self.path).with_suffix("")): file for file in files}
         chosen: dict[Path, None] = {}
         for path in self.lists:
-            for line in filter(None, map(str.split, path.read_text(encoding="utf-8-sig").splitlines())):
-                if line[0] in by_stem:
-                    chosen[by_stem[line[0]]] = None
+            for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+                name = line if line in by_stem else re.sub(r"\s+-?[01]$", "", line)  # lists of a class end so
+                if name in by_stem:
+                    chosen[by_stem[name]] = None
                 else:
-                    detail = f"there is no {self.path / (line[0] + '.xml')}"
-                    columns.note("unreadable", f"{path.name}, {quote(line[0])}", detail, annotations=1)
+                    detail = f"there is no {self.path / (name + '.xml')}"
+                    columns.note("unreadable", f"{path.name}, {quote(name)}", detail, annotations=1)
         return list(chosen)
 
     def _entries(self, columns: Columns, for_evaluation: bool) -> Iterator[tuple[str, Any]]:
@@ -207,9 +209,13 @@ def voc_file(
         ValueError: for a split that there is not, and a folder without XML files.
     """
     root = find_path(annotations, data_root)
-    part = SPLITS.get(root.name)
-    if part and split is None and any(_has_xml(root.parent / other) for other in SPLITS if other != root.name):
-        root, split = root.parent, part  # with the class names and the origin of all splits
+    part, alone = SPLITS.get(root.name), False
+    if (
+        part
+        and split in (None, root.name, part)
+        and any(_has_xml(root.parent / other) for other in SPLITS if other != root.name)
+    ):
+        root, split, alone = root.parent, part, True  # with the class names and the origin of all splits
     folder = next((root / name for name in ("Annotations", "annotations") if (root / name).is_dir()), root)
     top = root.parent if folder == root and root.name.lower() == "annotations" else root
     lists = {
@@ -222,6 +228,8 @@ def voc_file(
     split = "train" if split is None and "train" in known else split and SPLITS.get(split, split)
     if split and split not in known:
         raise ValueError(f"{root}: there is no split {split!r:.60}; it has {quote(list(known)) if known else 'none'}.")
+    if folder == root and (years := sorted(str(path.parent) for path in root.glob("*/ImageSets"))):
+        raise ValueError(f"{root} has no annotations of its own: give one of {', '.join(years)}.")
     if not _has_xml(folder):
         raise ValueError(f"{folder}: there is no XML file.")
     if images is None:
@@ -232,7 +240,7 @@ def voc_file(
         {"reader": "voc", "split": split, "one_based": one_based, "class_names": class_names},
         f"{root.name}/{split}" if split else root.name,
         categories=class_names and [{"id": number, "name": name} for number, name in enumerate(class_names, start=1)],
-        splits=list(known),
+        splits=[] if alone else list(known),
         lists=[known[split]] if split and lists else [],
         part=known[split] if split and parts else folder,
         one_based=one_based,

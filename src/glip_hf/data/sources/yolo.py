@@ -169,7 +169,7 @@ def yolo_file(
         annotations: `data.yaml`, or its folder: `names` (a list, or a dictionary by number) and for each split a
             folder, a text file that lists images, or a list of these.
         images: the folder that the splits are relative to, in place of `path` in the file; without either the file's.
-        split: "train", "val" or "test"; default the first that there is.
+        split: "train", "val" or "test"; default "train", else the first that there is.
         data_root, allow_outside: as for `coco_file`; images that a text file lists lie within that folder.
 
     Raises:
@@ -180,7 +180,7 @@ def yolo_file(
     path = path / "data.yaml" if path.is_dir() else path
     settings = _load(path)
     splits = {SPLITS[key]: value for key, value in settings.items() if key in SPLITS and value}
-    split = SPLITS.get(split, split) if split is not None else next(iter(splits), "train")
+    split = min(splits, key=lambda one: one != "train", default="train") if split is None else SPLITS.get(split, split)
     if split not in splits:
         raise ValueError(f"{path}: there is no split {split!r:.60}; it has {', '.join(splits) or 'none'}.")
     root, given = path.parent, images if images is not None else settings.get("path")

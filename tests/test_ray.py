@@ -1,9 +1,10 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Labelling and detection on a local Ray cluster (`make ray`): the rows of one machine."""
+"""Labelling and detection on a local Ray cluster (`make ray`): the rows of one machine, whatever happens to actors."""
 
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: make ray runs the
 
 from glip_hf import ray as glip_ray  # noqa: E402
 from glip_hf.data.sources import build_source  # noqa: E402
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OPTIONS = ["--threshold", "0.05", "--batch-size", "2", "--format", "parquet"]
@@ -29,6 +31,7 @@ TABLES = [ROWS, [{**row, "image": png((160 - 8 * i, 96 + 8 * i))} for i, row in 
 def cluster() -> Iterator[None]:
     """On this machine, with more CPUs in its books than there are, so that three actors find theirs."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # workers import `Killed`
     options = {"num_cpus": 4, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
     for attempt in range(3):  # Ray gives its processes 15 seconds to start, which a busy machine may not have
         try:
@@ -89,6 +92,62 @@ def test_the_rows_of_one_machine(folder: Path, actors: int, capsys) -> None:
     assert {row["outcome"] for row in reports} == {"labelled", "broken_image", "no_caption", "no_phrase"}
     assert all(bool(row["error"]) == (row["outcome"] == "broken_image") for row in reports)
     assert "broken_shard 1" in counts and len(build_source(json.loads(spec), cache_dir=folder / "cache"))
+
+
+class Killed(glip_ray.LabelParts):
+    """One of these actors is killed, once, when it has written what Ray does not know yet."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        labelled, killed = super().__call__(rows), Path(self.output, "killed")
+        if rows["part"][0].as_py() == 2 and not killed.exists():
+            killed.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return labelled
+
+
+def test_a_killed_actor_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glip_ray, "LabelParts", Killed)
+    assert run("label_captions_ray", folder, "ray-2", "--num-actors", "2", "--pairs-per-part", "3") == 0
+    assert not Path(f"/proc/{(folder / 'ray-2' / 'killed').read_text()}").exists()
+    assert table(folder / "ray-2").equals(table(folder / "one"))
+    # A second run does what is missing, and nothing else.
+    output = folder / "ray-2"
+    lost, *kept = sorted((output / "report").iterdir())
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    monkeypatch.undo()
+    assert run("label_captions_ray", folder, "ray-2", "--pairs-per-part", "3") == 0
+    assert lost.exists() and before == {path: path.stat().st_mtime_ns for path in kept}
+    assert table(output).equals(table(folder / "one"))
+    # Other options, and the command for one machine, are refused there.
+    assert run("label_captions_ray", folder, "ray-2", "--pairs-per-part", "4") == 2
+    assert run("label_captions", folder, "ray-2") == 2
+
+
+def test_rows_of_any_data_set(folder: Path, tmp_path: Path) -> None:
+    """Read and written by Ray: as many rows as came, each with its own result, whatever is beside it."""
+    (tmp_path / "photos").mkdir()
+    for row, name in ((0, "a"), (4, "b")):
+        (tmp_path / "photos" / f"{name}.png").write_bytes(ROWS[row]["image"])
+    pixels = ray.data.read_images(str(tmp_path / "photos"), mode="RGB", include_paths=True, override_num_blocks=1)
+    images = [png(), b"no picture", png((96, 128))]
+    rows = [{"image": image, "path": f"{number}"} for number, image in enumerate(images)]
+    pool = {"compute": ray.data.ActorPoolStrategy(size=1), "batch_format": "pyarrow", "batch_size": 2}
+    options = GroundingOptions(threshold=0.05)
+    given = [str(folder / "model"), ["cat", "lamp"], options]
+    held = ray.data.from_items(rows).map_batches(glip_ray.DetectObjects, fn_constructor_args=given, **pool)
+    held.write_parquet(str(tmp_path / "found"))
+    found = sorted(pq.read_table(tmp_path / "found").to_pylist(), key=lambda row: row["path"])
+    assert [bool(row["error"]) for row in found] == [False, True, False] and found[1]["boxes"] is None
+    engine = GroundingEngine(*glip_ray.load_model(given[0]), options)
+    for row, result in zip(found[::2], engine.ground(Request(image, given[1]) for image in images[::2])):
+        (expected,) = result.detections
+        assert len(row["scores"]) and row["text_labels"] == expected["text_labels"]
+        assert row["boxes"] == expected["boxes"].tolist() and row["scores"] == expected["scores"].tolist()
+    detector = glip_ray.DetectObjects.__new__(glip_ray.DetectObjects)  # rows of pixels, in this process
+    detector.engine, detector.text, detector.image, detector.text_column = engine, given[1], "image", None
+    (batch,) = pixels.iter_batches(batch_size=None, batch_format="pyarrow")
+    assert detector(batch).sort_by("path")["boxes"].to_pylist() == [found[0]["boxes"], found[2]["boxes"]]
 
 
 def test_a_worker_without_the_model(folder: Path, tmp_path: Path) -> None:

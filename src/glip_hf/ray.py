@@ -174,7 +174,7 @@ class DetectObjects(_Actor):
         added: dict[str, list[Any]] = {name: [None] * len(images) for name in DETECTIONS}
         asked = [row for row, text in enumerate(texts) if text]
         added["error"] = [None if text else f"no text in the column {self.text_column}" for text in texts]
-        requests = (Request(images[row] or b"", texts[row]) for row in asked)
+        requests = (Request(b"" if images[row] is None else images[row], texts[row]) for row in asked)
         for result in self.engine.ground(requests, skip_broken=True):
             row = asked[result.index]
             if result.error is not None:

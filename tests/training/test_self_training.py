@@ -187,6 +187,13 @@ def test_labels_do_not_depend_on_the_batch(labeller: CaptionLabeller) -> None:
             assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-2) and a["tokens_positive"] == b["tokens_positive"]
 
 
+def test_pixels_are_labelled_like_encoded_bytes(labeller: CaptionLabeller) -> None:
+    """`ray.data.read_images` gives arrays."""
+    pixels = np.asarray(Image.open(io.BytesIO(ROWS[0]["image"])).convert("RGB"))
+    (_, one, _), (_, two, _) = labeller.label([Pair("a", ROWS[0]["image"], CAPTION), Pair("b", pixels, CAPTION)])
+    assert len(one.objects) and one.objects == two.objects
+
+
 def test_parts_have_the_labels_of_the_whole(labeller: CaptionLabeller) -> None:
     """To the last bit, though images of several sizes share forward passes."""
     pairs = [

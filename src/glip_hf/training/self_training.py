@@ -162,7 +162,7 @@ class CaptionLabeller:
                 spans = list(self.phrases(pair.caption)) if written else []
                 waiting.append((pair, spans, "" if spans else "no_phrase" if written else "no_caption"))
                 if spans:
-                    yield Request(pair.image or b"", [pair.caption], spans=[spans])
+                    yield Request(b"" if pair.image is None else pair.image, [pair.caption], spans=[spans])
 
         for found in self.engine.ground(requests(), skip_broken=True):  # in order: all images share batches
             while waiting[0][2]:

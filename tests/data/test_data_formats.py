@@ -54,6 +54,8 @@ def test_formats_are_told_from_the_path(tmp_path, monkeypatch):
     assert guess_source("a.yaml", split="val") == {"format": "yolo", "annotations": "a.yaml", "split": "val"}
     assert guess_source("set") == {"format": "yolo", "annotations": "set"}
     assert guess_source("voc", "photos") == {"format": "voc", "annotations": "voc", "images": "photos"}
+    (tmp_path / "train.coco").write_text('\n  {"images": []}')
+    assert guess_source("train.coco", "photos") == {"format": "coco", "annotations": "train.coco", "images": "photos"}
     with pytest.raises(FileNotFoundError, match="There is no 'b.json' in"):
         guess_source("b.json")
     for path, what in {"a.txt": "a file of the kind '.txt'", "photos": "a folder without XML"}.items():
@@ -324,6 +326,7 @@ def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
         "bomb": '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>',
         "other": "<html></html>",
         "broken": "<annotation><object>",
+        "coded": '<?xml version="1.0" encoding="none"?><annotation/>',
     }
     for name, text in files.items():
         (tmp_path / f"{name}.xml").write_text(text.replace("a.png", f"{name}.png"))
@@ -334,7 +337,7 @@ def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
     assert [record.image.path for record in source] == [str(tmp_path / "no_size.png")]
     assert (source[0].width, source[0].height, len(source[0].boxes)) == (30, 20, 1)
     assert source.dropped == {
-        "unreadable": 3,
+        "unreadable": 4,
         "malformed": 1,
         "unknown_category": 1,
         "empty_box": 1,
@@ -347,6 +350,7 @@ def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
     assert found["bomb.xml"] == "it has a document type (<!DOCTYPE>), which is not read: remove it"
     assert found["other.xml"] == "it is <html>, not VOC's <annotation>"
     assert found["broken.xml"].startswith("it is not XML: no element found")
+    assert found["coded.xml"] == "it is not XML: unknown encoding: none"
     assert found["box.xml, object 1"] == "its <bndbox> has ['1', 'x', '12', '9'] as xmin, ymin, xmax, ymax"
     assert found["annotation 3 of image 'box.png'"] == "box [8.0, 8.0, -5.0, -5.0] in 30 x 20"
     assert found["box.xml, object 2"] == "'zebra' is not among the 1 class names"

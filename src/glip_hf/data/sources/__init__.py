@@ -158,7 +158,7 @@ def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 def guess_source(path: str | Path, images: str | Path | None = None, split: str | None = None) -> dict[str, Any]:
     """What `build_source` takes, from a path alone: a `.json` is COCO's, a `.yaml` (or a folder with `data.yaml`)
-    YOLO's, a `.jsonl` ODVG's, and a folder with XML files Pascal VOC's.
+    YOLO's, a `.jsonl` ODVG's, a folder with XML files Pascal VOC's, and any other file COCO's if it begins with `{`.
 
     Args:
         images: folder of the images; default where the format has them, for JSON the file's folder.
@@ -178,6 +178,9 @@ def guess_source(path: str | Path, images: str | Path | None = None, split: str 
         format = "yolo" if is_yolo else "voc" if any(True for _ in found.rglob("*.xml")) else None
     else:
         format = {".json": "coco", ".jsonl": "odvg", ".yaml": "yolo", ".yml": "yolo"}.get(suffix)
+        if format is None and found.is_file():
+            with open(found, "rb") as file:
+                format = "coco" if file.read(4096).lstrip().startswith(b"{") else None
     if format is None:
         what = "a folder without XML files and data.yaml" if found.is_dir() else f"a file of the kind {suffix!r}"
         raise ValueError(

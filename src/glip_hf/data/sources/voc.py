@@ -177,7 +177,7 @@ def parse_xml(content: bytes) -> Element:
     try:
         parser.Parse(content, True)
         return builder.close()
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # the latter of an encoding that Python does not know
         raise ValueError(f"it is not XML: {error}") from None
 
 

@@ -233,7 +233,7 @@ def code_of(capsys, *arguments):
     return code, capsys.readouterr().out
 
 
-def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys):
+def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys, caplog):
     given = [coco_set["annotations"], "--images", coco_set["images"]]
     assert code_of(capsys, *given)[0] == 0
     content = coco_content()
@@ -242,6 +242,7 @@ def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys
     code, out = code_of(capsys, *given)
     assert code == 0 and "4 of 7 boxes are used; left out: 1 malformed; 1 crowd; 1 thin_box" in out
     assert "A run would start." in out and out.endswith("1 error, 0 warnings\n")
+    assert "names each of them" not in caplog.text  # that is this command
     code, out = code_of(capsys, *given, "--allow-damage", "0.2")
     assert code == 2 and "No run would start: " in out and "--allow-damage 0.29" in out
     assert code_of(capsys, *given, "--allow-damage", "0.29")[0] == 0

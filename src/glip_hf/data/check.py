@@ -2,10 +2,12 @@
 """One pass over data sets that names everything wrong with them, before a training run finds out."""
 
 import inspect
+import logging
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from .dataset import build_mixture
 from .json_stream import UnreadableJson
 from .records import ImageRef
 from .sources import FILES, NOT_READ, find_path, require_images, resolve_spec
+from .sources.base import logger as sources_logger
 from .sources.coco import CocoFile, number_categories
 from .sources.hub import HubData
 from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read_line_list
@@ -172,7 +175,7 @@ def check_data(
         except (OSError, ValueError, KeyError, TypeError) as error:
             # What stops the reading of a whole set: a missing annotation file, a YAML without its parts, ...
             report.add(Problem("unreadable", name, "data set", f"{type(error).__name__}: {error}"))
-    with tempfile.TemporaryDirectory(prefix="glip-check-") as cache:
+    with tempfile.TemporaryDirectory(prefix="glip-check-") as cache, _silence(sources_logger):  # the report has it all
         try:
             if start is None:
                 mixture = build_mixture(specs, data_root, cache, length=1, allow_damage=allow_damage)
@@ -184,6 +187,16 @@ def check_data(
             report.refusal = str(error)
     report.seconds = time.monotonic() - begun
     return report
+
+
+@contextmanager
+def _silence(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 Piece = tuple[Columns, Collection[int] | None, Callable[[ImageRef], ImageRef] | None]

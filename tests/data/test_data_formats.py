@@ -15,6 +15,7 @@ from glip_hf.data.sources.coco import read_annotations
 from glip_hf.data.sources.voc import voc_file
 from glip_hf.evaluation.coco import CocoEvaluator
 from glip_hf.formats import ImageDetections, write_voc, write_yolo
+from glip_hf.training.finetuning import load_tuning_data
 from tests.data.original_formats import coco_content, encoded_image, save_images, to_odvg, to_voc, to_yolo, voc_xml
 
 pytest.importorskip("datasets")
@@ -317,6 +318,23 @@ def test_voc_lists_name_images_with_spaces_and_marks_of_a_class(tmp_path, build)
     (tmp_path / "Annotations").rename(tmp_path / "kit" / "Annotations")
     with pytest.raises(ValueError, match="has no annotations of its own: give one of .*kit"):
         build({"format": "voc", "annotations": str(tmp_path)})
+
+
+def test_images_of_a_test_list_are_not_trained_on(tmp_path, monkeypatch):
+    """Of VOC's own lists `trainval`, where there is no `train`; it has the images of `val` as well."""
+    monkeypatch.setenv("GLIP_DATA_CACHE", str(tmp_path / "cache"))
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name in "abcd":
+        (tmp_path / f"{name}.xml").write_text(
+            voc_xml(IMAGE, [("cat", 1, 1, 12, 9, "")]).replace("a.png", f"{name}.png")
+        )
+        (tmp_path / f"{name}.png").write_bytes(encoded_image(30, 20))
+    for split, lines in {"trainval": "a\nb\nc\n", "val": "c\n", "test": "d\n"}.items():
+        (lists / f"{split}.txt").write_text(lines)
+    data = load_tuning_data(tmp_path)
+    used = [Path(record.image.path).stem for source in (data.train, data.validation) for record in source]
+    assert sorted(used) == ["a", "b", "c"]
 
 
 def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):

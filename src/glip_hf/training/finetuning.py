@@ -184,7 +184,7 @@ def load_tuning_data(
                 f"{file.path} has captions, and fine-tuning needs boxes of classes: pre-train on it (`mdetr`, `odvg`)."
             )
     source = sources[0] if len(sources) == 1 else JoinedSource(sources)
-    if validation is None and all("val" in file.splits for file in files):
+    if validation is None and all({"train", "val"} <= set(file.splits) for file in files):  # "trainval" has its images
         validation = train
     source.require_boxes(allow_damage, needed=True)
     listed, whole = len(source), not shots and validation is None

@@ -198,8 +198,8 @@ def voc_file(
             files and images in it, or in a folder for each split.
         images: the folder of the images; default `JPEGImages` or `images` beside the annotations, else their own. An
             image is called as `filename` says, or like its XML file.
-        split: the list of `ImageSets/Main`, or the folder; default "train", or all where there is none. The folder of a
-            split may be given as well as that of all.
+        split: the list of `ImageSets/Main`, or the folder; default "train", else "trainval", or all where there is
+            neither. The folder of a split may be given as well as that of all.
         class_names: in their order; default those of all splits, sorted.
         one_based: whether pixels count from 1 and both corners are inside, as in VOC's own files. Default yes, unless a
             coordinate is 0: then they count from 0 and `xmax` and `ymax` are the far edges, as other tools write.
@@ -225,7 +225,9 @@ def voc_file(
     if not lists:
         parts = {path.name: path for path in sorted(folder.iterdir()) if _has_xml(path)}
     known = {SPLITS.get(name, name): path for name, path in (lists | parts).items()}
-    split = "train" if split is None and "train" in known else split and SPLITS.get(split, split)
+    if split is None:
+        split = next((name for name in ("train", "trainval") if name in known), None)
+    split = split and SPLITS.get(split, split)
     if split and split not in known:
         raise ValueError(f"{root}: there is no split {split!r:.60}; it has {quote(list(known)) if known else 'none'}.")
     if folder == root and (years := sorted(str(path.parent) for path in root.glob("*/ImageSets"))):

@@ -45,15 +45,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--validation-images", nargs="+", help="their folder, if it is another")
     add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
-    add(
-        "--on-broken",
-        dest="data.on_broken",
-        choices=("skip", "fail"),
-        default="skip",
-        help="leave out images that cannot be read, or stop; missing images always stop it",
-    )
+    broken = "leave out images that cannot be read, or stop; missing images always stop it"
+    add("--on-broken", dest="data.on_broken", choices=("skip", "fail"), default="skip", help=broken)
     add("--mode", choices=MODES, default="full", help="which parameters are trained")
-    size = "shortest side of images in pixels, saved with the result; default: that of the model's processor"
+    size = "shortest side of images in pixels, saved with the result; default: that of the model's processor, or with "
+    size += "--mode full and a small model that of the images, up to 320"
     replay = "mix in other data, so that the model keeps what it knew: scenes, a known data set, a recipe or source in "
     replay += "YAML, labelled Parquet shards or annotations; the share of training images (0.25) after a colon"
     add("--replay", nargs="+", default=[], metavar="SOURCE[:SHARE]", help=replay)
@@ -62,13 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompt-length", type=positive, help="rows of the prompt table; default: a full caption")
     add("--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout")
     add("--output-dir", dest="run.output_dir", default="out/finetune", metavar="DIR", help="checkpoints and result")
-    add(
-        "--max-steps",
-        dest="schedule.max_steps",
-        type=positive,
-        metavar="N",
-        help="default: 200 epochs with --shots, else 24",
-    )
+    steps = "default: 200 epochs with --shots, else 24, or more for a small model at a larger size"
+    add("--max-steps", dest="schedule.max_steps", type=positive, metavar="N", help=steps)
     add("--lr", dest="optimizer.lr", type=float, metavar="LR", help="default: that of the mode")
     add("--resume", dest="run.resume", metavar="PATH", help="'latest' or a checkpoint directory")
     fresh = "delete the run that the output directory holds"

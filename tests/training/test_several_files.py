@@ -62,6 +62,16 @@ def test_a_run_on_several_files(files: list[Path], tmp_path: Path, monkeypatch: 
         load_tuning_data(files, [tmp_path] * 3)
 
 
+def test_photos_of_two_sets_are_not_both_trained_and_validated_on(files: list[Path]) -> None:
+    """Files of one class each for the same folder."""
+    data = load_tuning_data([files[0], files[0]], files[0].parent)
+    paths = [{image.path for image in source.image_files()} for source in (data.train, data.validation)]
+    assert not paths[0] & paths[1] and any(data.train.label_sets())
+    assert "of the same photos as held out not trained on" in data.note
+    both = load_tuning_data(files[0], files[0].parent, validation=files[0])
+    assert both.note.endswith("; 7 images in both: AP is better there than on other images")
+
+
 def test_other_classes_keep_their_own_caption(files: list[Path], tmp_path: Path) -> None:
     """An image is not a negative for a class that its set does not know."""
     (tmp_path / "c").mkdir()

@@ -179,6 +179,10 @@ def test_pipeline(sam) -> None:
     assert all(one["mask"].size == image.size for one in found)
     tiled = detector([image.crop((0, 0, 170, 160))], segmenter=segmenter, tile=160, **options)
     assert tiled[0] and all(one["mask"].size == (170, 160) for one in tiled[0])
+    with pytest.raises(
+        TypeError, match=r"segmenter='facebook/sam' must be a BoxSegmenter: BoxSegmenter.from_pretrained"
+    ):
+        detector(image, segmenter="facebook/sam", **options)
     drawn = draw_detections(image, found)
     assert drawn != draw_detections(image, plain)
 

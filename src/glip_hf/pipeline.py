@@ -174,6 +174,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         reading, detection, results = ({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
         GroundingOptions(**{k: v for k, v in detection.items() if k != "segmenter"})  # checks them before anything runs
+        if (segmenter := detection.get("segmenter")) is not None and not callable(segmenter):
+            raise TypeError(f"segmenter={segmenter!r:.50} must be a BoxSegmenter: BoxSegmenter.from_pretrained(name).")
         names = reading.get("candidate_labels", ())
         if names and all(isinstance(name, str) for name in names):  # else each image may have names of its own
             names = split_names(names) if isinstance(names, str) else names

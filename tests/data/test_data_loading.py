@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_closing_ends_the_workers(hangs: int, persistent: bool, monkeypatch: pyt
     batches.close()
     assert time.monotonic() - started < 2
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_may_end_by_itself_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=int)
+    worker.start()
+    worker.join()
+    monkeypatch.setattr(worker, "is_alive", lambda: True)  # as it was a moment ago
+    loading._end_workers(SimpleNamespace(_workers=[worker], _shutdown_workers=lambda: None))
+    assert worker.exitcode == 0
 
 
 def test_an_error_ends_the_workers() -> None:

@@ -74,7 +74,7 @@ def _end_workers(batches: Any) -> None:
     ending.join(PATIENCE)
     for worker in batches._workers:
         if worker.is_alive():
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.kill()  # not os.kill: the thread may see it end meanwhile
             worker.join()
     ending.join(PATIENCE)
     if before is not None:

@@ -240,14 +240,14 @@ def test_a_small_model_follows_larger_images(coco: Path, tmp_path: Path) -> None
     recipe = made()
     assert recipe.model.image_size == 96 and recipe.data.short_sides == [77, 86, 96, 106]
     assert recipe.data.long_side == 176  # 1.1 times 96 / 60 * 100: the largest scale keeps its shape
-    assert recipe.model.frozen_stages == -1 and recipe.optimizer.lr == recipe.optimizer.text_lr == 5e-4
+    assert recipe.model.frozen_stages == -1 and recipe.optimizer.lr == recipe.optimizer.text_lr == 1e-3
     assert recipe.schedule.name == "cosine" and recipe.schedule.warmup_steps == 50
     assert recipe.schedule.epochs * (len(data.train) // 4) >= 1200 and recipe.run.evaluate_every == 100
     assert made("full", 1).schedule.epochs == 200 and made("full", 1).model.image_size == 96
     assert made("full", None, "schedule.epochs=3").schedule.epochs == 3
     assert made("full", None, "optimizer.lr=1e-4").optimizer.lr == 1e-4
     asked = made("full", None, "model.image_size=640")
-    assert asked.data.short_sides[2] == 640 and asked.optimizer.lr == 5e-4
+    assert asked.data.short_sides[2] == 640 and asked.optimizer.lr == 1e-3
     for mode in ("prompt", "linear", "lora"):
         assert made(mode).model.image_size == 0 and made(mode).schedule.name == "plateau"
     for size in (320, 800):

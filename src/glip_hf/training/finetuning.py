@@ -87,8 +87,8 @@ _BY_MODE: dict[str, dict[str, Any]] = {
 _ENLARGED: dict[str, Any] = {
     "model.frozen_stages": -1,
     "data.color": 0.1,
-    "optimizer.lr": 5e-4,
-    "optimizer.text_lr": 5e-4,
+    "optimizer.lr": 1e-3,
+    "optimizer.text_lr": 1e-3,
     "schedule.name": "cosine",
     "schedule.warmup_steps": 50,
 }

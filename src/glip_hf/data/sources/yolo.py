@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class YoloFile(CocoFile):
     parts: Sequence[Path] = ()
     keypoints: bool = False
 
+    @cached_property  # its folders are walked once, for the digest, the files and the rows
     def listed(self) -> list[tuple[str, str]]:
         """Every image: the key of its finder, and its name in that folder; in order of lines and of names."""
         found: dict[tuple[str, str], None] = {}
@@ -58,11 +60,11 @@ class YoloFile(CocoFile):
 
     def files(self) -> Sequence[Path]:
         lists = [part for part in self.parts if part.is_file()]
-        labels = (self._label_file(where, name) for where, name in self.listed())
+        labels = (self._label_file(where, name) for where, name in self.listed)
         return [self.path, *lists, *filter(None, labels)]
 
     def cache_key(self) -> Mapping[str, Any]:
-        paths = [os.path.join(where, name) for where, name in self.listed()]
+        paths = [os.path.join(where, name) for where, name in self.listed]
         return {**self.key, "parts": list(map(str, self.parts)), "pictures": sizes_digest(paths)}
 
     def _label_file(self, where: str, name: str) -> Path | None:
@@ -83,7 +85,7 @@ class YoloFile(CocoFile):
         for category in self.categories or ():
             yield "categories", category
         known = {category["id"]: None for category in self.categories or ()}
-        listed, labelled, outlines = self.listed(), 0, 0
+        listed, labelled, outlines = self.listed, 0, 0
         for image_id, (where, name) in zip(number_images([name for _, name in listed]), listed, strict=True):
             entry: dict[str, Any] = {"id": image_id, "file_name": name, "data_source": where}
             width, height = 1, 1

@@ -11,7 +11,6 @@ Result:  shards of images, captions and boxes, each with its counts beside it; t
 """
 
 import argparse
-import json
 import sys
 
 from glip_hf._program import explain, leave, run_program
@@ -43,10 +42,10 @@ def label(arguments: argparse.Namespace) -> int:
 
     from glip_hf import GlipForGrounding, GlipProcessor
     from glip_hf.conversion import model_directory
-    from glip_hf.data.shards import list_shards, reader_spec, shard_format
+    from glip_hf.data.shards import list_shards, shard_format
     from glip_hf.evaluation.distributed import broadcast
     from glip_hf.runs import on_main
-    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, claim_labels, label_shards
+    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, claim_labels, label_shards, summary
 
     # Explicitly: several processes that find no accelerator would otherwise not form a group.
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -68,9 +67,7 @@ def label(arguments: argparse.Namespace) -> int:
     if lock is not None:
         lock.release()
     everyone = sum(gather_object([counts]), start=type(counts)())
-    state.print(", ".join(f"{name} {count:,}" for name, count in sorted(everyone.items())))
-    written = arguments.format or shard_format(shards[0])
-    state.print(json.dumps(reader_spec(arguments.output.rstrip("/"), written)))
+    state.print(summary(everyone, output, arguments.format or shard_format(shards[0])))
     return 0
 
 

@@ -11,7 +11,6 @@ Result:  shards of images, captions and boxes; what became of every pair in the 
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -50,8 +49,8 @@ def label(arguments: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from glip_hf import ray as glip_ray  # before Ray itself: it names the extra
-    from glip_hf.data.shards import list_shards, reader_spec, shard_format
-    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, claim_labels, fingerprints
+    from glip_hf.data.shards import list_shards, shard_format
+    from glip_hf.training.self_training import CaptionLabeller, LabelOptions, claim_labels, fingerprints, summary
 
     import ray  # isort: skip
 
@@ -95,8 +94,7 @@ def label(arguments: argparse.Namespace) -> int:
     if lock is not None:
         lock.release()
     counts = glip_ray.count_outcomes(output) | Counter(broken_shard=broken)
-    print(", ".join(f"{name} {number:,}" for name, number in sorted(counts.items())))
-    print(json.dumps(reader_spec(output, arguments.format or shard_format(shards[0]))))
+    print(summary(counts, output, arguments.format or shard_format(shards[0])))
     return 0
 
 

@@ -27,6 +27,7 @@ from ..data.shards import (
     UnreadableShard,
     file_system,
     read_pairs,
+    reader_spec,
     shard_format,
     shard_name,
     write_bytes,
@@ -269,6 +270,12 @@ def claim_labels(
             raise RunFolderError(f"{folder} holds whole labelled shards ({whole[0]}): choose another --output.")
     manifest = Manifest(kind, settings, fingerprints(labeller.engine), environment())
     return claim(folder, manifest, MADE, resume=True, overwrite=overwrite, remedy=remedy)[0]
+
+
+def summary(counts: Counter, output: str, format: str) -> str:
+    """What a labelling ends with: the number of pairs with each outcome, and the recipe's entry that reads `output`."""
+    totals = ", ".join(f"{name} {number:,}" for name, number in sorted(counts.items()))
+    return f"{totals}\n{json.dumps(reader_spec(output, format))}"
 
 
 def label_shards(

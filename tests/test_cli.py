@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from PIL import Image
 from random_glip import PHOTO, random_model, save_random_model
 
 from glip_hf import GlipForGrounding
-from glip_hf.cli import build_parser, main
+from glip_hf.cli import build_parser, ground, main
 from glip_hf.cli.common import load_model
 from glip_hf.cli.ground import read_words, save_targets
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS, DEMO_CAPTION, DEMO_IMAGE
+from glip_hf.inference import GroundingEngine
 
 ANYTHING = ["--threshold", "0", "--max-detections", "3"]  # untrained weights are sure of nothing
 
@@ -158,6 +160,73 @@ def test_ground_json_of_several_images(folder, model, capsys) -> None:
             assert found["text_label"] == ["cat", "sofa"][found["label"]]
             x1, y1, x2, y2 = found["box"]
             assert 0 <= x1 <= x2 <= 160 and 0 <= y1 <= y2 <= 120 and 0 <= found["score"] <= 1
+
+
+def test_a_folder_gives_what_each_image_gives(folder, model, capsys) -> None:
+    """In its order, whatever its shapes and the batches, with what cannot be read named in its place."""
+    photo = Image.open("photo.jpg")
+    for name, shape in {"a": (120, 160), "c": (120, 160)}.items():
+        photo.resize(shape).save(f"more/{name}.png")
+    Path("more/d.jpg").write_bytes(b"not an image")
+    names = ["a.png", "b.png", "c.png", "d.jpg", "photo.jpg"]
+
+    def found(*words: str) -> list[dict]:
+        main(["ground", *words, "--names", "cat", "sofa", "--model", model, "--json", *ANYTHING])
+        return json.loads(capsys.readouterr().out)["photos"]
+
+    alone = [found(f"more/{name}")[0] for name in ("a.png", "b.png")]
+    for speed in (["--workers", "1"], ["--batch-size", "2", "--workers", "3"]):
+        together = found("more", *speed)
+        assert [record["photo"] for record in together] == [f"more/{name}" for name in names]
+        assert "d.jpg" in together[3].pop("error") and set(together.pop(3)) == {"photo"}
+        for one, expected in zip(together, [*alone, alone[0], None]):
+            if expected is None:  # a JPEG of other pixels
+                assert one["detections"]
+                continue
+            assert (one["width"], one["height"]) == (expected["width"], expected["height"])
+            assert [own["label"] for own in one["detections"]] == [own["label"] for own in expected["detections"]]
+            for own, other in zip(one["detections"], expected["detections"], strict=True):
+                assert own["score"] == pytest.approx(other["score"], abs=2e-4)
+                assert own["box"] == pytest.approx(other["box"], abs=0.11)
+
+
+def test_images_are_saved_while_the_model_works(folder, model, monkeypatch, capsys) -> None:
+    """The first is saved only once the model has the second; it would wait in vain otherwise. No thread is left."""
+    passes, second, detect, save = [], threading.Event(), GroundingEngine.detect, ground._save
+
+    def detecting(*arguments):
+        passes.append(threading.current_thread())
+        if len(passes) == 2:
+            second.set()
+        return detect(*arguments)
+
+    def saving(*arguments):
+        assert second.wait(60), "the second image is not looked at before the first is saved"
+        return save(*arguments)
+
+    monkeypatch.setattr(GroundingEngine, "detect", detecting)
+    monkeypatch.setattr(ground, "_save", saving)
+    before = threading.active_count()
+    words = ["ground", "more", "--names", "cat", "--save", "new", "--workers", "1"]
+    assert main([*words, "--model", model, *ANYTHING]) == 0
+    assert len(passes) == 2 and threading.active_count() == before
+    assert sorted(path.name for path in Path("new").iterdir()) == ["b.png", "photo.png"]
+    assert capsys.readouterr().out.count("-> new/") == 2
+
+
+def test_an_image_that_the_model_fails_at_loses_itself_alone(folder, model, monkeypatch, capsys) -> None:
+    detect, turns = GroundingEngine.detect, iter(range(9))
+
+    def failing(*arguments):
+        if next(turns) == 0:
+            raise ValueError("the scores are NaN")
+        return detect(*arguments)
+
+    monkeypatch.setattr(GroundingEngine, "detect", failing)
+    assert main(["ground", "more", "--names", "cat", "--model", model, "--json", *ANYTHING]) == 1
+    first, second = json.loads(capsys.readouterr().out)["photos"]
+    assert first == {"photo": "more/b.png", "error": "the scores are NaN"}
+    assert second["photo"] == "more/photo.jpg" and second["detections"]
 
 
 def test_ground_a_caption_and_given_phrases(folder, model, capsys) -> None:

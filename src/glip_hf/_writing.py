@@ -35,11 +35,11 @@ def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with writing(output):
             yield new
-            # The files that safetensors writes are readable by their owner only.
-            mask = os.umask(0)
-            os.umask(mask)
-            for path in new.rglob("*"):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            if new.is_dir():  # of files that safetensors writes only the owner can read
+                mask = os.umask(0)  # of the whole process: no thread may do so while another one does
+                os.umask(mask)
+                for path in new.rglob("*"):
+                    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
             if output.is_dir():
                 os.rename(output, old)
             try:

@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import count, islice, zip_longest
 from typing import Any
 
 import torch
@@ -539,16 +539,36 @@ class GroundingEngine:
 
     # -- images ------------------------------------------------------------------------------------
 
-    def ground(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[Grounded]:
+    def ground(
+        self, requests: Iterable[Request], skip_broken: bool = False, in_order: bool = False
+    ) -> Iterator[Grounded]:
         """The result of each request, as soon as it is there: in order of the requests where all images share a batch
         (`batch_size=1`, or `allow_padding`), else batches come as they fill.
 
         Args:
             skip_broken: give an image that cannot be read a result with its `error`; else the error is raised.
+            in_order: in order of the requests, whatever the batches; a result waits for at most 4 batches.
 
         Raises:
             ValueError, FileNotFoundError: naming the image that cannot be read.
         """
+        results = self._ground(requests, skip_broken)
+        if not in_order:
+            return results
+
+        def ordered() -> Iterator[Grounded]:
+            early: dict[int, Grounded] = {}
+            with closing(results):
+                for turn in count():
+                    while turn not in early:
+                        if (result := next(results, None)) is None:
+                            return
+                        early[result.index] = result
+                    yield early.pop(turn)
+
+        return ordered()
+
+    def _ground(self, requests: Iterable[Request], skip_broken: bool) -> Iterator[Grounded]:
         # Of each image whose views are not all done: its captions, its result, and the detections of each view.
         progress: dict[int, tuple[Captions, Grounded, dict[View, list[Detections]]]] = {}
         with closing(self._batches(requests, skip_broken)) as batches:  # whatever happens, no thread outlives this
@@ -695,18 +715,18 @@ class GroundingEngine:
     def _batches(self, requests: Iterable[Request], skip_broken: bool) -> Iterator[list[_Shown]]:
         """Views in groups that may share a pass; every view is in exactly one."""
         size = self.options.batch_size
-        groups: dict[Any, list[_Shown]] = {}
+        groups: dict[Any, tuple[int, list[_Shown]]] = {}  # with the number of the first view; the oldest comes first
         with closing(self._load(requests, skip_broken)) as views:
-            for shown in views:
+            for number, shown in enumerate(views):
                 alike = self.options.allow_padding or shown.error is not None
                 key = None if alike else tuple(shown.pixels["pixel_values"].shape[-2:])
-                group = groups.setdefault(key, [])
+                _, group = groups.setdefault(key, (number, []))
                 group.append(shown)
                 if len(group) == size:
-                    yield groups.pop(key)
-                elif sum(map(len, groups.values())) >= 4 * size:  # bound what waits in memory
-                    yield groups.pop(max(groups, key=lambda key: len(groups[key])))
-            yield from groups.values()
+                    yield groups.pop(key)[1]
+                if groups and number - next(iter(groups.values()))[0] >= 4 * size:  # nobody waits for ever
+                    yield groups.pop(next(iter(groups)))[1]
+            yield from (group for _, group in groups.values())
 
     # -- (image, caption) pairs --------------------------------------------------------------------
 

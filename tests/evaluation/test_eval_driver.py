@@ -34,6 +34,11 @@ from glip_hf.postprocess_glip import merge_detections
 CHUNKS = [5, 40, None]
 
 
+@pytest.fixture
+def photo_of():
+    return lambda width, height: Image.new("RGB", (width, height), (90, 120, 200))
+
+
 @pytest.fixture(scope="module")
 def task(image_folder):
     return detection_task("coco", image_folder / "annotations.json", image_folder)
@@ -419,6 +424,30 @@ def test_order_is_that_of_the_images(model, processor, task, monkeypatch):
     monkeypatch.setattr(GroundingEngine, "_show", slow)
     found = predictions(GroundingEngine(model, processor, GroundingOptions(workers=4)), task)
     assert [one["image_id"] for one in found] == [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_results_in_order_whatever_the_batches(model, processor, task, batch_size):
+    """Also where an image cannot be read. As they come, those of a full batch are first."""
+    paths = [image.path for image in task.images]  # the first, second and last are of one shape
+    paths = [paths[0], paths[2], paths[1], "nowhere.jpg", paths[3], paths[4]]
+    engine = GroundingEngine(model, processor, GroundingOptions(batch_size=batch_size))
+    asked = [Request(path, ["cat"]) for path in paths]
+    found = list(engine.ground(asked, skip_broken=True, in_order=True))
+    assert [one.index for one in found] == list(range(6))
+    assert [one.error is not None for one in found] == [False, False, False, True, False, False]
+    as_they_come = [one.index for one in engine.ground(asked, skip_broken=True)]
+    assert sorted(as_they_come) == list(range(6)) and (as_they_come == list(range(6))) == (batch_size == 1)
+    next(engine.ground(asked, skip_broken=True, in_order=True))
+    assert not readers()
+
+
+def test_an_image_of_a_rare_shape_does_not_wait_for_ever(model, processor, photo_of):
+    """Each result comes after at most 4 batches of later images."""
+    requests = (Request(photo_of(40, 64) if turn else photo_of(64, 40), ["cat"]) for turn in range(14))
+    engine = GroundingEngine(model, processor, GroundingOptions(batch_size=2, workers=1))
+    order = [one.index for one in engine.ground(requests)]
+    assert sorted(order) == list(range(14)) and order.index(0) <= 8
 
 
 def test_an_image_that_cannot_be_read_is_named(model, processor, task, tmp_path):

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--format", choices=FORMATS, help="write the format of an annotation tool to --output")
     add("--output", metavar="PATH", help="of --format: a file, for yolo and voc a new folder")
     add("--image-prefix", default="", metavar="TEXT", help="of --format: put before the file names of images")
+    add("--batch-size", type=positive, default=1, metavar="N", help="images of one size per forward pass (%(default)s)")
+    add("--workers", type=positive, default=2, metavar="N", help="threads that read, draw and save (%(default)s)")
     add_device_arguments(parser)
 
 
@@ -155,8 +157,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--features are written with --json: add it")
     targets, file_names = save_targets(arguments.save, paths), read_format(arguments, paths)
     check_videos(arguments, paths)
+    from concurrent.futures import ThreadPoolExecutor
+
     from .._writing import check_place, replacing_text
-    from ..image_processing_pil_glip import load_image, upright
     from ..inference import GroundingEngine, GroundingOptions, Request
     from ..postprocess_glip import check_thresholds
 
@@ -176,7 +179,8 @@ def run(arguments: argparse.Namespace) -> int:
             merged_limit=None if arguments.tile else arguments.max_detections,
             tile=arguments.tile,
             overlap=0.2 if arguments.overlap is None else arguments.overlap,
-            workers=1,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
         )
     except ValueError as error:
         raise UsageError(first_line(error)) from None
@@ -189,46 +193,72 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(first_line(error)) from None
 
-    def detect(path: str) -> tuple[Image.Image, dict[str, Any]]:
-        """The upright image and its detections."""
-        try:
-            image = upright(load_image(path))
-            (found,) = engine.ground([Request(image, text, arguments.phrases)])
-        except (OSError, ValueError) as error:
-            raise CliError(first_line(error)) from None
-        result = found.detections[0]
-        if segmenter is None:
-            return image, result
-        try:
-            return image, {**result, "masks": segmenter(image, result["boxes"])}
-        except Exception as error:  # another model, of other people: whatever it does, the other images are kept
-            message = f"{path}: --masks {shown(arguments.masks)} failed ({type(error).__name__}: {first_line(error)})"
-            raise CliError(message) from error
-
     records: list[dict[str, Any]] = []
 
+    def ground_all() -> Iterator[tuple[Image.Image | None, Any]]:
+        """One photo after the other: its image, if it is kept, and what was found in it, or why nothing was."""
+        rest = deque(_Photo(path, arguments.save or segmenter) for path in paths if not _is_video(path))
+        while rest:
+            requests = (Request(photo, text, arguments.phrases) for photo in list(rest))
+            try:
+                with closing(engine.ground(requests, skip_broken=True, in_order=True)) as results:
+                    for found in results:
+                        yield rest.popleft().take(), found.error or found
+            except (OSError, ValueError) as error:  # the model's, at this photo: the others are grounded all the same
+                rest.popleft()
+                yield None, error
+
     def detect_all() -> Iterator[ImageDetections]:
-        """The detections of one image after the other, which are drawn and printed in passing."""
+        """The detections of one image after the other, which are printed in passing. They are drawn and saved by
+        threads while the model works on the next ones."""
+        results, waiting = ground_all(), deque()
         todo = list(zip(paths, targets, file_names))
-        # disable=None: a bar only on a terminal
-        for path, target, file_name in tqdm(todo, unit="image", disable=None if len(paths) > 1 else True):
+
+        def of_photo(path: str, target: Path | None, file_name: str, record: dict[str, Any]) -> Iterator[Any]:
+            """None once it is grounded, and its detections once it is saved, too."""
+            image, found = next(results)
+            if isinstance(found, Exception):
+                raise CliError(first_line(found))
+            result = found.detections[0]
+            if segmenter is not None:
+                try:
+                    result["masks"] = segmenter(image, result["boxes"])
+                except Exception as error:  # another model, of other people: whatever it does, the others are kept
+                    cause = f"({type(error).__name__}: {first_line(error)})"
+                    raise CliError(f"{path}: --masks {shown(arguments.masks)} failed {cause}") from error
+            if arguments.format is None:
+                record |= _as_json(result, found.width, found.height)
+            saved = None if target is None else savers.submit(_save, image, result, target)
+            del image  # the thread's
+            yield None
+            if saved is not None:
+                record["saved"] = saved.result()
+            if arguments.format is None and not arguments.json:
+                _print_detections(record, arguments.threshold)
+            yield ImageDetections(file_name, found.width, found.height, result)
+
+        def steps(path: str, target: Path | None, file_name: str) -> Iterator[ImageDetections | None]:
             record: dict[str, Any] = {"photo": path}
             records.append(record)
             try:
                 if _is_video(path):
+                    yield None  # after the photos before it
                     yield from _ground_video(engine, text, arguments, target, file_name, record)
-                    continue
-                image, result = detect(path)
-                if arguments.format is None:
-                    record |= _as_json(result, image)
-                if target is not None:
-                    record["saved"] = _save(image, result, target)
-                if arguments.format is None and not arguments.json:
-                    _print_detections(record, arguments.threshold)
-                yield ImageDetections(file_name, *image.size, result)
+                else:
+                    yield from of_photo(path, target, file_name, record)
             except CliError as error:  # does not stop the other images
                 record["error"] = str(error)
                 tqdm.write(f"glip ground: {error}", file=sys.stderr)
+
+        with closing(results), ThreadPoolExecutor(arguments.workers, thread_name_prefix="glip-save") as savers:
+            # disable=None: a bar only on a terminal
+            for one in tqdm(todo, unit="image", disable=None if len(paths) > 1 else True):
+                waiting.append(steps(*one))
+                next(waiting[-1], None)
+                if len(waiting) > arguments.workers:
+                    yield from waiting.popleft()
+            for last in waiting:
+                yield from last
 
     if arguments.format is None:
         deque(detect_all(), maxlen=0)
@@ -249,6 +279,27 @@ def run(arguments: argparse.Namespace) -> int:
                 file.write(document + "\n")
             print(f"-> {json_file}")
     return 1 if any("error" in record for record in records) else 0
+
+
+class _Photo:
+    """An image for the engine, whose threads decode it; `kept` for what is drawn on it until it is taken."""
+
+    def __init__(self, path: str, kept: object) -> None:
+        self.path, self.kept, self.image = path, bool(kept), None
+
+    def __str__(self) -> str:
+        return self.path
+
+    def load(self) -> Image.Image:
+        from ..inference import open_upright
+
+        image = open_upright(self.path)
+        self.image = image if self.kept else None
+        return image
+
+    def take(self) -> Image.Image | None:
+        image, self.image = self.image, None
+        return image
 
 
 def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") -> "BoxSegmenter":
@@ -512,9 +563,9 @@ def _ground_video(
         raise CliError(first_line(error)) from None
 
 
-def _as_json(result: dict[str, Any], image: Image.Image) -> dict[str, Any]:
+def _as_json(result: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     detections = [rounded(record) for record in detection_records(result)]
-    return {"width": image.width, "height": image.height, "detections": detections}
+    return {"width": width, "height": height, "detections": detections}
 
 
 def _print_detections(record: dict[str, Any], threshold: float) -> None:
@@ -535,7 +586,7 @@ def _save(image: Image.Image, result: dict[str, Any], target: Path) -> str:
 
     try:
         with replacing(target) as path:
-            draw_detections(image, result).save(path)
+            draw_detections(image, result).save(path, compress_level=1)  # of PNG: the same pixels in 2/3 of the time
     except OSError as error:
         raise CliError(f"--save {shown(str(target))}: {error.strerror or first_line(error)}") from None
     return str(target)

@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from glip_hf import GlipForGrounding, GlipZeroShotObjectDetectionPipeline, kernels
 from glip_hf.inference import GroundingEngine
+from glip_hf.kernels import cpu_int8, cpu_linear
 
 NUM_LINEAR = 74
 """Linear layers of the tiny model."""
@@ -84,15 +85,46 @@ def test_torch_dynamic_quantisation() -> None:
     assert_close_to_the_model(logits(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
-def test_torchao(name, tmp_path) -> None:
+def test_torchao(name, dtype, tmp_path, monkeypatch) -> None:
+    """Quantised while loading, saved and loaded again; the kernels compute what torchao's own form does."""
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed (pip install torchao)")
-    tiny_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(cpu_linear, "onednn_is_faster", lambda: True)
+    tiny_model().save_pretrained(tmp_path / "float")
     config = TorchAoConfig(getattr(quantization, name)(), modules_to_not_convert=[])
-    model = GlipForGrounding.from_pretrained(tmp_path, quantization_config=config).eval()
+    model = GlipForGrounding.from_pretrained(tmp_path / "float", quantization_config=config, dtype=dtype).eval()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    assert len(linears) == NUM_LINEAR and all(type(m.weight) not in (nn.Parameter, Tensor) for m in linears)
-    assert_close_to_the_model(logits(model))
+    assert len(linears) == NUM_LINEAR and {type(m.weight) for m in linears} == {quantization.Int8Tensor}
+    found = logits(model)
+    assert_close_to_the_model(found)
+
+    model.save_pretrained(tmp_path / "int8")
+    again = GlipForGrounding.from_pretrained(tmp_path / "int8").eval()
+    assert again.dtype == dtype and again.config.quantization_config.quant_type == config.quant_type
+    assert torch.equal(logits(again), found)
+
+    with torch.inference_mode():
+        report = kernels.report(model, tiny_inputs())
+    names = {"swin_layer": "cpu_swin", "linear": "cpu_int8", "fusion": "cpu_fusion", "dyconv": "cpu_dyconv"}
+    assert report == names if torch.cpu._is_vnni_supported() or "Dynamic" not in name else "plain" in report.values()
+    with kernels.disable("cpu_int8"):
+        expected = logits(model)
+    # Not the same: what differs by rounding may be quantised differently, and the fusion's kernel quantises less.
+    exact = logits(tiny_model())
+    assert (found - exact).abs().mean() < 1.5 * (expected - exact).abs().mean()
+    assert (found - expected).abs().mean() < 0.1 * exact.std()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_products_are_those_of_torchao(name) -> None:
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed (pip install torchao)")
+    layer, x = nn.Linear(96, 64), torch.randn(3, 50, 96)
+    quantization.quantize_(layer, getattr(quantization, name)())
+    assert cpu_int8.is_readable(layer.weight) or not torch.cpu._is_vnni_supported()
+    found = cpu_linear.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_quanto() -> None:

@@ -17,7 +17,7 @@ from glip_hf import GlipForGrounding, kernels, ops_glip
 from glip_hf.kernels import cpu_linear
 from glip_hf.ops_glip import operation, register_kernel
 
-ON_CPU = ["cpu_linear", "cpu_swin", "cpu_fusion", "cpu_dyconv", "absorbed_fusion"]
+ON_CPU = ["cpu_linear", "cpu_int8", "cpu_swin", "cpu_fusion", "cpu_dyconv", "absorbed_fusion"]
 FLOATS = ("logits", "bbox_regression", "centerness_logits", "pred_boxes")
 
 

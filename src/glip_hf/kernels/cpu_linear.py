@@ -18,6 +18,7 @@ Letters: M rows, K columns that are summed over, N columns of the result.
 import functools
 import os
 import platform
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..ops_glip import is_enabled, is_traced, register_kernel
+from .cpu_int8 import KERNEL, Int8Weight, is_readable, multiply, read_weight
 
 MATMUL_VARIABLE = "GLIP_CPU_MATMUL"
 """Environment variable that chooses the library: "mkl" or "onednn"."""
@@ -200,11 +202,13 @@ def _is_large(rows: int, weight: Tensor) -> bool:
     return min(rows, *weight.shape) >= SMALLEST_SIDE and (rows >= FEW_ROWS or weight.numel() >= SMALLEST_WEIGHT)
 
 
-def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor | PackedWeight | Int8Weight, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """`nn.functional.linear` by the faster library; where a gradient is asked for, only its backward pass.
 
     Args:
-        x: [..., K]; weight: [N, K], or what `pack` made of it.
+        x: [..., K]; weight: [N, K], what `pack` made of it, or an int8 weight.
         bias: [N], or of the shape of the result: whatever is to be added to it.
         out: [M, N], where to put the result (not with gradients); `x` is [M, K] then.
     """
@@ -212,6 +216,9 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None,
     count = x.numel() // max(x.shape[-1], 1)
     if isinstance(weight, PackedWeight):
         weight = weight.packed if count == weight.rows else weight.plain
+    weight = read_weight(weight)
+    if isinstance(weight, Int8Weight):
+        return multiply(x, weight, bias, out)
     if not weight.is_mkldnn:
         fast = _may_use_onednn(x, weight) and _is_large(count, weight)
         if torch.is_grad_enabled():
@@ -276,7 +283,12 @@ def _accepts(module: nn.Module, *_args: Any, **_kwargs: Any) -> bool:
     return not torch.is_grad_enabled() and parameter is not None and _may_use_onednn(parameter)
 
 
+def _accepts_int8(module: nn.Module, *_args: Any, **_kwargs: Any) -> bool:
+    return "torchao" in sys.modules and any(is_readable(parameter) for parameter in module.parameters())
+
+
 @register_kernel("linear", "cpu_linear", _accepts)
+@register_kernel("linear", KERNEL, _accepts_int8)
 def _with_fast_linear(plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Any forward, its linear layers by the faster library."""
     with FastLinear():

@@ -16,6 +16,7 @@ from transformers.models.swin.modeling_swin import SwinAttention, SwinMLP, SwinR
 
 from ..ops_glip import once_differentiable, register_kernel, shape_constants
 from ..swin_glip import GlipSwinLayer, pattern_of_window, shift_mask, shift_patterns
+from .cpu_int8 import Int8Weight, join, read_weight
 from .cpu_linear import ROW_UNIT, apply_function, linear, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
@@ -253,17 +254,17 @@ class FeedForward(torch.autograd.Function):
 # -- the layer -------------------------------------------------------------------------------------
 
 
-def _projections(layer: GlipSwinLayer) -> tuple[Tensor, Tensor, Tensor]:
+def _projections(layer: GlipSwinLayer) -> tuple[Tensor | Int8Weight, Tensor, Tensor]:
     """Weight [3 * C, C] and bias [3 * C] of query, key and value; position bias [heads, M * M, M * M]."""
     attention, area = layer.attention, layer.window_size**2
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    weight = torch.cat([projection.weight for projection in projections])
-    if projections[0].bias is None:
-        bias = weight.new_zeros(len(weight))
-    else:
-        bias = torch.cat([projection.bias for projection in projections])
+    weight = join([projection.weight for projection in projections])
     table = attention.relative_position_bias
     position_bias = nn.functional.embedding(table.relative_position_index, table.relative_position_bias_table)
+    if projections[0].bias is None:
+        bias = position_bias.new_zeros(3 * projections[0].out_features)
+    else:
+        bias = torch.cat([projection.bias for projection in projections])
     return weight, bias, position_bias.view(area, area, -1).permute(2, 0, 1)
 
 
@@ -298,6 +299,7 @@ def _infer(layer: GlipSwinLayer, x: Tensor) -> Tensor:
     attention, mlp, area, size = layer.attention, layer.mlp, layer.window_size**2, height * width
     heads = attention.num_attention_heads
     weight, bias, position_bias = _projections(layer)
+    out_weight, weight1, weight2 = (read_weight(part.weight) for part in (attention.o_proj, mlp.fc1, mlp.fc2))
     rows, columns = (-(-side // layer.window_size) for side in (height, width))
     pattern = pattern_of_window(rows, columns, x.device)
     masks = None
@@ -335,9 +337,9 @@ def _infer(layer: GlipSwinLayer, x: Tensor) -> Tensor:
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
         part = nn.functional.embedding(slots[block], attended)
-        part = linear(part, attention.o_proj.weight, attention.o_proj.bias).add_(rows[block])
-        inner = nn.functional.gelu(linear(layer.layernorm_after(part), mlp.fc1.weight, mlp.fc1.bias))
-        torch.add(part, linear(inner, mlp.fc2.weight, mlp.fc2.bias), out=out[block])
+        part = linear(part, out_weight, attention.o_proj.bias).add_(rows[block])
+        inner = nn.functional.gelu(linear(layer.layernorm_after(part), weight1, mlp.fc1.bias))
+        torch.add(part, linear(inner, weight2, mlp.fc2.bias), out=out[block])
     return out.view_as(x)
 
 

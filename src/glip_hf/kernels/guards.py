@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .cpu_int8 import is_readable
+
 
 def is_watched(module: nn.Module) -> bool:
     """Whether something depends on the call of a module: a hook, a `forward` of its own (offloading, adapters), or
@@ -25,13 +27,15 @@ def parts_are_plain(module: nn.Module, parts: Mapping[str, type[nn.Module]]) -> 
 
     Args:
         parts: names of the parts and their classes. A part of another class (an adapter, a quantised layer), with
-            hooks, or with parameters of another kind (quantised, distributed tensors) is to be called.
+            hooks, or with parameters of another kind (distributed tensors, quantised ones unless `cpu_int8` reads
+            them) is to be called.
     """
     for name, kind in parts.items():
         part = module.get_submodule(name)
         if type(part) is not kind or is_watched(part):
             return False
-        if any(p is not None and type(p) not in (nn.Parameter, Tensor) for p in part._parameters.values()):
+        parameters = [p for p in part._parameters.values() if p is not None]
+        if not all(type(p) in (nn.Parameter, Tensor) or is_readable(p) for p in parameters):
             return False
     return not torch.nn.modules.module._has_any_global_hook()
 

@@ -42,8 +42,10 @@ tools: $(READY)
 	grep -v '^pillow=' constraints.txt >out/tools/constraints.txt
 	out/tools/bin/python -m pip install --quiet --disable-pip-version-check -c out/tools/constraints.txt gradio playwright
 	out/tools/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
-		peft torchao supervision defusedxml opencv-python-headless pydeprecate requests scipy urllib3 charset-normalizer
-	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py
+		peft torchao supervision defusedxml opencv-python-headless pydeprecate requests scipy urllib3 charset-normalizer \
+		openvino
+	OMP_NUM_THREADS=1 out/tools/bin/python -m pytest -m '' tests/test_demo_page.py tests/test_tools.py \
+		tests/test_export.py::test_three_graphs_in_openvino tests/test_export.py::test_deform_conv_nodes
 
 # A Ray cluster on this machine.
 ray: $(READY)

@@ -16,12 +16,23 @@ import pytest
 import torch
 from tiny import tiny_inputs, tiny_model, tiny_swin
 
-from glip_hf import GlipConfig, GlipForGrounding
+from glip_hf import GlipConfig, GlipForGrounding, GlipZeroShotObjectDetectionPipeline
 from glip_hf import export as export_module
 from glip_hf.cli import main
 from glip_hf.demo import DEMO_CAPTION, DEMO_MODEL, DEMO_NAMES, demo_model, demo_processor, load_demo_image
-from glip_hf.export import INPUT_AXES, METADATA, OUTPUT_AXES, GlipGraph, OnnxGlip, export_onnx, export_program
+from glip_hf.export import (
+    AXES,
+    INPUT_AXES,
+    METADATA,
+    OUTPUT_AXES,
+    PARTS,
+    GlipGraph,
+    OnnxGlip,
+    export_onnx,
+    export_program,
+)
 from glip_hf.inference import GroundingEngine, GroundingOptions, Request
+from glip_hf.ops_glip import deform_conv2d
 
 NAMES = list(DEMO_NAMES)
 SIZES = [(320, 416, 9), (224, 160, 12), (448, 672, 5), (64, 96, 3), (32, 32, 1)]  # 224 = 4 x 8 windows of 7
@@ -44,43 +55,61 @@ def photo():
     return load_demo_image().crop((0, 60, 480, 420))
 
 
+class Session:
+    """What ONNX Runtime has for a file, with the model behind it."""
+
+    def __init__(self, graph: GlipGraph, sizes: dict[str, int], metadata: dict[str, str]) -> None:
+        self.graph, self.sizes, self.metadata = graph, sizes, metadata
+        self.runs: list[dict[str, tuple[int, ...]]] = []
+
+    def get_inputs(self) -> list[Any]:
+        return [
+            SimpleNamespace(name=name, shape=[self.sizes.get(axis) or axis for axis in AXES[name]])
+            for name in self.graph.inputs
+        ]
+
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map=self.metadata)
+
+    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        assert set(feed) == set(self.graph.inputs)
+        self.runs.append({name: value.shape for name, value in feed.items()})
+        outputs = self.graph(**{name: torch.from_numpy(value) for name, value in feed.items()})
+        return [outputs[name].numpy() for name in names]
+
+
 @pytest.fixture
 def stand_in(model, processor, tmp_path, monkeypatch):
-    """Makes an `OnnxGlip` whose session calls the model; sizes as of an exported file, names where any will do."""
-
-    class Session:
-        def __init__(self, shapes: dict[str, list[int | str]], metadata: dict[str, str]) -> None:
-            self.shapes, self.metadata = shapes, metadata
-            self.runs: list[dict[str, tuple[int, ...]]] = []
-
-        def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(name=name, shape=shape) for name, shape in self.shapes.items()]
-
-        def get_modelmeta(self) -> Any:
-            return SimpleNamespace(custom_metadata_map=self.metadata)
-
-        def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
-            self.runs.append({name: value.shape for name, value in feed.items()})
-            outputs = GlipGraph(model)(**{name: torch.from_numpy(value) for name, value in feed.items()})
-            return [outputs[name].numpy() for name in names]
+    """Makes an `OnnxGlip` whose sessions call the model; sizes as of exported files, names where any will do."""
 
     def make(
-        height: int | None = None, width: int | None = None, length: int | None = None, **options: Any
+        height: int | None = None,
+        width: int | None = None,
+        length: int | None = None,
+        batch: int | None = None,
+        parts: bool = False,
+        ours: bool = True,
+        **options: Any,
     ) -> OnnxGlip:
-        shapes = {
-            "pixel_values": [1, 3, height or "height", width or "width"],
-            "input_ids": [1, length or "tokens"],
-        }
-        about = {METADATA: json.dumps({"max_text_length": 256})} if options.pop("ours", True) else {}
-        runtime = SimpleNamespace(
-            SessionOptions=SimpleNamespace, InferenceSession=lambda *_, **__: Session(shapes, about), __version__="0"
-        )
+        sizes = {"batch": batch, "height": height, "width": width, "tokens": length}
+        about = {METADATA: json.dumps({"max_text_length": 256})} if ours else {}
+        path = tmp_path if parts else tmp_path / "model.onnx"
+
+        def load(file: str, *_: Any, **__: Any) -> Session:
+            return Session(GlipGraph(model, Path(file).stem if parts else None), sizes, about)
+
+        runtime = SimpleNamespace(SessionOptions=SimpleNamespace, InferenceSession=load, __version__="0")
         monkeypatch.setattr(export_module, "require", lambda *_: runtime)
-        path = tmp_path / "model.onnx"
-        path.touch()
+        for name in (*PARTS, "model"):
+            (tmp_path / f"{name}.onnx").touch()
         return OnnxGlip(path, options.pop("processor", processor), **options)
 
     return make
+
+
+def runs(glip: OnnxGlip, part: str | None = None) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of the inputs of each run."""
+    return glip.sessions[part].session.runs
 
 
 def assert_same_outputs(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
@@ -129,6 +158,7 @@ def graph_inputs(height: int, width: int, length: int) -> dict[str, torch.Tensor
         ({"caption_length": 2}, "caption_length=2 must be 3 to 32"),
         ({"caption_length": 33}, "caption_length=33 must be 3 to 32"),
         ({"caption_length": 5.0}, "caption_length=5.0 must be one whole number"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"height": "320", "width": 320}, "height='320' must be one whole number"),
     ],
 )
@@ -144,6 +174,10 @@ def test_models_and_opsets_that_cannot_be_exported(tmp_path) -> None:
     model = tiny_model(num_blocks=1)
     with pytest.raises(ValueError, match="opset=18 has no deformable convolution: take 19"):
         export_onnx(model, tmp_path / "model.onnx", opset=18)
+    with pytest.raises(ValueError, match="deform_conv='plugin' must be 'native' or 'basic'"):
+        export_onnx(model, tmp_path / "model.onnx", deform_conv="plugin")
+    with pytest.raises(ValueError, match="weights='int4' must be 'float32' or 'float16' or 'int8'"):
+        export_onnx(model, tmp_path / "model.onnx", weights="int4")
     with pytest.raises(ValueError, match="bfloat16 on cpu: load it in float32"):
         export_program(model.bfloat16())
     assert not list(tmp_path.iterdir())
@@ -153,7 +187,8 @@ def test_models_and_opsets_that_cannot_be_exported(tmp_path) -> None:
     "arguments, message",
     [
         (["--output", "model.pb"], "name a file .onnx"),
-        (["--output", "m.pt2", "--check"], "--check and --opset are for .onnx"),
+        (["--output", "m.pt2", "--check"], "--check, --opset, --deform-conv and --weights are for"),
+        (["--output", "m.pt2", "--weights", "int8"], "--check, --opset, --deform-conv and --weights are for"),
         (["--output", "m.onnx", "--dynamic", "--height", "320"], "leave it out"),
         (["--output", "m.onnx", "--caption-length", "many"], "give a number of tokens, or dynamic"),
     ],
@@ -173,13 +208,30 @@ def test_sides_to_trace_with(window) -> None:
         assert scale % window == 0 or all(side * scale % window for side in sides)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_deformable_convolution_of_basic_operations(stride) -> None:
+    """Equals the plain form, with points beside the map, on maps of one cell and in batches."""
+    for height, width in ((5, 7), (1, 1), (2, 1)):
+        rows, columns = ((side - 1) // stride + 1 for side in (height, width))
+        generator = torch.Generator().manual_seed(height)
+        features, offset, mask, weight, bias = (
+            torch.randn(shape, generator=generator)
+            for shape in ((2, 4, height, width), (2, 18, rows, columns), (2, 9, rows, columns), (6, 4, 3, 3), (6,))
+        )
+        arguments = features, 2 * offset, mask.sigmoid(), weight, bias, stride
+        found = export_module._deform_conv_of_basic_operations(*arguments)
+        torch.testing.assert_close(found, deform_conv2d(*arguments), rtol=1e-4, atol=1e-4)
+
+
 # ----------------------------------------------------------------------------------------- the runner
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])
 @pytest.mark.parametrize("text", [NAMES, [NAMES, ["fish"]], DEMO_CAPTION], ids=["names", "each", "caption"])
-def test_runner_equals_model(text, stand_in, model, processor, photo) -> None:
-    glip = stand_in()
+def test_runner_equals_model(text, parts, stand_in, model, processor, photo) -> None:
+    glip = stand_in(parts=parts)
     images = photo if text == DEMO_CAPTION else [photo, photo.resize((300, 400))]
     inputs = glip.prepare(images, text)
     assert_same_outputs(glip(**inputs), model(**inputs))
@@ -187,11 +239,28 @@ def test_runner_equals_model(text, stand_in, model, processor, photo) -> None:
 
 
 def test_several_captions_of_one_image(stand_in, model, processor, photo) -> None:
-    glip = stand_in()
-    inputs = glip.prepare(photo, NAMES, chunk_size=1)
-    assert len(inputs["input_ids"]) == len(NAMES)
-    assert_same_detections(glip.detect(photo, NAMES, threshold=0.0, chunk_size=1), detections(model, processor, inputs))
-    assert all(run["pixel_values"][0] == run["input_ids"][0] == 1 for run in glip.session.runs)
+    """A single file encodes the image for each caption, three graphs once."""
+    for parts in (False, True):
+        glip = stand_in(parts=parts)
+        inputs = glip.prepare(photo, NAMES, chunk_size=1)
+        assert len(inputs["input_ids"]) == len(NAMES)
+        found = glip.detect(photo, NAMES, threshold=0.0, chunk_size=1)
+        assert_same_detections(found, detections(model, processor, inputs))
+        shapes = runs(glip, "head" if parts else None)
+        assert len(shapes) == len(NAMES) and all(shape[0] == 1 for run in shapes for shape in run.values())
+    assert len(runs(glip, "image")) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])
+def test_batches(parts, stand_in, model, photo) -> None:
+    """As many pairs per run as there are images, or as the file takes, the last one filled up."""
+    for batch, sizes in ((None, [3]), (2, [2, 2])):
+        glip = stand_in(batch=batch, parts=parts)
+        inputs = glip.prepare([photo, photo.rotate(180), photo], NAMES)
+        assert glip.batch_size == batch
+        assert_same_outputs(glip(**inputs), model(**inputs))
+        assert [run["attention_mask"][0] for run in runs(glip, "head" if parts else None)] == sizes
 
 
 def test_a_file_has_no_features(stand_in, processor, photo) -> None:
@@ -202,14 +271,44 @@ def test_a_file_has_no_features(stand_in, processor, photo) -> None:
 
 def test_the_engine_runs_a_file(stand_in, model, processor, photo) -> None:
     """Class names in chunks, a caption, and nothing: what the model finds."""
+    glip = stand_in(parts=True)
     requests = [Request(photo, NAMES), Request(photo, DEMO_CAPTION), Request(photo)]
     options = GroundingOptions(chunk_size=2)
     found, expected = (
         [one.detections for one in GroundingEngine(grounder, processor, options).ground(requests)]
-        for grounder in (stand_in(), model)
+        for grounder in (glip, model)
     )
     assert [len(queries) for queries in found] == [1, 1, 0]
     assert_same_detections([*found[0], *found[1]], [*expected[0], *expected[1]])
+    assert len(runs(glip, "image")) == 2, "once for each image that anything is looked for in"
+    assert len(runs(glip, "head")) == len(runs(glip, "text")) > 2
+
+
+def test_the_pipeline_runs_a_file(stand_in, model, processor, photo, capfd) -> None:
+    """With its own processor, and without a word about the class of the model."""
+    capfd.readouterr()
+    exported, own = (
+        GlipZeroShotObjectDetectionPipeline(**parts)(photo, candidate_labels=NAMES, threshold=0.3)
+        for parts in ({"model": stand_in(parts=True)}, {"model": model, "processor": processor})
+    )
+    assert [(one["label"], one["box"]) for one in exported] == [(one["label"], one["box"]) for one in own] != []
+    assert capfd.readouterr().err == ""
+
+
+def test_the_command_line_runs_a_folder(stand_in, monkeypatch, tmp_path, capsys) -> None:
+    """`glip ground --model FOLDER` runs what glip export wrote there; a model itself has no --runtime."""
+    stand_in(parts=True)
+    demo_processor().save_pretrained(tmp_path)
+    load_demo_image().save(tmp_path / "photo.png")
+    ground = ["ground", str(tmp_path / "photo.png"), *NAMES]
+    assert main([*ground, "--model", str(tmp_path), "--runtime", "onnxruntime"]) == 0
+    exported = capsys.readouterr().out
+    assert main([*ground, "--model", "demo"]) == 0
+    assert exported == capsys.readouterr().out != ""
+    assert main([*ground, "--model", "demo", "--runtime", "openvino"]) == 2
+    assert "--runtime openvino runs exported models: glip export" in capsys.readouterr().err
+    assert main([*ground, "--model", str(tmp_path), "--device", "cuda"]) == 1
+    assert "exported models run on cpu" in capsys.readouterr().err
 
 
 @torch.no_grad()
@@ -219,7 +318,7 @@ def test_defaults_of_the_runner(stand_in, model) -> None:
     inputs = tiny_inputs(1, height=50, width=70, length=6)
     words = {"positive_map": torch.ones(1, 1, 6), "label_ids": torch.zeros(1, 1, dtype=torch.int64)}
     outputs = glip(inputs["pixel_values"], inputs["input_ids"], **words)
-    assert glip.session.runs[0]["pixel_values"] == (1, 3, 64, 96)
+    assert runs(glip)[0]["pixel_values"] == (1, 3, 64, 96)
     assert outputs.image_sizes.tolist() == [[50, 70]]
     assert torch.equal(outputs.positive_map, torch.ones(1, 1, 6, dtype=torch.int64))
 
@@ -234,8 +333,8 @@ def test_one_size(stand_in, model, processor, photo) -> None:
         assert outputs.logits.shape[::2] == inputs["input_ids"].shape
         assert_same_detections(glip.detect(image, NAMES, threshold=0.0), detections(model, processor, inputs))
     assert len(glip.prepare(photo, NAMES)["input_ids"]) > 1
-    assert {run["input_ids"] for run in glip.session.runs} == {(1, 9)}
-    assert {run["pixel_values"] for run in glip.session.runs} == {(1, 3, 128, 192)}
+    assert {run["input_ids"] for run in runs(glip)} == {(1, 9)}
+    assert {run["pixel_values"] for run in runs(glip)} == {(1, 3, 128, 192)}
 
 
 def test_what_a_file_does_not_take(stand_in, processor, photo) -> None:
@@ -257,6 +356,12 @@ def test_files_that_are_none(tmp_path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ValueError, match="cannot be loaded by onnxruntime"):
         OnnxGlip(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="image.onnx: no such file; glip export"):
+        OnnxGlip(tmp_path)
+    with pytest.raises(ValueError, match="runtime='tensorrt' must be 'onnxruntime' or 'openvino'"):
+        OnnxGlip(tmp_path / "model.onnx", runtime="tensorrt")
+    with pytest.raises(ValueError, match="dtype=torch.bfloat16 is for OpenVINO"):
+        OnnxGlip(tmp_path / "model.onnx", dtype=torch.bfloat16)
 
 
 # ----------------------------------------------------------------------------------------- real graphs
@@ -284,10 +389,10 @@ def test_command_writes_and_checks(exported) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_onnx_equals_model_at_every_size(exported, model) -> None:
-    session = OnnxGlip(exported[0], threads=1).session
+    session = OnnxGlip(exported[0], threads=1).sessions[None].session
     assert [value.name for value in session.get_inputs()] == list(INPUT_AXES)
-    assert session.get_inputs()[0].shape == [1, 3, "height", "width"]
-    assert session.get_outputs()[0].shape == [1, "locations", "tokens"]
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", "locations", "tokens"]
     for sizes in SIZES:
         inputs = graph_inputs(*sizes)
         found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
@@ -321,12 +426,82 @@ def test_onnx_of_one_size(model, processor, photo, tmp_path, capfd) -> None:
 def test_onnx_without_fusion(tmp_path) -> None:
     model = tiny_model(use_fusion=False, **WINDOW_7)
     assert model.config.backbone_config._attn_implementation == "sdpa"
-    session = OnnxGlip(export_onnx(model, tmp_path / "a.onnx"), threads=1).session
+    session = OnnxGlip(export_onnx(model, tmp_path / "a.onnx"), threads=1).sessions[None].session
     assert model.config.backbone_config._attn_implementation == "sdpa", "left as it was"
     for sizes in SIZES[:2]:
         inputs = graph_inputs(*sizes)
         found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
         assert_same_outputs(dict(zip(OUTPUT_AXES, map(torch.from_numpy, found))), GlipGraph(model)(**inputs))
+
+
+@pytest.fixture(scope="module")
+def three_graphs(tmp_path_factory) -> tuple[GlipForGrounding, Path]:
+    """A model, and its three graphs of basic operations, of any size."""
+    model = tiny_model(**WINDOW_7)
+    return model, export_onnx(model, tmp_path_factory.mktemp("parts"), deform_conv="basic")
+
+
+@torch.no_grad()
+def assert_parts_equal_model(model: GlipForGrounding, glip: OnnxGlip, tolerance: float = 1e-4) -> None:
+    """Images and captions of several sizes, alone and in batches."""
+    for batch, (height, width, length) in enumerate(SIZES, start=1):
+        inputs = graph_inputs(height, width, max(length, 3))
+        inputs = {name: value.repeat(batch, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+        inputs["pixel_values"] *= torch.linspace(1, 0, batch)[:, None, None, None]
+        assert_same_outputs(glip(**inputs), model(**inputs), tolerance)
+
+
+@pytest.mark.slow
+def test_three_graphs_in_onnx_runtime(three_graphs, capfd) -> None:
+    model, path = three_graphs
+    assert sorted(file.name for file in path.iterdir()) == [
+        f"{part}.onnx{suffix}" for part in sorted(PARTS) for suffix in ("", ".data")
+    ]
+    capfd.readouterr()
+    glip = OnnxGlip(path, threads=1)
+    assert_parts_equal_model(model, glip)
+    assert capfd.readouterr() == ("", ""), "ONNX Runtime warns of nothing when it loads and runs the files"
+
+
+@pytest.mark.slow
+def test_three_graphs_in_openvino(three_graphs) -> None:
+    pytest.importorskip("openvino", reason="`make tools` installs openvino")
+    model, path = three_graphs
+    assert_parts_equal_model(model, OnnxGlip(path, threads=1, runtime="openvino"))
+    with pytest.raises(ValueError, match="providers=.* are of ONNX Runtime"):
+        OnnxGlip(path, runtime="openvino", providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_deform_conv_nodes(runtime, stride, tmp_path) -> None:
+    """Of ONNX, in either runtime: the plain form, with points beside the map."""
+    onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+    pytest.importorskip(runtime, reason="`make tools` installs openvino")
+    shapes = {"x": (2, 4, 7, 6), "weight": (6, 4, 3, 3), "offset": (2, 18, 7, 6), "bias": (6,), "mask": (2, 9, 7, 6)}
+    if stride == 2:
+        shapes |= {"offset": (2, 18, 4, 3), "mask": (2, 9, 4, 3)}
+    generator = torch.Generator().manual_seed(0)
+    values = {name: 2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [stride, stride]}
+    graph = helper.make_graph(
+        [helper.make_node("DeformConv", list(shapes), ["y"], **attributes)],
+        "one",
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("y", kind, None)],
+    )
+    opsets = [helper.make_opsetid("", export_module.OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "one.onnx")
+    session = export_module.RUNTIMES[runtime](tmp_path / "one.onnx", 1, torch.float32, None)
+    assert session.about is None and session.shapes["x"] == [2, 4, 7, 6]
+    (found,) = session.run(["y"], {name: value.numpy() for name, value in values.items()})
+    expected = deform_conv2d(*(values[name] for name in ("x", "offset", "mask", "weight", "bias")), stride)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=f"cannot be loaded by {runtime}"):
+        export_module.RUNTIMES[runtime](tmp_path / "broken.onnx", 1, torch.float32, None)
 
 
 @pytest.mark.slow
@@ -345,7 +520,8 @@ def test_program_equals_model(tmp_path) -> None:
 def test_full_size(tmp_path) -> None:
     """GLIP-T with random weights at 480 x 640: within the tolerance of the command's check."""
     model = GlipForGrounding(GlipConfig()).eval()
-    session = OnnxGlip(export_onnx(model, tmp_path / "glip_t.onnx", height=480, width=640, caption_length=16)).session
+    path = export_onnx(model, tmp_path / "glip_t.onnx", height=480, width=640, caption_length=16)
+    session = OnnxGlip(path).sessions[None].session
     inputs = graph_inputs(480, 640, 16)
     found = session.run(list(OUTPUT_AXES), {name: value.numpy() for name, value in inputs.items()})
     assert_same_outputs(dict(zip(OUTPUT_AXES, map(torch.from_numpy, found))), GlipGraph(model)(**inputs), 1e-3)

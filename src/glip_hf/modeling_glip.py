@@ -679,8 +679,8 @@ class GlipModel(GlipPreTrainedModel):
         if text_features is None:
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True)
         images, captions = pair_captions(
-            len(image_features.last_hidden_state),
-            len(text_features.last_hidden_state),
+            image_features.last_hidden_state.shape[0],  # not len(), which a trace takes for a constant
+            text_features.last_hidden_state.shape[0],
             image_indices,
             image_features.last_hidden_state.device,
         )
@@ -715,7 +715,7 @@ class GlipModel(GlipPreTrainedModel):
         return GlipModelOutput(
             last_hidden_state=vision,
             text_last_hidden_state=text,
-            spatial_shapes=torch.tensor(shapes, device=vision.device).repeat(len(vision), 1, 1),
+            spatial_shapes=torch.tensor(shapes, device=vision.device).repeat(vision.shape[0], 1, 1),
             image_sizes=image_features.image_sizes,
             attention_mask=text_features.attention_mask,
             input_ids=text_features.input_ids,
@@ -826,7 +826,7 @@ class GlipForGrounding(GlipPreTrainedModel):
         if text_features is None:
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids, return_dict=True)
         visual = image_features.last_hidden_state
-        num_images, num_captions = len(visual), len(text_features.last_hidden_state)
+        num_images, num_captions = visual.shape[0], text_features.last_hidden_state.shape[0]
         images, captions = pair_captions(num_images, num_captions, image_indices, visual.device)
         options = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         num_pairs = max(num_images, num_captions) if images is None else len(images)

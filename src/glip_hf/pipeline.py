@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
@@ -84,8 +85,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     ```
 
     Args:
-        model: a [`GlipForGrounding`].
-        processor: a [`GlipProcessor`]; or `image_processor` and `tokenizer`.
+        model: a [`GlipForGrounding`], or an exported model (`export.OnnxGlip`).
+        processor: a [`GlipProcessor`]; or `image_processor` and `tokenizer`. By default that of an exported model.
         kwargs: `device`, `batch_size`, `num_workers`, and defaults for the options of a call.
     """
 
@@ -99,6 +100,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
+        if not isinstance(model := kwargs.get("model"), nn.Module | None):  # exported: it runs where it was loaded
+            kwargs = {"device": model.device, "processor": model.processor, **kwargs}
         super().__init__(**kwargs)
         image_processor, tokenizer, saved = self.image_processor, self.tokenizer, {}
         if self.processor is not None:
@@ -112,6 +115,11 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             )
         self.processor = GlipProcessor(image_processor, tokenizer, **saved)
         self.image_processor, self.tokenizer = image_processor, tokenizer
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """As for all pipelines; an exported model is of no class that Transformers knows."""
+        if isinstance(self.model, nn.Module):
+            super().check_model_type(supported_models)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and processor, its prompt options among it."""

@@ -7,6 +7,7 @@ tenth of a second.
 
 import argparse
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .._program import USAGE
 if TYPE_CHECKING:
     import torch
 
+    from ..export import OnnxGlip
     from ..modeling_glip import GlipForGrounding
     from ..processing_glip import GlipProcessor
 
@@ -71,6 +73,8 @@ def add_device_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (%(default)s)"
     )
+    text = "of a model that glip export wrote to a folder (default: openvino if it is installed)"
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help=text)
 
 
 def first_line(error: Exception) -> str:
@@ -98,17 +102,42 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
-def load_model(source: str, device: str = "cpu", dtype: str = "float32") -> "tuple[GlipForGrounding, GlipProcessor]":
+def load_exported(folder: Path, device: str, dtype: str, runtime: str | None) -> "tuple[OnnxGlip, GlipProcessor]":
+    """See `load_model`; `folder` is what `glip export` wrote."""
+    import torch
+
+    from ..export import OnnxGlip
+
+    if device not in ("auto", "cpu"):
+        raise CliError(f"--device {device}: exported models run on cpu here; glip_hf.export.OnnxGlip takes providers")
+    if runtime is None:
+        runtime = "openvino" if find_spec("openvino") else "onnxruntime"
+    try:
+        model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, dtype))
+    except ValueError as error:
+        raise CliError(first_line(error)) from None
+    return model, model.processor
+
+
+def load_model(
+    source: str, device: str = "cpu", dtype: str = "float32", runtime: str | None = None
+) -> "tuple[GlipForGrounding | OnnxGlip, GlipProcessor]":
     """The model in evaluation mode on its device, and its processor.
 
     Args:
-        source: a converted model, or the adapter or prompt table that fine-tuning saved, with the model it names.
+        source: a converted model; the adapter or prompt table that fine-tuning saved, with the model it names; or the
+            folder that `glip export` wrote, for `runtime`.
 
     Raises:
         CliError: if `source` is none of them.
         ImportError: for an adapter, if `peft` is not installed.
         ValueError: from `read_config`.
     """
+    if (Path(source) / "head.onnx").is_file():
+        return load_exported(Path(source), device, dtype, runtime)
+    if runtime is not None:
+        remedy = f"glip export --model {source} --output FOLDER, then --model FOLDER"
+        raise UsageError(f"--runtime {runtime} runs exported models: {remedy}")
     import torch
     from transformers.utils import logging
 

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_address(arguments.host, arguments.port)
     from ..demo_page import build_page
 
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.runtime)
     page = build_page(model, processor, scenes=arguments.model == str(SHIPPED_MODEL))
     _, address, _ = page.launch(
         server_name=arguments.host,

@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(first_line(error)) from None
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.runtime)
     segmenter = None if arguments.masks is None else load_segmenter(arguments.masks, model.device, model.dtype)
     engine, text = GroundingEngine(model, processor, options), caption if names is None else prompts or names
     text_labels = engine.encode(text, arguments.phrases).text_labels[0]

@@ -10,11 +10,10 @@ from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from glip_hf.boxes_glip import make_anchors
 from glip_hf.loss_glip import (
     assign_atss,
-    assign_atss_batch,
     centerness_targets,
     giou_loss,
     grounding_loss,
-    positives,
+    match_labels,
     token_focal_loss,
 )
 
@@ -32,40 +31,45 @@ ROW = tensor([0, 0, 9, 9], [10, 0, 19, 9], [20, 0, 29, 9])
 # --- assignment
 
 
+def assign(anchors: torch.Tensor, level_sizes: list[int], boxes: torch.Tensor, **options: int) -> torch.Tensor:
+    """Of a single image."""
+    return assign_atss(anchors, level_sizes, [boxes], **options)[0]
+
+
 def test_no_boxes() -> None:
-    assert assign_atss(ROW, [3], torch.zeros(0, 4)).tolist() == [-1, -1, -1]
+    assert assign(ROW, [3], torch.zeros(0, 4)).tolist() == [-1, -1, -1]
 
 
 def test_atss_by_hand() -> None:
     # IoU of a box of 15 x 10: 100 / 150, 50 / 200, 0. Mean 0.3056, standard deviation (unbiased) 0.3368.
-    assert assign_atss(ROW, [3], tensor([0, 0, 14, 9])).tolist() == [0, -1, -1]
+    assert assign(ROW, [3], tensor([0, 0, 14, 9])).tolist() == [0, -1, -1]
     # 18 x 10: 100 / 180, 80 / 200, 0 against 0.3185 + 0.2866 = 0.6052: nothing is positive.
-    assert assign_atss(ROW, [3], tensor([0, 0, 17, 9])).tolist() == [-1, -1, -1]
+    assert assign(ROW, [3], tensor([0, 0, 17, 9])).tolist() == [-1, -1, -1]
 
 
 def test_an_anchor_claimed_twice_goes_to_the_better_box() -> None:
     boxes = tensor([0, 0, 14, 9], [0, 0, 9, 9], [19, 0, 29, 9])
-    assert assign_atss(ROW, [3], boxes).tolist() == [1, -1, 2]
-    assert assign_atss(ROW, [3], boxes[[1, 0, 2]]).tolist() == [0, -1, 2]
+    assert assign(ROW, [3], boxes).tolist() == [1, -1, 2]
+    assert assign(ROW, [3], boxes[[1, 0, 2]]).tolist() == [0, -1, 2]
 
 
 def test_centres_must_lie_inside() -> None:
     # The first anchor's centre is (4.5, 4.5).
     anchors = torch.cat([ROW, tensor([40, 0, 49, 9])])
-    assert assign_atss(anchors, [4], tensor([4.48, 0, 9, 9])).tolist() == [0, -1, -1, -1]
-    assert assign_atss(anchors, [4], tensor([4.495, 0, 9, 9])).tolist() == [-1] * 4
+    assert assign(anchors, [4], tensor([4.48, 0, 9, 9])).tolist() == [0, -1, -1, -1]
+    assert assign(anchors, [4], tensor([4.495, 0, 9, 9])).tolist() == [-1] * 4
 
 
 def test_candidates_are_the_nearest_of_each_level() -> None:
     # With the two nearest of three the mean is (2/3 + 1/4) / 2 and the threshold 0.753: the box loses its anchor.
-    assert assign_atss(ROW, [3], tensor([0, 0, 14, 9]), top_k=2).tolist() == [-1, -1, -1]
+    assert assign(ROW, [3], tensor([0, 0, 14, 9]), top_k=2).tolist() == [-1, -1, -1]
     # Two levels, one candidate each: IoU 1 and 100 / 400.
     levels = torch.cat([ROW, tensor([0, 0, 19, 19])])
-    assert assign_atss(levels, [3, 1], tensor([0, 0, 9, 9]), top_k=9).tolist() == [0, -1, -1, -1]
+    assert assign(levels, [3, 1], tensor([0, 0, 9, 9]), top_k=9).tolist() == [0, -1, -1, -1]
 
 
 def test_a_box_outside_the_image_or_inside_out_has_no_location() -> None:
-    assert assign_atss(ROW, [3], tensor([500, 500, 520, 520], [20, 9, 3, 2])).tolist() == [-1, -1, -1]
+    assert assign(ROW, [3], tensor([500, 500, 520, 520], [20, 9, 3, 2])).tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("counts", [(0, 3, 0, 7), (1,), (0, 0), (12, 5)])
@@ -76,10 +80,10 @@ def test_a_batch_is_assigned_as_its_images(counts) -> None:
     corners = [torch.randint(0, 90, (count, 2), generator=generator).float() for count in counts]
     # Integers: many anchors are equally far away
     boxes = [torch.cat([c, c + torch.randint(5, 60, c.shape, generator=generator)], dim=1) for c in corners]
-    found = assign_atss_batch(anchors, sizes, boxes)
+    found = assign_atss(anchors, sizes, boxes)
     assert found.shape == (len(counts), len(anchors))
     for own, owner in zip(boxes, found):
-        assert torch.equal(owner, assign_atss(anchors, sizes, own))
+        assert torch.equal(owner, assign(anchors, sizes, own))
         assert bool((owner >= 0).any()) == bool(len(own)) and int(owner.max()) < len(own)
 
 
@@ -291,8 +295,8 @@ def test_positives_are_what_the_loss_divides_by() -> None:
     anchors, sizes = make_anchors([(8, 8), (4, 4)], (8, 16), 8), [64, 16]
     boxes = torch.tensor([[0.0, 0, 63, 63], [10, 12, 50, 40]])
     labels = [{"boxes": boxes}, {"boxes": boxes[:0]}, {"boxes": boxes[1:]}]
-    count, total = positives(labels, anchors, sizes)
-    owners = assign_atss_batch(anchors, sizes, [label["boxes"] for label in labels])
-    assert count == (owners >= 0).sum() > 0
-    alone = [positives([label], anchors, sizes)[1] for label in labels]
-    assert total == pytest.approx(sum(alone)) and alone[1] == 0
+    *_, centerness = match_labels(labels, anchors, sizes, 9)
+    owners = assign_atss(anchors, sizes, [label["boxes"] for label in labels])
+    assert len(centerness) == (owners >= 0).sum() > 0
+    alone = [match_labels([label], anchors, sizes, 9)[-1] for label in labels]
+    assert torch.equal(centerness, torch.cat(alone)) and len(alone[1]) == 0

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .configuration_glip import GlipConfig
-from .loss_glip import assign_atss_batch, mean_over_processes, token_focal_loss
+from .loss_glip import assign_atss, mean_over_processes, token_focal_loss
 
 IGNORED = -100
 """Label of tokens that masked language modelling does not predict."""
@@ -92,7 +92,7 @@ def token_targets(
 ) -> tuple[Tensor, Tensor]:
     """The tokens of the box each location is responsible for, [N, A, T] bool, and which have a box, [N, A] bool."""
     targets = torch.zeros(len(labels), len(anchors), num_tokens, dtype=torch.bool, device=anchors.device)
-    owners = assign_atss_batch(anchors, level_sizes, [label["boxes"].float() for label in labels], top_k)
+    owners = assign_atss(anchors, level_sizes, [label["boxes"].float() for label in labels], top_k)
     for row, owner, label in zip(targets, owners, labels):
         row[owner >= 0] = label["positive_map"][owner[owner >= 0]] != 0
     return targets, owners >= 0

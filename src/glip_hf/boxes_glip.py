@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
-from .ops_glip import shape_constants
+from .ops_glip import constant, shape_constants
 from .prompts_glip import read_number
 
 PIXEL = 1.0
@@ -72,7 +72,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Regression targets [..., 4] of boxes against anchors, both [..., 4] xyxy pixels; inverse of `decode_boxes`."""
     centre, size = _centre_form(boxes)
     anchor_centre, anchor_size = _centre_form(anchors)
-    weights = boxes.new_tensor(CODER_WEIGHTS)
+    weights = constant(CODER_WEIGHTS, boxes.device, boxes.dtype)
     return weights * torch.cat([(centre - anchor_centre) / anchor_size, (size / anchor_size).log()], dim=-1)
 
 
@@ -82,7 +82,7 @@ def decode_boxes(regression: Tensor, anchors: Tensor) -> Tensor:
     Log ratios of the sides are capped at `MAX_LOG_SCALE`.
     """
     anchor_centre, anchor_size = _centre_form(anchors)
-    deltas = regression / regression.new_tensor(CODER_WEIGHTS)
+    deltas = regression / constant(CODER_WEIGHTS, regression.device, regression.dtype)
     centre = deltas[..., :2] * anchor_size + anchor_centre
     half = (deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_size - PIXEL) / 2
     return torch.cat([centre - half, centre + half], dim=-1)

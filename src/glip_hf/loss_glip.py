@@ -7,6 +7,7 @@ the dot products, boxes are trained with GIoU (arXiv 1902.09630), weighted by ce
 Letters: B images, A locations, K boxes of an image, P positive locations, T text tokens.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ INSIDE = 0.01
 GIOU_EPS = 1e-7
 
 
-def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: int = 9) -> Tensor:
-    """The box each location is responsible for.
+def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: list[Tensor], top_k: int = 9) -> Tensor:
+    """The box each location is responsible for, in every image; only the last step tells images apart.
 
     A box's candidates are the `top_k` nearest anchor centres of every level (all of a smaller level); positive are
     those whose IoU reaches the mean plus the standard deviation (unbiased) of the candidates' and whose centre lies
@@ -30,16 +31,11 @@ def assign_atss(anchors: Tensor, level_sizes: list[int], boxes: Tensor, top_k: i
 
     Args:
         anchors: [A, 4] xyxy pixels; level_sizes: anchors of each level.
-        boxes: [K, 4] xyxy pixels, K may be 0.
+        boxes: of each image, [K, 4] xyxy pixels, K may be 0.
 
     Returns:
-        [A] int64, index of the box or -1.
+        [B, A] int64, index of the box among those of the image, or -1.
     """
-    return assign_atss_batch(anchors, level_sizes, [boxes], top_k)[0]
-
-
-def assign_atss_batch(anchors: Tensor, level_sizes: list[int], boxes: list[Tensor], top_k: int = 9) -> Tensor:
-    """`assign_atss` for all images, [B, A]; boxes: [K, 4] of each. Only the last step tells images apart."""
     owners = torch.full((len(boxes), len(anchors)), -1, dtype=torch.int64, device=anchors.device)
     counts = [len(own) for own in boxes]
     if not any(counts):
@@ -123,28 +119,20 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def _match(
+def match_labels(
     labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The positive locations of a batch: their images, locations, rows of their boxes among all boxes of the batch,
-    target boxes [P, 4] xyxy pixels, and centerness targets."""
+    target boxes [P, 4] xyxy pixels, and centerness targets. P and the sum of these are the normalisers of the loss."""
     boxes = [label["boxes"].float() for label in labels]
-    owners = assign_atss_batch(anchors, level_sizes, boxes, top_k)
+    owners = assign_atss(anchors, level_sizes, boxes, top_k)
     images, locations = (owners >= 0).nonzero(as_tuple=True)
-    starts = torch.tensor([0] + [len(own) for own in boxes[:-1]], device=owners.device).cumsum(0)
+    starts = torch.cat([owners.new_full((1,), start) for start in accumulate(map(len, [[], *boxes[:-1]]))])
     rows = starts[images] + owners[images, locations]
     own_anchors = anchors[locations]
     # Through the coder and back: its cap on large boxes holds for targets too.
     targets = decode_boxes(encode_boxes(torch.cat(boxes)[rows], own_anchors), own_anchors)
     return images, locations, rows, targets, centerness_targets(targets, own_anchors)
-
-
-def positives(
-    labels: list[dict[str, Tensor]], anchors: Tensor, level_sizes: list[int], top_k: int = 9
-) -> tuple[Tensor, Tensor]:
-    """The normalisers of `grounding_loss`: number of positive locations and sum of their centerness targets."""
-    centerness = _match(labels, anchors, level_sizes, top_k)[-1]
-    return torch.tensor(float(len(centerness)), device=anchors.device), centerness.sum()
 
 
 def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
@@ -214,11 +202,11 @@ def grounding_loss(
         if logits.shape[-1] == config.max_text_length:
             # "No object" is the last token of a full caption; in any shorter one that column is padding.
             targets[..., -1] = 1
-        images, locations, rows, boxes, centerness = _match(labels, anchors, level_sizes, config.atss_top_k)
+        images, locations, rows, boxes, centerness = match_labels(labels, anchors, level_sizes, config.atss_top_k)
         positive_maps = torch.cat([label["positive_map"] for label in labels])
         targets[images, locations] = (positive_maps[rows] != 0).to(targets.dtype)
 
-        num_positive = mean_over_processes(logits.new_tensor(float(len(rows)))).clamp(min=1)
+        num_positive = mean_over_processes(logits.new_full((), len(rows))).clamp(min=1)
         loss_token = token_focal_loss(logits, targets, text_mask.bool(), config.focal_alpha, config.focal_gamma)
         sum_centerness = mean_over_processes(centerness.sum())
         # Every rank takes part in both reductions above, also one without a box.

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel, BertConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertAttention, BertIntermediate, BertOutput
@@ -31,12 +30,13 @@ from .boxes_glip import decode_boxes, make_anchors
 from .configuration_glip import PYRAMID_STRIDES, GlipConfig
 from .hub_glip import TAGS, GlipModelHubMixin
 from .loss_glip import grounding_loss
-from .ops_glip import NUM_POINTS, deform_conv2d, operation, to_pyramid, to_tokens, view_offsets_as
+from .ops_glip import NUM_POINTS, constant, deform_conv2d, operation, to_pyramid, to_tokens, view_offsets_as
 from .outputs_glip import (
     GlipGroundingOutput,
     GlipImageFeatures,
     GlipModelOutput,
     GlipTextFeatures,
+    bert_attention_mask,
     check_inputs,
     check_shape,
     check_tokens,
@@ -583,7 +583,7 @@ class GlipModel(GlipPreTrainedModel):
         pyramid = self.neck(backbone.feature_maps)
         tokens = to_tokens(pyramid)
         if pixel_mask is None:
-            image_sizes = torch.tensor([[height, width]], device=tokens.device).repeat(batch, 1)
+            image_sizes = constant((height, width), tokens.device, torch.int64).repeat(batch, 1)
         else:
             real = pixel_mask.bool()
             image_sizes = torch.stack([real.any(2).sum(1), real.any(1).sum(1)], dim=1)
@@ -630,9 +630,10 @@ class GlipModel(GlipPreTrainedModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        like = input_ids.new_empty((*input_ids.shape, 1), dtype=self.get_input_embeddings().weight.dtype)
         text = self.text_model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=bert_attention_mask(self.config.text_config, like, attention_mask),
             token_type_ids=token_type_ids,
             return_dict=True,
             **kwargs,
@@ -697,9 +698,7 @@ class GlipModel(GlipPreTrainedModel):
                     "shorten it, or train a longer table."
                 )
             text = text + self.prompt_table[: text.shape[1]]
-        text_attention_mask = create_bidirectional_mask(
-            config=config.text_config, inputs_embeds=text, attention_mask=text_features.attention_mask
-        )
+        text_attention_mask = bert_attention_mask(config.text_config, text, text_features.attention_mask)
         shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
         keeps_all = output_hidden_states is not None and output_hidden_states is not False
         hidden_states, attentions, text_attentions = [vision] if keeps_all else [], [], []
@@ -715,7 +714,7 @@ class GlipModel(GlipPreTrainedModel):
         return GlipModelOutput(
             last_hidden_state=vision,
             text_last_hidden_state=text,
-            spatial_shapes=torch.tensor(shapes, device=vision.device).repeat(vision.shape[0], 1, 1),
+            spatial_shapes=constant(tuple(shapes), vision.device, torch.int64).repeat(vision.shape[0], 1, 1),
             image_sizes=image_features.image_sizes,
             attention_mask=text_features.attention_mask,
             input_ids=text_features.input_ids,

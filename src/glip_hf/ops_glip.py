@@ -125,6 +125,12 @@ def shape_constants(maxsize: int) -> Callable[[Callable[..., Any]], Callable[...
     return decorate
 
 
+@shape_constants(maxsize=256)
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of these values. Made anew it would be a copy to the device, which the host waits for."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate the `backward` of a `torch.autograd.Function` that works in place: it runs once, in the dtypes of its
     `forward` even if called under autocast, and cannot be differentiated itself."""

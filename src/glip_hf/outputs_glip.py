@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import ModelOutput
 
 from .ops_glip import is_traced
@@ -211,6 +212,12 @@ def check_tokens(
             f"input_ids go from {input_ids.min()} to {input_ids.max()}, but the model's vocabulary has {vocabulary} "
             "entries: the tokenizer is that of another model."
         )
+
+
+def bert_attention_mask(config: Any, states: Tensor, attention_mask: Tensor) -> Tensor | None:
+    """A mask [N, T] as BERT's attention takes it for states [N, T, E], None where nothing is masked: a question that a
+    GPU is not asked, as the host would wait for it (Transformers before 5.15 asks nevertheless)."""
+    return create_bidirectional_mask(config, states, attention_mask, allow_is_bidirectional_skip=attention_mask.is_cpu)
 
 
 def class_maps(

@@ -7,8 +7,16 @@ from tiny import lively, tiny_config
 from torch import Tensor
 
 import glip_hf.kernels.fusion as fusion
+from benchmarks.launches import Launches
 from glip_hf import kernels
-from glip_hf.kernels.fusion import AttendInBlocks, RepeatableDropout, absorb, attend_in_blocks, attend_sdpa
+from glip_hf.kernels.fusion import (
+    AttendInBlocks,
+    RepeatableDropout,
+    absorb,
+    attend_in_blocks,
+    attend_sdpa,
+    attend_sdpa_dropout,
+)
 from glip_hf.modeling_glip import GlipFusionLayer
 from glip_hf.ops_glip import select_kernel
 
@@ -125,7 +133,7 @@ def test_in_place_only_on_tensors_of_its_own(take) -> None:
         ("eager", 0.0, "plain"),
         ("sdpa", 0.0, "plain"),
         ("absorbed", 0.0, "absorbed_fusion"),
-        ("absorbed", 0.1, "plain"),  # SDPA keeps no masks of the absorbed weights
+        ("absorbed", 0.1, "absorbed_fusion"),
         ("blocks", 0.0, "cpu_fusion"),
         ("blocks", 0.1, "cpu_fusion"),
     ],
@@ -239,6 +247,48 @@ def test_dropout_of_blocks_is_that_of_the_matrices() -> None:
     torch.testing.assert_close(found[2], caption.sum(-1))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_dropout_of_sdpa_is_that_of_the_matrices(dropout) -> None:
+    """Results and gradients: SDPA, written out on CPUs where weights are dropped, draws what `dropout` draws."""
+    arguments_, mask = arguments()
+    weights = [torch.randn(shape, dtype=torch.float64) for shape in ((2, 5, 3), (2, 2, 3, 3), (2, 2, 3))]
+
+    def with_gradients(attend) -> list[Tensor]:
+        torch.manual_seed(5)
+        found = attend(*arguments_)
+        loss = sum((one * weight).sum() for one, weight in zip(found, weights))
+        return [*found, *torch.autograd.grad(loss, arguments_)]
+
+    def expected(vision: Tensor, keys: Tensor, bias: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        *_, image, caption = written_out(vision, keys, bias, values, mask)
+        image = torch.nn.functional.dropout(image, dropout)
+        caption = torch.nn.functional.dropout(caption, dropout)
+        image_side = torch.einsum("bhnt,bhtd->bnd", image, values)
+        return image_side, torch.einsum("bhtn,bnd->bhtd", caption, vision), caption.sum(-1)
+
+    found = with_gradients(lambda *args: attend_sdpa_dropout(*args, mask, dropout))
+    assert not torch.allclose(found[2], torch.ones_like(found[2])) if dropout else True
+    for one, other in zip(found, with_gradients(expected), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_pairs_are_one_batch_on_an_accelerator() -> None:
+    """Of the kernels launched forward and backward in training, none is launched once per pair."""
+    layer = GlipFusionLayer(tiny_config(fusion_dropout=0.1)).to("meta").train()
+
+    def launched(pairs: int) -> int:
+        layer.zero_grad()
+        vision = torch.empty(pairs, 37, 16, device="meta", requires_grad=True)
+        text = torch.empty(pairs, 7, 24, device="meta", requires_grad=True)
+        with Launches() as seen:
+            new = layer(vision, text, torch.ones(pairs, 7, dtype=torch.bool, device="meta"))
+            (new[0].sum() + new[1].sum()).backward()
+        return seen.names.total()
+
+    assert select_kernel("fusion", layer, torch.empty(1, 1, 16, device="meta"), None, None).name == "absorbed_fusion"
+    assert launched(2) == launched(5)
+
+
 def test_masks_of_dropout() -> None:
     like = torch.empty(333, 1001)
     first, second = (RepeatableDropout(0.1, 5, like.device) for _ in range(2))
@@ -280,8 +330,10 @@ def test_blocks_keep_nothing_of_the_size_of_the_scores() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_autocast_trains(dropout) -> None:
-    layer, (vision, text, mask) = make_layer("blocks", fusion_dropout=dropout).float().train(), make_inputs()
+@pytest.mark.parametrize("path", ["absorbed", "blocks"])
+def test_autocast_trains(path, dropout, take) -> None:
+    take(path)
+    layer, (vision, text, mask) = make_layer(path, fusion_dropout=dropout).float().train(), make_inputs()
     vision, text = vision.float().requires_grad_(), text.float()
     with torch.autocast("cpu", torch.bfloat16):
         new_vision, new_text, *_ = layer(vision, text, mask)
@@ -291,8 +343,9 @@ def test_autocast_trains(dropout) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in (vision, *layer.parameters()))
 
 
-@pytest.mark.parametrize("path", ["eager", "blocks"])
-def test_dropout_is_right_on_average(path) -> None:
+@pytest.mark.parametrize("path", ["eager", "absorbed", "blocks"])
+def test_dropout_is_right_on_average(path, take) -> None:
+    take(path)
     layer, inputs = make_layer(path, fusion_dropout=0.2), make_inputs()
     still = layer(*inputs)[:2]
     layer.train()

@@ -57,7 +57,7 @@ def test_assignment(name: str) -> None:
     anchors = make_anchors(shapes, PYRAMID_STRIDES, 8)
     rows, owners, targets = [], [], []
     for index, label in enumerate(case.labels()):
-        owner = assign_atss(anchors, [h * w for h, w in shapes], label["boxes"])
+        owner = assign_atss(anchors, [h * w for h, w in shapes], [label["boxes"]])[0]
         positive = (owner >= 0).nonzero().squeeze(1)
         rows.append(positive + index * len(anchors))
         owners.append(owner[positive])

@@ -10,12 +10,13 @@ With K_h = l Wk_h + bk_h and V_h = l Wlv_h + blv_h of head h (section 5a of GLIP
 The result is that of the plain form up to rounding (1e-6). The second term of S_h is constant along N, so the text side
 does without it.
 
-`cpu_fusion` attends in blocks of visual tokens, also in training; `absorbed_fusion` by two SDPA calls, on any device:
-it is what `torch.compile` and `torch.export` record.
+`cpu_fusion` attends in blocks of visual tokens, also in training; `absorbed_fusion` by two SDPA calls for all pairs, on
+any device, also in training: it is what GPUs run and `torch.compile` and `torch.export` record.
 
 Letters: B pairs, N visual tokens of all levels, T text tokens, D visual width, H heads, E width of a head.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +44,10 @@ rows of 640 and 704 6.0 and 6.5 (1,552 tokens and heads)."""
 
 LARGEST_BLOCK = 2048
 """Visual tokens a block has at most, for short captions."""
+
+EXTRA_COLUMNS = 8
+"""Columns beside the visual tokens in `attend_sdpa_dropout`: ones and zeros, as memory-efficient attention takes
+multiples of 8."""
 
 PARTS = {
     "norm_vision": nn.LayerNorm,
@@ -81,6 +86,32 @@ def attend_sdpa(
         keys.reshape(batch, 1, heads * length, width), vision[:, None], vision[:, None], scale=1.0
     )
     return image_side, text_side.view(batch, heads, length, width)
+
+
+def attend_sdpa_dropout(
+    vision: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, text_mask: Tensor, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_sdpa` for training. A column of ones stands beside the visual tokens: as value it gives the row sums of
+    the dropped weights; as query it meets the bias among the keys, since a mask [B, H, N, T] that depends on the
+    parameters would get a gradient of its size.
+
+    Returns:
+        image side [B, N, D], text side [B, H, T, D], and the row sums [B, H, T] of the text side's weights.
+    """
+    batch, heads, length, width = keys.shape
+    attend = functools.partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout, scale=1.0)
+    bias = key_bias.masked_fill(~text_mask[:, None], torch.finfo(key_bias.dtype).min)
+    beside = (0, EXTRA_COLUMNS - 1)
+    vision = vision.to(keys.dtype)  # under autocast; later it would be all heads of an expanded tensor
+    extended = torch.cat([vision, nn.functional.pad(vision.new_ones(*vision.shape[:2], 1), beside)], dim=-1)
+    image_side = attend(
+        extended[:, None].expand(-1, heads, -1, -1),
+        torch.cat([keys, nn.functional.pad(bias[..., None], beside)], dim=-1),
+        values,
+    ).sum(1)
+    text_side = attend(keys.reshape(batch, 1, heads * length, width), vision[:, None], extended[:, None])
+    text_side = text_side.view(batch, heads, length, width + EXTRA_COLUMNS)
+    return image_side, text_side[..., :width], text_side[..., width]
 
 
 class RepeatableDropout:
@@ -404,8 +435,7 @@ def cpu_fusion(
 def _accepts_any(
     layer: GlipFusionLayer, vision: Tensor, text: Tensor, text_mask: Tensor, output_attentions: bool = False
 ) -> bool:
-    dropout = layer.training and layer.config.fusion_dropout > 0
-    return not dropout and _weights_unused(layer, output_attentions)
+    return _weights_unused(layer, output_attentions)
 
 
 @register_kernel("fusion", "absorbed_fusion", _accepts_any, traceable=True)
@@ -417,8 +447,13 @@ def absorbed_fusion(
     text_mask: Tensor,
     output_attentions: bool = False,
 ) -> tuple[Tensor, Tensor, None, None]:
-    """`GlipFusionLayer.forward`, without dropout."""
+    """`GlipFusionLayer.forward`."""
     vision, text = layer.norm_vision(vision), layer.norm_text(text)
     keys, key_bias, values, out_bias = absorb(layer, text)
-    image_side, text_side = attend_sdpa(vision, keys, key_bias, values + out_bias / layer.num_heads, text_mask)
-    return vision + image_side, _update_text(layer, text, text_side, None), None, None
+    dropout, row_sums = layer.config.fusion_dropout if layer.training else 0.0, None
+    if dropout > 0:
+        image_side, text_side, row_sums = attend_sdpa_dropout(vision, keys, key_bias, values, text_mask, dropout)
+        image_side = image_side + out_bias
+    else:
+        image_side, text_side = attend_sdpa(vision, keys, key_bias, values + out_bias / layer.num_heads, text_mask)
+    return vision + image_side, _update_text(layer, text, text_side, row_sums), None, None

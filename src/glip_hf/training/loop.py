@@ -34,7 +34,7 @@ from ..data import GroundingDataset
 from ..data.sources import Source
 from ..evaluation.distributed import broadcast
 from ..kernels.cpu_linear import settle_library
-from ..loss_glip import mean_over_processes, positives
+from ..loss_glip import match_labels, mean_over_processes
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from ..runs import FolderLock, Manifest, RunFolderError
@@ -440,7 +440,8 @@ class Run:
             anchors = make_anchors(shapes, PYRAMID_STRIDES, config.anchor_scale, device)
             sizes = [rows * columns for rows, columns in shapes]
             labels = send_to_device(batch["labels"], device)
-            counts.append(torch.stack(positives(labels, anchors, sizes, config.atss_top_k)))
+            *_, centerness = match_labels(labels, anchors, sizes, config.atss_top_k)
+            counts.append(torch.stack([centerness.new_full((), len(centerness)), centerness.sum()]))
         return accumulation_weights(*mean_over_processes(torch.stack(counts, dim=1)))
 
     def _update(self, micro_batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], int]:
@@ -460,7 +461,8 @@ class Run:
                     for name, value in self.model(**inputs).loss_dict.items()
                 }
                 loss = sum(terms.values())
-                losses = {name: value.item() for name, value in terms.items()} | {"loss": loss.item()}
+                # Read together: the host waits for a GPU once.
+                losses = dict(zip((*terms, "loss"), torch.stack([*terms.values(), loss]).tolist()))
                 if self._any(not math.isfinite(losses["loss"])):
                     self._stop_at("the loss", batch, losses)
                     finite = False

@@ -77,6 +77,15 @@ def test_latency(tmp_path, capsys) -> None:
     assert first["command"].startswith("python benchmarks/latency.py --tiny")
 
 
+def test_folder(tmp_path, capsys) -> None:
+    options = ["--photos", "6", "--scale", "0.2", "--batch-size", "2", "--save"]
+    figures = run("folder", tmp_path, capsys, *options)
+    for way in ("engine", "command", "pipeline"):
+        ratio = figures[f"images_per_second_{way}"] / figures["images_per_second_forward"]
+        assert 0 < figures[f"rate_over_forward_{way}"] == pytest.approx(ratio, rel=2e-3)
+    assert figures["photos"] == 6 and len(rows(tmp_path / "folder.csv")) == 1
+
+
 def test_latency_without_the_textbook_form(tmp_path, capsys) -> None:
     figures = run("latency", tmp_path, capsys, "--size", "64", "64", "--no-reference", "--no-record")
     assert "ratio_vs_reference" not in figures and figures["time_over_floor"] > 0

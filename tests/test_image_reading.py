@@ -140,6 +140,24 @@ def test_large_images_are_read_in_strips(mode, rgb, monkeypatch):
         assert torch.equal(processor(image, **kwargs).pixel_values, resized)
 
 
+@pytest.mark.parametrize("resample", [None, *Image.Resampling])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_photos_are_resized_before_they_become_arrays(mode, resample, monkeypatch):
+    """To the same values, and what becomes an array is the small image."""
+    image, processor, arrays = Image.fromarray(make_rgb()).convert(mode), GlipImageProcessorPil(), []
+    kwargs = {"size": {"height": 20, "width": 31}, "resample": resample, "return_tensors": "pt"}
+    if resample is None:
+        del kwargs["resample"]
+    expected = processor(read_pixels(image), **kwargs)
+    monkeypatch.setattr(
+        image_processing_pil_glip, "read_pixels", lambda *given: arrays.append(given[0]) or read_pixels(*given)
+    )
+    made = processor(image, **kwargs)
+    assert torch.equal(made.pixel_values, expected.pixel_values)
+    assert made.original_sizes.tolist() == expected.original_sizes.tolist() == [list(make_rgb().shape[:2])]
+    assert [array.size for array in arrays] == [(31, 20)]
+
+
 def test_every_sixteen_bit_value():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     np.testing.assert_array_equal(read_pixels(values)[0], (values.astype(np.int64) + 128) // 257)

@@ -65,6 +65,38 @@ def test_linear(shape: tuple[int, int, int], packed: bool) -> None:
         torch.testing.assert_close(out, expected if summand is None else expected + summand)
 
 
+@pytest.mark.skipif(not cpu_linear.bfloat16_is_native(), reason="this processor does not multiply in bfloat16")
+@pytest.mark.parametrize("shape", [(200, 24, 40), (100, 24, 200), (2100, 16, 24)])
+@torch.no_grad()
+def test_packed_bfloat16(shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (x.bfloat16() for x in matrices(*shape))
+    packed, calls, pointwise = pack(weight, len(x)), [], cpu_linear._pointwise
+    monkeypatch.setattr(cpu_linear, "_pointwise", lambda *args: calls.append(args) or pointwise(*args))
+    exact = x.double() @ weight.double().t()
+    added = torch.randn(exact.shape).bfloat16()
+    for summand in (None, bias, added):
+        expected = exact if summand is None else exact + summand
+        for out in (None, torch.full(exact.shape, torch.nan).bfloat16()):
+            found = linear(x, packed, summand, out)
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found.double(), expected, atol=0.03, rtol=0.01)
+    count = len(calls)
+    assert count >= 6
+    torch.testing.assert_close(linear(x[:9], packed).double(), exact[:9], atol=0.03, rtol=0.01)  # other rows: as it is
+    assert len(calls) == count
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), False), (("avx512_bf16",), True), (("amx_tile",), True)])
+def test_native_bfloat16_is_a_fact_of_the_processor(flags, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in flags, raising=False)
+    monkeypatch.setattr(cpu_linear, "onednn_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert cpu_linear.bfloat16_is_native.__wrapped__() == expected
+    monkeypatch.setattr(cpu_linear, "onednn_available", lambda: False)
+    assert not cpu_linear.bfloat16_is_native.__wrapped__()
+
+
 @pytest.mark.usefixtures("library")
 @torch.no_grad()
 def test_linear_of_more_dimensions() -> None:
@@ -157,6 +189,7 @@ def test_only_plain_float32_goes_by_onednn() -> None:
         assert linear(x, weight, bias).dtype == torch.bfloat16
         assert product_over_rows(x, x).shape == (24, 24)
     assert pack(weight.double(), 10).dtype == torch.float64
+    assert type(pack(weight.bfloat16().as_subclass(Special), 10)) is Special
     with torch.backends.mkldnn.flags(enabled=False):
         torch.testing.assert_close(linear(x, weight, bias), expected)
     with kernels.disable("cpu_linear"):

@@ -10,7 +10,14 @@ from transformers.models.swin.modeling_swin import SwinDropPath
 
 import glip_hf.kernels.cpu_swin as swin
 from glip_hf import kernels
-from glip_hf.kernels.cpu_swin import attend_with_gradients, attention_weights, head_rows, window_cells
+from glip_hf.kernels.cpu_swin import (
+    attend,
+    attend_with_gradients,
+    attention_weights,
+    head_rows,
+    sorted_windows,
+    window_cells,
+)
 from glip_hf.ops_glip import select_kernel
 from glip_hf.swin_glip import REGION_PENALTY, GlipSwinLayer
 
@@ -68,6 +75,37 @@ def test_attention_weights(masked) -> None:
     mask = mask[:1].expand_as(mask) if masked else None
     same = attention_weights(query, key, position_bias[:1].expand_as(position_bias), mask, 0.3)
     assert torch.equal(same[0], found[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 2e-3)],
+)
+@pytest.mark.parametrize("level", [0, 60, -60, 2000, -2000])
+@torch.no_grad()
+def test_attention_without_a_softmax(level, dtype, tolerance) -> None:
+    """Also where exponentials overflow or vanish, next to what a mask keeps apart."""
+    parts = torch.randn(3, 4, 2, 16, 8, dtype=torch.float64).to(dtype)
+    added = torch.randn(2, 16, 16, dtype=torch.float64)
+    added[1, :, 5:] = -torch.inf
+    query, key, value = parts.double()
+    expected = (query @ key.transpose(2, 3) * 0.3 + added).softmax(-1) @ value
+    out = torch.empty_like(parts[0])
+    # What all scores have in common does not change the weights; in half precision it leaves too little of the rest.
+    half = dtype in (torch.bfloat16, torch.float16)
+    attend(parts, (added + (0 if half else level)).to(dtype), 0.3, out)
+    tolerance = max(tolerance, torch.finfo(dtype).eps * (0 if half else abs(level)))  # scores of 2000 are rounded so
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    attend(parts, (added + level).to(dtype), 0.3, out)
+    assert bool(out.isfinite().all()) and bool((out.abs() <= 1.01 * value.abs().max()).all())
+
+
+@torch.no_grad()
+def test_attention_shows_what_is_not_a_number() -> None:
+    parts, out = torch.randn(3, 2, 2, 16, 8), torch.empty(2, 2, 16, 8)
+    parts[0, 0, 1, 3] = torch.nan
+    attend(parts, torch.zeros(2, 16, 16), 0.3, out)
+    assert out.isnan().any(-1).nonzero().tolist() == [[0, 1, 3]]
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
@@ -150,6 +188,16 @@ def test_windows_by_hand() -> None:
     # Shifted by one: row 1 comes first, column 1 before column 0.
     cells, slots = window_cells(3, 2, 2, 1, torch.device("cpu"))
     assert cells.tolist() == [3, 2, 5, 4, -1, -1, 1, 0] and slots.tolist() == [7, 6, 1, 0, 3, 2]
+
+
+def test_windows_of_one_mask_lie_side_by_side() -> None:
+    cells, slots, counts = sorted_windows(5, 6, 2, 1, torch.device("cpu"))
+    pattern = swin.pattern_of_window(3, 3, None)
+    assert counts == tuple(pattern.bincount().tolist()) == (4, 2, 2, 1)
+    by_cell, _ = window_cells(5, 6, 2, 1, torch.device("cpu"))
+    assert torch.equal(cells, by_cell.view(-1, 4)[[0, 1, 3, 4, 2, 5, 6, 7, 8]])
+    assert torch.equal(cells.flatten()[slots], torch.arange(30))
+    assert sorted_windows(5, 6, 2, 0, torch.device("cpu"))[2] == (9, 0, 0, 0)
 
 
 def test_few_sizes_are_kept() -> None:

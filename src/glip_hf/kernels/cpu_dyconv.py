@@ -455,13 +455,14 @@ class Moments(torch.autograd.Function):
         """[B, Q, D], levels of `sizes` locations one after the other, to [B, levels, D] twice."""
         ctx.save_for_backward(x)
         ctx.sizes = sizes
-        mean = x.new_zeros(len(x), len(sizes), x.shape[2])
+        mean = x.new_zeros(len(x), len(sizes), x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
         square = torch.zeros_like(mean)
         for i, level in enumerate(x.split(sizes, dim=1)):
             for some in level.split(MERGE_BLOCK, dim=1):
+                some = some.to(mean.dtype)
                 mean[:, i] += some.sum(1)
                 square[:, i] += some.square().sum(1)
-        count = x.new_tensor(sizes)[:, None]
+        count = mean.new_tensor(sizes)[:, None]
         return mean.div_(count), square.div_(count)
 
     @staticmethod
@@ -560,7 +561,8 @@ class Merge(torch.autograd.Function):
         for level, cells, candidates in Merge._parts(plan):
             merged = shift[:, level, None]
             for kernel, segment, where in candidates:
-                merged = torch.addcmul(merged, Merge._read(sources, kernel, where, plan), scale[:, segment, None])
+                candidate = Merge._read(sources, kernel, where, plan).to(scale.dtype)
+                merged = torch.addcmul(merged, candidate, scale[:, segment, None])
             slope1, offset1, slope2, offset2 = theta[:, level, :, None].unbind(1)
             first, second = torch.addcmul(offset1, merged, slope1), torch.addcmul(offset2, merged, slope2)
             torch.maximum(first, second, out=out[:, cells])
@@ -630,7 +632,8 @@ def fused_dyconv(layer: GlipDyConv, tokens: Tensor, shapes: Sequence[tuple[int, 
         )
         for branch, offsets, grid in zip(branches, sampling, plan.grids)
     ]
-    outputs = [output.to(dtype) for output in outputs]
+    # Without gradients those of conv_mid and conv_low are converted where they are read, in the cache.
+    outputs = [x.to(dtype) if torch.is_grad_enabled() or x is outputs[2] else x for x in outputs]
     moments = [Moments.apply(output, plan.sizes[-count:]) for output, count in zip(outputs, counts)]
     mean, square = (torch.cat(parts, dim=1) for parts in zip(*moments))
     upsampled_means = plan.upsampled_mean.expand(len(tokens), -1, -1) @ outputs[2]

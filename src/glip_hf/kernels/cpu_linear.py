@@ -97,21 +97,28 @@ def settle_library(recorded: str | None = None) -> str:
     return settle_library()
 
 
+@functools.cache
+def bfloat16_is_native() -> bool:
+    """Whether this processor multiplies in bfloat16 (AVX-512-BF16 or AMX) and PyTorch's oneDNN uses it."""
+    found = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
+    return any(found) and onednn_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 _mkl_only: ContextVar[bool] = ContextVar("mkl_only", default=False)
 """Whether products stay with MKL for now; see `apply_function`."""
 
 
-def _may_use_onednn(*matrices: Tensor) -> bool:
+def _may_use_onednn(*matrices: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether products of these matrices go by oneDNN, if they are not too small. Not those of tensors of other kinds
-    (quantised, distributed), which bring products of their own."""
+    (quantised, distributed), which bring products of their own. In bfloat16 PyTorch itself multiplies by oneDNN."""
     return (
-        all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu" for x in matrices)
+        all(type(x) in (Tensor, nn.Parameter) and x.dtype == dtype and x.device.type == "cpu" for x in matrices)
         and not is_traced()
         and not torch.is_autocast_enabled("cpu")
         and not _mkl_only.get()
         and is_enabled("cpu_linear")
         and onednn_available()
-        and onednn_is_faster()
+        and (bfloat16_is_native() if dtype == torch.bfloat16 else onednn_is_faster())
     )
 
 
@@ -171,10 +178,14 @@ class PackedWeight(NamedTuple):
     rows: int
 
 
-def pack(weight: Tensor, rows: int) -> Tensor | PackedWeight:
+def pack(weight: Tensor | Int8Weight, rows: int) -> Tensor | PackedWeight | Int8Weight:
     """`weight` [N, K] for several calls of `linear`, most of them with `rows` rows, without gradients: in oneDNN's
     blocked layout for those, where that is used. Nothing but `linear` can read it then."""
-    if torch.is_grad_enabled() or not _may_use_onednn(weight):
+    weight = read_weight(weight)
+    if isinstance(weight, Int8Weight):
+        return weight
+    dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
+    if torch.is_grad_enabled() or not _may_use_onednn(weight, dtype=dtype):
         return weight
     return PackedWeight(weight, torch.ops.mkldnn._reorder_linear_weight(weight, rows), rows)
 

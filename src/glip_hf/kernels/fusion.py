@@ -222,24 +222,28 @@ class AttendInBlocks(torch.autograd.Function):
         precision = torch.promote_types(vision.dtype, torch.float32)
         level = vision.new_full((heads.numel(),), -torch.inf, dtype=precision)
         total, sums = torch.zeros_like(level), torch.zeros_like(level)
+        # bfloat16 has the range of float32, so weights stay in it; those of float16 are taken in float32.
+        weight_dtype = vision.dtype if vision.dtype == torch.bfloat16 else precision
         gathered = keys.new_zeros(keys.shape[::-1], dtype=precision)
         block_keys = pack(keys, block)
         for start in range(0, len(vision), block):
             part = vision[start : start + block]
             weights = dropped = block_total = None  # so that the next scores take the memory of the last
             if start:
-                weights = linear(part, block_keys, -level.to(part.dtype)).to(precision).exp_()
+                weights = linear(part, block_keys, -level.to(part.dtype)).to(weight_dtype).exp_()
                 block_total = weights.sum(0)
             if block_total is None or not bool(block_total.max() < LARGEST_TOTAL):
                 weights = linear(part, block_keys).to(precision)
-                raised = torch.maximum(level, weights.amax(0))
+                # Rounded as the next products take it
+                raised = torch.maximum(level, weights.amax(0)).to(part.dtype).to(precision)
                 decay, level = (level - raised).exp_(), raised
                 total, sums, gathered = total * decay, sums * decay, gathered.mul_(decay)
                 factors = level.view(heads) + bias
-                factors = factors.sub_(factors.amax(1, keepdim=True)).exp_()
+                factors = factors.sub_(factors.amax(1, keepdim=True)).exp_().to(weight_dtype)
                 summed = torch.block_diag(*factors)  # [H, H * T]: sums a head's weights times their factors
-                folded = pack((values * factors.view(-1, 1)).t().contiguous(), block)
-                block_total = weights.sub_(level).exp_().sum(0)
+                folded = pack((values * factors.view(-1, 1)).to(weight_dtype).t().contiguous(), block)
+                weights = weights.sub_(level).exp_().to(weight_dtype)
+                block_total = weights.sum(0)
             mask, text_side_mask = dropping.mask(weights), dropping.mask(weights)
             total += block_total
             dropped = _dropped(weights, text_side_mask)
@@ -253,7 +257,7 @@ class AttendInBlocks(torch.autograd.Function):
             if bool(normaliser.min() > SMALLEST_NORMALISER):
                 _of_heads(weights, heads).mul_(normaliser.reciprocal_()[..., None])
                 own_values = folded
-                if part.dtype != precision:  # half precision has no room for weights that lack their factors
+                if part.dtype != weight_dtype:  # float16 has no room for weights that lack their factors
                     weights, own_values = weights.mul_(factors.view(-1)), values.t()
             else:
                 scores = _of_heads(linear(part, keys).to(precision), heads)

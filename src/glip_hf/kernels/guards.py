@@ -3,10 +3,17 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from .cpu_int8 import is_readable
+
+GLOBAL_HOOKS = (
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+)
+"""Of PyTorch, whose `_has_any_global_hook` 2.6 does not have yet."""
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -37,7 +44,7 @@ def parts_are_plain(module: nn.Module, parts: Mapping[str, type[nn.Module]]) -> 
         parameters = [p for p in part._parameters.values() if p is not None]
         if not all(type(p) in (nn.Parameter, Tensor) or is_readable(p) for p in parameters):
             return False
-    return not torch.nn.modules.module._has_any_global_hook()
+    return not any(getattr(nn.modules.module, hooks) for hooks in GLOBAL_HOOKS)
 
 
 def is_cpu_float(*tensors: Tensor) -> bool:

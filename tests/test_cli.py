@@ -431,11 +431,11 @@ def test_convert_makes_a_model_that_grounds(checkpoint, folder, capsys) -> None:
 
 
 def test_it_is_installed_as_a_command() -> None:
-    """The package's entry point is this `main`; `python -m` works wherever the package can be
+    """The package's entry point is `program`; `python -m` works wherever the package can be
     imported.
     """
     for entry in importlib.metadata.entry_points(group="console_scripts", name="glip"):
-        assert entry.value == "glip_hf.cli:main"
+        assert entry.value == "glip_hf.cli:program"
         assert shutil.which("glip", path=str(Path(sys.executable).parent))
     done = subprocess.run([sys.executable, "-m", "glip_hf.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in ("ground", "convert", "info"))

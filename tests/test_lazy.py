@@ -1,6 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """`import glip_hf` and the help of the command line import neither torch nor Transformers; GLIP is registered still."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 
 import glip_hf
+from glip_hf import cli
 from glip_hf.cli import COMMANDS, check_data, common, convert, evaluate_options
 from glip_hf.compilation import MODES
 from glip_hf.conversion import WRAPPING_CHOICES
 from glip_hf.data import READERS
-from glip_hf.demo import DEMO_MODEL
+from glip_hf.demo import DEMO_IMAGE, DEMO_MODEL, DEMO_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = """
@@ -164,3 +166,35 @@ assert len(done) == 2
 def test_threads_that_import_at_once() -> None:
     """The one takes a module of the package, the other a class of the package: neither waits for the other for ever."""
     subprocess.run([sys.executable, "-c", THREADS], check=True)
+
+
+HEAVY = "torch._inductor", "torch.distributed.tensor"
+QUICK = """
+import atexit, sys
+from glip_hf import cli
+atexit.register(lambda: print("handlers run"))
+sys.argv = ["glip", "ground", {image!r}, *{names!r}, "--model", "demo", "--json"]
+atexit.register(lambda: print(sorted({heavy} & set(sys.modules))))
+cli.program()
+"""
+COMPILE = """
+from glip_hf.cli import quick
+quick.begin("ground")
+import torch
+from transformers import AutoModel
+print(type(torch._dynamo).__name__, torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
+print(type(torch._dynamo).__name__, torch.compiler.disable(len)("abc"), AutoModel.__name__)
+"""
+
+
+def test_the_command_starts_without_what_it_does_not_need(capsys) -> None:
+    """With the same detections, and with all handlers of the end of a process."""
+    found, heavy, end = python(QUICK.format(image=str(DEMO_IMAGE), names=DEMO_NAMES, heavy=set(HEAVY))).splitlines()
+    assert heavy == "[]" and end == "handlers run"
+    assert cli.main(["ground", str(DEMO_IMAGE), *DEMO_NAMES, "--model", "demo", "--json"]) == 0
+    assert json.loads(found) == json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_compiler_is_there_when_something_asks_for_it() -> None:
+    assert python(COMPILE).splitlines() == ["DeferredCompiler 2.0", "module 3 AutoModel"]

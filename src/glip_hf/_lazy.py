@@ -49,7 +49,7 @@ def install() -> None:
         f"{PACKAGE}.modeling_glip": (_import_transformers, _register),
         f"{PACKAGE}._register": (_import_transformers, _nothing),
     }
-    sys.meta_path.insert(0, _Around(calls))
+    sys.meta_path.insert(0, Around(calls))
 
 
 def _nothing(*_: ModuleType) -> None:
@@ -75,7 +75,7 @@ def _import_transformers() -> None:
             getattr(import_module("transformers"), name)
 
 
-class _Around:
+class Around:
     """A finder that calls a function on each of some modules before, and one after, its code runs."""
 
     def __init__(self, calls: dict[str, tuple[Callable[[], None], Callable[[ModuleType], None]]]) -> None:

@@ -1,8 +1,6 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """`python -m glip_hf.cli`, where the package is importable but not installed."""
 
-import sys
+from . import program
 
-from . import main
-
-sys.exit(main())
+program()

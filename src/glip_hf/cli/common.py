@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._program import USAGE
+from . import quick
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,7 @@ def load_exported(folder: Path, device: str, dtype: str, runtime: str | None) ->
         model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, dtype))
     except ValueError as error:
         raise CliError(first_line(error)) from None
+    quick.loaded()
     return model, model.processor
 
 
@@ -162,4 +164,5 @@ def load_model(
         processor = GlipProcessor.from_pretrained(own if (own / "processor_config.json").is_file() else directory)
     except (OSError, ValueError) as error:
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
+    quick.loaded()
     return model.to(target).eval(), processor

@@ -1,0 +1,116 @@
+# Copyright 2026 The glip_hf authors. MIT licence.
+"""A process of the command line starts and ends in half the time that PyTorch and Transformers take by themselves.
+
+Of 5 CPU seconds around the forward passes of `glip ground` 0.9 went into taking everything apart at the end, 0.7 into
+the garbage collector during imports, and 1.1 into parts of PyTorch and Transformers for several processes and for
+compilation, which Transformers imports with any model. `begin` leaves these out, `loaded` ends the exception for the
+collector, `leave` is the end. Only `program` calls them: a process that merely imports glip_hf is the user's own.
+"""
+
+import atexit
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NoReturn
+
+from .._lazy import Around
+
+COMMANDS = frozenset(("ground", "demo", "info"))
+"""Subcommands of one process that compile nothing."""
+COMPILER = "torch._dynamo"
+SELF_CONTAINED = f"{COMPILER}._trace_wrapped_higher_order_op"
+"""What Transformers imports for its masks."""
+MARKS = frozenset(("allow_in_graph", "assume_constant_result", "disable"))
+"""Decorators of `torch._dynamo`, for functions of Transformers that GLIP does not call."""
+
+_exit_codes: list[int] = []
+_paused: list[str] = []
+
+
+class DeferredCompiler(ModuleType):
+    """`torch._dynamo` that is imported, with 500 modules more, when something beyond `MARKS` is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MARKS and sys.modules.get(COMPILER) is self:
+            return _leave_unmarked
+        if name.startswith("__"):
+            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
+        return getattr(_import_compiler(), name)
+
+
+def _import_compiler() -> ModuleType:
+    if isinstance(sys.modules.get(COMPILER), DeferredCompiler):
+        del sys.modules[COMPILER]
+    return importlib.import_module(COMPILER)
+
+
+class _PartsOfCompiler:
+    """A finder, and loader, that has the compiler imported before any module of its but the one without need of it."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        deferred = isinstance(sys.modules.get(COMPILER), DeferredCompiler)
+        if not deferred or not name.startswith(f"{COMPILER}.") or name == SELF_CONTAINED:
+            return None
+        _import_compiler()
+        return ModuleSpec(name, self) if name in sys.modules else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It ran when the compiler was imported."""
+
+
+def _leave_unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    return _leave_unmarked if function is None else function
+
+
+def _defer_compiler(torch: ModuleType) -> None:
+    if COMPILER not in sys.modules:
+        deferred = DeferredCompiler(COMPILER)
+        deferred.__path__ = [os.path.join(path, "_dynamo") for path in torch.__path__]  # its modules by themselves
+        sys.modules[COMPILER] = torch._dynamo = deferred
+
+
+def _describe_one_process(import_utils: ModuleType) -> None:
+    """Have Transformers see a PyTorch without `torch.distributed`, which it supports, and find `__all__` faster."""
+    import_utils.is_torch_distributed_available = lambda: False
+    if search := getattr(import_utils, "fetch__all__", None):  # it walks through all lines of 1,600 files
+        import_utils.fetch__all__ = lambda text: search(text[max(text.rfind("\n__all__"), 0) :].removeprefix("\n"))
+
+
+def begin(command: str) -> None:
+    """Before the first import of torch, in a process of ours."""
+    if command in COMMANDS and "torch" not in sys.modules:
+        gc.disable()  # nearly all that imports make is kept
+        _paused.append(command)
+        calls = {"torch": _defer_compiler, "transformers.utils.import_utils": _describe_one_process}
+        around = Around({name: (lambda: None, after) for name, after in calls.items()})
+        sys.meta_path[:0] = [around, _PartsOfCompiler()]
+
+
+def loaded() -> None:
+    """After the model is there: what was made until now is no garbage, what comes from here on may be."""
+    if _paused:
+        _paused.clear()
+        gc.freeze()
+        gc.enable()
+
+
+@atexit.register
+def _end() -> None:
+    """The last of the exit handlers, as the first that was registered."""
+    if _exit_codes:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(_exit_codes[0])
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with all its exit handlers, but without taking its modules apart."""
+    _exit_codes.append(code)
+    sys.exit(code)

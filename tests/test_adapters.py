@@ -1,6 +1,11 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """What wraps or replaces linear layers finds all of them: PEFT and quantisation libraries."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from random_glip import load_photo, random_model, random_processor
@@ -9,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from glip_hf import GlipForGrounding, GlipZeroShotObjectDetectionPipeline, kernels
+from glip_hf.evaluation.run import fingerprints
 from glip_hf.inference import GroundingEngine
 from glip_hf.kernels import cpu_int8, cpu_linear
 
@@ -103,6 +109,10 @@ def test_torchao(name, dtype, tmp_path, monkeypatch) -> None:
     again = GlipForGrounding.from_pretrained(tmp_path / "int8").eval()
     assert again.dtype == dtype and again.config.quantization_config.quant_type == config.quant_type
     assert torch.equal(logits(again), found)
+    digests = [fingerprints(GroundingEngine(one, random_processor(96)))["weights"] for one in (model, again)]
+    assert digests[0] == digests[1] != fingerprints(GroundingEngine(tiny_model(), random_processor(96)))["weights"]
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32  # of all but the quantised weights
+    recast = logits(GlipForGrounding.from_pretrained(tmp_path / "int8", dtype=other).eval())
 
     with torch.inference_mode():
         report = kernels.report(model, tiny_inputs())
@@ -113,7 +123,7 @@ def test_torchao(name, dtype, tmp_path, monkeypatch) -> None:
     # Not the same: what differs by rounding may be quantised differently, and the fusion's kernel quantises less.
     exact = logits(tiny_model())
     assert (found - exact).abs().mean() < 1.5 * (expected - exact).abs().mean()
-    assert (found - expected).abs().mean() < 0.1 * exact.std()
+    assert all((one - expected).abs().mean() < 0.1 * exact.std() for one in (found, recast))
 
 
 @torch.inference_mode()
@@ -125,6 +135,21 @@ def test_products_are_those_of_torchao(name) -> None:
     assert cpu_int8.is_readable(layer.weight) or not torch.cpu._is_vnni_supported()
     found = cpu_linear.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(found, layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_precision_of_int8(tmp_path) -> None:
+    """What benchmarks/precision.py measures, on few scenes and a tiny model."""
+    pytest.importorskip("torchao", reason="torchao is not installed (pip install torchao)")
+    options = ["--tiny", "--threads", "1", "--runs", "1", "--scenes", "16", "--size", "64", "90", "--json"]
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "precision.py"
+    result = subprocess.run(
+        [sys.executable, script, "--no-record", *options], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(result.stdout.splitlines()[-1])
+    for form in ("int8", "int8_weights"):
+        assert figures[f"found_by_{form}"] > 0.95 and abs(figures[f"ap_{form}"] - figures["ap_float32"]) < 0.03
+        assert figures[f"memory_{form}_over_float32"] < 0.5 and figures[f"seconds_{form}"] > 0
+        assert 0 < figures[f"logits_mean_change_{form}"] < figures["logits_standard_deviation"]
 
 
 def test_quanto() -> None:

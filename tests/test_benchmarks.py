@@ -49,12 +49,15 @@ def rows(path: Path) -> list[dict[str, str]]:
 # --- every script
 
 
-def test_half_precision(tmp_path, capsys) -> None:
-    figures = run("half_precision", tmp_path, capsys, "--scenes", "8")
+def test_precision(tmp_path, capsys, monkeypatch) -> None:
+    """Without torchao, whether it is there or not; with it: tests/test_adapters.py."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    figures = run("precision", tmp_path, capsys, "--scenes", "8", "--size", "64", "90")
     assert 0.5 < figures["found_by_bfloat16"] <= 1 and figures["float32_detections"] > 8
-    assert 0 < figures["logits_mean_change"] < figures["logits_standard_deviation"]
+    assert 0 < figures["logits_mean_change_bfloat16"] < figures["logits_standard_deviation"]
     assert abs(figures["ap_float32"] - figures["ap_bfloat16"]) < 0.2
-    assert len(rows(tmp_path / "half_precision.csv")) == 1
+    assert 0.49 < figures["memory_bfloat16_over_float32"] < 0.51 and figures["seconds_float32_over_bfloat16"] > 0
+    assert len(rows(tmp_path / "precision.csv")) == 1 and not any("int8" in key for key in figures)
 
 
 def test_latency(tmp_path, capsys) -> None:

@@ -60,7 +60,7 @@ def whole_numbers(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(32,), (1, 32), (5, 32), (2, 7, 32), (0, 32)])
 def test_what_needs_no_rounding_is_exact(shape, dtype, monkeypatch) -> None:
     monkeypatch.setattr(cpu_int8, "ROW_BLOCK", 4)  # so that some are several blocks, the last one smaller
-    weight, x, bias = read_weight(quantised()), whole_numbers(*shape).to(dtype), torch.arange(6.0)
+    weight, x, bias = read_weight(quantised(), torch.float32), whole_numbers(*shape).to(dtype), torch.arange(6.0)
     weight.values[:, 0] = 0
     expected = (x.double() @ weight.values.double().t() * weight.scale.double() + bias).to(dtype)
     found = multiply(x, weight, bias.to(dtype))
@@ -71,14 +71,14 @@ def test_what_needs_no_rounding_is_exact(shape, dtype, monkeypatch) -> None:
 
 
 def test_result_goes_where_it_is_wanted() -> None:
-    weight, x, summand = read_weight(quantised()), torch.randn(5, 32), torch.randn(5, 6)
+    weight, x, summand = read_weight(quantised(), torch.float32), torch.randn(5, 32), torch.randn(5, 6)
     out = torch.empty(5, 6)
     assert cpu_linear.linear(x, weight, summand, out) is out
     torch.testing.assert_close(out, multiply(x, weight) + summand)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
-    weight, x = read_weight(quantised()), torch.randn(9, 32) * torch.logspace(-3, 3, 9)[:, None]
+    weight, x = read_weight(quantised(), torch.float32), torch.randn(9, 32) * torch.logspace(-3, 3, 9)[:, None]
     together = multiply(x, weight)
     assert torch.equal(together, torch.cat([multiply(row[None], weight) for row in x]))
     error = (together - x @ (weight.values * weight.scale[:, None]).t()).norm(dim=1) / together.norm(dim=1)
@@ -89,25 +89,28 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 
 def test_a_row_of_zeros() -> None:
-    assert torch.equal(multiply(torch.zeros(2, 32), read_weight(quantised()), torch.arange(6.0))[1], torch.arange(6.0))
+    weight, bias = read_weight(quantised(), torch.float32), torch.arange(6.0)
+    assert torch.equal(multiply(torch.zeros(2, 32), weight, bias), bias.expand(2, -1))
 
 
 def test_weights_alone_are_quantised() -> None:
     weight, x = quantised(dynamic=False), torch.randn(5, 32)
     values = weight.qdata.float() * weight.scale
-    assert torch.equal(read_weight(weight), values) and torch.equal(dense(weight), values)
+    assert torch.equal(read_weight(weight, torch.float32), values) and torch.equal(dense(weight, torch.float32), values)
     torch.testing.assert_close(cpu_linear.linear(x, weight), x @ values.t())
+    x = x.bfloat16()  # of a model whose other weights were cast later
+    torch.testing.assert_close(cpu_linear.linear(x, weight), x @ values.bfloat16().t())
 
 
 def test_several_weights_as_one() -> None:
     first, second, plain = quantised(4), quantised(3, seed=1), torch.randn(2, 32)
-    joined = join([first, second])
+    joined = join([first, second], torch.float32)
     assert isinstance(joined, Int8Weight) and torch.equal(joined.values, torch.cat([first.qdata, second.qdata]))
     x = torch.randn(5, 32)
     parts = torch.cat([cpu_linear.linear(x, weight) for weight in (first, second)], dim=1)
     assert torch.equal(cpu_linear.linear(x, joined), parts)
-    assert torch.equal(join([first, plain]), torch.cat([dense(first), plain]))
-    assert torch.equal(join([plain, plain]), torch.cat([plain, plain]))
+    assert torch.equal(join([first, plain], torch.float32), torch.cat([dense(first, torch.float32), plain]))
+    assert torch.equal(join([plain, plain], torch.float32), torch.cat([plain, plain]))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,8 @@ def test_when_weights_are_left_to_torchao(monkeypatch) -> None:
     with torch.enable_grad():
         assert not is_readable(weight)
     with kernels.disable("cpu_int8"):
-        assert not is_readable(weight) and read_weight(weight) is weight and dense(weight) is weight
+        assert not is_readable(weight)
+        assert read_weight(weight, torch.float32) is weight and dense(weight, torch.float32) is weight
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert not is_readable(weight) and is_readable(quantised(dynamic=False))
     monkeypatch.delitem(sys.modules, "torchao.quantization")

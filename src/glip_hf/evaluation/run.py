@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tqdm import tqdm
 
 from .._writing import replacing_text
@@ -205,10 +206,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _plain_tensors(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a state dict, also those that a wrapper such as torchao's int8 weights holds."""
+    for name, tensor in state.items():
+        if is_traceable_wrapper_subclass(tensor):
+            parts = {f"{name}.{part}": getattr(tensor, part) for part in tensor.__tensor_flatten__()[0]}
+            yield from _plain_tensors(parts)
+        else:
+            yield name, tensor
+
+
 def fingerprints(engine: GroundingEngine) -> dict[str, list[str]]:
     """Descriptions and digests of all that makes the engine's predictions: weights, configuration, processor, code."""
     weights, state = hashlib.sha256(), engine.model.state_dict()
-    for name, tensor in state.items():
+    for name, tensor in _plain_tensors(state):
         weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config, processor, code = engine.model.config.to_dict(), engine.processor, hashlib.sha256()

@@ -59,27 +59,27 @@ def is_readable(weight: Tensor) -> bool:
     return per_row and not options.reduce_range and torch.cpu._is_vnni_supported()
 
 
-def read_weight(weight: Tensor) -> Tensor | Int8Weight:
-    """What `cpu_linear.linear` takes for a weight [N, K]: itself, or of an int8 one its values, in floating point where
-    only the weight is quantised."""
+def read_weight(weight: Tensor, dtype: torch.dtype) -> Tensor | Int8Weight:
+    """What `cpu_linear.linear` takes for a weight [N, K] and inputs of this dtype: itself, or the values of an int8
+    one, which are floating point where only the weight is quantised."""
     if isinstance(weight, Int8Weight) or not is_readable(weight):
         return weight
     if weight.act_quant_kwargs is None:
-        return weight.qdata.float().mul_(weight.scale).to(weight.dtype)
+        return dense(weight, dtype)
     return Int8Weight(weight.qdata, weight.scale.flatten().float())
 
 
-def dense(weight: Tensor) -> Tensor:
-    """A weight [N, K] in floating point, for what is no product with an input."""
-    return weight.qdata.float().mul_(weight.scale).to(weight.dtype) if is_readable(weight) else weight
+def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight [N, K], an int8 one in floating point: its own dtype is that of the model when it was quantised."""
+    return weight.qdata.float().mul_(weight.scale).to(dtype) if is_readable(weight) else weight
 
 
-def join(weights: Sequence[Tensor]) -> Tensor | Int8Weight:
+def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | Int8Weight:
     """Several weights [N_i, K] as one of all rows."""
-    read = [read_weight(weight) for weight in weights]
+    read = [read_weight(weight, dtype) for weight in weights]
     if all(isinstance(weight, Int8Weight) for weight in read):
         return Int8Weight(*(torch.cat(parts) for parts in zip(*read)))
-    return torch.cat([dense(weight) for weight in weights])
+    return torch.cat([dense(weight, dtype) for weight in weights])
 
 
 def multiply(x: Tensor, weight: Int8Weight, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:

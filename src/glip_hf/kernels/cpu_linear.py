@@ -181,7 +181,6 @@ class PackedWeight(NamedTuple):
 def pack(weight: Tensor | Int8Weight, rows: int) -> Tensor | PackedWeight | Int8Weight:
     """`weight` [N, K] for several calls of `linear`, most of them with `rows` rows, without gradients: in oneDNN's
     blocked layout for those, where that is used. Nothing but `linear` can read it then."""
-    weight = read_weight(weight)
     if isinstance(weight, Int8Weight):
         return weight
     dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
@@ -227,7 +226,7 @@ def linear(
     count = x.numel() // max(x.shape[-1], 1)
     if isinstance(weight, PackedWeight):
         weight = weight.packed if count == weight.rows else weight.plain
-    weight = read_weight(weight)
+    weight = read_weight(weight, x.dtype)
     if isinstance(weight, Int8Weight):
         return multiply(x, weight, bias, out)
     if not weight.is_mkldnn:

@@ -309,8 +309,8 @@ def _projections(layer: GlipSwinLayer) -> tuple[Tensor | Int8Weight, Tensor, Ten
     """Weight [3 * C, C] and bias [3 * C] of query, key and value; position bias [heads, M * M, M * M]."""
     attention, area = layer.attention, layer.window_size**2
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    weight = join([projection.weight for projection in projections])
     table = attention.relative_position_bias
+    weight = join([projection.weight for projection in projections], table.relative_position_bias_table.dtype)
     position_bias = nn.functional.embedding(table.relative_position_index, table.relative_position_bias_table)
     if projections[0].bias is None:
         bias = position_bias.new_zeros(3 * projections[0].out_features)
@@ -344,9 +344,10 @@ def _train(layer: GlipSwinLayer, x: Tensor) -> Tensor:
     return apply_function(FeedForward, x.flatten(0, 2), factor.flatten(0, 2), *parameters, norm.eps).view_as(x)
 
 
-def _pack(weight: Tensor | Int8Weight, block: int, rows: int) -> Tensor | PackedWeight | Int8Weight:
+def _pack(weight: Tensor | Int8Weight, block: int, rows: int, dtype: torch.dtype) -> Tensor | PackedWeight | Int8Weight:
     """`pack` for so many rows in blocks, if more than one of these is whole: it takes as long as a product saves."""
-    return pack(weight, block) if rows >= 2 * block else read_weight(weight)
+    weight = read_weight(weight, dtype)
+    return pack(weight, block) if rows >= 2 * block else weight
 
 
 def _infer(layer: GlipSwinLayer, x: Tensor) -> Tensor:
@@ -363,7 +364,7 @@ def _infer(layer: GlipSwinLayer, x: Tensor) -> Tensor:
     rows = x.reshape(-1, channels)
     attended = rows.new_empty(len(source), channels)
     step = max(1, BLOCK_VALUES // (3 * channels * area))
-    weight = _pack(weight, step * area, len(source))
+    weight = _pack(weight, step * area, len(source), x.dtype)
     groups, first = [], 0  # first and last window of each mask, and what is added to the scores
     for count, pattern in zip(counts, patterns):
         last = first + count * batch
@@ -386,7 +387,7 @@ def _infer(layer: GlipSwinLayer, x: Tensor) -> Tensor:
     out = torch.empty_like(rows)
     step = max(1, BLOCK_VALUES // (4 * channels))
     layers = (attention.o_proj, mlp.fc1, mlp.fc2)
-    out_weight, weight1, weight2 = (_pack(one.weight, step, len(rows)) for one in layers)
+    out_weight, weight1, weight2 = (_pack(one.weight, step, len(rows), x.dtype) for one in layers)
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
         part = nn.functional.embedding(slots[block], attended)

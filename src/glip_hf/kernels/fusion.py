@@ -381,10 +381,10 @@ def absorb(layer: GlipFusionLayer, text: Tensor) -> Absorbed:
     heads = layer.num_heads
     keys = _project(layer.key_text, text).unflatten(-1, (heads, -1)) * layer.scaling
     values = _project(layer.value_text, text).unflatten(-1, (heads, -1))
-    query, query_bias = (
-        x.unflatten(0, (heads, -1)) for x in (dense(layer.query_vision.weight), layer.query_vision.bias)
-    )
-    out = (dense(layer.out_vision.weight) * layer.gamma_vision[:, None]).unflatten(1, (heads, -1))
+    projection = layer.query_vision
+    weights = dense(projection.weight, text.dtype), projection.bias
+    query, query_bias = (x.unflatten(0, (heads, -1)) for x in weights)
+    out = (dense(layer.out_vision.weight, text.dtype) * layer.gamma_vision[:, None]).unflatten(1, (heads, -1))
     return Absorbed(
         torch.einsum("bthe,hed->bhtd", keys, query),
         torch.einsum("bthe,he->bht", keys, query_bias),
@@ -396,7 +396,8 @@ def absorb(layer: GlipFusionLayer, text: Tensor) -> Absorbed:
 def _update_text(layer: GlipFusionLayer, text: Tensor, text_side: Tensor, row_sums: Tensor | None) -> Tensor:
     """Normalised text plus its update, from what was gathered of the visual tokens [B, H, T, D]."""
     projection = layer.value_vision
-    value, bias = (x.unflatten(0, (layer.num_heads, -1)) for x in (dense(projection.weight), projection.bias))
+    weights = dense(projection.weight, text.dtype), projection.bias
+    value, bias = (x.unflatten(0, (layer.num_heads, -1)) for x in weights)
     heads = torch.einsum("bhtd,hed->bthe", text_side, value)
     heads = heads + (bias if row_sums is None else row_sums.transpose(1, 2)[..., None] * bias)
     return text + layer.gamma_text * _project(layer.out_text, heads.flatten(2))

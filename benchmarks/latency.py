@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the parent folder in place of this one: see __init__.py
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,31 @@ def run_plainly(
         return merge_detections([one for one, _ in found], limit), [logits for _, logits in found]
 
 
+def record_graph(
+    model: GlipForGrounding, pixels: dict[str, Tensor], captions: list[dict[str, Tensor]], limit: int
+) -> Callable[[], Any]:
+    """`run_fast` with the forward passes as one CUDA graph, recorded after three passes that choose blocks and make
+    constants; post-processing, whose sizes depend on values, runs as ever."""
+    with torch.inference_mode():
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                model(**pixels, **captions[0])
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = model(**pixels, **captions[0])
+
+    @torch.inference_mode()
+    def run() -> Any:
+        graph.replay()
+        found = post_process_grounding(outputs, max_detections=limit)[0]
+        return found, [outputs.logits[0, ::SAMPLED].float().clone()]
+
+    return run
+
+
 def case_inputs(
     case: Case, height: int, width: int, model: GlipForGrounding, num_captions: int | None = None
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -113,8 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", type=int, help="only the first N of the case's captions")
     parser.add_argument("--no-reference", action="store_true", help="time the model without its textbook form")
     parser.add_argument("--compile", choices=MODES, help="also time the model under torch.compile")
+    parser.add_argument("--graph", action="store_true", help="also time the forward as a CUDA graph (one caption)")
     arguments = harness.begin(parser, argv, "latency")
     case = CASES[arguments.case]
+    if arguments.graph and (not arguments.device.startswith("cuda") or len(case.tokens[: arguments.captions]) > 1):
+        parser.error("--graph records the forward pass of one caption on a GPU: give --device cuda and one caption.")
     height, width = arguments.size or case.size
     tokens = case.tokens[: arguments.captions]
     dtype = getattr(torch, arguments.dtype)
@@ -130,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.compile:  # not in a forked child, and not with hooks between its parts
         compiled = compile_for_inference(model, arguments.compile)
         timed["compiled"] = Variant(lambda: run_fast(compiled, *given[1:]))
+    if arguments.graph:
+        timed["graph"] = Variant(record_graph(*given))
     times, rates = harness.time_variants(timed, arguments)
     seconds, results = time_parts(models, variants)
     padded = given[1]["pixel_values"].shape[-2:]
@@ -141,6 +171,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["compiled"] = timed["compiled"].run()
         figures |= {"compile": arguments.compile, "seconds_compiled": times["compiled"].median}
         figures["compiled_over_fast"] = times["compiled"].median / times["fast"].median
+    if arguments.graph:
+        results["graph"] = timed["graph"].run()
+        figures |= {
+            "seconds_graph": times["graph"].median,
+            "graph_over_fast": times["graph"].median / times["fast"].median,
+        }
     if len(results) > 1:
         pairs = zip(*(logits for _, logits in results.values()))
         figures["largest_logit_difference"] = max(float((a - b).abs().max()) for a, *others in pairs for b in others)

@@ -42,7 +42,7 @@ from benchmarks import harness
 from benchmarks.training import training_inputs
 from glip_hf import GlipConfig, GlipForGrounding, boxes_glip, kernels, ops_glip, swin_glip
 
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim")
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "nms")
 """Operations whose result, or its size, the host has to wait for."""
 
 ALLOCATING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view")
@@ -56,7 +56,7 @@ class Launches(TorchDispatchMode):
     host waits for.
 
     On tensors without data it lets operations pass whose result depends on values: a value read is False or 1, and
-    `nonzero` finds `FOUND` rows.
+    `nonzero`, `unique` and torchvision's NMS find `FOUND` rows.
     """
 
     def __init__(self) -> None:
@@ -82,6 +82,10 @@ class Launches(TorchDispatchMode):
             self.names[name] += 1
         if not has_data and name == "_local_scalar_dense":
             return False if first.dtype == torch.bool else 1
+        if not has_data and name == "_unique2":
+            return tuple(first.new_zeros(FOUND) for _ in range(3))
+        if not has_data and name == "nms":
+            return first.new_zeros(FOUND, dtype=torch.int64)
         if not has_data and name == "nonzero":
             return first.new_zeros((FOUND, first.dim()), dtype=torch.int64)
         return operation(*args, **kwargs)

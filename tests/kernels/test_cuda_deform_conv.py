@@ -7,6 +7,7 @@ imported and holds for the whole process, so they run in one of their own.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from transformers.utils import is_triton_available
 
+from benchmarks.triton_resources import KERNELS, SHARED_KIB, compile_kernel, resources
 from glip_hf.kernels import cuda_deform_conv, triton_deform_conv
 from glip_hf.kernels.triton_deform_conv import deform_conv2d_triton
 from glip_hf.ops_glip import select_kernel
@@ -51,39 +53,16 @@ def test_kernels_on_cuda() -> None:
     run_cases(interpreted=False)
 
 
-KERNELS = ["_forward_kernel", "_backward_input_kernel", "_backward_weight_kernel"]
-SUMS = {"grad_features_ptr", "grad_weight_ptr"}  # float32 whatever the rest is
-ALIGNED = {"features_stride", "channels", "filters"}  # multiples of 16 in the released models
-SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10}
-"""Most bytes a block may have on an A100 and an H100 (CUDA C++ programming guide, technical specifications)."""
-
-
-def compile_kernel(tuner, config, element: str, capability: int):
-    """A kernel as an A100 or H100 would run it; Triton brings the assembler, no GPU is needed."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {**config.kwargs, "STRIDE": 1, "PRECISION": "ieee"}
-    signature, attributes = {}, {}
-    for i, name in enumerate(tuner.fn.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        signature[name] = ("*fp32" if name in SUMS else f"*{element}") if name.endswith("_ptr") else "i32"
-        if name.endswith("_ptr") or name in ALIGNED:
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(tuner.fn, signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
 @needs_triton
+@pytest.mark.parametrize("capability", [80, *(pytest.param(one, marks=pytest.mark.slow) for one in (89, 90, 100))])
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles_for_a_gpu(name) -> None:
+def test_compiles_for_a_gpu(name, capability) -> None:
+    """A100, L40, H100 and B200: bfloat16 goes to the matrix units, and next to nothing is spilled from registers."""
     tuner = getattr(triton_deform_conv, name)
-    binary = compile_kernel(tuner, tuner.configs[1], "bf16", 80)
-    assert "mma.sync" in binary.asm["ptx"] and len(binary.asm["cubin"]) > 0
+    binary = compile_kernel(tuner, tuner.configs[1], "bf16", capability)
+    used = resources(binary)
+    assert re.search("wgmma|mma.sync|tcgen05", binary.asm["ptx"])
+    assert 0 < used.registers <= 255 and used.spilled <= 64 and used.shared <= SHARED_KIB[capability] << 10, used
 
 
 @pytest.mark.slow
@@ -93,8 +72,8 @@ def test_compiles_for_a_gpu(name) -> None:
 def test_every_configuration_compiles(name, element, capability) -> None:
     """And fits into shared memory; of those for half precision some may be too large in float32."""
     tuner = getattr(triton_deform_conv, name)
-    shared = [compile_kernel(tuner, config, element, capability).metadata.shared for config in tuner.configs]
-    fitting = sum(size <= SHARED_MEMORY[capability] for size in shared)
+    shared = [resources(compile_kernel(tuner, config, element, capability)).shared for config in tuner.configs]
+    fitting = sum(size <= SHARED_KIB[capability] << 10 for size in shared)
     assert fitting >= (len(shared) if element == "bf16" else len(shared) // 2), shared
 
 

@@ -102,6 +102,16 @@ def test_weights_alone_are_quantised() -> None:
     torch.testing.assert_close(cpu_linear.linear(x, weight), x @ values.bfloat16().t())
 
 
+def test_narrow_weights_multiply_in_bfloat16(monkeypatch) -> None:
+    weight, wide = quantised(), quantised(256, 256)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert torch.equal(read_weight(weight, torch.bfloat16), dense(weight, torch.bfloat16))
+    assert isinstance(read_weight(weight, torch.float32), Int8Weight)
+    assert isinstance(read_weight(wide, torch.bfloat16), Int8Weight)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert isinstance(read_weight(weight, torch.bfloat16), Int8Weight)
+
+
 def test_several_weights_as_one() -> None:
     first, second, plain = quantised(4), quantised(3, seed=1), torch.randn(2, 32)
     joined = join([first, second], torch.float32)

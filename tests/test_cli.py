@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from random_glip import PHOTO, random_model, save_random_model
 
-from glip_hf import GlipForGrounding
+from glip_hf import GlipForGrounding, kernels
 from glip_hf.cli import build_parser, ground, main
 from glip_hf.cli.common import load_model
 from glip_hf.cli.ground import read_words, save_targets
@@ -358,6 +358,18 @@ def test_info_of_a_directory(model, capsys) -> None:
     assert facts["config"]["d_model"] == small.config.d_model
     assert main(["info", model]) == 0
     assert f"{facts['parameters']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_dtype_that_is_fastest(native, dtype, model, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("glip_hf.kernels.cpu_linear.bfloat16_is_native", lambda: native)
+    loaded, _ = load_model(model, "cpu", "auto")
+    assert loaded.dtype == kernels.fastest_dtype() == getattr(torch, dtype)
+    assert kernels.fastest_dtype("cuda") == torch.float32, "nothing has been measured there"
+    assert capsys.readouterr().err == f"--dtype auto: {dtype} on this cpu\n"
+    monkeypatch.setattr("glip_hf.cli.common.choose_device", lambda _: torch.device("cpu"))
+    assert main(["info", model]) == 0
+    assert f"dtype auto:           {dtype} on cpu\n" in capsys.readouterr().out
 
 
 def test_a_prompt_table_is_a_model_on_the_command_line(folder, model, capsys) -> None:

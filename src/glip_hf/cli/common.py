@@ -6,6 +6,7 @@ tenth of a second.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,7 +73,10 @@ def add_device_arguments(parser: argparse._ActionsContainer) -> None:
     """`--device` and `--dtype`, as `load_model` takes them."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best available)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model (%(default)s)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        default="float32",
+        help="of the model (%(default)s); auto: bfloat16 on a CPU that multiplies in it, else float32",
     )
     text = "of a model that glip export wrote to a folder (default: openvino if it is installed)"
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help=text)
@@ -114,7 +118,7 @@ def load_exported(folder: Path, device: str, dtype: str, runtime: str | None) ->
     if runtime is None:
         runtime = "openvino" if find_spec("openvino") else "onnxruntime"
     try:
-        model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, dtype))
+        model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, "float32" if dtype == "auto" else dtype))
     except ValueError as error:
         raise CliError(first_line(error)) from None
     quick.loaded()
@@ -129,6 +133,7 @@ def load_model(
     Args:
         source: a converted model; the adapter or prompt table that fine-tuning saved, with the model it names; or the
             folder that `glip export` wrote, for `runtime`.
+        dtype: by name, or auto: `kernels.fastest_dtype`, told on stderr; float32 of an exported model.
 
     Raises:
         CliError: if `source` is none of them.
@@ -143,6 +148,7 @@ def load_model(
     import torch
     from transformers.utils import logging
 
+    from .. import kernels
     from .._extras import require
     from ..conversion.restore import find_model, model_directory, read_config
     from ..modeling_glip import GlipForGrounding
@@ -151,6 +157,9 @@ def load_model(
     logging.disable_progress_bar()  # loading weights takes seconds
     target, (found, tuned_from) = choose_device(device), find_model(source)
     config = read_config(source, found)
+    if dtype == "auto":
+        dtype = str(kernels.fastest_dtype(target)).removeprefix("torch.")
+        print(f"--dtype auto: {dtype} on this {target.type}", file=sys.stderr)
     try:
         tuned, base = tuned_from or (None, source)
         directory = model_directory(base)

@@ -186,7 +186,8 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
 def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task, output: Path) -> Result:
     """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
-    settings = {"dtype": arguments.dtype, "device": engine.model.device.type}
+    # Not "auto": a run that is resumed on another machine must not go on in another dtype.
+    settings = {"dtype": str(engine.model.dtype).split(".")[-1], "device": engine.model.device.type}
     if arguments.benchmark in DATA_SETS:
         settings["tokens"] = arguments.tokens
     path = Path(arguments.annotations if task.annotations is None else task.annotations.name)

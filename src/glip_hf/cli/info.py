@@ -18,13 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from .. import kernels
     from ..inspection import describe
+    from .common import choose_device
 
     facts = describe(arguments.source)
+    config = facts.pop("config")
+    device = choose_device("auto")
+    facts["dtype_auto"] = f"{kernels.fastest_dtype(device)} on {device.type}".removeprefix("torch.")
+    facts["config"] = config
     if arguments.json:
         print(json.dumps(facts, ensure_ascii=False))
         return 0
-    config = facts.pop("config")
+    del facts["config"]
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part} {count:,}" for part, count in value.items())

@@ -6,6 +6,7 @@
     kernels.disable("cpu_swin")              # one of `kernels.names()`, until enabled again
     kernels.enable()
     kernels.report(model, inputs)            # {"swin_layer": "cpu_swin", "dyconv": "plain", ...}
+    kernels.fastest_dtype()                  # torch.bfloat16 on some processors: what `--dtype auto` takes
 
 Whether a kernel may serve a call (hooks, adapters, offloading, quantised weights, autocast, tracing) is decided by its
 condition, from the guards in `guards`. A kernel works in place only on tensors that it made itself.
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .. import ops_glip
@@ -37,6 +39,13 @@ def _known(chosen: tuple[str, ...]) -> set[str]:
     if unknown:
         raise ValueError(f"no kernel is named {sorted(unknown)[0]!r}: choose from {', '.join(names())}.")
     return set(chosen or names())
+
+
+def fastest_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """The dtype of inference that was measured to be the fastest: bfloat16 on CPUs that multiply in it (AVX-512-BF16,
+    AMX), float32 on others, where it must be converted, and on GPUs, where nothing has been measured yet."""
+    native = torch.device(device).type == "cpu" and cpu_linear.bfloat16_is_native()
+    return torch.bfloat16 if native else torch.float32
 
 
 _lock = threading.Lock()
@@ -115,4 +124,4 @@ def report(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, str]:
 if os.environ.get("GLIP_KERNELS", "1").lower() in ("0", "false", "off", "no"):
     disable()
 
-__all__ = ["disable", "enable", "names", "report"]
+__all__ = ["disable", "enable", "fastest_dtype", "names", "report"]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny import tiny_inputs, tiny_model, tiny_swin
 
+from benchmarks import runtimes
 from glip_hf import GlipConfig, GlipForGrounding, GlipZeroShotObjectDetectionPipeline
 from glip_hf import export as export_module
 from glip_hf.cli import main
@@ -464,12 +465,44 @@ def test_three_graphs_in_onnx_runtime(three_graphs, capfd) -> None:
 
 
 @pytest.mark.slow
+def test_benchmark_of_runtimes(three_graphs, tmp_path, capsys) -> None:
+    model, path = three_graphs
+    model.save_pretrained(tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--size", "64", "96", "--runs", "1", "--threads", "1", "--json"]
+    threads = torch.get_num_threads()
+    try:
+        runtimes.main([str(path), *options, "--results", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])[f"{path.name} onnxruntime float32"]
+    assert figures["probability"] < 1e-4 and figures["box"] < 1e-4 and figures["times_model"] > 0
+    assert (tmp_path / "runtimes.csv").is_file()
+
+
+@pytest.mark.slow
 def test_three_graphs_in_openvino(three_graphs) -> None:
     pytest.importorskip("openvino", reason="`make tools` installs openvino")
     model, path = three_graphs
     assert_parts_equal_model(model, OnnxGlip(path, threads=1, runtime="openvino"))
     with pytest.raises(ValueError, match="providers=.* are of ONNX Runtime"):
         OnnxGlip(path, runtime="openvino", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("weights, size, tolerance", [("float16", 0.55, 5e-3), ("int8", 0.75, 0.2)])
+def test_weights_of_fewer_bits(weights, size, tolerance, model, tmp_path, monkeypatch) -> None:
+    """Smaller files, close to the model; the text encoder's stands for all. int8 leaves embeddings as they are."""
+    monkeypatch.setattr(export_module, "PARTS", {"text": PARTS["text"]})
+    path = export_onnx(model, tmp_path, weights=weights)
+    assert sorted(file.name for file in path.iterdir()) == ["text.onnx", "text.onnx.data"]
+    stored = sum(value.nbytes for value in model.model.text_model.state_dict().values())
+    assert (path / "text.onnx.data").stat().st_size < size * stored
+    tokens = {name: value for name, value in graph_inputs(32, 32, 9).items() if name in PARTS["text"][0]}
+    session = export_module.OnnxRuntime(path / "text.onnx", 1, torch.float32, None)
+    (found,) = session.run(["text"], {name: value.numpy() for name, value in tokens.items()})
+    expected = model.get_text_features(**tokens).last_hidden_state
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()

@@ -330,16 +330,19 @@ def _attend_written_out(_original: Callable[..., Any]) -> Callable[..., tuple[Te
 def _quiet() -> Iterator[None]:
     """Exporters print progress to stdout, which is for results, and warn of versions that *our* tests have tried."""
     verbosity = transformers_logging.get_verbosity()
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
+    # The second is of quantisation, which recommends to run ONNX Runtime's optimiser before.
+    loggers = [logging.getLogger(name) for name in ("torch.onnx._internal.exporter._registration", None)]
+    levels = [logger.level for logger in loggers]
     transformers_logging.set_verbosity_error()
-    registration.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # within PyTorch's own code
             yield
     finally:
-        registration.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
 
 

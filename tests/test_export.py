@@ -285,6 +285,29 @@ def test_the_engine_runs_a_file(stand_in, model, processor, photo) -> None:
     assert len(runs(glip, "head")) == len(runs(glip, "text")) > 2
 
 
+def test_benchmark_of_runtimes(stand_in, monkeypatch, tmp_path, capsys) -> None:
+    """A file against the model, and one that a runtime refuses."""
+
+    def load(file: Path, **_: Any) -> OnnxGlip:
+        if file.name == "refused":
+            raise ValueError("refused cannot be loaded")
+        return stand_in(parts=True)
+
+    monkeypatch.setattr(runtimes, "OnnxGlip", load)
+    monkeypatch.setattr(runtimes, "RUNTIMES", {"onnxruntime": [torch.float32]})
+    options = ["--model", str(DEMO_MODEL), "--size", "64", "96", "--runs", "1", "--threads", "1", "--json"]
+    threads = torch.get_num_threads()
+    try:
+        runtimes.main([str(tmp_path), "refused", *options, "--results", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = figures[f"{tmp_path.name} onnxruntime float32"]
+    assert found["probability"] < 1e-4 and found["box"] < 1e-4 and found["times_model"] > 0
+    assert figures["refused onnxruntime float32"] == {"error": "refused cannot be loaded"}
+    assert len((tmp_path / "runtimes.csv").read_text().splitlines()) == 4
+
+
 def test_the_pipeline_runs_a_file(stand_in, model, processor, photo, capfd) -> None:
     """With its own processor, and without a word about the class of the model."""
     capfd.readouterr()
@@ -462,21 +485,6 @@ def test_three_graphs_in_onnx_runtime(three_graphs, capfd) -> None:
     glip = OnnxGlip(path, threads=1)
     assert_parts_equal_model(model, glip)
     assert capfd.readouterr() == ("", ""), "ONNX Runtime warns of nothing when it loads and runs the files"
-
-
-@pytest.mark.slow
-def test_benchmark_of_runtimes(three_graphs, tmp_path, capsys) -> None:
-    model, path = three_graphs
-    model.save_pretrained(tmp_path / "model")
-    options = ["--model", str(tmp_path / "model"), "--size", "64", "96", "--runs", "1", "--threads", "1", "--json"]
-    threads = torch.get_num_threads()
-    try:
-        runtimes.main([str(path), *options, "--results", str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])[f"{path.name} onnxruntime float32"]
-    assert figures["probability"] < 1e-4 and figures["box"] < 1e-4 and figures["times_model"] > 0
-    assert (tmp_path / "runtimes.csv").is_file()
 
 
 @pytest.mark.slow

@@ -402,24 +402,26 @@ def export_onnx(
     require("onnx", "export")
     require("onnxscript", "export")
     ir = require("onnx_ir", "export")
-    exporters = require("transformers.exporters", "export")
+    exporter = require("transformers.exporters.exporter_onnx", "export")
 
     path = Path(output)
     files = {None: path} if path.suffix == ".onnx" else {part: path / f"{part}.onnx" for part in PARTS}
-    quantizer = None
+    quantization = {}
     if weights == "int8":
-        quantizer = exporters.OnnxRuntimeQuantizer(
-            exporters.OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-        )
+        quantizers = require("transformers.exporters", "export")
+        if not hasattr(quantizers, "OnnxRuntimeQuantizer"):
+            raise ImportError("weights='int8' needs a newer Transformers: 5.23 has OnnxRuntimeQuantizer.")
+        chosen_ops = quantizers.OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+        quantization["quantizer"] = quantizers.OnnxRuntimeQuantizer(chosen_ops)
     about = {"max_text_length": model.config.max_text_length, "divisor": DIVISOR}
     for part, file in files.items():
         graph = GlipGraph(model, part)
         own, dynamic = ({name: of[name] for name in graph.inputs} for of in (inputs, axes))
-        config = exporters.OnnxConfig(dynamic_shapes=dynamic, opset_version=opset, quantizer=quantizer)
+        config = exporter.OnnxConfig(dynamic_shapes=dynamic, opset_version=opset, **quantization)
         chosen = _deform_conv.set(deform_conv)
         try:
             with _quiet(), _ready(model, backbone_config="eager", text_config="eager"):
-                program, _ = exporters.OnnxExporter().export_program(graph, own, config)
+                program, _ = exporter.OnnxExporter().export_program(graph, own, config)
         finally:
             _deform_conv.reset(chosen)
         # ONNX Runtime would warn of each unused constant at each load.

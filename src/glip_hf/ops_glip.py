@@ -231,6 +231,9 @@ def _deform_conv2d(
     channels-last, so a corner is one contiguous read, and one matrix product follows. Positions are joined and split as
     *last* dimension: beside channels, `torch.export` confuses a symbolic side of one cell with a factor of theirs.
     """
+    if torch.is_autocast_enabled(features.device.type):
+        with torch.autocast(features.device.type, enabled=False):
+            return _deform_conv2d.plain(*(x.float() for x in (features, offset, mask, weight, bias)), stride)
     batch, channels, height, width = features.shape
     out_height, out_width = offset.shape[-2:]
     indices, weights = _bilinear_corners(offset, mask, (height, width), stride)
@@ -254,7 +257,8 @@ def deform_conv2d(
     """Modulated deformable 3x3 convolution with padding 1 (DCNv2, arXiv 1811.11168).
 
     A value at (y, x) is interpolated bilinearly from the map extended by zeros, so it is 0 at y <= -1, y >= H, x <= -1
-    or x >= W. Under autocast it stays in float32, as in the released recipe.
+    or x >= W. Under autocast it stays in float32, as in the released recipe; where Triton runs it under autocast to
+    bfloat16, operands of its products are rounded to that, as in other convolutions; coordinates and sums are not.
 
     Args:
         features: [B, C, H, W].
@@ -275,8 +279,4 @@ def deform_conv2d(
             f"offset {tuple(offset.shape)} and mask {tuple(mask.shape)} must have the output's size {expected} "
             f"for a feature map of {tuple(features.shape[-2:])} at stride {stride}; see view_offsets_as."
         )
-    device_type = features.device.type
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            return _deform_conv2d(features.float(), offset.float(), mask.float(), weight.float(), bias.float(), stride)
     return _deform_conv2d(features, offset, mask, weight, bias, stride)

@@ -124,6 +124,23 @@ def test_dispatch(machine, pretended, changes, expected) -> None:
     assert chosen(cuda_features(**changes)) == expected
 
 
+@pytest.mark.parametrize(
+    ("half", "expected"),
+    [(None, torch.float16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+    ids=["no autocast", "bfloat16", "float16"],
+)
+def test_autocast_rounds_operands_of_products_only(half, expected, monkeypatch) -> None:
+    taken = []
+    monkeypatch.setattr(triton_deform_conv, "deform_conv2d_triton", lambda *args: taken.extend(args))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: half is not None)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device_type: half)
+    args = [torch.zeros(1, dtype=torch.float16) for _ in range(5)]
+    cuda_deform_conv.triton_deform_conv(None, *args, 2)
+    coordinates = torch.float16 if half is None else torch.float32
+    assert [one.dtype for one in taken[:5]] == [expected, coordinates, coordinates, expected, expected]
+    assert taken[5] == 2
+
+
 def test_reproducible_sums_need_another_kernel(machine) -> None:
     machine()
     torch.use_deterministic_algorithms(True)

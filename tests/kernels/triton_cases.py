@@ -79,6 +79,20 @@ def test_half_precision(dtype) -> None:
     compare(case(2, 20, 18, 3, 4, 1, 2, dtype), stride=1)
 
 
+def test_only_operands_of_products_are_rounded() -> None:
+    """As under autocast: offsets and modulation in float32, and their gradients."""
+    args = [value.detach() for value in case(1, 20, 18, 3, 4, 1, 2)]
+    args = [value.bfloat16() if i in (0, 3, 4) else value for i, value in enumerate(args)]
+    args = [value.requires_grad_() for value in args]
+    grad = torch.randn(1, 18, 3, 4, device=DEVICE)
+    found = run(deform_conv2d_triton, args, 1, grad)
+    exact = [value.detach().double().requires_grad_() for value in args]
+    for i, (value, wanted) in enumerate(zip(found, run(deform_conv2d, exact, 1, grad.bfloat16()))):
+        assert value.dtype == (torch.float32 if i in (2, 3) else torch.bfloat16)
+        error = (value.double() - wanted).abs().max() / wanted.abs().max()
+        assert error <= TOLERANCE[torch.bfloat16]
+
+
 def test_coordinates_stay_in_float32() -> None:
     # Beyond 256 bfloat16 has no odd numbers.
     compare(case(1, 3, 4, 1, 301, 2, 2, torch.bfloat16), stride=2)

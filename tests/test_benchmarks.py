@@ -14,7 +14,7 @@ import torch
 from locations import FIXTURES
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, pretraining_data, textbook
+from benchmarks import floor, harness, kernel_gains, part_timer, peak_memory, peers, pretraining_data, startup, textbook
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding, kernels
 from glip_hf._compat import enable_checkpointing
@@ -58,6 +58,36 @@ def test_precision(tmp_path, capsys, monkeypatch) -> None:
     assert abs(figures["ap_float32"] - figures["ap_bfloat16"]) < 0.2
     assert 0.49 < figures["memory_bfloat16_over_float32"] < 0.51 and figures["seconds_float32_over_bfloat16"] > 0
     assert len(rows(tmp_path / "precision.csv")) == 1 and not any("int8" in key for key in figures)
+
+
+def test_captions_of_peers_have_the_lengths_of_ours() -> None:
+    for names in (1, 3, 80):
+        ids = peers.caption_ids(names)[0].tolist()
+        assert len(ids) == {1: 4, 3: 8, 80: 194}[names] and ids.count(peers.FULL_STOP) == names
+        assert ids[0] == peers.CLS and ids[-1] == peers.SEP and len(set(ids)) == len(ids) - names + 1
+    prompts = peers.clip_ids(3, 16, 49408)
+    assert (prompts.argmax(-1) == 4).all() and len({tuple(prompt) for prompt in prompts.tolist()}) == 3
+
+
+@pytest.mark.slow
+def test_peers_are_compared_in_turn(tmp_path, capsys) -> None:
+    figures = run("peers", tmp_path, capsys, "--factor", "0.5", "--peers", "omdet-turbo")
+    assert set(figures["seconds"]) == {"glip_float32", "glip_bfloat16", "omdet_turbo"}
+    assert all(seconds > 0 for seconds in figures["seconds"].values()) and rows(tmp_path / "peers.csv")
+
+
+@pytest.mark.slow
+def test_startup_of_two_checkouts(tmp_path, capsys) -> None:
+    """This one twice: the other's rows stand beside, and what is outside the forward is the rest of the command."""
+    options = "--model", "demo", "--threads", "1", "--runs", "1", "--warmup", "0", "--json"
+    startup.main([*options, "--results", str(tmp_path), "--against", str(BENCHMARKS.parent / "src")])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for kind in ("", "_against"):
+        assert figures[f"help_cpu{kind}"] < figures[f"import_model_cpu{kind}"]
+        expected = figures[f"ground{kind}"] - figures[f"forward_warm{kind}"]
+        assert math.isclose(figures[f"outside{kind}"], expected, rel_tol=1e-2)
+    with pytest.raises(SystemExit, match="no glip_hf: give the src of a checkout"):
+        startup.main([*options, "--against", str(tmp_path)])
 
 
 def test_latency(tmp_path, capsys) -> None:

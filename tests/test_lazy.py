@@ -185,6 +185,13 @@ from transformers import AutoModel
 print(type(torch._dynamo).__name__, torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 print(type(torch._dynamo).__name__, torch.compiler.disable(len)("abc"), AutoModel.__name__)
 """
+DISTRIBUTED = """
+from glip_hf.cli import quick
+quick.begin("ground")
+import torch
+from transformers import AutoModel
+print(AutoModel.__name__, torch.distributed.tensor.DTensor.__name__, hasattr(torch.distributed, "nonsense"))
+"""
 
 
 def test_the_command_starts_without_what_it_does_not_need(capsys) -> None:
@@ -196,5 +203,7 @@ def test_the_command_starts_without_what_it_does_not_need(capsys) -> None:
 
 
 @pytest.mark.slow
-def test_the_compiler_is_there_when_something_asks_for_it() -> None:
+def test_what_was_left_out_is_there_when_something_asks_for_it() -> None:
+    """`peft` looks into `torch.distributed.tensor` without importing it."""
+    assert python(DISTRIBUTED) == "AutoModel DTensor False"
     assert python(COMPILE).splitlines() == ["DeferredCompiler 2.0", "module 3 AutoModel"]

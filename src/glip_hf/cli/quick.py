@@ -9,7 +9,7 @@ collector, `leave` is the end. Only `program` calls them: a process that merely 
 
 import atexit
 import gc
-import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -69,7 +69,15 @@ def _leave_unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: A
     return _leave_unmarked if function is None else function
 
 
-def _defer_compiler(torch: ModuleType) -> None:
+def _defer(torch: ModuleType) -> None:
+    """The compiler, and what libraries expect to find in `torch.distributed` because Transformers has imported it."""
+
+    def import_part(name: str) -> ModuleType:
+        if name.startswith("__") or importlib.util.find_spec(full := f"torch.distributed.{name}") is None:
+            raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}")
+        return importlib.import_module(full)
+
+    vars(torch.distributed).setdefault("__getattr__", import_part)
     if COMPILER not in sys.modules:
         deferred = DeferredCompiler(COMPILER)
         deferred.__path__ = [os.path.join(path, "_dynamo") for path in torch.__path__]  # its modules by themselves
@@ -88,7 +96,7 @@ def begin(command: str) -> None:
     if command in COMMANDS and "torch" not in sys.modules:
         gc.disable()  # nearly all that imports make is kept
         _paused.append(command)
-        calls = {"torch": _defer_compiler, "transformers.utils.import_utils": _describe_one_process}
+        calls = {"torch": _defer, "transformers.utils.import_utils": _describe_one_process}
         around = Around({name: (lambda: None, after) for name, after in calls.items()})
         sys.meta_path[:0] = [around, _PartsOfCompiler()]
 

@@ -203,7 +203,8 @@ def _draw_mask(image: Image.Image, mask: Any, color: tuple[int, int, int], line_
     padded = ImageOps.expand(shape, 1)  # the border of the image bounds an object, too
     inner = np.asarray(padded.filter(ImageFilter.MinFilter(3)))[1:-1, 1:-1]
     edge = Image.fromarray(np.where(inside & (inner == 0), 255, 0).astype(np.uint8))
-    edge = edge.filter(ImageFilter.MaxFilter(2 * (line_width // 2) + 1))
+    if line_width > 1:  # a filter of one pixel changes nothing, and Pillow before 13 kills the process over it
+        edge = edge.filter(ImageFilter.MaxFilter(2 * (line_width // 2) + 1))
     image.paste(color, mask=shape.point(lambda value: round(value * MASK_OPACITY)))
     image.paste(color, mask=edge)
 

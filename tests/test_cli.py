@@ -20,6 +20,7 @@ from glip_hf.cli.common import load_model
 from glip_hf.cli.ground import read_words, save_targets
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.demo import ASSETS, DEMO_CAPTION, DEMO_IMAGE
+from glip_hf.formats import ImageDetections
 from glip_hf.inference import GroundingEngine
 
 ANYTHING = ["--threshold", "0", "--max-detections", "3"]  # untrained weights are sure of nothing
@@ -212,6 +213,21 @@ def test_images_are_saved_while_the_model_works(folder, model, monkeypatch, caps
     assert len(passes) == 2 and threading.active_count() == before
     assert sorted(path.name for path in Path("new").iterdir()) == ["b.png", "photo.png"]
     assert capsys.readouterr().out.count("-> new/") == 2
+
+
+def test_photos_and_videos_come_in_their_turn(folder, model, monkeypatch) -> None:
+    Path("clip.mp4").touch()
+    nothing = {"scores": torch.zeros(0), "boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "text_labels": []}
+
+    def frames(engine, text, arguments, target, file_name, record):
+        yield ImageDetections(f"{file_name}/000000.jpg", 8, 8, nothing)
+
+    monkeypatch.setattr(ground, "require", lambda *_: None)
+    monkeypatch.setattr(ground, "_ground_video", frames)
+    words = ["ground", "more/b.png", "clip.mp4", "photo.jpg", "--names", "cat", "--format", "jsonl", "--workers", "3"]
+    assert main([*words, "--output", "found.jsonl", "--model", model, *ANYTHING]) == 0
+    lines = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == ["more/b.png", "clip.mp4/000000.jpg", "photo.jpg"]
 
 
 def test_an_image_that_the_model_fails_at_loses_itself_alone(folder, model, monkeypatch, capsys) -> None:

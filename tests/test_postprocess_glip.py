@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glip_hf import postprocess_glip
 from glip_hf.postprocess_glip import aggregate_tokens, merge_detections, post_process_grounding
 
 LEVELS = [(4, 6), (2, 3)]
@@ -118,6 +119,25 @@ def test_threshold_counts_before_centerness() -> None:
     assert len(post_process_grounding(made)[0]["scores"]) == 1
     assert len(post_process_grounding(made, score_threshold=0.03)[0]["scores"]) == 2
     assert len(post_process_grounding(made, threshold=0.5)[0]["scores"]) == 0
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, {None: 0.6}, 0.0, -1.0])
+def test_a_threshold_leaves_what_nms_of_all_leaves_above_it(threshold, monkeypatch) -> None:
+    """Bit for bit, and NMS sees fewer boxes."""
+    generator, seen, nms = torch.Generator().manual_seed(0), [], postprocess_glip.nms
+    corners = torch.rand(1, LOCATIONS, 2, generator=generator) * 0.3
+    boxes = torch.cat([corners, corners + 0.5], dim=-1)
+    maps = torch.eye(3, 4).bool()[None]
+    made = outputs(torch.rand(1, LOCATIONS, 4, generator=generator), maps, boxes)
+    made.centerness_logits = torch.randn(1, LOCATIONS, generator=generator)
+    monkeypatch.setattr(postprocess_glip, "nms", lambda *given: seen.append(len(given[0])) or nms(*given))
+    names = ["a", "b", "c"]
+    (all_of_them,) = post_process_grounding(made, threshold=-1.0)
+    (found,) = post_process_grounding(made, threshold=threshold, text_labels=names)
+    least = threshold[None] if isinstance(threshold, dict) else threshold
+    above = all_of_them["scores"] > least
+    assert all(torch.equal(found[name], value[above]) for name, value in all_of_them.items())
+    assert seen[1] < seen[0] if least > 0 else seen[1] == seen[0]
 
 
 def test_sizes() -> None:

@@ -198,12 +198,12 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
             f"The model's scores for caption {index} are NaN: its weights or its input are damaged, or a value "
             "overflowed in float16, where bfloat16 or float32 helps."
         )
+    threshold, sizes = options["threshold"], outputs.spatial_shapes[index].prod(-1).tolist()
+    lowest = min({None: 0.0, **threshold}.values()) if isinstance(threshold, Mapping) else threshold
+    # NMS need not see what is not above the threshold: it would suppress nothing that is.
+    class_scores = class_scores.where((class_scores * centerness[:, None]).sqrt() > lowest, 0)
     scores, locations, classes = _top_candidates(
-        class_scores,
-        centerness,
-        outputs.spatial_shapes[index].prod(-1).tolist(),
-        options["score_threshold"],
-        options["pre_nms_top_k"],
+        class_scores, centerness, sizes, options["score_threshold"], options["pre_nms_top_k"]
     )
     boxes = outputs.pred_boxes[index].float()[locations]
     boxes = clip_boxes(boxes * boxes.new_tensor([width, height, width, height]), height, width)

@@ -140,6 +140,7 @@ def test_torchao(names) -> None:
     run_section("torchao", names, "torchao")
     weights = [module.weight for module in names["quantized"].modules() if isinstance(module, nn.Linear)]
     assert weights and all(type(weight) not in (nn.Parameter, torch.Tensor) for weight in weights)
+    assert Path("glip-int8/model.safetensors").stat().st_size < 0.5 * Path("glip/model.safetensors").stat().st_size
     expected, names["model"] = names["result"], names["quantized"]
     found = names["ground"]("photo.jpg")
     assert found["text_labels"][:2] == expected["text_labels"][:2]

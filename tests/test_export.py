@@ -199,6 +199,26 @@ def test_wrong_usage(arguments, message, capsys) -> None:
     assert message in capsys.readouterr().err
 
 
+def test_command_writes_a_folder(monkeypatch, tmp_path, capsys) -> None:
+    """Options reach the export, and configuration and processor are saved beside the graphs."""
+    given: dict[str, Any] = {}
+
+    def export(model: GlipForGrounding, output: Path, **options: Any) -> Path:
+        given.update(options)
+        output.mkdir()
+        return output
+
+    monkeypatch.setattr(export_module, "export_onnx", export)
+    options = ["--batch-size", "2", "--deform-conv", "basic", "--weights", "int8"]
+    assert main(["export", "--model", "demo", "--output", str(tmp_path / "onnx"), *options]) == 0
+    assert capsys.readouterr().out == f"-> {tmp_path / 'onnx'}\n"
+    assert given == {
+        **dict.fromkeys(("height", "width", "caption_length")),
+        **{"batch_size": 2, "deform_conv": "basic", "weights": "int8"},
+    }
+    assert {"config.json", "processor_config.json"} <= {file.name for file in (tmp_path / "onnx").iterdir()}
+
+
 @pytest.mark.parametrize("window", [1, 4, 7, 12, 20])
 def test_sides_to_trace_with(window) -> None:
     sides = [side // 32 for side in export_module._open_sides(window)]
@@ -333,6 +353,8 @@ def test_the_command_line_runs_a_folder(stand_in, monkeypatch, tmp_path, capsys)
     assert "--runtime openvino runs exported models: glip export" in capsys.readouterr().err
     assert main([*ground, "--model", str(tmp_path), "--device", "cuda"]) == 1
     assert "exported models run on cpu" in capsys.readouterr().err
+    assert main(["export", "--model", str(tmp_path), "--output", str(tmp_path / "again")]) == 1
+    assert "has exported graphs, for glip ground and glip demo" in capsys.readouterr().err
 
 
 @torch.no_grad()

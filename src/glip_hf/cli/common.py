@@ -78,8 +78,12 @@ def add_device_arguments(parser: argparse._ActionsContainer) -> None:
         default="float32",
         help="of the model (%(default)s); auto: bfloat16 on a CPU that multiplies in it, else float32",
     )
+
+
+def add_runtime_argument(add: Callable[..., Any]) -> None:
+    """`--runtime`, as `load_model` takes it."""
     text = "of a model that glip export wrote to a folder (default: openvino if it is installed)"
-    parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), help=text)
+    add("--runtime", choices=("auto", "onnxruntime", "openvino"), default="auto", help=text)
 
 
 def first_line(error: Exception) -> str:
@@ -107,7 +111,7 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
-def load_exported(folder: Path, device: str, dtype: str, runtime: str | None) -> "tuple[OnnxGlip, GlipProcessor]":
+def load_exported(folder: Path, device: str, dtype: str, runtime: str) -> "tuple[OnnxGlip, GlipProcessor]":
     """See `load_model`; `folder` is what `glip export` wrote."""
     import torch
 
@@ -115,7 +119,7 @@ def load_exported(folder: Path, device: str, dtype: str, runtime: str | None) ->
 
     if device not in ("auto", "cpu"):
         raise CliError(f"--device {device}: exported models run on cpu here; glip_hf.export.OnnxGlip takes providers")
-    if runtime is None:
+    if runtime == "auto":
         runtime = "openvino" if find_spec("openvino") else "onnxruntime"
     try:
         model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, "float32" if dtype == "auto" else dtype))
@@ -132,7 +136,7 @@ def load_model(
 
     Args:
         source: a converted model; the adapter or prompt table that fine-tuning saved, with the model it names; or the
-            folder that `glip export` wrote, for `runtime`.
+            folder that `glip export` wrote, where there is a `runtime` for it.
         dtype: by name, or auto: `kernels.fastest_dtype`, told on stderr; float32 of an exported model.
 
     Raises:
@@ -141,8 +145,10 @@ def load_model(
         ValueError: from `read_config`.
     """
     if (Path(source) / "head.onnx").is_file():
+        if runtime is None:
+            raise CliError(f"{source} has exported graphs, for glip ground and glip demo: give the model itself here")
         return load_exported(Path(source), device, dtype, runtime)
-    if runtime is not None:
+    if runtime not in (None, "auto"):
         remedy = f"glip export --model {source} --output FOLDER, then --model FOLDER"
         raise UsageError(f"--runtime {runtime} runs exported models: {remedy}")
     import torch

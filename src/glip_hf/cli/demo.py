@@ -6,7 +6,7 @@ import socket
 import threading
 
 from ..values_glip import shown
-from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, load_model
+from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, add_runtime_argument, load_model
 
 HELP = "try a model in the browser"
 DESCRIPTION = """\
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=port, help="TCP port (default: the first free one from 7860 on)")
     add("--open", action="store_true", help="open the page in the browser")
     add_device_arguments(parser)
+    add_runtime_argument(parser.add_argument)
 
 
 def run(arguments: argparse.Namespace) -> int:

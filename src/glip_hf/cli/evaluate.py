@@ -177,7 +177,7 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     options = GroundingOptions(
         **{field.name: values[field.name] for field in fields(GroundingOptions) if field.name in values}
     )
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.runtime)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     if arguments.compile:
         model = compile_for_inference(model, arguments.compile)
     return GroundingEngine(model, processor, options)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     output, length = Path(arguments.output), arguments.caption_length
-    if output.suffix not in (".onnx", ".pt2") and (output.suffix or output.is_file()):
+    if output.suffix not in (".onnx", ".pt2") and (output.suffix or output.exists()) and not output.is_dir():
         raise UsageError(f"--output {output}: name a file .onnx, a folder, or .pt2 for a torch.export program")
     options = {name: getattr(arguments, name) for name in ("opset", "deform_conv", "weights")}
     options = {name: value for name, value in options.items() if value is not None}
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"-> {save_program(model, output, **sizes)}")
         return 0
     print(f"-> {export_onnx(model, output, **sizes, **options)}")
-    if not output.suffix:
+    if output.is_dir():
         model.config.save_pretrained(output)
         processor.save_pretrained(output)
     if arguments.check:

@@ -36,6 +36,7 @@ from .common import (
     UsageError,
     add_device_arguments,
     add_model_argument,
+    add_runtime_argument,
     first_line,
     fraction,
     load_model,
@@ -117,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=1, metavar="N", help="images of one size per forward pass (%(default)s)")
     add("--workers", type=positive, default=2, metavar="N", help="threads that read, draw and save (%(default)s)")
     add_device_arguments(parser)
+    add_runtime_argument(parser.add_argument)
 
 
 def threshold(text: str) -> tuple[str | None, float]:

@@ -245,6 +245,25 @@ def test_an_image_that_the_model_fails_at_loses_itself_alone(folder, model, monk
     assert second["photo"] == "more/photo.jpg" and second["detections"]
 
 
+def test_an_image_that_fails_its_batch_loses_itself_alone(folder, model, monkeypatch, capsys) -> None:
+    """Neither the others of its batch, nor those of another shape that still wait for theirs."""
+    photo, detect = Image.open("photo.jpg"), GroundingEngine.detect
+    photo.resize((120, 160)).save("more/a.png")
+    Image.new("RGB", photo.size).save("more/c.png")
+
+    def failing(engine, pixels, captions):
+        if any(values.std() < 0.5 for values in pixels["pixel_values"]):
+            raise ValueError("the scores are NaN")
+        return detect(engine, pixels, captions)
+
+    monkeypatch.setattr(GroundingEngine, "detect", failing)
+    words = ["ground", "more", "--names", "cat", "--batch-size", "2", "--model", model, "--json", *ANYTHING]
+    assert main(words) == 1
+    records = {Path(record["photo"]).name: record for record in json.loads(capsys.readouterr().out)["photos"]}
+    assert records.pop("c.png") == {"photo": "more/c.png", "error": "the scores are NaN"}
+    assert list(records) == ["a.png", "b.png", "photo.jpg"] and all(one["detections"] for one in records.values())
+
+
 def test_ground_a_caption_and_given_phrases(folder, model, capsys) -> None:
     caption = "two cats on a pink sofa"
     assert main(["ground", "photo.jpg", caption, "--model", model, "--json", *ANYTHING]) == 0

@@ -199,16 +199,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     def ground_all() -> Iterator[tuple[Image.Image | None, Any]]:
         """One photo after the other: its image, if it is kept, and what was found in it, or why nothing was."""
-        rest = deque(_Photo(path, arguments.save or segmenter) for path in paths if not _is_video(path))
+        rest, suspect = deque(_Photo(path, arguments.save or segmenter) for path in paths if not _is_video(path)), False
         while rest:
-            requests = (Request(photo, text, arguments.phrases) for photo in list(rest))
+            requests = (Request(photo, text, arguments.phrases) for photo in ([rest[0]] if suspect else list(rest)))
             try:
                 with closing(engine.ground(requests, skip_broken=True, in_order=True)) as results:
                     for found in results:
                         yield rest.popleft().take(), found.error or found
-            except (OSError, ValueError) as error:  # the model's, at this photo: the others are grounded all the same
-                rest.popleft()
-                yield None, error
+                suspect = False
+            except (OSError, ValueError) as error:  # the model's: the other photos are grounded all the same
+                # Of a batch it may be any photo's: the first one is tried alone.
+                suspect = not suspect and arguments.batch_size > 1
+                if not suspect:
+                    rest.popleft()
+                    yield None, error
 
     def detect_all() -> Iterator[ImageDetections]:
         """The detections of one image after the other, which are printed in passing. They are drawn and saved by

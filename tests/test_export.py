@@ -16,6 +16,8 @@ import pytest
 import torch
 from tiny import tiny_inputs, tiny_model, tiny_swin
 
+pytest.importorskip("transformers.exporters.utils", reason="it needs a later PyTorch", exc_type=ImportError)
+
 from benchmarks import runtimes
 from glip_hf import GlipConfig, GlipForGrounding, GlipZeroShotObjectDetectionPipeline
 from glip_hf import export as export_module

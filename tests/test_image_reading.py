@@ -2,6 +2,7 @@
 """Reading images: file modes, channel order, value ranges (whole inputs: with the processors)."""
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +30,8 @@ def as_array(image) -> np.ndarray:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mode", ["P", "P with alpha bytes", "RGBA", "CMYK", "YCbCr", "tRNS"])
 def test_file_modes_are_read_as_pil_converts_them(mode, tmp_path):
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the TIFF files of YCbCr that it writes")
     pil_image = Image.fromarray(make_rgb())
     path = tmp_path / "image.png"
     if mode.startswith("P"):

@@ -534,6 +534,9 @@ def test_offloaded_to_disk(tmp_path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.skipif(
+    torch.__version__ < "2.7", reason="Dynamo of PyTorch 2.6 cannot trace how Transformers finds a dtype"
+)
 def test_no_graph_breaks() -> None:
     model, inputs = tiny_model(num_blocks=1), tiny_inputs()
     torch.compiler.reset()

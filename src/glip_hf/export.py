@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as tracing_config
-from transformers.exporters.utils import register_patch
 from transformers.utils import logging as transformers_logging
 
 from ._extras import require
@@ -45,6 +44,11 @@ from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatur
 from .processing_glip import GlipBatchFeature, GlipProcessor
 from .prompts_glip import read_number
 from .values_glip import quote
+
+try:
+    from transformers.exporters.utils import register_patch
+except ImportError as error:  # as with PyTorch 2.6
+    raise ImportError(f"Transformers' exporters need a later PyTorch than {torch.__version__} ({error}).") from error
 
 DIVISOR = 32
 """Sides of the graph's images are multiples of it, as the image processor pads them."""

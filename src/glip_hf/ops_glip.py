@@ -106,18 +106,19 @@ def shape_constants(maxsize: int) -> Callable[[Callable[..., Any]], Callable[...
     """Decorate a function of sizes and a device that makes constant tensors: the last `maxsize` results are kept.
 
     They are ordinary tensors even if made within `torch.inference_mode`, whose own could take no part in training
-    later. Callers must not change them. While a forward is traced every call makes new ones.
+    later. Callers must not change them. While a forward is traced every call makes new ones. Fake
+    tensors are kept apart.
     """
 
     def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
-        cached = functools.lru_cache(maxsize)(build)
+        cached = functools.lru_cache(maxsize)(lambda _fake_mode, *args: build(*args))
 
         @functools.wraps(build)
         def call(*args: Any) -> Any:
             if is_traced():
                 return build(*args)
             with torch.inference_mode(False), torch.no_grad():
-                return cached(*args)
+                return cached(torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE), *args)
 
         call.cache_info, call.cache_clear = cached.cache_info, cached.cache_clear
         return call

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glip_hf.kernels.guards import is_cpu_float, parts_are_plain
 from glip_hf.ops_glip import once_differentiable, shape_constants
@@ -52,6 +53,19 @@ def test_a_trace_leaves_nothing_behind() -> None:
 
     traced = torch.jit.trace(lambda x: x + ones(2), torch.zeros(2), check_trace=False)
     assert traced(torch.ones(2)).tolist() == [2, 2] and ones.cache_info().currsize == 0
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    """A fake constant would make all later results fake, which have no values."""
+
+    @shape_constants(maxsize=2)
+    def ones(size: int) -> Tensor:
+        return torch.ones(size)
+
+    with FakeTensorMode():
+        assert isinstance(ones(2), FakeTensor)
+        assert ones(2) is ones(2)
+    assert type(ones(2)) is Tensor and ones(2) is ones(2)
 
 
 def test_plain_parts() -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from random_glip import PHOTO, random_model, save_random_model
 
-from glip_hf import GlipForGrounding, kernels
+from glip_hf import GlipForGrounding, GlipProcessor, kernels
 from glip_hf.cli import build_parser, ground, main
 from glip_hf.cli.common import load_model
 from glip_hf.cli.ground import read_words, save_targets
@@ -475,6 +475,16 @@ def test_convert_makes_a_model_that_grounds(checkpoint, folder, capsys) -> None:
     assert main(["convert", str(checkpoint), "converted", *options]) == 0
     assert main(["ground", "photo.jpg", "cat", "--model", "converted", *ANYTHING]) == 0
     assert main(["convert", str(checkpoint), "converted", *options]) == 1, "an existing conversion is not overwritten"
+
+
+def test_the_processor_of_an_exported_folder_makes_images_of_its_size(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("glip_hf.export.export_onnx", lambda _model, output, **_: output.mkdir() or output)
+    words = ["export", "--model", model, "--output", str(tmp_path / "a"), "--height", "128", "--width", "160"]
+    assert main(words) == 0
+    processor = GlipProcessor.from_pretrained(tmp_path / "a")
+    for size in ((640, 480), (100, 300), (50, 20)):
+        made = processor.image_processor([Image.new("RGB", size)], return_tensors="pt")
+        assert made.pixel_values.shape == (1, 3, 128, 160) and made.original_sizes.tolist() == [[*size[::-1]]]
 
 
 def test_it_is_installed_as_a_command() -> None:

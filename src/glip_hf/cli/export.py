@@ -52,6 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"-> {export_onnx(model, output, **sizes, **options)}")
     if output.is_dir():
         model.config.save_pretrained(output)
+        if arguments.height and arguments.width:  # what reads this folder scales images to the size of its files
+            images = processor.image_processor
+            images.size = {"max_height": arguments.height, "max_width": arguments.width}
+            images.pad_size = {"height": arguments.height, "width": arguments.width}
         processor.save_pretrained(output)
     if arguments.check:
         found = check(model, processor, output, runtime=arguments.runtime)

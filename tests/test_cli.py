@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -485,6 +486,13 @@ def test_the_processor_of_an_exported_folder_makes_images_of_its_size(model, tmp
     for size in ((640, 480), (100, 300), (50, 20)):
         made = processor.image_processor([Image.new("RGB", size)], return_tensors="pt")
         assert made.pixel_values.shape == (1, 3, 128, 160) and made.original_sizes.tolist() == [[*size[::-1]]]
+
+
+def test_an_exported_folder_without_a_processor(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "head.onnx").touch()
+    monkeypatch.setattr("glip_hf.export.OnnxGlip", lambda *_, **__: SimpleNamespace(processor=None))
+    assert main(["ground", str(PHOTO), "--names", "cat", "--model", str(tmp_path)]) == 1
+    assert f"{tmp_path}: no processor_config.json" in capsys.readouterr().err
 
 
 def test_it_is_installed_as_a_command() -> None:

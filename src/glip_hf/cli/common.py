@@ -125,6 +125,8 @@ def load_exported(folder: Path, device: str, dtype: str, runtime: str) -> "tuple
         model = OnnxGlip(folder, runtime=runtime, dtype=getattr(torch, "float32" if dtype == "auto" else dtype))
     except ValueError as error:
         raise CliError(first_line(error)) from None
+    if model.processor is None:
+        raise CliError(f"{folder}: no processor_config.json beside the graphs; glip export writes one")
     quick.loaded()
     return model, model.processor
 

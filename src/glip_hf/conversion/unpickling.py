@@ -222,8 +222,9 @@ _DATA_CONSTRUCTORS = frozenset(
     """
     builtins.slice builtins.range collections.deque datetime.date datetime.datetime datetime.timedelta decimal.Decimal
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct numpy.core.multiarray.scalar
-    numpy._core.multiarray.scalar numpy.dtype pathlib.Path pathlib.PosixPath pathlib._local.PosixPath
-    pathlib.PurePosixPath pathlib.WindowsPath torch.Size torch.device types.SimpleNamespace
+    numpy._core.multiarray.scalar numpy.dtype pathlib.Path pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath
+    pathlib._local.Path pathlib._local.PosixPath pathlib._local.PurePosixPath pathlib._local.WindowsPath
+    torch.Size torch.device types.SimpleNamespace
     torch.serialization._get_layout torch._utils._rebuild_sparse_tensor torch._utils._rebuild_qtensor
     torch._utils._rebuild_nested_tensor torch._utils._rebuild_meta_tensor_no_storage
     torch._utils._rebuild_device_tensor_from_numpy torch._utils._rebuild_device_tensor_from_cpu_tensor

@@ -60,8 +60,8 @@ def is_readable(weight: Tensor) -> bool:
         return False
     if weight.device.type != "cpu" or weight.dim() != 2 or list(weight.block_size) != [1, weight.shape[1]]:
         return False
-    if weight.act_pre_scale is not None or weight.act_quant_scale is not None:
-        return False
+    if any(getattr(weight, name, weight) is not None for name in ("act_pre_scale", "act_quant_scale")):
+        return False  # static scales, or another version of torchao
     if weight.act_quant_kwargs is None:
         return True
     options = weight.act_quant_kwargs

@@ -248,7 +248,8 @@ def export_program(model: GlipForGrounding, **sizes: int | None) -> torch.export
     Args:
         model: in float32, on CPU.
         sizes: `height`, `width` of the padded images, multiples of 32; `caption_length`, tokens of the captions, up to
-            `config.max_text_length`; `batch_size`. Each None, the default, for any.
+            `config.max_text_length`; each None, the default, for any. `batch_size`; None, the default, for 1: a program
+            for any number would refuse a single pair.
 
     Returns:
         A program from the inputs `INPUT_AXES` (by name) to a dictionary of tensors with the keys of `OUTPUT_AXES`.
@@ -256,7 +257,7 @@ def export_program(model: GlipForGrounding, **sizes: int | None) -> torch.export
     Raises:
         ValueError: for sizes that no processor gives or the model does not read, and models of other precision.
     """
-    inputs, axes = _traced_inputs(model, **sizes)
+    inputs, axes = _traced_inputs(model, **{**sizes, "batch_size": sizes.get("batch_size") or 1})
     with _ready(model):
         graph = GlipGraph(model)
         inputs, axes = ({name: of[name] for name in graph.inputs} for of in (inputs, axes))

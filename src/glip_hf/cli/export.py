@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--width", type=positive, metavar="W", help="likewise; with --height")
     add("--dynamic", action="store_true", help="images of any size (the default without the two)")
     add("--caption-length", default="dynamic", metavar="T|dynamic", help="tokens (default: any number)")
-    add("--batch-size", type=positive, metavar="N", help="images and captions per run (default: any number)")
+    add("--batch-size", type=positive, metavar="N", help="images and captions per run (default: any number; .pt2: 1)")
     add("--opset", type=positive, metavar="N", help="of ONNX, 19 or later (default: 20)")
     add("--deform-conv", choices=("native", "basic"), help="basic: for runtimes without DeformConv (default: native)")
     add("--weights", choices=("float32", "float16", "int8"), help="of the ONNX files (default: float32)")

@@ -257,7 +257,9 @@ def export_program(model: GlipForGrounding, **sizes: int | None) -> torch.export
     Raises:
         ValueError: for sizes that no processor gives or the model does not read, and models of other precision.
     """
-    inputs, axes = _traced_inputs(model, **{**sizes, "batch_size": sizes.get("batch_size") or 1})
+    if sizes.get("batch_size") is None:
+        sizes["batch_size"] = 1
+    inputs, axes = _traced_inputs(model, **sizes)
     with _ready(model):
         graph = GlipGraph(model)
         inputs, axes = ({name: of[name] for name in graph.inputs} for of in (inputs, axes))

@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks.harness import Seconds, Variant
 from glip_hf import GlipForGrounding, kernels
 from glip_hf._compat import enable_checkpointing
+from glip_hf.kernels import cpu_int8
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -69,6 +70,7 @@ def test_precision(tmp_path, capsys, monkeypatch) -> None:
     assert abs(figures["ap_float32"] - figures["ap_bfloat16"]) < 0.2
     assert 0.49 < figures["memory_bfloat16_over_float32"] < 0.51 and figures["seconds_float32_over_bfloat16"] > 0
     assert len(rows(tmp_path / "precision.csv")) == 1 and not any("int8" in key for key in figures)
+    assert cpu_int8.NARROW == 256  # as before
 
 
 @pytest.mark.slow

@@ -134,10 +134,15 @@ class GlipGraph(nn.Module):
         return {name: outputs[name] for name in OUTPUT_AXES}
 
 
+def _level_shapes(height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of each level's feature map for images of this size."""
+    return [tuple((side + stride - 1) // stride for side in (height, width)) for stride in PYRAMID_STRIDES]
+
+
 def _join_levels(vision: Tensor, pixel_mask: Tensor) -> GlipImageFeatures:
     """What the head reads of visual tokens [B, A, D] of images with these masks [B, H, W]."""
     real = pixel_mask.bool()
-    shapes = [tuple((side + stride - 1) // stride for side in pixel_mask.shape[1:]) for stride in PYRAMID_STRIDES]
+    shapes = _level_shapes(*pixel_mask.shape[1:])
     if torch.compiler.is_exporting():
         # A trace takes the number of locations for one more size of its own; it follows from those of the image.
         shape = (vision.shape[0], sum(height * width for height, width in shapes), vision.shape[2])
@@ -206,7 +211,7 @@ def _traced_inputs(
         open_axes.add("locations")
     batch = batch_size or 2  # 1 would be taken for granted
     tokens = torch.ones(batch, caption_length or min(11, longest), dtype=torch.int64)
-    locations = sum(math.prod(-(-side // stride) for side in sides) for stride in PYRAMID_STRIDES)
+    locations = sum(map(math.prod, _level_shapes(*sides)))
     inputs = {  # no tensor twice: to a trace that would be one input
         "pixel_values": torch.zeros(batch, 3, *sides),
         "pixel_mask": torch.ones(batch, *sides, dtype=torch.int64),

@@ -48,7 +48,7 @@ def _is_int8(weight: Tensor) -> bool:
     return torchao is not None and type(weight) is getattr(torchao, "Int8Tensor", None)
 
 
-def _supports(feature: str) -> bool:
+def supports(feature: str) -> bool:
     """Whether this processor has instructions, and PyTorch knows of them."""
     return bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)())
 
@@ -66,7 +66,7 @@ def is_readable(weight: Tensor) -> bool:
         return True
     options = weight.act_quant_kwargs
     per_row = type(options.granularity).__name__ == "PerRow" and options.mapping_type.name == "SYMMETRIC"
-    return per_row and not options.reduce_range and _supports("vnni")
+    return per_row and not options.reduce_range and supports("vnni")
 
 
 def read_weight(weight: Tensor, dtype: torch.dtype) -> Tensor | Int8Weight:
@@ -74,7 +74,7 @@ def read_weight(weight: Tensor, dtype: torch.dtype) -> Tensor | Int8Weight:
     one, in floating point where only the weight is quantised or int8 does not pay."""
     if isinstance(weight, Int8Weight) or not is_readable(weight):
         return weight
-    narrow = dtype == torch.bfloat16 and min(weight.shape) < NARROW and _supports("avx512_bf16")
+    narrow = dtype == torch.bfloat16 and min(weight.shape) < NARROW and supports("avx512_bf16")
     if weight.act_quant_kwargs is None or narrow:
         return dense(weight, dtype)
     return Int8Weight(weight.qdata, weight.scale.flatten().float())

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..ops_glip import is_enabled, is_traced, register_kernel
-from .cpu_int8 import KERNEL, Int8Weight, is_readable, multiply, read_weight
+from .cpu_int8 import KERNEL, Int8Weight, is_readable, multiply, read_weight, supports
 
 MATMUL_VARIABLE = "GLIP_CPU_MATMUL"
 """Environment variable that chooses the library: "mkl" or "onednn"."""
@@ -100,8 +100,8 @@ def settle_library(recorded: str | None = None) -> str:
 @functools.cache
 def bfloat16_is_native() -> bool:
     """Whether this processor multiplies in bfloat16 (AVX-512-BF16 or AMX) and PyTorch's oneDNN uses it."""
-    found = (getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-    return any(found) and onednn_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    found = supports("avx512_bf16") or supports("amx_tile")
+    return found and onednn_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 _mkl_only: ContextVar[bool] = ContextVar("mkl_only", default=False)

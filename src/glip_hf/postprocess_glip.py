@@ -167,14 +167,14 @@ def aggregate_tokens(probabilities: Tensor, positive_map: Tensor, aggregation: s
 
 
 def _top_candidates(
-    class_scores: Tensor, centerness: Tensor, level_sizes: Sequence[int], score_threshold: float, top_k: int
+    class_scores: Tensor, centerness: Tensor, sizes: Sequence[int], lowest: float, options: GlipPostProcessKwargs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (location, class) pairs of every level: scores, locations and classes, each [K]."""
+    """The best (location, class) pairs of every level, above `lowest`: scores, locations and classes, each [K]."""
     products = class_scores * centerness[:, None]
-    eligible = class_scores > score_threshold
-    num_classes = class_scores.shape[1]
+    eligible = (class_scores > options["score_threshold"]) & (products.sqrt() > lowest)
+    num_classes, top_k = class_scores.shape[1], options["pre_nms_top_k"]
     picked, start = [], 0
-    for size in level_sizes:
+    for size in sizes:
         level = slice(start, start + size)
         pairs = eligible[level].flatten().nonzero().squeeze(1)
         if len(pairs) > top_k:
@@ -201,10 +201,7 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
     threshold, sizes = options["threshold"], outputs.spatial_shapes[index].prod(-1).tolist()
     lowest = min({None: 0.0, **threshold}.values()) if isinstance(threshold, Mapping) else threshold
     # NMS need not see what is not above the threshold: it would suppress nothing that is.
-    class_scores = class_scores.where((class_scores * centerness[:, None]).sqrt() > lowest, 0)
-    scores, locations, classes = _top_candidates(
-        class_scores, centerness, sizes, options["score_threshold"], options["pre_nms_top_k"]
-    )
+    scores, locations, classes = _top_candidates(class_scores, centerness, sizes, lowest, options)
     boxes = outputs.pred_boxes[index].float()[locations]
     boxes = clip_boxes(boxes * boxes.new_tensor([width, height, width, height]), height, width)
     # Rows, not labels: prompts of one label may stand in several captions, and the result must not depend on that.

@@ -8,6 +8,7 @@ ONNX Runtime that calls the model.
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,7 +96,8 @@ def stand_in(model, processor, tmp_path, monkeypatch):
         **options: Any,
     ) -> OnnxGlip:
         sizes = {"batch": batch, "height": height, "width": width, "tokens": length}
-        about = {METADATA: json.dumps({"max_text_length": 256})} if ours else {}
+        limits = {"max_text_length": 256, "vocabulary": model.config.text_config.vocab_size}
+        about = {METADATA: json.dumps(limits)} if ours else {}
         path = tmp_path if parts else tmp_path / "model.onnx"
 
         def load(file: str, *_: Any, **__: Any) -> Session:
@@ -286,6 +288,32 @@ def test_batches(parts, stand_in, model, photo) -> None:
         assert [run["attention_mask"][0] for run in runs(glip, "head" if parts else None)] == sizes
 
 
+REFUSED = {
+    "no captions": {"input_ids": torch.zeros(0, 9, dtype=torch.int64)},
+    "no tokens": {"input_ids": torch.zeros(2, 0, dtype=torch.int64)},
+    "no text": {"input_ids": None},
+    "no pixels": {"pixel_values": None},
+    "no images": {"pixel_values": torch.zeros(0, 3, 64, 96)},
+    "one image without a batch": {"pixel_values": torch.zeros(3, 64, 96)},
+    "integers": {"pixel_values": torch.zeros(2, 3, 64, 96, dtype=torch.uint8)},
+    "another mask": {"pixel_mask": torch.ones(2, 64, 95)},
+    "tokens of another vocabulary": {"input_ids": torch.full((2, 9), 10**6)},
+    "another attention mask": {"attention_mask": torch.ones(2, 8)},
+    "sizes of one": {"original_sizes": torch.tensor([[64, 96]])},
+    "another number of captions": {"input_ids": torch.ones(3, 9, dtype=torch.int64), "attention_mask": None},
+}
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_a_file_refuses_what_the_model_refuses(change, parts, stand_in, model) -> None:
+    glip, inputs = stand_in(parts=parts), tiny_inputs() | change
+    with pytest.raises(ValueError) as expected:
+        model(**inputs)
+    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+        glip(**inputs)
+
+
 def test_a_file_has_no_features(stand_in, processor, photo) -> None:
     engine = GroundingEngine(stand_in(), processor, GroundingOptions(features=True))
     with pytest.raises(ValueError, match="an exported file gives no hidden states, and so no features"):
@@ -356,7 +384,7 @@ def test_the_command_line_runs_a_folder(stand_in, monkeypatch, tmp_path, capsys)
     assert main([*ground, "--model", str(tmp_path), "--device", "cuda"]) == 1
     assert "exported models run on cpu" in capsys.readouterr().err
     assert main(["export", "--model", str(tmp_path), "--output", str(tmp_path / "again")]) == 1
-    assert "has exported graphs, for glip ground and glip demo" in capsys.readouterr().err
+    assert "has exported graphs, for ground, demo and evaluate" in capsys.readouterr().err
 
 
 @torch.no_grad()
@@ -383,6 +411,55 @@ def test_one_size(stand_in, model, processor, photo) -> None:
     assert len(glip.prepare(photo, NAMES)["input_ids"]) > 1
     assert {run["input_ids"] for run in runs(glip)} == {(1, 9)}
     assert {run["pixel_values"] for run in runs(glip)} == {(1, 3, 128, 192)}
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])
+def test_the_engine_keeps_the_sizes_of_a_file(parts, stand_in, model, photo) -> None:
+    """Engine and pipeline scale images, split class names and cut captions as `detect` does."""
+    glip = stand_in(128, 192, 9, parts=parts)
+    images, texts = [photo, photo.resize((300, 400))], [NAMES, NAMES]
+    expected = [detections(model, glip.processor, glip.prepare(image, NAMES))[0] for image in images]
+    engine = GroundingEngine(glip, glip.processor, GroundingOptions(batch_size=2))
+    assert_same_detections([one.detections[0] for one in engine.ground(map(Request, images, texts))], expected)
+    found = GlipZeroShotObjectDetectionPipeline(model=glip)(images, candidate_labels=NAMES, threshold=0.0)
+    assert [[one["label"] for one in image] for image in found] == [one["text_labels"] for one in expected]
+    with pytest.warns(UserWarning, match="more than 9 tokens and was cut"):
+        engine.encode(DEMO_CAPTION)
+
+
+def test_evaluation_of_a_folder(stand_in, tmp_path, monkeypatch, capsys) -> None:
+    """The model's predictions; a run of other graphs, or in another runtime, does not go on with them."""
+    stand_in(parts=True)
+
+    class OpenVino(export_module.OnnxRuntime):
+        def __init__(self, path: Path, threads: int | None, _: torch.dtype, providers: None) -> None:
+            super().__init__(path, threads, torch.float32, providers)
+
+    monkeypatch.setitem(export_module.RUNTIMES, "openvino", OpenVino)
+    exported, data = tmp_path, tmp_path / "data"
+    demo_processor().save_pretrained(exported)
+    data.mkdir()
+    load_demo_image().save(data / "photo.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 90, 90], "area": 8100, "iscrowd": 0}
+    truth = {"images": [{"id": 1, "file_name": "photo.png", "width": 480, "height": 480}], "annotations": [box]}
+    truth["categories"] = [{"id": row + 1, "name": name} for row, name in enumerate(NAMES)]
+    (data / "truth.json").write_text(json.dumps(truth))
+    evaluate = ["evaluate", "coco", "--annotations", str(data / "truth.json"), "--images", str(data), "--output"]
+    openvino = ["--model", str(exported), "--runtime", "openvino", "--dtype", "bfloat16"]
+    assert main([*evaluate, str(tmp_path / "out"), *openvino]) == 0
+    assert main([*evaluate, str(tmp_path / "own"), "--model", "demo"]) == 0
+    found, expected = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("out", "own"))
+    assert found == expected != []
+    run = json.loads((tmp_path / "out" / "metrics.json").read_text())["run"]
+    assert (run["model_type"], run["dtype"], run["runtime"]) == ("OnnxGlip", "bfloat16", "openvino")
+    capsys.readouterr()
+    assert main([*evaluate, str(tmp_path / "out"), "--model", str(exported), "--runtime", "onnxruntime"]) == 2
+    assert "runtime=openvino, this one has onnxruntime" in capsys.readouterr().err
+    (exported / "text.onnx.data").write_bytes(b"other weights")
+    assert main([*evaluate, str(tmp_path / "out"), *openvino]) == 2
+    assert "weights" in capsys.readouterr().err
+    assert main([*evaluate, str(tmp_path / "new"), *openvino, "--compile", "default"]) == 2
+    assert "--compile default is of PyTorch" in capsys.readouterr().err
 
 
 def test_what_a_file_does_not_take(stand_in, processor, photo) -> None:

@@ -13,6 +13,7 @@ of the head, E width of the text encoder.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -40,7 +41,17 @@ from .demo import DEMO_NAMES, load_demo_image
 from .inference import GroundingEngine, GroundingOptions
 from .modeling_glip import GlipForGrounding
 from .ops_glip import NUM_POINTS, to_pyramid
-from .outputs_glip import GlipGroundingOutput, GlipImageFeatures, GlipTextFeatures, class_maps, pair_captions, select
+from .outputs_glip import (
+    GlipGroundingOutput,
+    GlipImageFeatures,
+    GlipTextFeatures,
+    check_inputs,
+    check_shape,
+    check_tokens,
+    class_maps,
+    pair_captions,
+    select,
+)
 from .processing_glip import GlipBatchFeature, GlipProcessor
 from .prompts_glip import read_number
 from .values_glip import quote
@@ -425,7 +436,8 @@ def export_onnx(
             raise ImportError("weights='int8' needs a newer Transformers: 5.23 has OnnxRuntimeQuantizer.")
         chosen_ops = quantizers.OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
         quantization["quantizer"] = quantizers.OnnxRuntimeQuantizer(chosen_ops)
-    about = {"max_text_length": model.config.max_text_length, "divisor": DIVISOR}
+    vocabulary = model.config.text_config.vocab_size
+    about = {"max_text_length": model.config.max_text_length, "vocabulary": vocabulary, "divisor": DIVISOR}
     for part, file in files.items():
         graph = GlipGraph(model, part)
         own, dynamic = ({name: of[name] for name in graph.inputs} for of in (inputs, axes))
@@ -552,6 +564,17 @@ def _openvino_deform_conv(node: Any) -> list[Any]:
     return ops.add(out, ops.unsqueeze(bias, [0, 2, 3])).outputs()
 
 
+def fit_processor(processor: GlipProcessor, height: int | None, width: int | None) -> GlipProcessor:
+    """The processor for graphs of images of this size, which scales and pads them to it; as it is, for those of any."""
+    if height is None or width is None:
+        return processor
+    fitted = copy.copy(processor)
+    fitted.image_processor = copy.copy(processor.image_processor)
+    fitted.image_processor.size = {"max_height": height, "max_width": width}
+    fitted.image_processor.pad_size = {"height": height, "width": width}
+    return fitted
+
+
 class OnnxGlip:
     """Exported ONNX files behind the interface of `GlipForGrounding`, run by ONNX Runtime or OpenVINO.
 
@@ -567,6 +590,9 @@ class OnnxGlip:
 
     Attributes:
         height, width, caption_length, batch_size: the one size the file was exported for; None for any.
+        caption_limit: the most tokens a caption may have.
+        processor: the one given, or that of the folder; it scales images to the size of the file.
+        files: the ONNX files; runtime, precision: as given by `runtime` and `dtype`.
     """
 
     device = torch.device("cpu")
@@ -600,20 +626,24 @@ class OnnxGlip:
         for file in files.values():
             if not file.is_file():
                 raise ValueError(f"{file}: no such file; glip export writes one.")
+        self.files, self.runtime, self.precision = list(files.values()), runtime, dtype
         self.sessions = {part: RUNTIMES[runtime](file, threads, dtype, providers) for part, file in files.items()}
         shapes: dict[str, Any] = {}
         for session, file in zip(self.sessions.values(), files.values()):
             if session.about is None:
                 raise ValueError(f"{file} was not written by glip export: its inputs and outputs are unknown.")
             shapes |= session.shapes
-        self.max_text_length = json.loads(session.about)["max_text_length"]
+        about = json.loads(session.about)
+        self.vocabulary = about.get("vocabulary", sys.maxsize)  # older files do not say
         if processor is None and path.is_dir() and (path / "processor_config.json").is_file():
             processor = GlipProcessor.from_pretrained(path)
-        self.processor, self.dtype = processor, torch.float32  # of inputs and outputs, whatever it computes in
+        self.dtype = torch.float32  # of inputs and outputs, whatever it computes in
         sizes = (*shapes["pixel_values"][2:], shapes["input_ids"][1], shapes["input_ids"][0])
         self.height, self.width, self.caption_length, self.batch_size = (
             size if isinstance(size, int) else None for size in sizes
         )
+        self.caption_limit = self.caption_length or about["max_text_length"]
+        self.processor = processor if processor is None else fit_processor(processor, self.height, self.width)
 
     def _processor(self) -> GlipProcessor:
         if self.processor is None:
@@ -628,12 +658,8 @@ class OnnxGlip:
         Class names that do not fit a file's caption length are split into several captions. Images for a file of one
         size are scaled to the largest that fits it. Arguments are those of `GlipProcessor.__call__`.
         """
-        processor = self._processor()
-        if self.height is not None:
-            options.setdefault("size", {"max_height": self.height, "max_width": self.width})
-            options.setdefault("pad_size", {"height": self.height, "width": self.width})
-        options.setdefault("max_length", self.caption_length or self.max_text_length)
-        return processor(images=images, text=text, return_tensors="pt", **options)
+        options.setdefault("max_length", self.caption_limit)
+        return self._processor()(images=images, text=text, return_tensors="pt", **options)
 
     def detect(self, images: Any, text: Any, threshold: float = 0.25, **options: Any) -> list[dict[str, Any]]:
         """Ground class names or captions in images.
@@ -666,8 +692,13 @@ class OnnxGlip:
             runs.append(session.run(names, {name: value[rows] for name, value in arrays.items()}))
         return [torch.from_numpy(np.concatenate(parts)[:count]) for parts in zip(*runs)]
 
-    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor, **_: Any) -> GlipImageFeatures:
+    def get_image_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **_: Any) -> GlipImageFeatures:
         """What `__call__` takes as `image_features`: of a single file the images as they are, to be encoded there."""
+        check_shape("pixel_values", pixel_values, None, 3, None, None)
+        check_shape("pixel_mask", pixel_mask, len(pixel_values), *pixel_values.shape[2:])
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values are {pixel_values.dtype}: give what the image processor makes of images.")
+        pixel_mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
         pixels, mask = self._fit_images(pixel_values.float(), pixel_mask.long())
         if "image" in self.sessions:
             (vision,) = self._run("image", {"pixel_values": pixels}, len(pixels))
@@ -675,9 +706,15 @@ class OnnxGlip:
         return GlipImageFeatures(last_hidden_state=mask.flatten(1)[..., None], feature_maps=(mask, pixels))
 
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: Any,
     ) -> GlipTextFeatures:
         """What `__call__` takes as `text_features`; see `get_image_features`."""
+        check_tokens(input_ids, attention_mask, token_type_ids, self.vocabulary)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         text = torch.stack([input_ids, types], dim=-1)
         if "text" in self.sessions:
@@ -708,15 +745,16 @@ class OnnxGlip:
         given.
 
         Raises:
-            ValueError: for images or captions larger than the file takes, and where hidden states are asked for.
+            ValueError: as `GlipForGrounding.forward`; for images or captions larger than the file takes, and where
+                hidden states are asked for.
         """
         if output_hidden_states:
             raise ValueError("an exported file gives no hidden states, and so no features: run the model itself.")
+        check_inputs(pixel_values, image_features, "pixel_values", "image_features")
+        check_inputs(input_ids, text_features, "input_ids", "text_features")
         if image_features is None:
-            pixel_mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
             image_features = self.get_image_features(pixel_values, pixel_mask)
         if text_features is None:
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             text_features = self.get_text_features(input_ids, attention_mask, token_type_ids)
         num_images, num_captions = len(image_features.last_hidden_state), len(text_features.last_hidden_state)
         images, captions = pair_captions(num_images, num_captions, image_indices, self.device)
@@ -733,6 +771,7 @@ class OnnxGlip:
         outputs = dict(zip(OUTPUT_AXES, found))
         outputs["logits"] = outputs["logits"][..., : input_ids.shape[1]]
         positive_map, label_ids = class_maps(positive_map, label_ids, attention_mask, captions is not None)
+        check_shape("original_sizes", original_sizes, num_images, 2)
         if original_sizes is not None and images is not None:
             original_sizes = original_sizes[images]
         return GlipGroundingOutput(
@@ -760,11 +799,11 @@ class OnnxGlip:
 
     def _fit_captions(self, tokens: Tensor) -> Tensor:
         """What has [N, T, ...] padded with zeros, which the attention mask hides, to the length the graph takes."""
-        length, longest = tokens.shape[1], self.caption_length or self.max_text_length
-        if length > longest:
+        length = tokens.shape[1]
+        if length > self.caption_limit:
             raise ValueError(
-                f"captions of {length} tokens for a file that takes {longest}: let OnnxGlip.prepare split the class "
-                "names, or export with a larger --caption-length."
+                f"captions of {length} tokens for a file that takes {self.caption_limit}: let OnnxGlip.prepare split "
+                "the class names, or export with a larger --caption-length."
             )
         margins = (0, 0) * (tokens.ndim - 2) + (0, (self.caption_length or length) - length)
         return nn.functional.pad(tokens if tokens.is_floating_point() else tokens.long(), margins)

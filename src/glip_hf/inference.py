@@ -484,7 +484,9 @@ class GroundingEngine:
         return self.processor(text=text, return_tensors="pt", **given, **self._prompt())
 
     def _prompt(self) -> dict[str, Any]:
-        return {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
+        given = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
+        limit = getattr(self.model, "caption_limit", None)  # of an exported model
+        return given if limit is None else {**given, "max_length": limit}
 
     def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:
         """The captions of a text with their features, which are kept while weights and adapters stay as they are.

@@ -148,7 +148,7 @@ def load_model(
     """
     if (Path(source) / "head.onnx").is_file():
         if runtime is None:
-            raise CliError(f"{source} has exported graphs, for glip ground and glip demo: give the model itself here")
+            raise CliError(f"{source} has exported graphs, for ground, demo and evaluate: give the model itself here")
         return load_exported(Path(source), device, dtype, runtime)
     if runtime not in (None, "auto"):
         remedy = f"glip export --model {source} --output FOLDER, then --model FOLDER"

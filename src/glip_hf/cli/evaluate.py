@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from torch import nn
+
 from ..compilation import caption_multiple, compile_for_inference
 from ..data.sources import guess_file
 from ..evaluation import distributed
@@ -21,6 +23,7 @@ from ..evaluation.refcoco import DATA_SETS, RefCocoEvaluator
 from ..evaluation.report import write_report, write_summary
 from ..evaluation.run import (
     Result,
+    computation,
     leave_out_broken,
     load_predictions,
     predict,
@@ -177,8 +180,10 @@ def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     options = GroundingOptions(
         **{field.name: values[field.name] for field in fields(GroundingOptions) if field.name in values}
     )
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.runtime)
     if arguments.compile:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"--compile {arguments.compile} is of PyTorch: leave it out for exported graphs")
         model = compile_for_inference(model, arguments.compile)
     return GroundingEngine(model, processor, options)
 
@@ -187,7 +192,7 @@ def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task
     """Predict, score, and (in process 0) write everything."""
     begin = time.monotonic()
     # Not "auto": a run that is resumed on another machine must not go on in another dtype.
-    settings = {"dtype": str(engine.model.dtype).split(".")[-1], "device": engine.model.device.type}
+    settings = computation(engine.model)
     if arguments.benchmark in DATA_SETS:
         settings["tokens"] = arguments.tokens
     path = Path(arguments.annotations if task.annotations is None else task.annotations.name)

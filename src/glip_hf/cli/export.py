@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--dynamic is for images of any size: leave it out, or --height and --width")
     if length != "dynamic" and not length.isdecimal():
         raise UsageError(f"--caption-length {length}: give a number of tokens, or dynamic")
-    from ..export import TOLERANCE, check, export_onnx, save_program
+    from ..export import TOLERANCE, check, export_onnx, fit_processor, save_program
 
     sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch_size")}
     sizes["caption_length"] = None if length == "dynamic" else int(length)
@@ -52,11 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"-> {export_onnx(model, output, **sizes, **options)}")
     if output.is_dir():
         model.config.save_pretrained(output)
-        if arguments.height and arguments.width:  # what reads this folder scales images to the size of its files
-            images = processor.image_processor
-            images.size = {"max_height": arguments.height, "max_width": arguments.width}
-            images.pad_size = {"height": arguments.height, "width": arguments.width}
-        processor.save_pretrained(output)
+        fit_processor(processor, arguments.height, arguments.width).save_pretrained(output)
     if arguments.check:
         found = check(model, processor, output, runtime=arguments.runtime)
         print(

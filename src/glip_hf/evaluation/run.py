@@ -218,19 +218,33 @@ def _plain_tensors(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, tor
 
 def fingerprints(engine: GroundingEngine) -> dict[str, list[str]]:
     """Descriptions and digests of all that makes the engine's predictions: weights, configuration, processor, code."""
+    processor, code = engine.processor, hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(path.read_bytes())
+    found = {
+        "processor": ["configuration", digest([processor.image_processor.to_dict(), processor.tokenizer.get_vocab()])],
+        "glip_hf": ["source code", code.hexdigest()],
+    }
+    if not isinstance(engine.model, torch.nn.Module):  # exported
+        files = [file for graph in engine.model.files for file in sorted(graph.parent.glob(f"{graph.name}*"))]
+        return {"weights": [f"{len(files)} files", digest([file_digest(file) for file in files])], **found}
     weights, state = hashlib.sha256(), engine.model.state_dict()
     for name, tensor in _plain_tensors(state):
         weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    config, processor, code = engine.model.config.to_dict(), engine.processor, hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        code.update(path.read_bytes())
+    config = engine.model.config.to_dict()
     return {
         "weights": [f"{len(state)} tensors", weights.hexdigest()],
         "model": ["configuration", digest({k: v for k, v in config.items() if k not in UNIMPORTANT})],
-        "processor": ["configuration", digest([processor.image_processor.to_dict(), processor.tokenizer.get_vocab()])],
-        "glip_hf": ["source code", code.hexdigest()],
+        **found,
     }
+
+
+def computation(model: Any) -> dict[str, str]:
+    """`dtype` that a model computes in, `device`, and the `runtime` of an exported one."""
+    dtype, runtime = getattr(model, "precision", model.dtype), getattr(model, "runtime", None)
+    found = {"dtype": str(dtype).removeprefix("torch."), "device": model.device.type}
+    return found if runtime is None else {**found, "runtime": runtime}
 
 
 def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str, float]:
@@ -302,7 +316,7 @@ def provenance(model: Any = None, source: str | None = None, options: GroundingO
     if model is not None:
         device = model.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-        info |= {"model": source, "model_type": type(model).__name__, "dtype": str(model.dtype).split(".")[-1]}
+        info |= {"model": source, "model_type": type(model).__name__, **computation(model)}
         info |= {"device": f"{device} ({name})", "threads": torch.get_num_threads()}
     if options is not None:
         info["options"] = asdict(options)

@@ -264,7 +264,7 @@ def test_odinw(coco_set, tmp_path):
     assert source.prompts[1].full_text == " cat which is small" and source.prompts[3].text == "car"
     assert build_source(spec | {"use_prompts": False}, **options).prompts is None
     assert len(build_source(spec | {"shots": 1, "seed": 3}, **options)) == 1
-    with pytest.raises(ValueError, match="no split 'train_5_3'; it has train, train_1_3"):
+    with pytest.raises(ValueError, match="no split 'train_5_3' in REGISTER; it has train, train_1_3"):
         build_source(spec | {"shots": 5}, **options)
     task = load_task(tmp_path / "Pets.yaml")
     assert task["GENERAL_COPY"] == 16 and task["TRAIN"] == ("train",)

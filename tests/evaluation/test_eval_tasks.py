@@ -190,8 +190,8 @@ def test_odinw_errors(odinw, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"REGISTER": {"val": {"img_dir": "a"}}}, "REGISTER of 'val': entry 0 has no ann_file"),
-        ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': entry 0 is not a JSON object but 'a'"),
+        ({"REGISTER": {"val": {"img_dir": "a"}}}, "REGISTER of 'val': .*'img_dir'.* must have ann_file"),
+        ({"REGISTER": {"val": "a"}}, "REGISTER of 'val': 'a' must have ann_file and img_dir"),
         ({"CAPTION_PROMPT": str([{"prefix": "a"}] * 2)}, "CAPTION_PROMPT: entry 0 has no name, suffix"),
         ({"CAPTION_PROMPT": str(PROMPT[:1])}, "1 caption prompts for 2 categories"),
         ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "the category None with the id 3 has no name"),

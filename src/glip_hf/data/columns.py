@@ -20,12 +20,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from ..values_glip import (
-    quote,
-    read_box,
-    read_flag,
-    read_number,
-)
+from ..values_glip import quote, read_box, read_flag, read_number
 from .fields import Ids, id_order, is_text, read_id, read_size, read_spans
 from .records import arrow_schema, pairs
 

@@ -19,7 +19,6 @@ import gzip
 import io
 import itertools
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._extras import require
+from .._writing import replacing
 from ..fetching_glip import setting
 from ..values_glip import quote
 
@@ -272,15 +272,8 @@ def put_file(local: Path, path: str) -> None:
     """Copy a local file to `path` atomically."""
     fs, inner = file_system(path)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,)):
-        target = Path(inner)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # In the target's own folder first: a rename is atomic only within a file system.
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            shutil.copyfile(local, partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(inner) as new:
+            shutil.copyfile(local, new)
     else:
         # An upload is one commit on the Hub and one object in a bucket: atomic.
         fs.put_file(str(local), inner)

@@ -11,16 +11,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._extras import require
 from ..data.fields import read_id
 from ..data.images import URL_FIELDS, ImageFinder
 from ..data.records import ImageRef
 from ..data.sources.coco import Annotations, CocoFile, read_annotations
-from ..data.sources.odinw import load_task
+from ..data.sources.odinw import load_task, odinw_file
 from ..prompts_glip import NameInput, Span
 from ..values_glip import quote
 from . import distributed
@@ -96,11 +94,22 @@ class Task:
         return [one.problem or one.path for one in self.images if one.problem or not os.path.isfile(one.path)]
 
 
-def _task_image(find: Callable[[], str], image: Mapping[str, Any], sentences: tuple[Sentence, ...] = ()) -> TaskImage:
-    """The image of an entry, whose file `find` tells."""
+NAME_FIELDS = ("file_name", *URL_FIELDS)
+PathOf = Callable[[Mapping[str, Any]], str]
+"""From an image's entry to its file; raises as `ImageFinder.find`."""
+
+
+def _finding(images: str | Path | None, allow_outside: bool, fields: Sequence[str] = NAME_FIELDS) -> PathOf | None:
+    """Looks for what these fields name in a folder; None without one, where no image is looked at."""
+    finder = None if images is None else ImageFinder(images, allow_outside)
+    return finder and (lambda image: finder.find(*map(image.get, fields)))
+
+
+def _task_image(path_of: PathOf | None, image: Mapping[str, Any], sentences: tuple[Sentence, ...] = ()) -> TaskImage:
+    """The image of an entry."""
     path, problem, size = "", "", None
     try:
-        path = find()
+        path = path_of(image) if path_of else ""
     except ValueError as error:
         problem = f"image {quote(image['id'])}: {error}"
     with suppress(TypeError, ValueError, OverflowError):  # they need not be there
@@ -122,7 +131,6 @@ def detection_task(
     images: str | Path | None = None,
     prompts: Sequence[Mapping[str, str]] | None = None,
     allow_outside: bool = False,
-    categories: Sequence[Mapping[str, Any]] | None = None,
 ) -> Task:
     """COCO- and LVIS-style files: every category by ascending id, every image by ascending id.
 
@@ -132,28 +140,18 @@ def detection_task(
             where no image is looked at.
         prompts: caption prompts, one `{"prefix", "name", "suffix"}` per category, in the order of ids.
         allow_outside: read images outside the folder, too.
-        categories: to use in place of the file's.
 
     Raises:
         ValueError: for a file of another format, no categories, or a number of prompts that is not that of categories.
     """
-    fields = ("coco_url", "file_name") if name == "lvis" else ("file_name", *URL_FIELDS)
-    path_of: Callable[[Mapping[str, Any]], str] | None = None
     if isinstance(annotations, CocoFile):
         path_of = annotations.image_path
-    elif images is not None:
-        finder = ImageFinder(images, allow_outside)
-
-        def path_of(image: Mapping[str, Any]) -> str:
-            return finder.find(*map(image.get, fields))
-
-    known = read_annotations(annotations, categories, path_of)
+    else:
+        path_of = _finding(images, allow_outside, ("coco_url", "file_name") if name == "lvis" else NAME_FIELDS)
+    known = read_annotations(annotations, image_path=path_of)
     if prompts is not None and len(prompts) != len(known.names):
         raise ValueError(f"{len(prompts)} caption prompts for {len(known.names)} categories: one each is needed.")
-    if path_of is None:
-        found = [TaskImage(image_id, "") for image_id in known.image_ids]
-    else:
-        found = [_task_image(partial(path_of, image), image) for image in known.images]
+    found = [_task_image(path_of, image) for image in known.images]
     return Task(name, found, known.names if prompts is None else list(prompts), known.category_ids, known)
 
 
@@ -193,7 +191,7 @@ def flickr_task(
         # In the folder, or in those of its subsets.
         names = [entry["file_name"], *(f"{part}/{entry['file_name']}" for part in ("train", "val", "test"))]
         own = tuple(sorted(sentences[image_id], key=lambda one: one.number))
-        found.append(_task_image(partial(finder.find, *names), entry, own))
+        found.append(_task_image(lambda _, names=names: finder.find(*names), entry, own))
     return Task("flickr", found)
 
 
@@ -215,11 +213,8 @@ def refcoco_task(
     Raises:
         ValueError: for a file of another format, or of another of the three data sets.
     """
-    finder = None if images is None else ImageFinder(images, allow_outside)
-    fields = ("file_name", *URL_FIELDS)
-    known = read_annotations(
-        annotations, image_path=finder and (lambda image: finder.find(*map(image.get, fields))), grounded=True
-    )
+    path_of = _finding(images, allow_outside)
+    known = read_annotations(annotations, image_path=path_of, grounded=True)
     expressions, notes = read_expressions(known)
     for note, number in notes.items():
         distributed.tell(f"{known.name}: {number:,} of {len(known.images):,} expressions {note}")
@@ -232,13 +227,7 @@ def refcoco_task(
         spans = one.head if tokens == "head" else [(0, len(text))]
         entries.setdefault(one.image, {**one.entry, "id": one.image})
         sentences.setdefault(one.image, []).append(Sentence(number, text, [spans]))
-    if finder is None:
-        found = [TaskImage(image, "", tuple(sentences[image])) for image in entries]
-    else:
-        found = [
-            _task_image(partial(finder.find, *map(entry.get, fields)), entry, tuple(sentences[image]))
-            for image, entry in entries.items()
-        ]
+    found = [_task_image(path_of, entry, tuple(sentences[image])) for image, entry in entries.items()]
     return Task(name, found, annotations=known)
 
 
@@ -276,24 +265,11 @@ def odinw_set(
         split: key of `REGISTER`; default the first of `TEST`.
         allow_outside: read images outside their folder, too.
     """
-    try:
-        settings = load_task(path)
-    except require("yaml", "train").YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    register = settings["REGISTER"]
-    split = split or next(iter(settings.get("TEST") or ()), "test")
-    if split not in register:
-        raise ValueError(f"{path}: there is no split {split!r} in REGISTER; it has {', '.join(sorted(register))}.")
-    entry = register[split]
-    check_records([entry], ("ann_file", "img_dir"), f"{path}, REGISTER of {split!r}")
-    own = settings["CAPTION_PROMPT"] if prompts == "glip" else None
-    if own:
-        check_records(own, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
-    images = Path(root) / entry["img_dir"]
-    categories = settings["OVERRIDE_CATEGORY"] or None
-    return detection_task(
-        Path(path).stem, Path(root) / entry["ann_file"], images, own or None, allow_outside, categories
-    )
+    split = split or next(iter(load_task(path).get("TEST") or ()), "test")
+    file = odinw_file(path, split, use_prompts=prompts == "glip", data_root=root, allow_outside=allow_outside)
+    if file.prompts:
+        check_records(file.prompts, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
+    return detection_task(Path(path).stem, file, prompts=file.prompts or None)
 
 
 def odinw_sets(

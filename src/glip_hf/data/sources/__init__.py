@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .base import Source, find_path, require_images
-from .coco import CocoFile, coco_annotations, coco_file, lvis_file, mdetr_file, read_coco, read_lvis, read_mdetr
+from .coco import CocoFile, coco_annotations, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
 from .joined import JoinedSource
-from .odinw import odinw_file, read_odinw
-from .odvg import odvg_file, read_odvg
+from .odinw import read_odinw
+from .odvg import read_odvg
 from .scenes import read_scenes
 from .tsv import read_tsv
-from .voc import read_voc, voc_file
-from .yolo import read_yolo, yolo_file
+from .voc import read_voc
+from .yolo import read_yolo
 
 __all__ = [
     "CATALOGUE",
@@ -59,13 +59,7 @@ READERS = {
 }
 
 FILES: dict[str, Callable[..., CocoFile]] = {
-    "coco": coco_file,
-    "lvis": lvis_file,
-    "mdetr": mdetr_file,
-    "odinw": odinw_file,
-    "voc": voc_file,
-    "yolo": yolo_file,
-    "odvg": odvg_file,
+    name: reader.make for name, reader in READERS.items() if hasattr(reader, "make")
 }
 """Of the readers of files what says how one is read."""
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers.utils import logging
@@ -48,7 +48,10 @@ class CocoFile:
         prompts: a `{"prefix", "name", "suffix"}` per category, in order of their ids.
         name_fields: where an image's entry names its file, in order of preference.
         splits: of the data set, where the format knows them.
+        by_file: findings name images by their files, where the format has no ids.
     """
+
+    by_file: ClassVar[bool] = False
 
     path: Path
     finders: Mapping[str, ImageFinder]
@@ -78,7 +81,13 @@ class CocoFile:
         self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
     ) -> list[Mapping[str, Any]]:
         """Everything into `columns`, see `parse_coco`; for evaluation with `accepted`."""
-        return parse_coco(stream_json(self.path), columns, self.image_path, self.keep_keys, accepted)
+        columns.by_file = self.by_file
+        entries = self.entries(columns, for_evaluation=accepted is not None)
+        return parse_coco(entries, columns, self.image_path, self.keep_keys, accepted)
+
+    def entries(self, columns: Columns, for_evaluation: bool) -> "Entries":
+        """What the file holds, in COCO's form; what cannot be put into that is noted in `columns`."""
+        return stream_json(self.path)
 
     def image_path(self, image: Mapping[str, Any]) -> str:
         """The file of an image's entry, or where it should be; raises as `ImageFinder.find`."""
@@ -162,6 +171,7 @@ def reader(make: Callable[..., CocoFile]) -> Callable[..., Source]:
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in reads[1:]]
     read.__signature__ = inspect.Signature(makes + keywords, return_annotation=Source)
     read.__name__ = f"read_{make.__name__.removesuffix('_file')}"
+    read.make = make
     read.__doc__ = f"{make.__doc__}\nIt is read at once: see `CocoFile.read` for the other arguments."
     return read
 

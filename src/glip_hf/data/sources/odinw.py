@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._extras import require
+from ...values_glip import quote
 from .base import find_path
 from .coco import CocoFile, coco_file, reader
 
@@ -32,7 +33,7 @@ def odinw_file(
         data_root, allow_outside: as for `coco_file`.
 
     Raises:
-        ValueError: for a split that the task does not have, and a malformed task file.
+        ValueError: for a split that the task does not have, and a malformed task file or entry.
     """
     path = Path(task) if Path(task).is_file() else find_path(task, data_root)
     settings = load_task(path)
@@ -40,8 +41,10 @@ def odinw_file(
         split = f"{split}_{shots}_{seed}"
     if split not in settings["REGISTER"]:
         listed = ", ".join(sorted(settings["REGISTER"]))
-        raise ValueError(f"{path}: there is no split {split!r}; it has {listed}.")
+        raise ValueError(f"{path}: there is no split {split!r} in REGISTER; it has {listed}.")
     entry = settings["REGISTER"][split]
+    if not isinstance(entry, Mapping) or not {"ann_file", "img_dir"} <= set(entry):
+        raise ValueError(f"{path}, REGISTER of {split!r}: {quote(entry)} must have ann_file and img_dir.")
     file = coco_file(
         entry["ann_file"],
         entry["img_dir"],
@@ -62,8 +65,11 @@ def load_task(path: str | Path) -> dict[str, Any]:
     `OVERRIDE_CATEGORY` and `CAPTION_PROMPT` are None where absent; `TRAIN` and `TEST` tuples of split names;
     `GENERAL_COPY` the number of copies (1 where absent).
     """
-    with open(path, encoding="utf-8") as file:
-        content = require("yaml").safe_load(file)
+    yaml = require("yaml")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     datasets = content.get("DATASETS") if isinstance(content, Mapping) else None
     if not isinstance(datasets, Mapping) or not isinstance(datasets.get("REGISTER"), Mapping):
         raise ValueError(f"{path}: an ODinW task file has DATASETS.REGISTER; this one does not.")

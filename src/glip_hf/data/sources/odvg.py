@@ -13,19 +13,14 @@ from ..columns import Columns
 from ..fields import id_order
 from ..images import ImageFinder
 from .base import find_path
-from .coco import CocoFile, parse_coco, reader
+from .coco import CocoFile, reader
 
 
 @dataclass(frozen=True)
 class OdvgFile(CocoFile):
     """An ODVG file. Ids of images are the numbers of lines."""
 
-    def parse(
-        self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
-    ) -> list[Mapping[str, Any]]:
-        return parse_coco(self._entries(columns), columns, self.image_path, (), accepted)
-
-    def _entries(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+    def entries(self, columns: Columns, for_evaluation: bool) -> Iterator[tuple[str, Any]]:
         kind = "grounding" if self.grounded else "detection"
         known = {category["id"]: category["name"] for category in self.categories or ()}
         found: dict[Any, str] = {}

@@ -17,7 +17,7 @@ from ..columns import Columns
 from ..fields import read_size
 from ..images import ImageFinder
 from .base import find_path
-from .coco import CocoFile, number_images, parse_coco, reader
+from .coco import CocoFile, number_images, reader
 from .yolo import SPLITS
 
 
@@ -31,6 +31,7 @@ class VocFile(CocoFile):
         one_based: see `voc_file`.
     """
 
+    by_file = True
     lists: Sequence[Path] = ()
     part: Path = Path()
     one_based: bool | None = None
@@ -45,13 +46,6 @@ class VocFile(CocoFile):
         """The file of an image's entry: as `filename` says, or named like the XML file."""
         stem = image["xml"].removesuffix(".xml")
         return self.finders[""].find(image["file_name"], *(stem + suffix for suffix in (".jpg", *IMAGE_SUFFIXES)))
-
-    def parse(
-        self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
-    ) -> list[Mapping[str, Any]]:
-        columns.by_file = True
-        entries = self._entries(columns, for_evaluation=accepted is not None)
-        return parse_coco(entries, columns, self.image_path, (), accepted)
 
     def _chosen(self, columns: Columns, files: Sequence[Path]) -> list[Path]:
         """The files of the split, in its order."""
@@ -69,7 +63,7 @@ class VocFile(CocoFile):
                     columns.note("unreadable", f"{path.name}, {quote(name)}", detail, annotations=1)
         return list(chosen)
 
-    def _entries(self, columns: Columns, for_evaluation: bool) -> Iterator[tuple[str, Any]]:
+    def entries(self, columns: Columns, for_evaluation: bool) -> Iterator[tuple[str, Any]]:
         files = self._xml_files()
         chosen = dict.fromkeys(self._chosen(columns, files))
         # All files are read: class names and the origin of coordinates are the same in every split.

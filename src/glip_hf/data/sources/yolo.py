@@ -16,7 +16,7 @@ from ..columns import Columns
 from ..images import ImageFinder
 from ..records import ImageRef, upright_size
 from .base import find_path
-from .coco import CocoFile, number_images, parse_coco, reader
+from .coco import CocoFile, number_images, reader
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Keys of `data.yaml` and names of folders that hold a split, and what it is called."""
@@ -33,6 +33,7 @@ class YoloFile(CocoFile):
         keypoints: rows have keypoints after the box.
     """
 
+    by_file = True
     parts: Sequence[Path] = ()
     keypoints: bool = False
 
@@ -75,13 +76,7 @@ class YoloFile(CocoFile):
             return None
         return next((path for path in _label_places(image) if path.is_file()), None)
 
-    def parse(
-        self, columns: Columns, accepted: dict[str, list[Mapping[str, Any]]] | None = None
-    ) -> list[Mapping[str, Any]]:
-        columns.by_file = True
-        return parse_coco(self._entries(columns), columns, self.image_path, (), accepted)
-
-    def _entries(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+    def entries(self, columns: Columns, for_evaluation: bool) -> Iterator[tuple[str, Any]]:
         for category in self.categories or ():
             yield "categories", category
         known = {category["id"]: None for category in self.categories or ()}

@@ -343,11 +343,13 @@ def test_a_tuned_model_knows_what_to_look_for(folder, model, tmp_path, capsys) -
         (["ground", "photo.jpg", "  "], 2, "empty class name"),
         (["ground", "photo.jpg", "more", "cat", "--save", "x.png"], 2, "2 images need a directory"),
         (["ground", "photo.jpg", "cat", "--save", "x.docx"], 2, ".docx is not a supported image format"),
+        (["ground", "photo.jpg", "cat", "--save", ""], 2, "--save is empty: name a file, or a directory"),
         (["ground", "photo.jpg", "cat", "--frobnicate"], 2, "--frobnicate"),
         (["ground", "none.jpg", "cat"], 1, "none.jpg: no such file"),
         (["ground", "none/*.jpg", "cat"], 1, "no file matches"),
         (["ground", "cat", "cat"], 1, "no images in this directory"),
         (["ground", "photo.jpg", "cat", "--device", "cuda:77"], 1, "--device cuda:77"),
+        (["ground", "photo.jpg", "cat", "--device", "meta"], 1, "--device meta: not available"),
         (["ground", "photo.jpg", "--caption", "a cat", "--phrases", "dog"], 1, "dog"),
     ],
 )

@@ -138,6 +138,23 @@ def test_csv_and_jsonl(tmp_path) -> None:
     np.testing.assert_allclose([entry["box"] for entry in some["detections"]], expected, atol=0.005001)
 
 
+def test_cells_of_a_csv_file_are_no_formulas(tmp_path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "a=1"]
+    detections = {"boxes": torch.ones(5, 4), "scores": torch.ones(5), "text_labels": names}
+    FORMATS["csv"](tmp_path / "a.csv", [ImageDetections("=1.png", *SIZE, detections)], names)
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text_label"] for row in rows] == [*(f"'{name}" for name in names[:4]), "a=1"]
+    assert {row["file_name"] for row in rows} == {"'=1.png"}
+
+
+def test_voc_boxes_at_the_far_corner_stay_in_the_image(tmp_path) -> None:
+    image = ImageDetections("a.png", 4, 3, found((0.9, 0, [3.7, 2.6, 3.9, 2.9])))
+    FORMATS["voc"](tmp_path / "voc", [image], NAMES)
+    box = ElementTree.parse(tmp_path / "voc/a.xml").find("object/bndbox")
+    assert [int(side.text) for side in box] == [4, 3, 4, 3]
+
+
 def test_a_csv_file_has_the_columns_of_all_images(tmp_path) -> None:
     # An image in tiles has no locations, a small one after it has; frames have track_ids, an image before them has not.
     row = (0.9, 2, [1, 2, 30, 40])

@@ -98,6 +98,11 @@ def rounded(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "score": round(record["score"], 4), "box": [round(v, 2) for v in record["box"]]}
 
 
+def spreadsheet_cell(value: Any) -> Any:
+    """A value that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
 def write_coco(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str]) -> None:
     """A COCO file with one category for each of `names`, which `glip check-data` and fine-tuning read.
 
@@ -157,6 +162,7 @@ def write_voc(output: str | Path, images: Iterable[ImageDetections], names: Sequ
         for found in detection_records(image.detections):
             _number(found["text_label"], ids)
             x, y, x2, y2 = (round(v) for v in found["box"])
+            x, y = min(x, image.width - 1), min(y, image.height - 1)
             box = {"xmin": x + 1, "ymin": y + 1, "xmax": max(x2, x + 1), "ymax": max(y2, y + 1)}
             fields = {"name": escape(found["text_label"]), "pose": "Unspecified", "truncated": 0, "difficult": 0}
             _fill(ElementTree.SubElement(root, "object"), {**fields, "bndbox": box})
@@ -201,6 +207,7 @@ def write_jsonl(output: str | Path, images: Iterable[ImageDetections], names: Se
 def write_csv(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str] = ()) -> None:
     """A table with a row per detection: `file_name`, `width`, `height`, `text_label`, `label`, `score`, the corners
     `x1`, `y1`, `x2`, `y2`, and a column for everything else that there is. An image without detections has no row.
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
     from ._writing import replacing_text
 
@@ -212,6 +219,7 @@ def write_csv(output: str | Path, images: Iterable[ImageDetections], names: Sequ
             first = {key: more.pop(key, None) for key in ("text_label", "label", "score")}
             rows.append({**image._asdict(), **first, **corners, **more})
             del rows[-1]["detections"]
+            rows[-1] = {key: spreadsheet_cell(value) for key, value in rows[-1].items()}
     header = ("file_name", "width", "height", "text_label", "label", "score", "x1", "y1", "x2", "y2")
     with replacing_text(output) as file:
         table = csv.DictWriter(file, list(dict.fromkeys(chain(header, *rows))))

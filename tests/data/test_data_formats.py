@@ -218,7 +218,10 @@ def test_yolo_damage_is_named_and_left_out(tmp_path, build, caplog):
     assert found[f"{label}, line 5"].startswith("the class 'cat' is not an integer")
     with pytest.raises(ValueError, match="class 7 is not among the 2 names"):
         build(spec, strict=True)
-    label.unlink(), (label.parent / "2.txt").unlink()
+    label.unlink()
+    with pytest.raises(ValueError, match="1 unreadable .*2.txt: it is not a text file of YOLO"):
+        build(spec)
+    (label.parent / "2.txt").unlink()
     with pytest.raises(ValueError, match="none of 2 images has a label file; looked for .*/labels/1.txt and"):
         build(spec)
 
@@ -230,6 +233,7 @@ def test_yolo_damage_is_named_and_left_out(tmp_path, build, caplog):
         ("train: images\nnames: [cat", "data.yaml is not YAML: while parsing"),
         ("train: images", "'names' None is neither a list of class names nor a dictionary by number"),
         ("train: images\nnames: [cat]\nnc: 2", "nc is 2, but there are 1 names: correct one"),
+        ("train: images\nnames: [yes, no]", "YAML reads a class name as True: write yes, no, on, off in quotes"),
         ("train: photos\nnames: [cat]", "there is no 'photos' of 'train'; looked for "),
         ("train: empty\nnames: [cat]", "there is no image in "),
     ],
@@ -306,13 +310,12 @@ def test_voc_lists_name_images_with_spaces_and_marks_of_a_class(tmp_path, build)
         )
         (tmp_path / f"{name}.png").write_bytes(encoded_image(30, 20))
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
-    for split, lines in {"train": "a photo\r\nb 1\r\n", "cat_val": "a photo  1\nb -1\n"}.items():
+    lists = {"train": "a photo\r\nb 1\r\n", "cat_val": "a photo  1\nb -1\n", "files": "JPEGImages/b.png\na photo.png\n"}
+    for split, lines in lists.items():
         (tmp_path / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
     spec = {"format": "voc", "annotations": str(tmp_path), "images": str(tmp_path)}
-    found = {
-        split: [Path(record.image.path).stem for record in build(spec, split=split)] for split in ("train", "cat_val")
-    }
-    assert found == {"train": ["a photo", "b 1"], "cat_val": ["a photo", "b"]}
+    found = {split: [Path(record.image.path).stem for record in build(spec, split=split)] for split in lists}
+    assert found == {"train": ["a photo", "b 1"], "cat_val": ["a photo", "b"], "files": ["b", "a photo"]}
     (tmp_path / "kit").mkdir()
     (tmp_path / "ImageSets").rename(tmp_path / "kit" / "ImageSets")
     (tmp_path / "Annotations").rename(tmp_path / "kit" / "Annotations")
@@ -339,7 +342,7 @@ def test_images_of_a_test_list_are_not_trained_on(tmp_path, monkeypatch):
 
 def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
     files = {
-        "no_size": voc_xml(IMAGE, [("cat", 1, 1, 12, 9, "<difficult>1</difficult>")], size=False),
+        "no_size": voc_xml(IMAGE, [("cat", 1, 1, 12, 9, "<difficult>True</difficult>")], size=False),
         "box": voc_xml(IMAGE, [("cat", 1, "x", 12, 9, ""), ("zebra", 1, 1, 5, 5, ""), ("cat", 9, 9, 3, 3, "")]),
         "bomb": '<!DOCTYPE a [<!ENTITY b "bbbb">]><annotation>&b;</annotation>',
         "other": "<html></html>",
@@ -372,6 +375,12 @@ def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):
     assert found["box.xml, object 1"] == "its <bndbox> has ['1', 'x', '12', '9'] as xmin, ymin, xmax, ymax"
     assert found["annotation 3 of image 'box.png'"] == "box [8.0, 8.0, -5.0, -5.0] in 30 x 20"
     assert found["box.xml, object 2"] == "'zebra' is not among the 1 class names"
+    with pytest.raises(ValueError, match="no_size.xml is a file: give the folder of the XML files"):
+        build({**spec, "annotations": str(tmp_path / "no_size.xml")})
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "other.xml").rename(tmp_path / "alone" / "other.xml")
+    with pytest.raises(ValueError, match="no 'categories'.* Left out: alone: other.xml: it is <html>"):
+        build({"format": "voc", "annotations": str(tmp_path / "alone")})
 
 
 def test_voc_that_was_written_is_read_again(tmp_path, build):
@@ -409,6 +418,9 @@ def instance(label, category=None, box=(3, 2, 12, 9)):
     return {"bbox": list(box), "label": label} | ({"category": category} if category else {})
 
 
+BOXES = [(3, 2, 12, 9), (15, 2, 20, 9)]
+
+
 def test_odvg_labels(tmp_path, build, caplog):
     rows = [{"detection": {"instances": [instance(7, "cat"), instance(2, "dog", (0, 0, 5, 5))]}}, {"detection": {}}]
     spec = odvg_set(tmp_path, *rows)
@@ -425,6 +437,27 @@ def test_odvg_labels(tmp_path, build, caplog):
     spec = odvg_set(tmp_path, rows[0], {"detection": {"instances": [instance(7, "horse")]}})
     with pytest.raises(ValueError, match="line 2, instance 0: the label 7 is 'horse' here and 'cat' before"):
         build(spec)
+
+
+def test_odvg_boxes_of_text_are_corners_too(tmp_path, build):
+    boxes = [["3", "2", "12", "9"], "[3, 2, 12, 9]", [3, 2, 12, 9]]
+    rows = [{"detection": {"instances": [instance(0, "cat", ()) | {"bbox": box}]}} for box in boxes]
+    for record in build(odvg_set(tmp_path, *rows)):
+        np.testing.assert_array_equal(record.boxes, np.float32([[3, 2, 11, 8]]))
+
+
+def test_odvg_without_class_names(tmp_path, build):
+    spec = odvg_set(tmp_path, {"detection": {"instances": [instance(0)]}})
+    with pytest.raises(ValueError, match="rows.jsonl: line 1, instance 0 has no category: put label_map.json beside"):
+        build(spec)
+
+
+def test_images_of_one_file_are_told(tmp_path, build, caplog):
+    """Each would be trained to see background where the other has a box."""
+    rows = [{"detection": {"instances": [instance(0, "cat", box)]}, "filename": "0.png"} for box in BOXES]
+    build(odvg_set(tmp_path, *rows))
+    assert f"1 image of the same file as another (2 times '{tmp_path / '0.png'}')" in caplog.text
+    assert "Give all boxes of a file one image id" in caplog.text
 
 
 def test_odvg_captions(tmp_path, build):

@@ -105,7 +105,7 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # "meta" has no values
     except (RuntimeError, AssertionError, NotImplementedError):
         raise CliError(f"--device {name}: not available on this machine; leave it out or use --device cpu") from None
     return device

@@ -440,6 +440,8 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
     """Where each annotated image goes: never to another's place, and never to that of an image itself."""
     if save is None:
         return [None] * len(paths)
+    if not save:
+        raise UsageError("--save is empty: name a file, or a directory such as annotated/")
     path = Path(save)
     taken = {os.path.realpath(source) for source in paths}
     if not (path.is_dir() or save.endswith(("/", os.sep)) or path.suffix == ""):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from ..values_glip import quote, read_box, read_flag, read_number
+from ..values_glip import counted, quote, read_box, read_flag, read_number
 from .fields import Ids, id_order, is_text, read_id, read_size, read_spans
 from .records import arrow_schema, pairs
 
@@ -125,7 +125,18 @@ class Tally:
         self.kept += int(kept.sum())
         self.notes += columns.notes
         self._suspect_corners(columns, sound)
+        self._note_shared_files(columns)
         return kept
+
+    def _note_shared_files(self, columns: "Columns") -> None:
+        """Note when several images of a detection set are one file: what is a box in one is background in another."""
+        files = [path for path, offset in zip(columns.paths, columns.offsets) if offset < 0 and path != "-"]
+        if not columns.grounded and (more := len(files) - len(set(files))):
+            (path, count), *_ = Counter(files).most_common(1)
+            self.notes.append(
+                f"{counted(more, 'image')} of the same file as another ({count} times {quote(path)}): each counts what "
+                "only another has as background. Give all boxes of a file one image id."
+            )
 
     def _suspect_corners(self, columns: "Columns", sound: np.ndarray) -> None:
         """Note when boxes leave their images as corners do that are read as x, y, width, height."""

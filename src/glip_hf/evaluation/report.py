@@ -19,6 +19,7 @@ from PIL import Image
 from .._extras import require
 from .._writing import replacing, replacing_text
 from ..data.records import ImageRef
+from ..formats import spreadsheet_cell
 from ..image_processing_pil_glip import read_pixels
 from ..visualize import draw_detections
 from .base import DetectionEvaluator, Evaluator, GalleryItem
@@ -94,12 +95,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         if rows:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
-            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    """A value that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+            writer.writerows({key: spreadsheet_cell(value) for key, value in row.items()} for row in rows)
 
 
 def _choose(items: list[GalleryItem], number: int) -> tuple[list[GalleryItem], list[GalleryItem]]:

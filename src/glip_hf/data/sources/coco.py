@@ -506,7 +506,8 @@ def number_categories(
             raise ValueError(f"{file}: the category id {key!r} stands for {listed[key]!r:.60} and for {name!r:.60}.")
         supercategories.setdefault(key, str(entry.get("supercategory") or "none"))
     if not listed:
-        raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.")
+        unread = f" Left out: {columns.problems[0]}" if columns.problems else ""
+        raise ValueError(f"{file}: there are no 'categories'; a detection set needs them.{unread}")
     places, keys = Ids(listed), list(listed)
     annotated = keys if chosen else columns.category_ids.values
     used = {keys[place] for value in annotated if (place := places.find(value)) >= 0}

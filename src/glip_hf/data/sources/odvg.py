@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...values_glip import counted, integer, quote
+from ...values_glip import counted, integer, quote, read_box
 from ..columns import Columns
 from ..fields import id_order
 from ..images import ImageFinder
@@ -25,6 +25,7 @@ class OdvgFile(CocoFile):
         known = {category["id"]: category["name"] for category in self.categories or ()}
         found: dict[Any, str] = {}
         others: list[str] = []  # objects whose category is not that of their label
+        unnamed = ""  # the first object without a category
         for number, row in _rows(self.path):
             where = f"line {number}"
             if isinstance(row, Exception):
@@ -73,12 +74,16 @@ class OdvgFile(CocoFile):
                             f"{self.path}: {at}: the label {quote(key)} is {quote(name)} here and {quote(found[key])} "
                             "before: correct one, or give label_map."
                         )
+                else:
+                    unnamed = unnamed or at
                 yield "annotations", {**entry, "category_id": key}
         if others:
             columns.notes.append(
                 f"{counted(len(others), 'object')} of another category than label_map has for the label (the first: "
                 f"{others[0]}): the label counts."
             )
+        if unnamed and not (known or found):
+            raise ValueError(f"{self.path}: {unnamed} has no category: put label_map.json beside the file, or name it.")
         for key in sorted(found, key=id_order):
             yield "categories", {"id": key, "name": found[key]}
 
@@ -98,10 +103,11 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | Exception]]:
 
 def _xywh(box: Any) -> Any:
     """x, y, width, height of corners; what is not a box stays as it is, to be noted."""
-    if isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box):
-        x, y, x2, y2 = box
-        return [x, y, round(x2 - x, 4), round(y2 - y, 4)]
-    return box
+    try:
+        x, y, x2, y2 = read_box(box)
+    except ValueError:
+        return box
+    return [x, y, round(x2 - x, 4), round(y2 - y, 4)]
 
 
 def find_phrase(phrase: Any, caption: str) -> list[list[int]]:

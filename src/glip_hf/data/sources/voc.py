@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -55,7 +55,9 @@ class VocFile(CocoFile):
         chosen: dict[Path, None] = {}
         for path in self.lists:
             for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
-                name = line if line in by_stem else re.sub(r"\s+-?[01]$", "", line)  # lists of a class end so
+                # Lists of a class end in 1, 0 or -1; others name the images.
+                names = (line, re.sub(r"\s+-?[01]$", "", line), PurePath(line).stem)
+                name = next((one for one in names if one in by_stem), names[1])
                 if name in by_stem:
                     chosen[by_stem[name]] = None
                 else:
@@ -148,7 +150,8 @@ class _Annotation:
             with suppress(ValueError):
                 box = [read_number(value) for value in corners.values()]
                 self.has_zero |= 0 <= min(box[:2]) < 1
-            self.objects.append((_text(thing, "name"), box, _text(thing, "difficult") == "1"))
+            is_difficult = _text(thing, "difficult").lower() in ("1", "true")
+            self.objects.append((_text(thing, "name"), box, is_difficult))
 
 
 def _text(element: Element, path: str) -> str:
@@ -203,6 +206,8 @@ def voc_file(
         ValueError: for a split that there is not, and a folder without XML files.
     """
     root = find_path(annotations, data_root)
+    if root.is_file():
+        raise ValueError(f"{root} is a file: give the folder of the XML files.")
     part, alone = SPLITS.get(root.name), False
     if (
         part

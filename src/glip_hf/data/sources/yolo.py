@@ -91,12 +91,12 @@ class YoloFile(CocoFile):
             except (OSError, ValueError):  # noted by `parse_coco`, which opens it again for its size
                 pass
             path = self._label_file(where, name)
+            labelled += path is not None
             try:
                 lines = path.read_text(encoding="utf-8-sig").splitlines() if path else []
             except (OSError, ValueError) as error:
                 columns.note("unreadable", str(path), f"it is not a text file of YOLO ({error})", annotations=1)
                 continue
-            labelled += path is not None
             yield "images", entry
             for number, line in enumerate(lines, start=1):
                 if not (values := line.split()):
@@ -236,6 +236,8 @@ def _categories(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]
         numbered = dict(enumerate(names)) if isinstance(names, list) else {}
     if not numbered or None in numbered:
         raise ValueError(f"{path}: 'names' {quote(names)} is neither a list of class names nor a dictionary by number.")
+    if flags := [name for name in numbered.values() if isinstance(name, bool)]:
+        raise ValueError(f"{path}: YAML reads a class name as {flags[0]}: write yes, no, on, off in quotes, as 'no'.")
     if settings.get("nc") not in (None, len(numbered)):
         raise ValueError(f"{path}: nc is {quote(settings['nc'])}, but there are {len(numbered)} names: correct one.")
     return [{"id": number, "name": name} for number, name in sorted(numbered.items())]

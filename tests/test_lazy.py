@@ -169,7 +169,7 @@ def test_threads_that_import_at_once() -> None:
     subprocess.run([sys.executable, "-c", THREADS], check=True)
 
 
-HEAVY = "torch._inductor", "torch.distributed.tensor"
+HEAVY = "torch._inductor", "torch.distributed.tensor", "torch.fx.experimental.symbolic_shapes", "sympy"
 QUICK = """
 import atexit, sys
 from glip_hf import cli

@@ -172,7 +172,8 @@ def load_model(
         tuned, base = tuned_from or (None, source)
         directory = model_directory(base)
         own = model_directory(source) if tuned else directory
-        model = GlipForGrounding.from_pretrained(directory, config=config, dtype=getattr(torch, dtype))
+        with quick.without_sympy(config.backbone_config.model_type):
+            model = GlipForGrounding.from_pretrained(directory, config=config, dtype=getattr(torch, dtype))
         if tuned == "adapter":
             require("peft", "lora")
             model.load_adapter(str(own))

@@ -2,17 +2,20 @@
 """A process of the command line starts and ends in half the time that PyTorch and Transformers take by themselves.
 
 Of 5 CPU seconds around the forward passes of `glip ground` 0.9 went into taking everything apart at the end, 0.7 into
-the garbage collector during imports, and 1.1 into parts of PyTorch and Transformers for several processes and for
-compilation, which Transformers imports with any model. `begin` leaves these out, `loaded` ends the exception for the
-collector, `leave` is the end. Only `program` calls them: a process that merely imports glip_hf is the user's own.
+the garbage collector during imports, and 1.5 into parts of PyTorch and Transformers for several processes and for
+compilation, which Transformers imports with any model. `begin` and `without_sympy` leave these out, `loaded` ends the
+exception for the collector, `leave` is the end. Only `program` begins: a process that merely imports glip_hf is the
+user's own.
 """
 
 import atexit
+import functools
 import gc
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -89,6 +92,8 @@ def _describe_one_process(import_utils: ModuleType) -> None:
     import_utils.is_torch_distributed_available = lambda: False
     if search := getattr(import_utils, "fetch__all__", None):  # it walks through all lines of 1,600 files
         import_utils.fetch__all__ = lambda text: search(text[max(text.rfind("\n__all__"), 0) :].removeprefix("\n"))
+    if walk := getattr(import_utils, "create_import_structure_from_path", None):  # twice, as it remembers 128 folders
+        import_utils.create_import_structure_from_path = functools.cache(walk.__wrapped__)
 
 
 def begin(command: str) -> None:
@@ -99,6 +104,32 @@ def begin(command: str) -> None:
         calls = {"torch": _defer, "transformers.utils.import_utils": _describe_one_process}
         around = Around({name: (lambda: None, after) for name, after in calls.items()})
         sys.meta_path[:0] = [around, _PartsOfCompiler()]
+
+
+def without_sympy(backbone: str) -> AbstractContextManager[Any]:
+    """A context for the constructor of a model, which Transformers runs on the `meta` device; only with Swin, as it is
+    not known of other backbones whether they bear it.
+
+    There, PyTorch asks sympy for the shapes of ranges, sums and random values, and to import it takes 0.3 CPU seconds.
+    In the context ranges are on the CPU, and with them the constants made of them; nothing is drawn for `meta` tensors.
+    """
+    if backbone != "swin" or not _paused:
+        return nullcontext()
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutSympy(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.arange:
+                kwargs = {**kwargs, "device": "cpu"}
+            elif getattr(func, "__module__", None) == "torch.nn.init" and kwargs["tensor"].is_meta:
+                return kwargs["tensor"]
+            elif func is torch.empty_like and args[0].is_meta:
+                func, args, kwargs = torch.empty, (args[0].shape,), {"dtype": args[0].dtype, **kwargs}
+            return func(*args, **kwargs)
+
+    return WithoutSympy()
 
 
 def loaded() -> None:

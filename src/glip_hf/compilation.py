@@ -14,21 +14,17 @@ from torch.utils._pytree import tree_map_only
 
 from .modeling_glip import GlipForGrounding
 
-MODES = ("default", "reduce-overhead", "max-autotune")
-"""Those of `torch.compile`; the last two record CUDA graphs."""
+RECORDING = ("reduce-overhead", "max-autotune")
+MODES = ("default", *RECORDING)
+"""Those of `torch.compile`; `RECORDING` are those with CUDA graphs."""
 
 CAPTION_MULTIPLE = 64
 """Tokens that captions are padded to a multiple of where CUDA graphs are recorded: one for each size."""
 
 
-def _records_graphs(mode: str | None) -> bool:
-    """Whether a mode records CUDA graphs (on a GPU)."""
-    return mode in MODES[1:]
-
-
 def caption_multiple(mode: str | None) -> int:
     """Tokens that captions are best padded to a multiple of in a mode; None is not compiled."""
-    return CAPTION_MULTIPLE if _records_graphs(mode) else 1
+    return CAPTION_MULTIPLE if mode in RECORDING else 1
 
 
 def _as_a_step(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,5 +85,5 @@ def compile_for_inference(
     functions = {name: torch.compile(getattr(base, name), **options) for name in encoders}
     functions["forward"] = compiled.forward
     for name, function in functions.items():
-        setattr(compiled, name, _as_a_step(function) if _records_graphs(mode) else function)
+        setattr(compiled, name, _as_a_step(function) if mode in RECORDING else function)
     return compiled

@@ -20,11 +20,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in the last four
 
 
 def setting(name: str, default: float) -> float:
-    """A positive number from an environment variable.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """A positive number from an environment variable; a ValueError for anything else."""
     text = os.environ.get(name) or default
     try:
         value = float(text)
@@ -141,11 +137,7 @@ class _Connections(urllib.request.HTTPSHandler):
 
 
 def _addresses(host: str | None, port: int | str) -> list[tuple[str, int]]:
-    """The addresses of a host.
-
-    Raises:
-        ValueError: if one of them is not public.
-    """
+    """The addresses of a host; a ValueError if one of them is not public."""
     places = list(dict.fromkeys(info[4][:2] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
     for text, _ in places:
         address = ipaddress.ip_address(text)

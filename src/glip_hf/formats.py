@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ._extras import require
+from ._writing import check_place, replacing, replacing_text
 from .values_glip import escape, quote
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
@@ -196,8 +197,6 @@ def write_label_studio(output: str | Path, images: Iterable[ImageDetections], na
 
 def write_jsonl(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str] = ()) -> None:
     """A line of JSON for each image: `file_name`, `width`, `height`, and `detections` as in `glip ground --json`."""
-    from ._writing import replacing_text
-
     with replacing_text(output) as file:
         for image in images:
             found = [rounded(record) for record in detection_records(image.detections)]
@@ -209,8 +208,6 @@ def write_csv(output: str | Path, images: Iterable[ImageDetections], names: Sequ
     `x1`, `y1`, `x2`, `y2`, and a column for everything else that there is. An image without detections has no row.
     Text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
-    from ._writing import replacing_text
-
     rows = []
     for image in images:
         for found in map(rounded, detection_records(image.detections)):
@@ -281,8 +278,6 @@ def _add(files: dict[str, str], image: str, suffix: str, content: str) -> None:
 
 
 def _write_folder(output: str | Path, files: Mapping[str, str]) -> None:
-    from ._writing import replacing
-
     check_output(output, is_folder=True)
     with replacing(output) as folder:
         folder.mkdir()
@@ -293,8 +288,6 @@ def _write_folder(output: str | Path, files: Mapping[str, str]) -> None:
 
 
 def _write_json(output: str | Path, document: Any) -> None:
-    from ._writing import replacing_text
-
     with replacing_text(output) as file:
         json.dump(document, file, ensure_ascii=False)
         file.write("\n")
@@ -307,8 +300,6 @@ def check_output(output: str | Path, is_folder: bool) -> None:
         ValueError: for a folder where a file belongs, or a file or a full folder where a new folder belongs.
         NotWrittenError: if nothing can be written there.
     """
-    from ._writing import check_place
-
     path = Path(output)
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder: name a file.")

@@ -93,11 +93,7 @@ def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
 
 
 def decode_image(image: Image.Image, name: object = "") -> Image.Image:
-    """The same image with its pixels decoded.
-
-    Raises:
-        UnreadableImage: for truncated or damaged pixels.
-    """
+    """The same image with its pixels decoded; `UnreadableImage` if they are truncated or damaged."""
     with _reading(name):
         image.load()
     return image
@@ -610,9 +606,7 @@ class GlipImageProcessorMixin(GlipHubMixin):
     def _auto_maps(self) -> list[tuple[Any, dict[str, Any]]]:
         return [(self, AUTO_IMAGE_PROCESSOR)]
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Load paths and URLs, keeping the nesting; by PIL on both backends: same pixels."""
-        return fetch_images(image_url_or_urls)
+    fetch_images = staticmethod(fetch_images)  # by PIL on both backends: same pixels
 
     def process_image(
         self,

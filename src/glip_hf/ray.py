@@ -165,7 +165,7 @@ class DetectObjects(_Actor):
             raise ValueError("allow_padding=True lets a result depend on other rows: leave it out.")
         super().__init__(model, dtype)
         self.engine = GroundingEngine(self.model, self.processor, options)
-        _use_cpus(self.engine, self.cpus)
+        self.engine.options.workers = max(self.engine.options.workers, self.cpus)  # what a GPU waits for is decoding
         self.text, self.image, self.text_column = text, image, text_column
 
     def __call__(self, rows: Any) -> Any:
@@ -188,17 +188,8 @@ class DetectObjects(_Actor):
         return _with_columns(rows, added, DETECTIONS)
 
 
-def _use_cpus(engine: GroundingEngine, cpus: int) -> None:
-    """A reading thread per CPU of the actor: decoding is what a GPU waits for."""
-    engine.options.workers = max(engine.options.workers, cpus)
-
-
 def _column(rows: Any, name: str) -> list[Any]:
-    """The cells of a column; of an image that is held, its bytes or pixels.
-
-    Raises:
-        ValueError: if there is no such column, or rows are not Arrow tables.
-    """
+    """The cells of a column, of an image that is held its bytes or pixels; a ValueError if there is none."""
     if not isinstance(rows, pa.Table):
         raise ValueError(f"rows came as {type(rows).__name__}: give map_batches batch_format='pyarrow'.")
     if name not in rows.column_names:
@@ -326,7 +317,8 @@ class LabelParts(_Actor):
     ) -> None:
         super().__init__(teacher, dtype)
         self.labeller = CaptionLabeller(self.model, self.processor, options)
-        _use_cpus(self.labeller.engine, self.cpus)
+        reading = self.labeller.engine.options
+        reading.workers = max(reading.workers, self.cpus)
         self.output, self.format = output, format
         own, node = fingerprints(self.labeller.engine) if expected else {}, platform.node()
         if other := [name for name in own if own[name] != expected[name]]:

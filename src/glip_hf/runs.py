@@ -70,10 +70,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Any) -> "Manifest":
-        """
-        Raises:
-            ValueError: for anything but what `as_json` gives.
-        """
+        """What `as_json` gave; a ValueError for anything else."""
         names = {"format": int, "kind": str, "settings": dict, "inputs": dict, "environment": dict}
         if not isinstance(value, dict) or value.keys() != names.keys():
             raise ValueError(f"it must have the keys {', '.join(names)} and no others")
@@ -124,11 +121,7 @@ def _described(given: Any) -> tuple[Any, Any]:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content, independent of its name and time.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """SHA-256 of a file's content, independent of its name and time; an OSError if it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -276,7 +269,8 @@ def claim(
         if overwrite:
             for name in used:
                 remove(folder / name)
-        write_manifest(folder, manifest)
+        with replacing_text(folder / MANIFEST) as file:
+            json.dump(manifest.as_json(), file, indent=1)
     except BaseException:
         lock.release()
         raise
@@ -284,11 +278,7 @@ def claim(
 
 
 def read_manifest(folder: str | Path, remedy: str = REMEDY) -> Manifest | None:
-    """The manifest in a folder, None if there is none.
-
-    Raises:
-        RunFolderError: if it is damaged.
-    """
+    """The manifest in a folder, None if there is none; a RunFolderError if it is damaged."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         return None
@@ -298,11 +288,6 @@ def read_manifest(folder: str | Path, remedy: str = REMEDY) -> Manifest | None:
         raise RunFolderError(
             f"{path} is damaged ({shown(str(error))}): what the run in this folder was made with is unknown. {remedy}"
         ) from error
-
-
-def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    with replacing_text(Path(folder) / MANIFEST) as file:
-        json.dump(manifest.as_json(), file, indent=1)
 
 
 def remove(path: Path) -> None:

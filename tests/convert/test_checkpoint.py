@@ -13,7 +13,7 @@ from checkpoints import (
 )
 from safetensors.torch import save_file
 
-from glip_hf.conversion.checkpoint import CheckpointError, read_checkpoint, sha256_of
+from glip_hf.conversion import CheckpointError, read_checkpoint, sha256_of
 
 STATE = OrderedDict(a=torch.arange(6.0).view(2, 3), b=torch.tensor([True, False]))
 EMA = OrderedDict((key, tensor.float() + 1) for key, tensor in STATE.items())

@@ -100,11 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _spec(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The data set of the command line.
-
-    Raises:
-        UsageError: for a `--set` that is not KEY=VALUE, the value in YAML.
-    """
+    """The data set of the command line; a UsageError for a `--set` that is not KEY=VALUE, the value in YAML."""
     yaml = require("yaml", "train")
     spec = {"format": arguments.format, NAMES.get(arguments.format, "annotations"): arguments.annotations}
     if arguments.images is not None:

@@ -60,10 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_address(host: str, number: int | None) -> None:
-    """
-    Raises:
-        CliError: if no program can listen there.
-    """
+    """Raise a CliError if no program can listen there."""
     try:
         (family, *_), *_ = socket.getaddrinfo(host, number or 0, type=socket.SOCK_STREAM)
         socket.create_server((host, number or 0), family=family).close()

@@ -88,10 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """
-    Raises:
-        UsageError: naming an option that is missing.
-    """
+    """Raise a UsageError that names an option that is missing."""
     needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
     if not arguments.score_only:
         needed += ["model"] if arguments.benchmark == "odinw" or _has_images(arguments) else ["model", "images"]
@@ -151,11 +148,7 @@ def _evaluator(arguments: argparse.Namespace, task: Task) -> Evaluator:
 
 
 def _entities(arguments: argparse.Namespace) -> Path:
-    """The folder of Flickr30k Entities: as given, or where the layout of the data set puts it.
-
-    Raises:
-        FileNotFoundError: naming the folders that were tried.
-    """
+    """The folder of Flickr30k Entities, as given or where the data set's layout puts it; else a FileNotFoundError."""
     if arguments.entities:
         return Path(arguments.entities)
     folders = [Path(arguments.annotations)]

@@ -4,7 +4,8 @@
 Every refusal is a ValueError whose message names the value and the remedy.
 """
 
-from .checkpoint import Checkpoint, CheckpointError, read_checkpoint, sha256_of
+from ..runs import file_digest as sha256_of
+from .checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from .convert import DEFAULT_TOKENIZER, MAX_SHARD_SIZE, Conversion, convert_checkpoint, load_tokenizer, push_to_hub
 from .layouts import LayoutError, locate
 from .model_card import build_model_card

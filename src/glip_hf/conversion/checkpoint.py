@@ -1,7 +1,6 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Reads an original GLIP checkpoint safely and finds the weights in it."""
 
-import hashlib
 import os
 import tarfile
 import zipfile
@@ -81,15 +80,6 @@ def read_checkpoint(path: str | os.PathLike[str], ema: bool = False) -> Checkpoi
         tensors = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
         prefix += PREFIX
     return Checkpoint(tensors, path, wrapping, prefix, beside, classes=_classes(root))
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _kind_of(path: Path) -> str:

@@ -22,7 +22,8 @@ from ..configuration_glip import GlipConfig
 from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
-from .checkpoint import read_checkpoint, sha256_of, shorten, verify_checksums
+from ..runs import file_digest
+from .checkpoint import read_checkpoint, shorten, verify_checksums
 from .layouts import in_file, locate
 from .model_card import build_model_card
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord, describe_layout
@@ -103,7 +104,7 @@ def convert_checkpoint(
     glip_tokenizer = load_tokenizer(tokenizer, glip_config)
     record = ConversionRecord(
         source_name=checkpoint.path.name,
-        source_sha256=sha256_of(checkpoint.path),
+        source_sha256=file_digest(checkpoint.path),
         source_bytes=checkpoint.path.stat().st_size,
         wrapping=checkpoint.wrapping,
         prefix=checkpoint.prefix,

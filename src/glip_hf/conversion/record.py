@@ -69,11 +69,7 @@ class ConversionRecord:
 
     @classmethod
     def load(cls, directory: Path) -> "ConversionRecord | None":
-        """The record in a directory, None if there is none.
-
-        Raises:
-            RecordError: if it cannot be understood.
-        """
+        """The record in a directory, None if there is none; a RecordError if it cannot be understood."""
         path = directory / RECORD_NAME
         if not path.is_file():
             return None

@@ -196,11 +196,7 @@ def mismatches(tensors: Mapping[str, Tensor], config: GlipConfig) -> list[str]:
 
 
 def load_config(source: str | os.PathLike[str]) -> GlipConfig:
-    """Reads a `GlipConfig` from a JSON file, or from the config.json of a directory.
-
-    Raises:
-        VariantError: if there is none.
-    """
+    """A `GlipConfig` from a JSON file, or from the config.json of a directory; a VariantError if there is none."""
     path = Path(source)
     try:
         path = path / "config.json" if path.is_dir() else path

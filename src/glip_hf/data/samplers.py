@@ -110,11 +110,7 @@ class GroupedBatchSampler(Sampler):
         self._length = (-1, 0)  # epoch, batches of this process in it
 
     def epoch_batches(self, epoch: int) -> np.ndarray:
-        """This process's batches of indices in one epoch, see `grouped_batches`.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """This process's batches of indices in one epoch, see `grouped_batches`; a ValueError if there is none."""
         if self._cached[0] == epoch:
             return self._cached[1]
         groups = self.groups(epoch)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..boxes_glip import box_iou
+from ..evaluation.base import greedy_hits
 from ..inference import GroundingEngine, GroundingOptions, Request
 from .scenes import HELD_OUT, NOVEL_KINDS, SceneConfig, SceneDataset, SceneSample
 
@@ -33,24 +34,11 @@ class Query:
     ious: np.ndarray  # [D, K], of detections with true boxes
 
 
-def _hits(ious: np.ndarray, threshold: float) -> np.ndarray:
-    """[D] bool: which detections, best first, match a true box that no better one has matched."""
-    hits = np.zeros(len(ious), dtype=bool)
-    free = np.ones(ious.shape[1], dtype=bool)
-    for row, overlaps in enumerate(ious):
-        overlaps = np.where(free, overlaps, -1)
-        if len(overlaps) and overlaps.max() >= threshold:
-            # the last of equals, as in pycocotools
-            free[len(overlaps) - 1 - overlaps[::-1].argmax()] = False
-            hits[row] = True
-    return hits
-
-
 def _average_precision(queries: Sequence[Query], threshold: float) -> float:
     """101-point average precision of one category that has a true box."""
     num_true = sum(query.ious.shape[1] for query in queries)
     scores = np.concatenate([query.scores for query in queries])
-    hits = np.concatenate([_hits(query.ious, threshold) for query in queries])
+    hits = np.concatenate([greedy_hits(query.ious, threshold) for query in queries])
     hits = hits[np.argsort(-scores, kind="stable")]
     found = hits.cumsum()
     precision = found / np.arange(1, len(hits) + 1)

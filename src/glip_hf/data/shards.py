@@ -84,11 +84,7 @@ def file_system(path: str) -> tuple[Any, str]:
 
 
 def shard_format(path: str) -> str:
-    """`parquet` or `tar`, by the path's extension.
-
-    Raises:
-        ValueError: for another extension.
-    """
+    """`parquet` or `tar`, by the path's extension; a ValueError for another."""
     for extension, name in FORMATS.items():
         if path.endswith(extension):
             return name
@@ -206,11 +202,7 @@ class _Bounded(gzip.GzipFile):
 
 
 def _decompressed(file: Any, size: int, path: str) -> Any:
-    """The tar file in a file that may be compressed by gzip, within limits.
-
-    Raises:
-        UnreadableShard: for one that is compressed otherwise.
-    """
+    """The tar file in a file that gzip may have compressed, within limits; an UnreadableShard for other compression."""
     start = file.read(6)
     file.seek(0)
     if start.startswith((b"BZh", b"\xfd7zXZ")):

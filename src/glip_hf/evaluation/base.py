@@ -312,7 +312,8 @@ class DetectionEvaluator(Evaluator):
             boxes, labels = self.ground_truth(image_id)
             if len(labels):
                 best = self._best(image_id, len(labels))
-                hits = count_hits(best, boxes, labels)
+                ious = iou_xywh(best.boxes, boxes) * (best.labels[:, None] == labels)
+                hits = int(greedy_hits(ious, 0.5).sum())
                 show = partial(self._show, best, boxes, labels)
                 found.append(GalleryItem(image_id, hits / len(labels), len(labels), show))
         return found
@@ -359,13 +360,14 @@ def iou_xywh(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return iou_xyxy(corners(found), corners(truth), [found[:, 2:].prod(-1), truth[:, 2:].prod(-1)])
 
 
-def count_hits(found: Detections, boxes: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> int:
-    """How many detections, best first, match an object of their label that no earlier one matched."""
-    ious = iou_xywh(found.boxes, boxes) * (found.labels[:, None] == labels)
-    hits = 0
-    for row in range(len(ious)):
-        best = int(ious[row].argmax())
-        if ious[row, best] >= threshold:
-            hits += 1
-            ious[:, best] = 0
+def greedy_hits(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """[D] bool: which detections, best first, match a true box that no better one has matched; `ious` are [D, G]."""
+    hits = np.zeros(len(ious), dtype=bool)
+    free = np.ones(ious.shape[1], dtype=bool)
+    for row, overlaps in enumerate(ious):
+        overlaps = np.where(free, overlaps, -1)
+        if len(overlaps) and overlaps.max() >= threshold:
+            # the last of equals, as in pycocotools
+            free[len(overlaps) - 1 - overlaps[::-1].argmax()] = False
+            hits[row] = True
     return hits

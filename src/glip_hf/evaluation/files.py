@@ -23,10 +23,7 @@ def read_json(source: str | Path | Mapping[str, Any]) -> Any:
 
 
 def check_records(records: Any, needed: Sequence[str], what: str) -> None:
-    """
-    Raises:
-        ValueError: if `records` is not a list of mappings that have all of `needed`; `what` names the list.
-    """
+    """Raise a ValueError unless `records` is a list of mappings that have all of `needed`; `what` names the list."""
     if not isinstance(records, Sequence) or isinstance(records, str):
         raise ValueError(f"{what}: a JSON list is needed, this is a {type(records).__name__}.")
     for index, record in enumerate(records):

@@ -188,10 +188,7 @@ class PhraseEvaluator(Evaluator):
         return True
 
     def _accumulate(self) -> None:
-        """
-        Raises:
-            PredictionError: if a sentence has no prediction.
-        """
+        """Count the hits; a PredictionError if a sentence has no prediction."""
         if missing := [key for key in self.truth if key not in self._predictions]:
             raise PredictionError(
                 f"Missing predictions for {len(missing)} of {len(self.truth)} {self.unit}s, the first is {self.unit} "

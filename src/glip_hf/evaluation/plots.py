@@ -21,11 +21,7 @@ DPI = 110
 
 
 def make_plots(evaluator: Any, metrics: dict[str, float]) -> dict[str, bytes]:
-    """File name -> PNG.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
+    """File name -> PNG; an ImportError without matplotlib."""
     if isinstance(evaluator, PhraseEvaluator):
         return {f"{evaluator.metric.lower()}.png": _recall_by_type(evaluator)}
     if not isinstance(evaluator, DetectionEvaluator):
@@ -37,11 +33,7 @@ def make_plots(evaluator: Any, metrics: dict[str, float]) -> dict[str, bytes]:
 
 
 def make_sets_plot(sets: dict[str, dict[str, float]], mean: float) -> bytes:
-    """AP of every data set, the best on top, and their mean; PNG.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
+    """AP of every data set, the best on top, and their mean, as PNG; an ImportError without matplotlib."""
     order = sorted(sets, key=lambda name: sets[name]["AP"])
     values = [100 * max(sets[name]["AP"], 0) for name in order]
     figure, (axis,) = _figure(10, 1.2 + 0.28 * len(order))

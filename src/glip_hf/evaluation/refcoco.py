@@ -166,10 +166,7 @@ def generalized_iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def check_expressions(expressions: Sequence[Expression], benchmark: str, known: Annotations) -> None:
-    """
-    Raises:
-        ValueError: for a file without expressions, and for that of another of the three data sets.
-    """
+    """Raise a ValueError for a file without expressions, and for that of another of the three data sets."""
     named = {one.data_set for one in expressions}
     if not named and known.images:
         raise ValueError(

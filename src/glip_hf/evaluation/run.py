@@ -48,10 +48,7 @@ class Result:
 
 
 def require_images(tasks: Sequence[Task], output: str | Path) -> None:
-    """
-    Raises:
-        MissingImages: for those of all tasks; they are also listed in `missing_pictures.txt`.
-    """
+    """Raise `MissingImages` for those of all tasks, after listing them in `missing_pictures.txt`."""
     missing = [path for task in tasks for path in task.missing_images()]
     if missing and distributed.world()[0] == 0:
         with replacing_text(Path(output) / "missing_pictures.txt") as file:
@@ -181,10 +178,7 @@ def predict(
 
 
 def _compare_images(store: PredictionStore, task: Task) -> None:
-    """
-    Raises:
-        RunFolderError: if a stored prediction is of another image than the one that is there now.
-    """
+    """Raise a RunFolderError if a stored prediction is of another image than the one that is there now."""
     rank, size = distributed.world()
     known = [image for image in task.images if image.image_id in store.done][rank::size]
     own = [image.path for image in known if store.done[image.image_id] != image_digest(image)]

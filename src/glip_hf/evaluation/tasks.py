@@ -232,10 +232,7 @@ def refcoco_task(
 
 
 def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
-    """
-    Raises:
-        ValueError: before the run, for what the processor would refuse in the middle of it.
-    """
+    """A ValueError, before the run, for what the processor would refuse in the middle of it."""
     try:
         spans = [[(begin, end) for begin, end in phrase] for phrase in phrases]
         good = all(spans) and all(0 <= begin < end <= len(caption) for phrase in spans for begin, end in phrase)

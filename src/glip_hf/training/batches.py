@@ -87,11 +87,7 @@ class Batches:
 
 
 def per_process(batch_size: int, accumulation: int, processes: int) -> int:
-    """Samples of a process's micro-batch.
-
-    Raises:
-        RecipeError: if `batch_size` cannot be divided.
-    """
+    """Samples of a process's micro-batch; a RecipeError if `batch_size` cannot be divided."""
     if batch_size % (accumulation * processes):
         raise RecipeError(
             f"data.batch_size={batch_size} is not divisible by {processes} processes x "

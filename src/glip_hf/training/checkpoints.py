@@ -83,25 +83,18 @@ def _number(path: Path) -> int | None:
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """
-    Raises:
-        CheckpointError: if it is missing or damaged.
-    """
+    """The manifest of a checkpoint; a CheckpointError if it is missing or damaged."""
     if not (path / MANIFEST).exists():
         older = " (an older glip_hf wrote it)" if any(path.glob("custom_checkpoint_*.pkl")) else ""
         raise CheckpointError(f"the directory has no {MANIFEST}{older}")
-    manifest = _read_json(path / MANIFEST, CheckpointManifest)
+    manifest = read_json(path / MANIFEST, CheckpointManifest)
     if (name := NAME.fullmatch(path.name)) and int(name[1]) != manifest.step:
         raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
     return manifest
 
 
 def verify(path: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint whose files are all as they were written.
-
-    Raises:
-        CheckpointError: naming the file that is not.
-    """
+    """The manifest of a checkpoint whose files are all as they were written; else a CheckpointError that names one."""
     manifest = read_manifest(path)
     try:
         Manifest.from_json(manifest.run)
@@ -223,20 +216,12 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def write_state(folder: Path, state: Section) -> None:
-    """Write `state.json`; numbers come back to the last bit."""
-    (folder / STATE).write_text(json.dumps(state.model_dump()), encoding="utf-8")
+def read_json(path: Path, kind: type[Model]) -> Model:
+    """A section that `model_dump` of it wrote; numbers come back to the last bit.
 
-
-def read_state(path: Path, kind: type[Model]) -> Model:
-    """
     Raises:
         CheckpointError: for values of other types and for unknown keys.
     """
-    return _read_json(path / STATE, kind)
-
-
-def _read_json(path: Path, kind: type[Model]) -> Model:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise CheckpointError(f"{path.name} is larger than {LARGEST_JSON:,} bytes")

@@ -254,11 +254,7 @@ def _listed(value: str | Path | Sequence[str | Path]) -> list[str | Path]:
 
 
 def _with_folders(option: str, paths: Any, images_option: str, folders: Any) -> list[tuple[str | Path, Any]]:
-    """Data sets with the folders of their images.
-
-    Raises:
-        RecipeError: for another number of folders than of data sets.
-    """
+    """Data sets with the folders of their images; a RecipeError for another number of folders."""
     paths, folders = _listed(paths), [None] if folders is None else _listed(folders)
     if len(folders) not in (1, len(paths)):
         raise RecipeError(f"--{option} names {len(paths)} data sets and --{images_option} {len(folders)} folders.")

@@ -309,7 +309,7 @@ class Run:
             for name, named in tensors.items():
                 checkpoints.write_tensors(folder, name, named, is_main)
             if is_main:
-                checkpoints.write_state(folder, self._state())
+                (folder / checkpoints.STATE).write_text(json.dumps(self._state().model_dump()), encoding="utf-8")
 
         return checkpoints.write_checkpoint(
             self._checkpoints,
@@ -370,12 +370,8 @@ class Run:
         self.accelerator.print(f"resumed from {path}, step {self.progress.step} of {self.max_steps}")
 
     def _load(self, path: Path) -> SavedState:
-        """Restore a checkpoint.
-
-        Raises:
-            CheckpointError: if its content is not that of this run.
-        """
-        step, state = checkpoints.read_manifest(path).step, checkpoints.read_state(path, SavedState)
+        """Restore a checkpoint; a CheckpointError if its content is not that of this run."""
+        step, state = checkpoints.read_manifest(path).step, checkpoints.read_json(path / checkpoints.STATE, SavedState)
         if (state.progress.step, state.schedule.step_number) != (step, step):
             raise CheckpointError(f"{checkpoints.STATE} is of another step than {step}")
         scaler, expected = self.accelerator.scaler, self._tensors()

@@ -128,10 +128,7 @@ class Schedule:
         return {name: getattr(self, name) for name in ScheduleState.model_fields}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            ValueError: for values of other types and for unknown keys.
-        """
+        """Continue from `state_dict`; a ValueError for values of other types and for unknown keys."""
         vars(self).update(dict(ScheduleState.model_validate(state)))
         self._apply()
 

@@ -2,6 +2,7 @@
 """A scene as training and evaluation see it: image, boxes, caption; and sheets to look at."""
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -198,18 +199,7 @@ def contact_sheet(
         enlarged = sample.pil.resize((side, side), Image.Resampling.NEAREST)
         cell = Image.new("RGB", (side, side + 44), "white")
         cell.paste(draw_detections(enlarged, shown, line_width=1, font_size=10), (0, 0))
-        lines = _wrapped(sample.caption, font, side - 4)[:3]
+        lines = textwrap.wrap(sample.caption, side // 6)[:3]  # six pixels a letter
         ImageDraw.Draw(cell).multiline_text((2, side + 2), "\n".join(lines), fill="black", font=font)
         sheet.paste(cell, ((k % columns) * width, (k // columns) * height))
     return sheet
-
-
-def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

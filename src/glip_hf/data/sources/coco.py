@@ -526,11 +526,7 @@ def number_categories(
 
 
 def class_prompts(names: Mapping[int, str], prompts: Sequence[Mapping[str, str]] | None) -> dict[int, Name] | None:
-    """Caption prompts by class id.
-
-    Raises:
-        ValueError: if there is not one per class.
-    """
+    """Caption prompts by class id; a ValueError if there is not one per class."""
     if not prompts:
         return None
     if not all(isinstance(prompt, Mapping) and isinstance(prompt.get("name"), str) for prompt in prompts):

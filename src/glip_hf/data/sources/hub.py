@@ -81,11 +81,7 @@ class CellImages:
     allow_urls: bool
 
     def encoded(self, value: Mapping[str, Any] | None) -> bytes:
-        """The encoded image of a cell.
-
-        Raises:
-            OSError, ValueError: if there is none, or it may not be read.
-        """
+        """The encoded image of a cell; an OSError or ValueError if there is none, or it may not be read."""
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise ValueError("there is no image")
         if value["bytes"] is not None:
@@ -183,10 +179,7 @@ class HubData:
         return partial(self.images.row, self.dataset.select_columns([column]).cast_column(column, image), column)
 
     def require_allowed(self) -> None:
-        """
-        Raises:
-            ValueError: for the first cell of a stored data set that names an image which may not be read.
-        """
+        """Raise a ValueError for the first cell of a stored data set that names an image which may not be read."""
         cells = self.dataset.data.column(self.columns.image)  # no image is read
         if not require("pyarrow").types.is_struct(cells.type):
             return
@@ -358,11 +351,7 @@ class HubStream:
         return self.tally.dropped
 
     def check(self, rows: int = 64) -> None:
-        """Refuse damaged data by the first rows.
-
-        Raises:
-            DamagedData: if too few of their boxes can be used.
-        """
+        """Refuse damaged data by the first rows: a DamagedData error if too few of their boxes can be used."""
         collected = Columns(self.name, grounded=self.data.grounded)
         for number, row in enumerate(itertools.islice(self.dataset, rows)):
             self.data.add(collected, row, number)

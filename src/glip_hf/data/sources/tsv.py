@@ -35,11 +35,7 @@ class TsvFiles:
         return int(self.first[-1])
 
     def locate(self, row: int) -> tuple[str, int, int]:
-        """File, byte offset and length of a row.
-
-        Raises:
-            IndexError: if there are not so many rows.
-        """
+        """File, byte offset and length of a row; an IndexError if there are not so many."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} in {self.paths[0]}")
         part = int(np.searchsorted(self.first, row, side="right")) - 1

@@ -225,10 +225,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _categories(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """
-    Raises:
-        ValueError: without a name for each class, and for another number of them than `nc`.
-    """
+    """The classes; a ValueError without a name for each, and for another number of them than `nc`."""
     names = settings.get("names")
     if isinstance(names, dict):
         numbered = {integer(key): name for key, name in names.items()}

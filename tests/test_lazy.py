@@ -1,19 +1,21 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """`import glip_hf` and the help of the command line import neither torch nor Transformers; GLIP is registered still."""
 
+import copy
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from transformers.utils import is_torchvision_available
 
 import glip_hf
 from glip_hf import cli
-from glip_hf.cli import COMMANDS, check_data, common, convert, evaluate_options
+from glip_hf.cli import COMMANDS, check_data, common, convert, evaluate_options, quick
 from glip_hf.compilation import MODES
 from glip_hf.conversion import WRAPPING_CHOICES
 from glip_hf.data import READERS
@@ -201,6 +203,15 @@ def test_the_command_starts_without_what_it_does_not_need(capsys) -> None:
     assert (heavy == "[]" or is_torchvision_available()) and end == "handlers run"  # it imports the compiler itself
     assert cli.main(["ground", str(DEMO_IMAGE), *DEMO_NAMES, "--model", "demo", "--json"]) == 0
     assert json.loads(found) == json.loads(capsys.readouterr().out)
+
+
+def test_patterns_that_rename_weights_are_compiled_when_they_are_used() -> None:
+    loading = ModuleType("core_model_loading")
+    quick._compile_late(loading)
+    pattern, damaged = copy.deepcopy(loading.re.compile("(?P<g0>a.)|b")), loading.re.compile("(")
+    assert pattern.search("xab")["g0"] == "ab" and pattern.groupindex == {"g0": 1} and loading.re.sub is re.sub
+    with pytest.raises(re.error):
+        damaged.search("a")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import functools
 import gc
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -96,12 +97,34 @@ def _describe_one_process(import_utils: ModuleType) -> None:
         import_utils.create_import_structure_from_path = functools.cache(walk.__wrapped__)
 
 
+class LazyPattern:
+    """What `re.compile` gives, compiled when it is used."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"a pattern has no attribute {name!r}")
+        return getattr(re.compile(*self.arguments), name)
+
+
+def _compile_late(loading: ModuleType) -> None:
+    """Of the 1,700 patterns for renaming weights, some for each name, a model needs a handful."""
+    loading.re = ModuleType("re")
+    vars(loading.re).update(vars(re), compile=LazyPattern)
+
+
 def begin(command: str) -> None:
     """Before the first import of torch, in a process of ours."""
     if command in COMMANDS and "torch" not in sys.modules:
         gc.disable()  # nearly all that imports make is kept
         _paused.append(command)
-        calls = {"torch": _defer, "transformers.utils.import_utils": _describe_one_process}
+        calls = {
+            "torch": _defer,
+            "transformers.utils.import_utils": _describe_one_process,
+            "transformers.core_model_loading": _compile_late,
+        }
         around = Around({name: (lambda: None, after) for name, after in calls.items()})
         sys.meta_path[:0] = [around, _PartsOfCompiler()]
 

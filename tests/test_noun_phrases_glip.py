@@ -29,7 +29,7 @@ def test_hand_written_captions(case):
 
 
 def test_held_out_captions_stay_as_good_as_measured():
-    """Phrases right of those found, and of those wanted: what the module's docstring says."""
+    """Phrases right of those found, and of those wanted: what `benchmarks/noun_phrases.py` says."""
     held_out = [case for case in FIXTURE if case.get("held_out")]
     found = [(n, text) for n, case in enumerate(held_out) for text in phrases(case["caption"])]
     wanted = [(n, text) for n, case in enumerate(held_out) for text in case["phrases"]]

@@ -6,11 +6,7 @@ from types import ModuleType
 
 
 def require(module: str, extra: str = "train") -> ModuleType:
-    """Import `module`, which the extra `extra` of this package installs.
-
-    Raises:
-        ImportError: that names the extra.
-    """
+    """Import a module; an ImportError names the extra of this package that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

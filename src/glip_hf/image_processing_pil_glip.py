@@ -183,11 +183,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def fetch_images(images: Any) -> Any:
-    """Replace every path and URL in an arbitrarily nested list by its image; keep the nesting.
-
-    Raises:
-        TypeError: for anything that is not an image.
-    """
+    """Every path and URL in a nested list replaced by its image; a TypeError for anything that is not an image."""
     if isinstance(images, list | tuple):
         return [fetch_images(image) for image in images]
     if isinstance(images, str | os.PathLike):

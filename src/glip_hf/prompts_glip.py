@@ -89,11 +89,7 @@ _OTHERS_ARGUMENTS = {
 
 
 def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Check the names of keyword arguments.
-
-    Raises:
-        TypeError: for the first one that is not known, with the closest known name.
-    """
+    """Raise a TypeError for the first keyword argument that is not known, with the closest known name."""
     known = sorted(known)
     for name in given:
         if name not in known:

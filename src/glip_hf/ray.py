@@ -74,11 +74,7 @@ DETECTIONS = {
 
 
 class _Actor:
-    """A model on the device that Ray gave this process.
-
-    Raises:
-        ValueError: naming the machine, if the model cannot be loaded there.
-    """
+    """A model on the device that Ray gave this process; a ValueError names the machine that cannot load it."""
 
     def __init__(self, model: str, dtype: str) -> None:
         context = require("ray").get_runtime_context()

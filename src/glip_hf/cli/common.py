@@ -92,11 +92,7 @@ def first_line(error: Exception) -> str:
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device of that name; `auto` prefers an accelerator.
-
-    Raises:
-        CliError: if this machine does not have it.
-    """
+    """The device of that name (`auto` prefers an accelerator); a CliError if this machine does not have it."""
     import torch
 
     if name == "auto":

@@ -177,11 +177,7 @@ def load_tokenizer(
 def find_tokenizer(
     source: str | os.PathLike[str] | PreTrainedTokenizerBase,
 ) -> str | os.PathLike[str] | PreTrainedTokenizerBase:
-    """The tokenizer's directory, if `source` is a Hub id; otherwise `source`.
-
-    Raises:
-        ConversionError: if it cannot be fetched, or is a path of nothing.
-    """
+    """A Hub id's directory, otherwise `source`; a ConversionError if it cannot be fetched, or is a path of nothing."""
     if isinstance(source, PreTrainedTokenizerBase) or Path(source).exists():
         return source
     try:

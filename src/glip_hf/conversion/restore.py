@@ -115,11 +115,7 @@ def model_directory(source: str | os.PathLike[str], weights: bool = True) -> Pat
 
 
 def download(repo_id: str, patterns: list[str]) -> Path:
-    """The files of a repository on the Hub, from the cache if the Hub cannot be reached.
-
-    Raises:
-        ConversionError: naming the cause, at once where there is no network.
-    """
+    """The files of a repository on the Hub, from the cache without a network; else a ConversionError with the cause."""
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
     except RepositoryNotFoundError as error:

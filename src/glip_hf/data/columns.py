@@ -354,11 +354,7 @@ class Columns:
         return np.asarray(getattr(self, name)).reshape({"boxes": (-1, 4), "spans": (-1, 2)}.get(name, -1))
 
     def finish(self, categories: Iterable[Any] | None) -> None:
-        """Set `damage`, once everything is there.
-
-        Args:
-            categories: the known category ids; None where they mean nothing.
-        """
+        """Set `damage`, once everything is there; `categories` are the known ids, None where they mean nothing."""
         # Images of annotations that came before them, or that spell the id in another way.
         for row, image_id in list(self._waiting.items()):
             self.ann_images[row] = place = self.images.find(image_id)

@@ -42,11 +42,7 @@ def read_spans(value: Any) -> list[int]:
 
 
 def read_size(value: Any, what: str) -> int | None:
-    """Pixels of a side of an image, which text may spell; None where it is missing, 0 or negative.
-
-    Raises:
-        ValueError: for what is not a number.
-    """
+    """Pixels of a side of an image, maybe in text; None if missing, 0 or negative; a ValueError for no number."""
     number = 0.0 if value is None or value == "" else read_number(value, what)
     return int(number) if math.isfinite(number) and 1 <= number < 2**31 else None
 

@@ -20,11 +20,7 @@ PATIENCE = 3.0
 
 
 def read_batches(dataset: Dataset, num_workers: int = 0, **options: Any) -> Iterator[Any]:
-    """Batches that are not None; the workers end when this iterator is closed or fails, or the program ends.
-
-    Args:
-        options: of `DataLoader`.
-    """
+    """Batches that are not None; the workers of the `DataLoader` end when this iterator or the program ends."""
     batches = iter(DataLoader(dataset, num_workers=num_workers, worker_init_fn=_follow_run, **options))
     if not num_workers:
         yield from (batch for batch in batches if batch is not None)

@@ -59,11 +59,7 @@ class Batches:
     workers: int = 0
 
     def steps_per_epoch(self) -> int:
-        """Micro-batches of one pass over the data, the same on every process.
-
-        Raises:
-            RecipeError: for a stream, whose length is unknown.
-        """
+        """Micro-batches of one pass over the data, the same on every process; a RecipeError for a stream."""
         if self.sampler is None:
             raise RecipeError("a streamed source has no known length: set schedule.max_steps.")
         return len(self.sampler)

@@ -99,11 +99,7 @@ def peak_memory_gb() -> float:
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse trackers whose packages are missing, which accelerate would skip without a warning.
-
-    Raises:
-        RecipeError: naming the trackers.
-    """
+    """Raise a RecipeError for trackers whose packages are missing, which accelerate would skip without a warning."""
     available = [str(name) for name in get_available_trackers()]
     if missing := ", ".join(name for name in names if name not in ("all", *available)):
         raise RecipeError(

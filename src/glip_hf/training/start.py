@@ -77,11 +77,7 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> None:
 
 
 def load_text_weights(text_model: nn.Module, source: str) -> None:
-    """Load BERT weights into the text encoder, from a directory or Hub id.
-
-    Raises:
-        RecipeError: if tensors are missing or of another shape.
-    """
+    """Load BERT weights into the text encoder, from a directory or Hub id; a RecipeError if they do not fit."""
     state = BertModel.from_pretrained(local_directory(source, "BERT") or source, add_pooling_layer=False).state_dict()
     try:
         text_model.load_state_dict(state)
@@ -112,11 +108,7 @@ def image_limits(size: Mapping[str, int], image_size: int = 0) -> dict[str, int]
 
 
 def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
-    """Model and processor that a run starts with.
-
-    Raises:
-        RecipeError: for contradictory or missing entries.
-    """
+    """Model and processor that a run starts with; a RecipeError for contradictory or missing entries."""
     if recipe.start_from:
         directory = model_directory(recipe.start_from)
         model = GlipForGrounding.from_pretrained(directory, **recipe.config)

@@ -3,7 +3,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,9 +167,6 @@ class SceneDataset(Sequence):
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         return make_scene(self.split, self.seed, self.start + index, self.config)
-
-    def __iter__(self) -> Iterator[SceneSample]:
-        return (self[index] for index in range(self.length))
 
 
 def contact_sheet(

@@ -130,11 +130,7 @@ def build_source(
 
 
 def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The reader's arguments and `format` that a data set's name or dictionary stands for.
-
-    Raises:
-        ValueError: for a name or format that does not exist.
-    """
+    """The reader's arguments and `format` that a data set stands for; a ValueError for an unknown name or format."""
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "format" not in spec:
         name = spec.get("name")

@@ -363,11 +363,7 @@ class HubStream:
         tally.require_boxes(f"{self.name}, first {rows} rows", self.allow_damage)
 
     def records(self, dataset: Any) -> Iterator[Record]:
-        """Records of the rows of `dataset`: this data set, shuffled or a shard of it.
-
-        Raises:
-            DamagedData: when too many of the annotations read so far are lost.
-        """
+        """Records of the rows of `dataset`, this one or a part of it; DamagedData when too many boxes are lost."""
         labels = None if self.data.grounded else {label: label for label in self.names}
         for number, row in enumerate(dataset):
             collected = Columns(self.name, grounded=self.data.grounded)

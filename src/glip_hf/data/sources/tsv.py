@@ -169,11 +169,7 @@ def read_tsv(
 
 
 def _line_list(parts: Mapping[str, Any], stored: np.ndarray) -> np.ndarray:
-    """The row of the table for each line of the line list; lines whose row was damaged are left out.
-
-    Args:
-        stored: the row of the label files behind each row of the table.
-    """
+    """The row of the table for each line of the line list but damaged ones; `stored` has the label row of each."""
     first = TsvFiles(parts["label"], make_index=True).first
     position = np.full(first[-1], -1, dtype=np.int64)
     position[stored] = np.arange(len(stored))

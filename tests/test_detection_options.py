@@ -336,6 +336,30 @@ def test_a_threshold_of_no_name_is_told(shipped) -> None:
         grounded(shipped, PAIRS, threshold={"fsh": 0.5})
 
 
+def test_text_of_a_label_without_its_name_is_that_of_all_its_prompts(shipped) -> None:
+    """Of the first alone it would be wrong for what another prompt found."""
+    model, processor, image = shipped
+    inputs = processor(images=image, text={"thing": ["fish", "yellow cross"]}, return_tensors="pt")
+    with torch.inference_mode():
+        result = processor.post_process_grounded_object_detection(model(**inputs), inputs["input_ids"])[0]
+    assert set(result["text_labels"]) == {"fish|yellow cross"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"size": 100}, "size=100.*size is a dictionary"), ({"scales": 600}, "scales=600.*scales a list of sides")],
+)
+def test_sizes_of_another_form_are_named(options, words) -> None:
+    with pytest.raises(TypeError, match=words):
+        GroundingOptions(**options)
+
+
+def test_what_is_no_image_is_named(shipped) -> None:
+    model, processor, image = shipped
+    with pytest.raises(ValueError, match="is not an image: give a path, a URL, bytes"):
+        list(GroundingEngine(model, processor).ground([Request([image, image], ["fish"])]))
+
+
 def test_order_of_prompts_counts(shipped) -> None:
     model, processor, _ = shipped
     engine = GroundingEngine(model, processor)

@@ -59,3 +59,20 @@ def test_phrases_are_ordered_disjoint_and_inside(text):
         for (begin, end), before in zip(spans, ends, strict=False):
             assert before <= begin < end <= len(text)
             assert text[begin:end] == text[begin:end].strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("a red light and a green light", ["a red light", "a green light"]),
+        ("a red square next to a blue circle", ["a red square", "a blue circle"]),
+        ("a male and a female in a park", ["a male", "a female", "a park"]),
+        ("an orange and white cat sits", ["an orange and white cat"]),
+        ("a light and fluffy cake on a plate", ["a light and fluffy cake", "a plate"]),
+        ("a light blue shirt and a square box", ["a light blue shirt", "a square box"]),
+        ("a white and a black dog under a light", ["a black dog", "a light"]),
+    ],
+)
+def test_adjectives_that_are_nouns(text, phrases) -> None:
+    """Without a noun behind them, after an article or another adjective."""
+    assert [text[begin:end] for begin, end in noun_phrases(text)] == phrases

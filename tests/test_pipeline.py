@@ -531,6 +531,7 @@ def test_nothing_to_do(detector, photo) -> None:
         ({"candidate_labels": [["cat"], ["dog"]]}, ValueError, "2 entries for 1 images"),
         ({"caption": "a cat", "phrases": ["dog"]}, ValueError, "not in the caption"),
         ({"candidate_labels": ["cat"], "aggregation": "sum"}, ValueError, "sum"),
+        ({"caption": "a cat", "phrases": "cat"}, TypeError, "phrases of text is 'cat': give a list"),
     ],
 )
 def test_wrong_use_says_so(detector, photo, arguments, error, message) -> None:
@@ -543,6 +544,29 @@ def test_wrong_pictures_say_so(detector) -> None:
         detector("nowhere.jpg", candidate_labels=NAMES)
     with pytest.raises(ValueError, match="'image' is missing"):
         detector({"picture": 1, "candidate_labels": NAMES})
+    with pytest.raises(ValueError, match="'threshold', an option for all images: give it to the call"):
+        detector({"image": PHOTO, "candidate_labels": NAMES, "threshold": 0.9})
+
+
+@pytest.mark.parametrize("several", [np.zeros((2, 40, 40, 3), np.uint8), ["a.png", "b.png"], []])
+def test_an_input_is_one_image(detector, photo, several, monkeypatch) -> None:
+    """Of more than one the results would be those of the first, and go to other images of the batch."""
+    monkeypatch.setattr(detector.image_processor, "fetch_images", lambda images: images)
+    if isinstance(several, list):
+        several = [photo for _ in several]
+    with pytest.raises(ValueError, match=f"an input holds {len(several)} images: give all images in one flat list"):
+        detector([several, photo], candidate_labels=NAMES, batch_size=2)
+    assert_same(detector(np.asarray(photo)[None], candidate_labels=NAMES), detector(photo, candidate_labels=NAMES))
+
+
+def test_class_names_and_images_of_any_iterable(detector, photo) -> None:
+    expected = detector(photo, candidate_labels=NAMES)
+    for names in (np.array(NAMES), iter(NAMES), dict.fromkeys(NAMES).keys()):
+        assert_same(detector(photo, candidate_labels=names), expected)
+    for images in (iter([photo, photo]), map(lambda image: image, [photo, photo])):
+        found = list(detector(images, candidate_labels=NAMES))
+        assert len(found) == 2
+        assert_same(found[1], expected)
 
 
 def test_threads_with_other_options_do_not_disturb_each_other(detector, photo) -> None:

@@ -50,6 +50,7 @@ from .postprocess_glip import (
 )
 from .prompts_glip import PROMPT_OPTIONS, read_number
 from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
+from .values_glip import quote
 
 CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
@@ -141,6 +142,9 @@ class GroundingOptions:
         read_number("vote_threshold", self.vote_threshold)
         if not 0 <= read_number("overlap", self.overlap) <= 0.9:
             raise ValueError(f"overlap={self.overlap} must be a share of a tile from 0 to 0.9, such as 0.2.")
+        if not isinstance(self.size, Mapping | None) or not isinstance(self.scales, Sequence):
+            got = f"size={quote(self.size)}, scales={quote(self.scales)}"
+            raise TypeError(f'{got}: size is a dictionary, such as {{"shortest_edge": 800}}, scales a list of sides.')
         for name, sides in (("scales", self.scales), ("size", (self.size or {}).values())):
             for side in sides:
                 read_number(name, side, least=1, whole=True)
@@ -424,6 +428,8 @@ def open_upright(image: Any) -> Image.Image:
     elif not isinstance(image, Image.Image) and hasattr(image, "load"):
         image = image.load()
     if not isinstance(image, Image.Image):
+        if not hasattr(image, "ndim"):
+            raise ValueError(f"{quote(image)} is not an image: give a path, a URL, bytes, a PIL image or an array.")
         return Image.fromarray(read_pixels(image).permute(1, 2, 0).numpy())
     return upright(decode_image(image))
 

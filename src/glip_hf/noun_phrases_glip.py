@@ -39,6 +39,7 @@ adverbs: very too also just still not n't even ever never always often again alm
   ahead alone aside else once twice quite rather really soon now today tonight yesterday tomorrow perhaps maybe please
   indoors outdoors outside inside upside downhill uphill upstairs downstairs sideways well far only barefoot overhead
   abroad midair mid-air
+adjective_nouns: orange light square flat metal plastic stone concrete antique male female blond blonde brunette
 adjectives: red orange yellow green blue purple violet pink brown black white grey gray beige tan golden silver dark
   light bright pale colorful colourful multicolored striped plaid big large huge giant small little tiny tall short
   long wide narrow thick thin fat skinny slim round square flat old young elderly new modern ancient vintage antique
@@ -313,8 +314,8 @@ def _tag_of(words: list[_Word], index: int) -> str:
         return "P" if word in _LEX.prepositions else _open_class(words, index)
     if closed == "A" and word in _LEX.prepositions and not modified:
         return "P"
-    if closed == "A" and word == "orange" and not _may_be_noun(words, index + 1):
-        return "N" if modified else "A"
+    if closed == "A" and word in _LEX.adjective_nouns and not _may_be_noun(words, index + 1):
+        return "N" if modified and not _joins_adjectives(words, index + 1) else "A"
     if word == "can" and _article(words, index):
         following = words[index + 1].text if index + 1 < len(words) else ""
         return "V" if following in _LEX.verbs | _LEX.auxiliaries | _LEX.adverbs else "N"
@@ -369,9 +370,9 @@ def _chunks(words: list[_Word]) -> list[tuple[int, int]]:
 
 def _joins_adjectives(words: list[_Word], index: int) -> bool:
     """Whether the comma or "and" at `index` is between two modifiers of one noun: "a big, red (and) bus"."""
-    if words[index].text not in {",", "and", "or", "&"} or index + 1 >= len(words):
+    if index + 1 >= len(words) or words[index].text not in {",", "and", "or", "&"}:
         return False
-    if words[index + 1].tag != "A":
+    if (words[index + 1].tag or _closed_class(words[index + 1].text)) != "A":
         return words[index].text == "," and words[index + 1].tag == "N" and words[index - 1].tag == "A"
     return _may_be_noun(words, index + 2)
 

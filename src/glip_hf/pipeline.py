@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from itertools import chain
-from types import GeneratorType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .image_processing_pil_glip import UnreadableImage, decode_image, load_image
+from .image_processing_pil_glip import UnreadableImage, decode_image, flatten_images, load_image
 from .inference import (
     DETECTION_OPTIONS,
     GroundingEngine,
@@ -138,7 +137,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         """
         Args:
             image: an image as the image processor takes it (path, URL, PIL, array, tensor), a list of images, a dataset
-                or a generator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
+                or an iterator of them. In place of an image a dictionary `{"image": ..., "candidate_labels": ...}`, or
                 with `"caption"` and `"phrases"`.
             candidate_labels: class names, as a list or in one string between commas, semicolons or full stops; prompts
                 of class names, `{"helmet": ["hard hat", "safety helmet"]}`; or a list of such, one per image. By
@@ -158,7 +157,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         Returns:
             For each image a list of `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}`, best first, the box
             in whole pixels of the image; with a `segmenter` also `"mask"`, a PIL image of mode "1" and of the image's
-            size. For a dataset or a generator an iterator of such lists.
+            size. For a dataset or an iterator an iterator of such lists.
 
         Raises:
             TypeError: for an unknown option.
@@ -168,13 +167,15 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             raise ValueError(f"on_broken={options['on_broken']!r:.50} must be 'fail' or 'skip'.")
         known = (*chain(*_STEPS), "batch_size", "num_workers")
         refuse_unknown("the pipeline", options, known)
+        if not isinstance(candidate_labels, str | Mapping | Sequence | None):
+            candidate_labels = list(candidate_labels)  # of an array, a set, a generator
         text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
         if isinstance(image, list | tuple):
             if not image:
                 return []
             image, text = _spread(list(image), text)
         text = {name: value for name, value in text.items() if value is not None}
-        if isinstance(image, GeneratorType):
+        if isinstance(image, Iterator) and not hasattr(image, "read"):  # nor a file, whose lines it would be
             image = _Stream(image)
         # Bypasses the call of the parent class, which takes neither captions nor arrays.
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
@@ -239,6 +240,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         if isinstance(inputs, Mapping):
             if "image" not in inputs:
                 raise ValueError(f"an input has the entries {sorted(inputs)}: 'image' is missing.")
+            if options := [name for name in inputs if name in (*_STEPS[1], *_STEPS[2]) and name != "features"]:
+                raise ValueError(f"an input has {options[0]!r}, an option for all images: give it to the call.")
             image = inputs["image"]
             if any(inputs.get(name) is not None for name in _TEXT):
                 candidate_labels, caption, phrases = (inputs.get(name) for name in _TEXT)
@@ -258,7 +261,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             elif isinstance(image, Image.Image):
                 loaded = decode_image(image)
             else:
-                loaded = self.image_processor.fetch_images(image)
+                images = flatten_images(self.image_processor.fetch_images(image))
+                if len(images) != 1:
+                    raise ValueError(f"an input holds {len(images)} images: give all images in one flat list.")
+                (loaded,) = images
         except (UnreadableImage, FileNotFoundError) as error:
             if on_broken == "fail":
                 raise
@@ -268,7 +274,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             "image": loaded,
             "name": os.fspath(image) if isinstance(image, str | os.PathLike) else None,
             "text": text,
-            "phrases": None if phrases is None else list(phrases),
+            "phrases": phrases if isinstance(phrases, str | None) else list(phrases),
         }
 
     def _collate(self, items: list[dict[str, Any]], resize: bool = True, keep: bool = False) -> dict[str, Any]:

@@ -341,15 +341,16 @@ class GlipProcessor(GlipHubProcessorMixin):
         return results
 
     def _decode_labels(self, outputs: Any, input_ids: torch.Tensor, image: int, labels: list[int]) -> dict[int, str]:
-        """The text of each of these labels in the captions of an image."""
-        names: dict[int, str] = {}
+        """The text of each of these labels in the captions of an image, of several prompts "hard hat|safety helmet"."""
+        names: dict[int, list[str]] = {}
         indices = getattr(outputs, "image_indices", None)
         captions = [image] if indices is None else (indices == image).nonzero().flatten().tolist()
         for n in captions:
             for row, label in enumerate(outputs.label_ids[n].tolist()):
-                if label in labels and label not in names:
-                    names[label] = self.tokenizer.decode(input_ids[n][outputs.positive_map[n][row].bool()])
-        return names
+                if label in labels:
+                    tokens = input_ids[n][outputs.positive_map[n][row].bool()]
+                    names.setdefault(label, []).append(self.tokenizer.decode(tokens))
+        return {label: "|".join(dict.fromkeys(texts)) for label, texts in names.items()}
 
 
 # -- helpers ---------------------------------------------------------------------------------------

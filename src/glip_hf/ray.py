@@ -115,10 +115,7 @@ class LabelCaptions(_Actor):
         self.labeller, self.columns = CaptionLabeller(self.model, self.processor, options), (image, caption)
 
     def __call__(self, rows: Any) -> Any:
-        """
-        Args:
-            rows: a `pyarrow.Table`, as the next ones.
-        """
+        """The rows, a `pyarrow.Table`, with `LABELS`."""
         images, captions = (_column(rows, name) for name in self.columns)
         pairs = [Pair(str(number), image, caption) for number, (image, caption) in enumerate(zip(images, captions))]
         added: dict[str, list[Any]] = {name: [] for name in LABELS}

@@ -26,11 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = facts.pop("config")
     device = choose_device("auto")
     facts["dtype_auto"] = f"{kernels.fastest_dtype(device)} on {device.type}".removeprefix("torch.")
-    facts["config"] = config
     if arguments.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json.dumps({**facts, "config": config}, ensure_ascii=False))
         return 0
-    del facts["config"]
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part} {count:,}" for part, count in value.items())

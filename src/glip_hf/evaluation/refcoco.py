@@ -17,7 +17,7 @@ import numpy as np
 from ..data.images import URL_FIELDS
 from ..data.sources.coco import Annotations, read_annotations
 from ..prompts_glip import Span
-from .base import iou_xyxy
+from .base import corners, iou_xyxy, to_xywh
 from .files import check_records, numbers
 from .flickr import Phrase, PhraseEvaluator
 
@@ -62,11 +62,10 @@ def read_expressions(source: str | Path | Mapping[str, Any] | Annotations) -> tu
             notes[f"have no {'box' if text.strip() else 'text'} and are left out"] += 1
             continue
         sides = np.array([box["bbox"] for box in own], dtype=np.float64).reshape(-1, 4)
-        corners = np.concatenate([sides[:, :2], sides[:, :2] + sides[:, 2:]], axis=1)
         head = sorted({span for box in own for span in box["spans"]})
         notes["have no tokens_positive: all of their tokens score a box"] += not head
         image = next(filter(None, map(entry.get, ("file_name", *URL_FIELDS))), entry["id"])
-        found.append(Expression(entry, str(image), corners, head or [(0, len(text))]))
+        found.append(Expression(entry, str(image), corners(sides), head or [(0, len(text))]))
     return found, dict(+notes)
 
 
@@ -142,7 +141,7 @@ class RefCocoEvaluator(PhraseEvaluator):
     def boxes(self) -> np.ndarray:
         """[K, 4] float64 xywh, of all predictions."""
         found = np.concatenate([np.zeros((0, 4)), *(found["boxes"][0] for found in self._predictions.values())])
-        return np.concatenate([found[:, :2], found[:, 2:] - found[:, :2]], axis=1)
+        return to_xywh(found, 0)
 
     def _made_up(self) -> list[dict[str, Any]]:
         return [{"image_id": number, "boxes": [], "scores": []} for _, number in self.truth]

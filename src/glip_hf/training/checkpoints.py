@@ -9,7 +9,6 @@ from elsewhere cannot run code. (DeepSpeed's own part is read by PyTorch's restr
 import importlib
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import torch
+from accelerate.utils import patch_environment
 from pydantic import NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -338,12 +338,5 @@ def restricted_unpickling() -> Iterator[None]:
     allowed = [
         getattr(importlib.import_module(module), name) for module, names in DEEPSPEED_CLASSES.items() for name in names
     ]
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        with torch.serialization.safe_globals(allowed):
-            yield
-    finally:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-        if before is not None:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+    with patch_environment(torch_force_weights_only_load="1"), torch.serialization.safe_globals(allowed):
+        yield

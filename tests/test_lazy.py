@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from transformers.utils import is_torchvision_available
 
 import glip_hf
 from glip_hf import cli
@@ -181,10 +180,13 @@ atexit.register(lambda: print(sorted({heavy} & set(sys.modules))))
 cli.program()
 """
 COMPILE = """
+import sys
 from glip_hf.cli import quick
 quick.begin("ground")
 import torch
 from transformers import AutoModel
+from torch._dynamo.utils import is_compile_supported  # torchvision does
+print(type(torch._dynamo).__name__, is_compile_supported("cpu"), type(sys.modules["torch._dynamo.utils"]).__name__)
 print(type(torch._dynamo).__name__, torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 print(type(torch._dynamo).__name__, torch.compiler.disable(len)("abc"), AutoModel.__name__)
 """
@@ -200,7 +202,7 @@ print(AutoModel.__name__, torch.distributed.tensor.DTensor.__name__, hasattr(tor
 def test_the_command_starts_without_what_it_does_not_need(capsys) -> None:
     """With the same detections, and with all handlers of the end of a process."""
     found, heavy, end = python(QUICK.format(image=str(DEMO_IMAGE), names=DEMO_NAMES, heavy=set(HEAVY))).splitlines()
-    assert (heavy == "[]" or is_torchvision_available()) and end == "handlers run"  # it imports the compiler itself
+    assert heavy == "[]" and end == "handlers run"
     assert cli.main(["ground", str(DEMO_IMAGE), *DEMO_NAMES, "--model", "demo", "--json"]) == 0
     assert json.loads(found) == json.loads(capsys.readouterr().out)
 
@@ -218,4 +220,5 @@ def test_patterns_that_rename_weights_are_compiled_when_they_are_used() -> None:
 def test_what_was_left_out_is_there_when_something_asks_for_it() -> None:
     """`peft` looks into `torch.distributed.tensor` without importing it."""
     assert python(DISTRIBUTED) == "AutoModel DTensor False"
-    assert python(COMPILE).splitlines() == ["DeferredCompiler 2.0", "module 3 AutoModel"]
+    lines = ["DeferredCompiler True module", "module 2.0", "module 3 AutoModel"]
+    assert python(COMPILE).splitlines() == lines

@@ -28,28 +28,35 @@ COMMANDS = frozenset(("ground", "demo", "info"))
 COMPILER = "torch._dynamo"
 SELF_CONTAINED = f"{COMPILER}._trace_wrapped_higher_order_op"
 """What Transformers imports for its masks."""
+DEFERRED = COMPILER, f"{COMPILER}.utils"
 MARKS = frozenset(("allow_in_graph", "assume_constant_result", "disable"))
 """Decorators of `torch._dynamo`, for functions of Transformers that GLIP does not call."""
+QUESTION = "is_compile_supported"
+"""The function of `torch._dynamo.utils` that torchvision imports, and calls to pool features of regions."""
 
 _exit_codes: list[int] = []
 _paused: list[str] = []
 
 
 class DeferredCompiler(ModuleType):
-    """`torch._dynamo` that is imported, with 500 modules more, when something beyond `MARKS` is used."""
+    """One of `DEFERRED`, imported with 500 modules more when something beyond `MARKS` and `QUESTION` is used."""
 
     def __getattr__(self, name: str) -> Any:
         if name in MARKS and sys.modules.get(COMPILER) is self:
             return _leave_unmarked
+        if name == QUESTION:
+            return lambda *device: getattr(_import_compiler(self.__name__), name)(*device)
         if name.startswith("__"):
-            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r}")
-        return getattr(_import_compiler(), name)
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(_import_compiler(self.__name__), name)
 
 
-def _import_compiler() -> ModuleType:
-    if isinstance(sys.modules.get(COMPILER), DeferredCompiler):
-        del sys.modules[COMPILER]
-    return importlib.import_module(COMPILER)
+def _import_compiler(part: str = COMPILER) -> ModuleType:
+    for name in DEFERRED:
+        if isinstance(sys.modules.get(name), DeferredCompiler):
+            del sys.modules[name]
+    importlib.import_module(COMPILER)
+    return importlib.import_module(part)
 
 
 class _PartsOfCompiler:
@@ -83,9 +90,9 @@ def _defer(torch: ModuleType) -> None:
 
     vars(torch.distributed).setdefault("__getattr__", import_part)
     if COMPILER not in sys.modules:
-        deferred = DeferredCompiler(COMPILER)
-        deferred.__path__ = [os.path.join(path, "_dynamo") for path in torch.__path__]  # its modules by themselves
-        sys.modules[COMPILER] = torch._dynamo = deferred
+        sys.modules.update((name, DeferredCompiler(name)) for name in DEFERRED)
+        torch._dynamo = sys.modules[COMPILER]
+        torch._dynamo.__path__ = [os.path.join(path, "_dynamo") for path in torch.__path__]  # its modules by themselves
 
 
 def _describe_one_process(import_utils: ModuleType) -> None:

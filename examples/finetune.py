@@ -87,17 +87,18 @@ def train(arguments: argparse.Namespace) -> int:
 
     overrides = {key: value for key, value in vars(arguments).items() if "." in key and value is not None}
     given = [*(assign(key, value) for key, value in overrides.items()), *arguments.set]
-    early = [override for override in given if override.startswith(("data.allow_damage=", "data.on_broken="))]
-    set_seed(overrides["run.seed"])
+    starts = ("data.allow_damage=", "data.on_broken=", "run.seed=")
     try:
-        reading = load_recipe(None, early).data
+        early = load_recipe(None, [override for override in given if override.startswith(starts)])
+        set_seed(early.run.seed)
+        reading = early.data
         data = load_tuning_data(
             arguments.train,
             arguments.images,
             arguments.validation,
             arguments.validation_images,
             arguments.shots,
-            overrides["run.seed"],
+            early.run.seed,
             allow_damage=reading.allow_damage,
             on_broken=reading.on_broken,
             allow_outside=arguments.allow_outside,

@@ -421,6 +421,10 @@ def test_example_names_what_is_wrong(coco: Path, tmp_path: Path, monkeypatch: py
     options = ["--model", str(model), "--train", str(coco), "--images", str(coco.parent)]
     assert finetune(monkeypatch, *options, "--set", "optimizer.learning=1") == 2
     assert "finetune: unknown key optimizer.learning" in capsys.readouterr().err
+    assert finetune(monkeypatch, *options, "--seed", "-1") == 2
+    assert "finetune: run.seed=-1: Input should be greater" in capsys.readouterr().err
+    assert finetune(monkeypatch, *options, "--validation-images", str(tmp_path)) == 2
+    assert f"finetune: --validation-images {tmp_path} needs --validation" in capsys.readouterr().err
     assert finetune(monkeypatch, *options[:-1], str(tmp_path / "elsewhere")) == 2
     error = capsys.readouterr().err
     assert "7 of 7 images are missing" in error and "is --images the right folder?" in error

@@ -57,7 +57,12 @@ def test_what_a_source_may_be(coco: Path, tmp_path: Path) -> None:
     [
         ("scenes:1", "scenes:1: the share of replayed images must lie between 0 and 1"),
         ("scenes:-2", "must lie between 0 and 1"),
-        ("nothing.json", "There is no 'nothing.json'"),
+        (
+            "nothing.json",
+            "--replay nothing.json: There is no 'nothing.json' .* known data set.* a share follows a colon",
+        ),
+        ("scenes:50%", "--replay scenes:50%: There is no .* a share follows a colon, as in :0.25"),
+        ("", "--replay is empty: write SOURCE or SOURCE:SHARE"),
         ("labels.tar", "labels.tar: shards are read as Parquet"),
         ("bad.yaml", "bad.yaml is not valid YAML"),
         ("stream.yaml", "replay needs stored data"),

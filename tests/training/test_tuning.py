@@ -106,6 +106,8 @@ def test_unknown_mode_and_misplaced_options() -> None:
         tune(random_model(), "prefix")
     with pytest.raises(RecipeError, match="takes no r; that is for lora"):
         tune(random_model(), "prompt", r=4)
+    with pytest.raises(RecipeError, match="tuning.mode=full takes no prompt_length=3; that is for prompt"):
+        tune(random_model(), prompt_length=3)
 
 
 # -- the prompt table ------------------------------------------------------------------------------

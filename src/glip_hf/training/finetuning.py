@@ -186,6 +186,10 @@ def load_tuning_data(
     source = sources[0] if len(sources) == 1 else JoinedSource(sources)
     if validation is None and all({"train", "val"} <= set(file.splits) for file in files):  # "trainval" has its images
         validation = train
+    if validation is None and validation_images is not None:
+        raise RecipeError(
+            f"--validation-images {' '.join(map(str, _listed(validation_images)))} needs --validation, the data."
+        )
     source.require_boxes(allow_damage, needed=True)
     listed, whole = len(source), not shots and validation is None
     if whole:  # all images are used: those that cannot be read shall not be the only ones held out

@@ -45,6 +45,12 @@ def _ascending(values: list[float], info: ValidationInfo) -> list[float]:
     return values
 
 
+def _image_size(value: int) -> int:
+    if value and not 32 <= value <= 8192:
+        raise ValueError(f"model.image_size={value} must be from 32 to 8192 pixels, or 0 for that of the model.")
+    return value
+
+
 def _check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Refuse fields that `GlipConfig` does not have: Transformers would store them without a warning."""
     known = GlipConfig().to_dict() | {"attn_implementation": None}
@@ -84,7 +90,7 @@ class ModelRecipe(Section):
     tokenizer: str | None = None  # directory, Hub id or `vocab.txt`; default that of `start_from` or `text_weights`
     frozen_stages: int = -1  # of Swin: 0 freezes the patch embedding, n also the first n stages; -1 nothing
     # Shortest side in pixels of the image processor that is saved with the model; 0 keeps that of `start_from`.
-    image_size: NonNegativeInt = 0
+    image_size: Annotated[int, AfterValidator(_image_size)] = 0
 
 
 class DataRecipe(Section):
@@ -156,8 +162,8 @@ class TuningRecipe(Section):
 class RunRecipe(Section):
     """Output, precision, checkpoints and logging; intervals in optimiser steps, 0 for never."""
 
-    output_dir: str = "out/pretrain"  # checkpoints, logs and the finished model
-    seed: NonNegativeInt = 0  # of weights, sampling and dropout
+    output_dir: str = Field("out/pretrain", min_length=1)  # checkpoints, logs and the finished model
+    seed: int = Field(0, ge=0, lt=2**32)  # of weights, sampling and dropout
     precision: Annotated[  # `no` is float32; `auto` leaves it to `accelerate launch`
         Literal["auto", "no", "fp16", "bf16"],
         BeforeValidator(lambda value: "no" if value is False else value),  # YAML 1.1 reads `no` as a boolean

@@ -55,6 +55,8 @@ def read_replay(text: str) -> tuple[list[dict[str, Any]], float]:
         share = SHARE
     else:
         text = name or text
+    if not text:
+        raise RecipeError("--replay is empty: write SOURCE or SOURCE:SHARE, such as scenes:0.25.")
     if not 0 < share < 1:
         raise RecipeError(f"--replay {shown(text)}:{share:g}: the share of replayed images must lie between 0 and 1.")
     specs = _specs(text)
@@ -86,7 +88,13 @@ def _specs(text: str) -> list[dict[str, Any]]:
             return [{"name": source} if isinstance(source, str) else dict(source) for source in sources]
         if isinstance(content, Mapping) and {"format", "name"} & set(content):
             return [dict(content)]
-    return [guess_source(text)]
+    try:
+        return [guess_source(text)]
+    except (OSError, ValueError) as error:
+        kinds = (
+            "scenes, a known data set, a recipe in YAML, shards or annotations; a share follows a colon, as in :0.25"
+        )
+        raise RecipeError(f"--replay {shown(text)}: {error} It is {kinds}.") from None
 
 
 def load_replay(

@@ -61,13 +61,15 @@ def tune(
         the names of the trained parameters.
 
     Raises:
-        RecipeError: for an unknown mode, or `lora_options` of another one.
+        RecipeError: for an unknown mode, and `lora_options` or `prompt_length` of another one.
         ImportError: if `lora` is asked for and `peft` is not installed.
     """
     if mode not in MODES:
         raise RecipeError(f"tuning.mode={mode!r} is unknown: choose one of {', '.join(MODES)}.")
     if lora_options and mode != "lora":
         raise RecipeError(f"tuning.mode={mode} takes no {', '.join(lora_options)}; that is for lora.")
+    if prompt_length is not None and mode != "prompt":
+        raise RecipeError(f"tuning.mode={mode} takes no prompt_length={prompt_length}; that is for prompt.")
     if mode == "lora":
         options = {"r": 8, "lora_alpha": 16, "target_modules": LORA_TARGETS, **lora_options}
         model.add_adapter(require("peft", "lora").LoraConfig(**options))

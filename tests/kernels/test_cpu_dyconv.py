@@ -9,12 +9,15 @@ from torch import Tensor, nn
 import glip_hf.kernels.cpu_dyconv as fused
 from glip_hf import kernels
 from glip_hf.kernels.cpu_dyconv import (
+    LocatePoints,
     Merge,
     Moments,
     QuirkView,
     TokenConvolution,
     convolve_levels,
     is_pyramid,
+    locate_points,
+    make_sampling_grid,
     pyramid_plan,
     upsampled,
     upsampled_backward,
@@ -25,6 +28,7 @@ from glip_hf.ops_glip import to_pyramid, to_tokens, view_offsets_as
 PYRAMIDS = [
     [(5, 7), (3, 4), (2, 2), (1, 1), (1, 1)],
     [(8, 3), (4, 2), (2, 1)],
+    [(7, 6), (4, 3), (2, 2)],
     [(1, 1), (1, 1)],
 ]
 SMALL = ((3, 4), (2, 2), (1, 1))
@@ -179,6 +183,32 @@ def test_moments(shapes) -> None:
     for i, level in enumerate(to_pyramid(tokens, shapes)):
         torch.testing.assert_close(mean[:, i], level.mean((2, 3)))
         torch.testing.assert_close(square[:, i], level.square().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_moments_of_half_precision_are_float32(dtype) -> None:
+    tokens, plan = (2 + make_tokens(SMALL)).to(dtype), plan_of(SMALL)
+    found, expected = Moments.apply(tokens, plan.sizes), Moments.apply(tokens.double(), plan.sizes)
+    torch.testing.assert_close(found, tuple(x.float() for x in expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_points_are_located_as_with_gradients(stride) -> None:
+    grid = make_sampling_grid(5, 2, stride, 3, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    offset = 4 * torch.randn(1, len(grid.base), 9, 2, generator=generator)
+    offset[0, 0, :5] = torch.tensor([[-1.0, 0], [0, -1], [1e30, 0], [0, -torch.inf], [0.5, torch.inf]])
+    mask = torch.rand(offset.shape[:3], generator=generator)
+    values = torch.randn(3 + 10, generator=generator)
+    sums = []
+    for rows, weights in (locate_points(offset, mask, grid), LocatePoints.apply(offset, mask, grid, 0)):
+        assert rows.dtype == torch.int32 and 3 <= rows.min() and rows.max() < 3 + 10
+        sums.append((values[rows.long()] * weights).sum(-1))
+    torch.testing.assert_close(*sums)
+    offset[0, 1, 0, 1] = torch.nan
+    rows, weights = locate_points(offset, mask, grid)
+    assert weights[0, 1, 0].isnan().any() and 3 <= rows.min() and rows.max() < 3 + 10
 
 
 def test_gradients_of_the_moments() -> None:

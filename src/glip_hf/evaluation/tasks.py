@@ -246,29 +246,6 @@ def _sentence(number: Any, caption: Any, phrases: Any) -> Sentence:
     )
 
 
-def odinw_set(
-    path: str | Path,
-    root: str | Path,
-    prompts: str = "names",
-    split: str | None = None,
-    allow_outside: bool = False,
-) -> Task:
-    """One task file of ODinW.
-
-    Args:
-        path: YAML with `DATASETS.REGISTER`, `TEST`, and maybe `OVERRIDE_CATEGORY` and `CAPTION_PROMPT`.
-        root: folder the paths in it are relative to.
-        prompts: "names", or "glip" for the file's caption prompts where it has some.
-        split: key of `REGISTER`; default the first of `TEST`.
-        allow_outside: read images outside their folder, too.
-    """
-    split = split or next(iter(load_task(path).get("TEST") or ()), "test")
-    file = odinw_file(path, split, use_prompts=prompts == "glip", data_root=root, allow_outside=allow_outside)
-    if file.prompts:
-        check_records(file.prompts, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
-    return detection_task(Path(path).stem, file, prompts=file.prompts or None)
-
-
 def odinw_sets(
     config: str | Path,
     root: str | Path,
@@ -278,14 +255,25 @@ def odinw_sets(
 ) -> list[Task]:
     """All data sets of a folder of task files (or of one file), by name.
 
-    Of GLIP's files four of configs/odinw_35 hold caption prompts, and none of configs/odinw_13: a warning says so where
-    prompts are asked for and there are none.
+    Args:
+        config: YAML with `DATASETS.REGISTER`, `TEST`, and maybe `OVERRIDE_CATEGORY` and `CAPTION_PROMPT`; or a folder.
+        root: folder the paths in it are relative to.
+        prompts: "names", or "glip" for a file's caption prompts where it has some: four of configs/odinw_35 do, and
+            none of configs/odinw_13. A warning says so where prompts are asked for and there are none.
+        split: key of `REGISTER`; default the first of `TEST`.
+        allow_outside: read images outside their folder, too.
     """
     config = Path(config)
     paths = [config] if config.is_file() else sorted([*config.glob("*.yaml"), *config.glob("*.yml")])
     if not paths:
         raise ValueError(f"{config}: no task file (*.yaml) here.")
-    tasks = [odinw_set(path, root, prompts, split, allow_outside) for path in paths]
+    tasks = []
+    for path in paths:
+        own = split or next(iter(load_task(path).get("TEST") or ()), "test")
+        file = odinw_file(path, own, use_prompts=prompts == "glip", data_root=root, allow_outside=allow_outside)
+        if file.prompts:
+            check_records(file.prompts, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")
+        tasks.append(detection_task(path.stem, file, prompts=file.prompts or None))
     if prompts == "glip" and all(isinstance(name, str) for task in tasks for name in task.names):
         warnings.warn(
             f"{config}: no task file has caption prompts (CAPTION_PROMPT): captions hold class names alone. GLIP's "

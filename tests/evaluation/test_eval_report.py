@@ -338,12 +338,24 @@ def test_plot_of_data_sets():
     assert lengths[0] == max(lengths)
 
 
+SCORE = ["coco", "--score-only", "nowhere.json", "--annotations", "none.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["coco", "--images", "x"], 2, "coco needs --annotations, --model"),
         (["odinw", "--model", "x"], 2, "odinw needs --config"),
         (["odinw", "--config", "nowhere", "--score-only", "y"], 1, "nowhere: no task file"),
+        ([*SCORE, "--split", "val"], 2, "--split is of odinw, coco of YOLO or VOC, not of coco: leave it out"),
+        ([*SCORE, "--giou"], 2, "--giou is of refcoco, refcoco+, refcocog, not of coco"),
+        ([*SCORE, "--standard"], 2, "--standard is of lvis"),
+        ([*SCORE, "--protocol", "merged"], 2, "--protocol is of flickr, refcoco"),
+        ([*SCORE, "--prompts", "glip"], 2, "--prompts is of odinw"),
+        ([*SCORE, "--subset", "test"], 2, "--subset is of flickr"),
+        ([*SCORE, "--overlap", "0.5"], 2, "--overlap does nothing without --tile: add it, or leave this out"),
+        ([*SCORE, "--max-size", "600", "--flip"], 2, "--max-size does nothing without --scales"),
+        ([*SCORE, "--vote", "0.5"], 2, "--vote does nothing without --scales or --flip or --tile"),
         (["coco", "--score-only", "nowhere.json", "--annotations", "none.json"], 1, "none.json"),
     ],
 )

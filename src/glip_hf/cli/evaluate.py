@@ -39,6 +39,7 @@ from ..inference import GroundingEngine, GroundingOptions
 from ..runs import file_digest
 from ..values_glip import counted
 from .common import UsageError, load_model
+from .evaluate_options import DEFAULTS
 
 CHUNKS = {"lvis": 40}
 """Class names per caption in the published protocols; elsewhere as many as fit."""
@@ -46,6 +47,18 @@ CHUNKS = {"lvis": 40}
 
 DETECTIONS = {"lvis": 300}
 """Detections that are kept, elsewhere 100."""
+
+OWNERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("entities", "subset"), ("flickr",)),
+    **dict.fromkeys(("config", "prompts"), ("odinw",)),
+    **dict.fromkeys(("tokens", "giou"), DATA_SETS),
+    "protocol": ("flickr", *DATA_SETS),
+    "split": ("odinw", "coco of YOLO or VOC"),
+    "standard": ("lvis",),
+}
+"""Option -> the benchmarks that have it."""
+NEEDS = {"overlap": ("tile",), "max_size": ("scales",), "vote_threshold": ("scales", "flip", "tile")}
+"""Option -> those of which it needs one."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,7 +101,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise a UsageError that names an option that is missing."""
+    """Raise a UsageError that names an option that is missing, or one that would do nothing."""
+    for name, owners in OWNERS.items():
+        default = DEFAULTS.get(name)
+        if getattr(arguments, name) not in (default, None, False) and arguments.benchmark not in owners:
+            if name != "split" or not _has_images(arguments):
+                raise UsageError(f"--{name} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
+    for name, needed in NEEDS.items():
+        if getattr(arguments, name) != DEFAULTS.get(name) and not any(getattr(arguments, one) for one in needed):
+            option = name.removesuffix("_threshold").replace("_", "-")
+            raise UsageError(f"--{option} does nothing without --{' or --'.join(needed)}: add it, or leave this out.")
     needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
     if not arguments.score_only:
         needed += ["model"] if arguments.benchmark == "odinw" or _has_images(arguments) else ["model", "images"]

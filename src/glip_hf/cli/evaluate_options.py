@@ -22,6 +22,9 @@ An interrupted run resumes when it is started again with the same --output."""
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 """`compilation.MODES`, which only torch could tell."""
 
+DEFAULTS = {"prompts": "names", "tokens": "head", "protocol": "any", "overlap": 0.2, "vote_threshold": 0.6}
+"""Of options that belong to some benchmarks, or to others of the options."""
+
 BENCHMARKS = ("coco", "lvis", "flickr", "refcoco", "refcoco+", "refcocog", "odinw")
 
 
@@ -71,12 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule = parser.add_argument_group("protocol").add_argument  # `dest` where it is a field of `GroundingOptions`
     rule("--standard", action="store_true", help="lvis: 300 detections per image in place of Fixed AP")
     rule(
-        "--protocol", choices=("any", "merged"), default="any", help="flickr, refcoco: boxes of a phrase (%(default)s)"
+        "--protocol",
+        choices=("any", "merged"),
+        default=DEFAULTS["protocol"],
+        help="flickr, refcoco: boxes of a phrase (%(default)s)",
     )
-    tokens = {"choices": ("head", "all"), "default": "head"}
+    tokens = {"choices": ("head", "all"), "default": DEFAULTS["tokens"]}
     rule("--tokens", help="refcoco: tokens of an expression that score a box (%(default)s)", **tokens)
     rule("--giou", action="store_true", help="refcoco: generalized IoU, as in MDETR's code, in place of the IoU")
-    rule("--prompts", choices=("names", "glip"), default="names", help="odinw: captions (%(default)s)")
+    rule("--prompts", choices=("names", "glip"), default=DEFAULTS["prompts"], help="odinw: captions (%(default)s)")
     aggregation = {"dest": "aggregation", "choices": ("mean", "max", "power"), "type": str.lower, "default": "mean"}
     rule("--score-agg", help="how token scores combine into the score of a class (%(default)s)", **aggregation)
     rule("--chunk-size", type=positive, metavar="N", help="class names per caption (lvis: 40, else as many as fit)")
@@ -89,8 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rule("--max-size", type=positive, metavar="PIXELS", help="limit of the long side with --scales")
     rule("--flip", action="store_true", help="test mirrored images as well")
     rule("--tile", type=positive, metavar="PIXELS", help="test tiles of this side as well")
-    rule("--overlap", type=fraction, default=0.2, metavar="P", help="share of a tile that the next shows (%(default)s)")
-    iou = {"type": fraction, "default": 0.6, "metavar": "IOU"}
+    rule(
+        "--overlap",
+        type=fraction,
+        default=DEFAULTS["overlap"],
+        metavar="P",
+        help="share of a tile that the next shows (%(default)s)",
+    )
+    iou = {"type": fraction, "default": DEFAULTS["vote_threshold"], "metavar": "IOU"}
     rule("--vote", dest="vote_threshold", help="IoU from which boxes of several views are merged (%(default)s)", **iou)
     rule("--nms", dest="nms_threshold", help="IoU threshold of NMS (%(default)s)", **iou)
 

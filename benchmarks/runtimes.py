@@ -1,13 +1,14 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Exported ONNX files in ONNX Runtime and in OpenVINO against the model: time, and largest differences.
 
-    glip export --model DIR --output out/native
+    python benchmarks/runtimes.py --shared-weights --export out/native
     glip export --model DIR --output out/basic --deform-conv basic
-    python benchmarks/runtimes.py out/native out/basic --model DIR --runs 3
+    python benchmarks/runtimes.py out/basic --model DIR --export out/native --runs 3
 
-Every file (or folder of three) runs in every runtime that is installed, in turn with the model in one process, on a
-random image and the caption of a case of latency.py. OpenVINO also runs in bfloat16. A file that a runtime refuses is
-a row that says so. Time is that of the raw outputs, without post-processing.
+With `--export` the model is written there first, as three graphs for images of any size, which is timed, too. Every
+file (or folder of three) runs in every runtime that is installed, in turn with the model in one process, on a random
+image and the caption of a case of latency.py. OpenVINO also runs in bfloat16. A file that a runtime refuses is a row
+that says so. Time is that of the raw outputs, without post-processing.
 """
 
 import sys
@@ -26,7 +27,7 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import Variant
 from benchmarks.latency import CASES, case_inputs
-from glip_hf.export import OnnxGlip
+from glip_hf.export import OnnxGlip, export_onnx
 
 RUNTIMES = {"onnxruntime": [torch.float32], "openvino": [torch.float32, torch.bfloat16]}
 
@@ -42,7 +43,10 @@ def differences(found: Any, expected: Any) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = harness.make_parser(__doc__, runs=3)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="NAME.onnx or a folder, of this model")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="NAME.onnx or a folder, of this model")
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="export the model there before; a file like the others"
+    )
     parser.add_argument("--case", choices=("three", "coco80"), default="three")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: that of the case")
     arguments = harness.begin(parser, argv, "runtimes")
@@ -51,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels, (caption,) = case_inputs(case, *(arguments.size or case.size), model)
     run = {"model": torch.inference_mode()(lambda: model(**pixels, **caption))}
     rows: dict[str, dict[str, Any]] = {"model": {}}
+    if arguments.export is not None:
+        start, cpu = time.perf_counter(), time.process_time()
+        arguments.files.append(export_onnx(model, arguments.export))
+        rows["export"] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     for file in arguments.files:
         for runtime in (name for name in RUNTIMES if find_spec(name)):
             for dtype in RUNTIMES[runtime]:

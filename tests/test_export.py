@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_inputs, tiny_model, tiny_swin
+from tiny import tiny_bert, tiny_inputs, tiny_model, tiny_swin
 
 pytest.importorskip("transformers.exporters.utils", reason="it needs a later PyTorch", exc_type=ImportError)
 
@@ -344,18 +344,20 @@ def test_benchmark_of_runtimes(stand_in, monkeypatch, tmp_path, capsys) -> None:
         return stand_in(parts=True)
 
     monkeypatch.setattr(runtimes, "OnnxGlip", load)
+    monkeypatch.setattr(runtimes, "export_onnx", lambda _, folder: folder)
     monkeypatch.setattr(runtimes, "RUNTIMES", {"onnxruntime": [torch.float32]})
     options = ["--model", str(DEMO_MODEL), "--size", "64", "96", "--runs", "1", "--threads", "1", "--json"]
     threads = torch.get_num_threads()
     try:
-        runtimes.main([str(tmp_path), "refused", *options, "--results", str(tmp_path)])
+        runtimes.main(["refused", "--export", str(tmp_path), *options, "--results", str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     found = figures[f"{tmp_path.name} onnxruntime float32"]
     assert found["probability"] < 1e-4 and found["box"] < 1e-4 and found["times_model"] > 0
+    assert figures["export"]["seconds"] >= 0
     assert figures["refused onnxruntime float32"] == {"error": "refused cannot be loaded"}
-    assert len((tmp_path / "runtimes.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "runtimes.csv").read_text().splitlines()) == 5
 
 
 def test_the_pipeline_runs_a_file(stand_in, model, processor, photo, capfd) -> None:
@@ -561,8 +563,9 @@ def test_onnx_without_fusion(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def three_graphs(tmp_path_factory) -> tuple[GlipForGrounding, Path]:
-    """A model, and its three graphs of basic operations, of any size."""
-    model = tiny_model(**WINDOW_7)
+    """A model, and its three graphs of basic operations, of any size; each has equal layers in a row."""
+    swin = tiny_swin(window_size=7, depths=[1, 1, 4, 1])
+    model = tiny_model(num_blocks=3, backbone_config=swin, text_config=tiny_bert(num_hidden_layers=3))
     return model, export_onnx(model, tmp_path_factory.mktemp("parts"), deform_conv="basic")
 
 

@@ -54,12 +54,8 @@ from .outputs_glip import (
 )
 from .processing_glip import GlipBatchFeature, GlipProcessor
 from .prompts_glip import read_number
+from .repeated_layers import register_patch, traced_once
 from .values_glip import quote
-
-try:
-    from transformers.exporters.utils import register_patch
-except ImportError as error:  # as with PyTorch 2.6
-    raise ImportError(f"Transformers' exporters need a later PyTorch than {torch.__version__} ({error}).") from error
 
 DIVISOR = 32
 """Sides of the graph's images are multiples of it, as the image processor pads them."""
@@ -444,7 +440,7 @@ def export_onnx(
         config = exporter.OnnxConfig(dynamic_shapes=dynamic, opset_version=opset, **quantization)
         chosen = _deform_conv.set(deform_conv)
         try:
-            with _quiet(), _ready(model, backbone_config="eager", text_config="eager"):
+            with _quiet(), _ready(model, backbone_config="eager", text_config="eager"), traced_once(model, graph):
                 program, _ = exporter.OnnxExporter().export_program(graph, own, config)
         finally:
             _deform_conv.reset(chosen)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glip_hf import kernels
 from glip_hf._compat import enable_checkpointing
 from glip_hf.kernels import cpu_linear
-from glip_hf.kernels.cpu_linear import FastLinear, linear, onednn_is_faster, pack, product_over_rows
+from glip_hf.kernels.cpu_linear import FastLinear, even_blocks, linear, onednn_is_faster, pack, product_over_rows
 
 SHAPES = [(200, 24, 40), (8, 8, 8), (2100, 16, 24), (5, 16, 24), (64, 4, 16), (64, 16, 4), (0, 16, 24), (64, 0, 16)]
 SHAPES += [(12, 600, 500), (100, 24, 200), (128, 24, 129), (129, 24, 129)]
@@ -84,6 +84,18 @@ def test_packed_bfloat16(shape, monkeypatch: pytest.MonkeyPatch) -> None:
     assert count >= 6
     torch.testing.assert_close(linear(x[:9], packed).double(), exact[:9], atol=0.03, rtol=0.01)  # other rows: as it is
     assert len(calls) == count
+
+
+def test_even_blocks() -> None:
+    assert even_blocks(0, 8) == []
+    assert even_blocks(5, 8) == [slice(0, 5)]
+    assert even_blocks(16, 8) == [slice(0, 8), slice(8, 16)]
+    assert even_blocks(35, 12) == [slice(0, 12), slice(12, 24), slice(23, 35)]
+    assert even_blocks(5, 3) == [slice(0, 3), slice(3, 5)]  # 2 rows twice would be more than 1/16
+    for count, most in ((4534, 512), (1131, 74), (7, 1), (1, 9)):
+        blocks = even_blocks(count, most)
+        assert {row for block in blocks for row in range(block.start, block.stop)} == set(range(count))
+        assert len({block.stop - block.start for block in blocks}) == 1 and blocks[0].stop <= most
 
 
 @pytest.mark.parametrize(("flags", "expected"), [((), False), (("avx512_bf16",), True), (("amx_tile",), True)])

@@ -27,7 +27,7 @@ from ..modeling_glip import (
     hard_sigmoid,
 )
 from ..ops_glip import NUM_POINTS, once_differentiable, register_kernel, shape_constants, to_pyramid, to_tokens
-from .cpu_linear import PackedWeight, apply_function, linear, onednn_available, pack, product_over_rows
+from .cpu_linear import PackedWeight, apply_function, even_blocks, linear, onednn_available, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
 COLUMN_BLOCK = 512
@@ -40,7 +40,7 @@ KEPT_COLUMNS = 24 << 20
 """Bytes of gathered values that are kept for the backward pass; more are gathered again, in blocks of this size."""
 
 MERGE_BLOCK = 1024
-"""Locations that are averaged, and merged in the last pass, at a time."""
+"""Locations that are merged in the last pass at a time."""
 
 CACHE_LINE = 16
 """Values in a cache line, float32."""
@@ -189,13 +189,19 @@ def _scatter_points(values: Tensor, rows: Tensor, weights: Tensor, size: int) ->
 
 
 def _multiply_points(
-    source: Tensor, rows: Tensor, weights: Tensor, kernel: Tensor | PackedWeight, bias: Tensor, out: Tensor
+    source: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    kernel: Tensor | PackedWeight,
+    bias: Tensor,
+    out: Tensor,
+    block: int,
 ) -> None:
-    """Values at the points of rows and weights [P * K, 4], gathered `COLUMN_BLOCK` positions at a time, times the
-    kernel: to `out`."""
-    step = COLUMN_BLOCK * NUM_POINTS
+    """Values at the points of rows and weights [P * K, 4], gathered `block` positions at a time, times the kernel: to
+    `out`."""
+    step = block * NUM_POINTS
     first = torch.arange(0, 4 * min(step, len(rows)), 4, dtype=torch.int32, device=rows.device)
-    for part_rows, part_weights, part_out in zip(rows.split(step), weights.split(step), out.split(COLUMN_BLOCK)):
+    for part_rows, part_weights, part_out in zip(rows.split(step), weights.split(step), out.split(block)):
         columns = _gather_points(source, part_rows, part_weights, first[: len(part_rows)])
         linear(columns.view(-1, NUM_POINTS * source.shape[1]), kernel, bias, part_out)
 
@@ -224,7 +230,7 @@ class SampledProduct(torch.autograd.Function):
             out = linear(columns, kernel, bias)
         else:
             out = source.new_empty(positions, len(kernel))
-            _multiply_points(source, rows, weights, kernel, bias, out)
+            _multiply_points(source, rows, weights, kernel, bias, out, COLUMN_BLOCK)
         ctx.save_for_backward(source, rows, weights, kernel, columns)
         return out
 
@@ -284,10 +290,13 @@ def sampled_product(
         out = apply_function(SampledProduct, source.flatten(0, 1), rows.flatten(0, 1), weights, kernel, bias)
         return out.unflatten(0, (batch, -1))
     out = source.new_empty(batch, mask.shape[1], len(kernel))
-    packed = pack(kernel, COLUMN_BLOCK)
+    blocks = even_blocks(mask.shape[1], COLUMN_BLOCK)
+    block, together = blocks[0].stop, max(1, LOCATED_BLOCK // COLUMN_BLOCK)
+    packed = pack(kernel, block)
     for image in range(batch):
-        for start in range(0, mask.shape[1], LOCATED_BLOCK):
-            part = slice(start, start + LOCATED_BLOCK)
+        for some in (blocks[i : i + together] for i in range(0, len(blocks), together)):
+            end = some[-1].stop
+            part = slice(max(0, end - len(some) * block), end)  # whole blocks, even if the last one reaches back
             own = slice(image, image + 1)
             part_grid = SamplingGrid(*(constant[part] for constant in grid))
             if wide:
@@ -295,7 +304,7 @@ def sampled_product(
             else:
                 rows, weights = LocatePoints.apply(offset[own, part], mask[own, part], part_grid, image_rows)
             weights = weights.view(-1, 4).to(source.dtype)
-            _multiply_points(source[image], rows.view(-1, 4), weights, packed, bias, out[image, part])
+            _multiply_points(source[image], rows.view(-1, 4), weights, packed, bias, out[image, part], block)
     return out
 
 

@@ -189,6 +189,17 @@ def pack(weight: Tensor | Int8Weight, rows: int) -> Tensor | PackedWeight | Int8
     return PackedWeight(weight, torch.ops.mkldnn._reorder_linear_weight(weight, rows), rows)
 
 
+def even_blocks(count: int, most: int) -> list[slice]:
+    """Slices of one length, at most `most`, that together cover `count` rows, so that products meet one shape and may
+    be packed for it. The last reaches back into the one before, or is shorter where that would be more than 1/16 of
+    all rows."""
+    step = -(-count // max(1, -(-count // most)))
+    blocks = [slice(start, min(start + step, count)) for start in range(0, count, step or 1)]
+    if blocks and 16 * (-count % step) <= count:
+        blocks[-1] = slice(count - step, count)
+    return blocks
+
+
 class TrainedLinear(torch.autograd.Function):
     """`nn.functional.linear` whose backward pass goes by the faster library."""
 

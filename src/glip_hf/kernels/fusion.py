@@ -45,6 +45,10 @@ rows of 640 and 704 6.0 and 6.5 (1,552 tokens and heads)."""
 LARGEST_BLOCK = 2048
 """Visual tokens a block has at most, for short captions."""
 
+FEW_TOKENS = 32
+"""Text tokens below which the normalisers of the heads are repeated for all tokens before the product with the weights:
+2,048 x 8 heads x 8 tokens in bfloat16 take 80 us and not 247."""
+
 EXTRA_COLUMNS = 8
 """Columns beside the visual tokens in `attend_sdpa_dropout`: ones and zeros, as memory-efficient attention takes
 multiples of 8."""
@@ -255,7 +259,11 @@ class AttendInBlocks(torch.autograd.Function):
 
             normaliser = linear(weights, summed)
             if bool(normaliser.min() > SMALLEST_NORMALISER):
-                _of_heads(weights, heads).mul_(normaliser.reciprocal_()[..., None])
+                normaliser.reciprocal_()
+                if heads[1] < FEW_TOKENS:
+                    weights.mul_(normaliser.repeat_interleave(heads[1], dim=1))
+                else:
+                    _of_heads(weights, heads).mul_(normaliser[..., None])
                 own_values = folded
                 if part.dtype != weight_dtype:  # float16 has no room for weights that lack their factors
                     weights, own_values = weights.mul_(factors.view(-1)), values.t()
@@ -388,7 +396,8 @@ def absorb(layer: GlipFusionLayer, text: Tensor) -> Absorbed:
     return Absorbed(
         torch.einsum("bthe,hed->bhtd", keys, query),
         torch.einsum("bthe,he->bht", keys, query_bias),
-        torch.einsum("bthe,dhe->bhtd", values, out),
+        # Heads first in memory: as they lie, a product in bfloat16 takes 1.8 ms for 8 tokens and not 0.2.
+        torch.einsum("bthe,hde->bhtd", values, out.transpose(0, 1).contiguous()),
         layer.out_vision.bias * layer.gamma_vision,
     )
 

@@ -348,6 +348,11 @@ SCORE = ["coco", "--score-only", "nowhere.json", "--annotations", "none.json"]
         (["odinw", "--model", "x"], 2, "odinw needs --config"),
         (["odinw", "--config", "nowhere", "--score-only", "y"], 1, "nowhere: no task file"),
         ([*SCORE, "--split", "val"], 2, "--split is of odinw, coco of YOLO or VOC, not of coco: leave it out"),
+        (
+            ["coco", "--model", "x", "--annotations", "a.jsonl", "--split", "val"],
+            2,
+            "--split is of odinw, coco of YOLO",
+        ),
         ([*SCORE, "--giou"], 2, "--giou is of refcoco, refcoco+, refcocog, not of coco"),
         ([*SCORE, "--standard"], 2, "--standard is of lvis"),
         ([*SCORE, "--protocol", "merged"], 2, "--protocol is of flickr, refcoco"),

@@ -105,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, owners in OWNERS.items():
         default = DEFAULTS.get(name)
         if getattr(arguments, name) not in (default, None, False) and arguments.benchmark not in owners:
-            if name != "split" or not _has_images(arguments):
+            if name != "split" or not _has_images(arguments) or arguments.annotations.lower().endswith(".jsonl"):
                 raise UsageError(f"--{name} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
     for name, needed in NEEDS.items():
         if getattr(arguments, name) != DEFAULTS.get(name) and not any(getattr(arguments, one) for one in needed):

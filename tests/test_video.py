@@ -262,3 +262,9 @@ def test_the_page_with_a_file(clip) -> None:
     for block in BLOCKS:
         exec(block, names)
     assert len(list(Video("found.mp4"))) == 2 and names["found"].detections["track_ids"].min() >= 0
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_is_above_0(rate) -> None:
+    with pytest.raises(ValueError, match=f"rate={rate} must be frames per second, above 0"), write_video("a.mp4", rate):
+        raise AssertionError("nothing is written at this rate")

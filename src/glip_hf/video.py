@@ -9,6 +9,7 @@
 Files are read and written with PyAV, of the extra `video`; frames from a camera or another library need nothing.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -160,10 +161,12 @@ def write_video(output: str | os.PathLike[str], rate: Fraction | float) -> Itera
         rate: frames per second.
 
     Raises:
-        ValueError: for a suffix that is not one of a video, no image, one of another size or form, or what its codec
-            refuses.
+        ValueError: for a rate of 0 or less, a suffix that is not one of a video, no image, one of another size or form,
+            or what its codec refuses.
         ImportError: without PyAV.
     """
+    if not 0 < float(rate) < math.inf:
+        raise ValueError(f"{output}: rate={rate} must be frames per second, above 0.")
     av, streams = require("av", "video"), []
     with replacing(output) as path:
         try:

@@ -88,7 +88,7 @@ def test_redirects(server, private, target):
 
 def test_private_addresses(server, monkeypatch):
     for url in (f"{server}/ok", server.replace("127.0.0.1", "localhost"), server.replace("127.0.0.1", "2130706433")):
-        with pytest.raises(ValueError, match="is 127.0.0.1, an address of this machine .* GLIP_URL_PRIVATE=1"):
+        with pytest.raises(ValueError, match="is (127.0.0.1|::1), an address of this machine .* GLIP_URL_PRIVATE=1"):
             fetch(url)
     monkeypatch.setenv("http_proxy", server)  # a proxy may be private, what it fetches may not
     monkeypatch.delenv("no_proxy", raising=False)

@@ -4,6 +4,7 @@
 import base64
 import threading
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import transformers
 from packaging import version
 from PIL import Image
 from random_glip import PHOTO, load_photo, random_model, random_processor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import pipeline
 
 from glip_hf import GlipProcessor, GlipZeroShotObjectDetectionPipeline
@@ -386,6 +387,15 @@ def test_the_next_batch_is_prepared_while_the_model_works(detector, photos, monk
     monkeypatch.setattr(detector, "_forward", working)
     assert detector(photos, candidate_labels=NAMES) == expected
     assert not readers()
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_images_read_by_a_process(detector, photos, monkeypatch, method) -> None:
+    """Without the model: its 301 tensors would be more than a fork server, Python 3.14's way, can be sent."""
+    expected = detector(photos, candidate_labels=NAMES)
+    loader = partial(DataLoader, multiprocessing_context=method)
+    monkeypatch.setattr("glip_hf.pipeline.DataLoader", loader)
+    assert detector(photos, candidate_labels=NAMES, num_workers=1) == expected
 
 
 def test_pictures_that_fail_are_named_in_their_turn(detector, photos, tmp_path) -> None:

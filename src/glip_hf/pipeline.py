@@ -5,6 +5,7 @@ Transformers' `pipeline("zero-shot-object-detection")` works too, but runs the w
 the backbone once per image, the text encoder once per caption, and the head once per image and caption.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
@@ -212,11 +213,13 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         tiled = forward_params.get("tile") is not None
         if tiled:
             forward_params = {**forward_params, "batch_size": batch_size}
+        reader = copy.copy(self)  # a process that is not forked is sent all of it: not the model, nor the engine's
+        reader.model, reader._forward_params = None, {}
         loader = DataLoader(
-            kind(inputs, self.preprocess, preprocess_params),
+            kind(inputs, reader.preprocess, preprocess_params),
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=partial(self._collate, resize=not tiled, keep=forward_params.get("segmenter") is not None),
+            collate_fn=partial(reader._collate, resize=not tiled, keep=forward_params.get("segmenter") is not None),
             pin_memory=self.device.type == "cuda",
         )
         results = (

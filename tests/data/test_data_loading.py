@@ -4,7 +4,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -90,7 +93,7 @@ class Large(Dataset):
 
 def test_full_shared_memory_is_an_error(capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(RuntimeError, match="DataLoader worker"):
-        list(read_batches(Large(), 1, batch_size=None))
+        list(read_batches(Large(), 1, batch_size=None, multiprocessing_context="fork"))  # its stderr is ours
     assert "cannot hand over its batch: " in capfd.readouterr().err
 
 
@@ -111,17 +114,23 @@ def test_what_is_none_is_left_out(workers: int) -> None:
     batches.close()
 
 
+def killed(method: str) -> None:
+    """A run whose second worker hangs; it prints their process ids, and is killed."""
+    batches = read_batches(Numbers(hangs=2), 2, batch_size=None, multiprocessing_context=method)
+    next(batches)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="reads /proc")
-def test_workers_of_a_killed_process_end() -> None:
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def test_workers_of_a_killed_process_end(method: str) -> None:
     """They hold its connections open: while they live, the other processes of the run wait for it."""
-    read, write = os.pipe()
-    if (parent := os.fork()) == 0:
-        batches = read_batches(Numbers(hangs=2), 2, batch_size=None)
-        next(batches)
-        os.write(write, " ".join(str(worker.pid) for worker in multiprocessing.active_children()).encode())
-        os.kill(os.getpid(), signal.SIGKILL)
-    workers = os.read(read, 100).split()
-    os.waitpid(parent, 0)
+    run = [sys.executable, "-c", f"from test_data_loading import killed; killed({method!r})"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""), *sys.path])
+    ended = subprocess.run(run, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+    workers = ended.stdout.split()
+    assert ended.returncode == -signal.SIGKILL
     assert len(workers) == 2
     for worker in map(int, workers):
         for _ in range(40):

@@ -1,6 +1,7 @@
 """Streamed batches: every image once an epoch, whoever reads it; broken ones replaced; resumed exactly."""
 
 import itertools
+from functools import partial
 
 import pytest
 
@@ -19,21 +20,17 @@ from tests.data.original_formats import encoded_image
 datasets = pytest.importorskip("datasets")
 
 
+def generate(broken, sizes, numbers):
+    for i in itertools.chain(*numbers):
+        data = encoded_image(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
+        yield {
+            "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i if sizes else None, "height": 30,
+            "caption": "a cat and two dogs", "objects": [{"bbox": [1.0, 2, 20, 20], "phrase": "two dogs"}],
+        }  # fmt: skip
+
+
 def stream(count=12, shards=4, broken=(), sizes=True):
-    def rows(numbers):
-        for i in numbers:
-            data = encoded_image(40 + i, 30, (i, 0, 0)) if i not in broken else b"broken"
-            yield {
-                "image": {"bytes": data, "path": None}, "image_id": i, "width": 40 + i if sizes else None, "height": 30,
-                "caption": "a cat and two dogs", "objects": [{"bbox": [1.0, 2, 20, 20], "phrase": "two dogs"}],
-            }  # fmt: skip
-
     numbers = [list(range(shard, count, shards)) for shard in range(shards)]
-
-    def generate(numbers):
-        for part in numbers:
-            yield from rows(part)
-
     phrase = {"bbox": datasets.List(datasets.Value("float32")), "phrase": datasets.Value("string")}
     features = datasets.Features(
         {
@@ -41,7 +38,9 @@ def stream(count=12, shards=4, broken=(), sizes=True):
             "height": datasets.Value("int64"), "caption": datasets.Value("string"), "objects": datasets.List(phrase),
         }
     )  # fmt: skip
-    made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"numbers": numbers}, features=features)
+    made = datasets.IterableDataset.from_generator(
+        partial(generate, broken, sizes), gen_kwargs={"numbers": numbers}, features=features
+    )
     return HubStream(made, "streamed")
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing import get_start_method, parent_process
+from multiprocessing import parent_process
 from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize
 from typing import Any
@@ -47,9 +47,13 @@ def _follow_run(worker_id: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(_end_worker)
     if sys.platform == "linux":  # elsewhere the loader itself looks every few seconds
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The run died before. (A fork server, which is then the parent, ends with the run.)
-        if get_start_method() != "forkserver" and os.getppid() != parent_process().pid:
-            os._exit(1)
+    if os.getppid() != parent_process().pid:  # the run died before, or the parent is a fork server, which stays
+        threading.Thread(target=_end_after, args=(parent_process(),), daemon=True).start()
+
+
+def _end_after(run: Any) -> None:
+    run.join()
+    os._exit(1)
 
 
 def _end_worker(error: Exception, batch: Any) -> None:

@@ -29,6 +29,17 @@ def processor() -> GlipProcessor:
     return make_processor()
 
 
+def test_class_names_are_split_into_captions_that_the_model_reads() -> None:
+    names, encoded = [f"blue fish {number}" for number in range(10)], []
+    for longest in (256, 32):
+        model = demo_model()
+        model.config.max_text_length = longest
+        encoded.append(GroundingEngine(model, demo_processor()).encode(names))
+    assert len(encoded[0]) == 1 < len(encoded[1])
+    assert all(len(ids) <= 32 for ids in encoded[1].input_ids)
+    assert encoded[0].label_ids[0].tolist() == torch.cat(encoded[1].label_ids).tolist()
+
+
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 

@@ -48,7 +48,7 @@ from .postprocess_glip import (
     post_process_grounding,
     read_options,
 )
-from .prompts_glip import PROMPT_OPTIONS, read_number
+from .prompts_glip import MAX_TEXT_LENGTH, PROMPT_OPTIONS, read_number
 from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
 from .values_glip import quote
 
@@ -491,8 +491,9 @@ class GroundingEngine:
 
     def _prompt(self) -> dict[str, Any]:
         given = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
-        limit = getattr(self.model, "caption_limit", None)  # of an exported model
-        return given if limit is None else {**given, "max_length": limit}
+        longest = getattr(getattr(self.model, "config", None), "max_text_length", MAX_TEXT_LENGTH)
+        limit = getattr(self.model, "caption_limit", longest)  # the former of an exported model
+        return {**given, "max_length": limit} if limit < MAX_TEXT_LENGTH else given
 
     def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:
         """The captions of a text with their features, which are kept while weights and adapters stay as they are.

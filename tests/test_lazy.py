@@ -172,7 +172,7 @@ def test_threads_that_import_at_once() -> None:
 
 
 HEAVY = "torch._inductor", "torch.distributed.tensor"
-if is_torch_greater_or_equal("2.13") and not is_torch_greater_or_equal("2.15"):  # else flex attention needs them
+if is_torch_greater_or_equal("2.13") and not is_torch_greater_or_equal("2.14"):  # else flex attention needs them
     HEAVY += "torch.fx.experimental.symbolic_shapes", "sympy"
 QUICK = """
 import atexit, sys

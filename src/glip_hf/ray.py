@@ -88,6 +88,10 @@ class _Actor:
                 f"{SHARED}."
             ) from error
 
+    def _use_cpus(self, engine: GroundingEngine) -> None:
+        """A reading thread per CPU of the actor: decoding is what a GPU waits for."""
+        engine.options.workers = max(engine.options.workers, self.cpus)
+
 
 class LabelCaptions(_Actor):
     """Labels images with captions: adds the columns `LABELS`, in place of those of the same names.
@@ -158,7 +162,7 @@ class DetectObjects(_Actor):
             raise ValueError("allow_padding=True lets a result depend on other rows: leave it out.")
         super().__init__(model, dtype)
         self.engine = GroundingEngine(self.model, self.processor, options)
-        self.engine.options.workers = max(self.engine.options.workers, self.cpus)  # what a GPU waits for is decoding
+        self._use_cpus(self.engine)
         self.text, self.image, self.text_column = text, image, text_column
 
     def __call__(self, rows: Any) -> Any:
@@ -310,8 +314,7 @@ class LabelParts(_Actor):
     ) -> None:
         super().__init__(teacher, dtype)
         self.labeller = CaptionLabeller(self.model, self.processor, options)
-        reading = self.labeller.engine.options
-        reading.workers = max(reading.workers, self.cpus)
+        self._use_cpus(self.labeller.engine)
         self.output, self.format = output, format
         own, node = fingerprints(self.labeller.engine) if expected else {}, platform.node()
         if other := [name for name in own if own[name] != expected[name]]:

@@ -2,7 +2,10 @@
 """Optional dependencies, imported when they are used."""
 
 import importlib
+from collections import Counter
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def require(module: str, extra: str = "train") -> ModuleType:
@@ -15,3 +18,32 @@ def require(module: str, extra: str = "train") -> ModuleType:
         raise ImportError(
             f"this needs {package}, of the extra `{extra}`: pip install '.[{extra}]' in the clone of glip_hf."
         ) from error
+
+
+def load_yaml(path: str | Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: for what is not YAML, and for a key that a mapping has twice: YAML would take the last.
+    """
+    yaml = require("yaml")
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))
+        root = loader.get_single_node()
+        waiting, seen = [root], set()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in seen:  # an alias
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                key, count = next(iter(Counter(str(key.value) for key, _ in node.value).most_common(1)), ("", 0))
+                if count > 1:
+                    raise ValueError(f"it has {key!r:.60} twice in one section: leave one.")
+                waiting += [value for _, value in node.value]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+        return None if root is None else loader.construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

@@ -19,7 +19,9 @@ from ._extras import require
 from ._writing import check_place, replacing, replacing_text
 from .values_glip import escape, quote
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2"))
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
+)
 
 COLUMNS = {"text_labels": "text_label", "labels": "label", "scores": "score", "boxes": "box", "features": "features"}
 """Entries of an image's detections and what they are called in a single one; of all others the final s is dropped."""

@@ -230,12 +230,15 @@ def test_yolo_damage_is_named_and_left_out(tmp_path, build, caplog):
     ("yaml", "message"),
     [
         ("names: [cat]", "a YOLO data file has 'names' and 'train', 'val' or 'test'"),
-        ("train: images\nnames: [cat", "data.yaml is not YAML: while parsing"),
+        ("train: images\nnames: [cat", "data.yaml is not valid YAML: while parsing"),
         ("train: images", "'names' None is neither a list of class names nor a dictionary by number"),
         ("train: images\nnames: [cat]\nnc: 2", "nc is 2, but there are 1 names: correct one"),
         ("train: images\nnames: [yes, no]", "YAML reads a class name as True: write yes, no, on, off in quotes"),
         ("train: photos\nnames: [cat]", "there is no 'photos' of 'train'; looked for "),
         ("train: empty\nnames: [cat]", "there is no image in "),
+        ("train: images/1.png\nnames: [cat]", "1.png is neither a folder of images nor a text file that lists some"),
+        ("train: images\ntrain: empty\nnames: [cat]", "it has 'train' twice in one section: leave one"),
+        ("train: images\nnames: {0: cat, '0': dog}", "it has '0' twice in one section: leave one"),
     ],
 )
 def test_yolo_files_that_are_none(tmp_path, build, yaml, message):
@@ -244,6 +247,19 @@ def test_yolo_files_that_are_none(tmp_path, build, yaml, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as caught:
         build(spec)
     assert "data.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_label_files_without_an_image_are_told(tmp_path, build):
+    """An image may have been deleted, or have a suffix that is not read."""
+    spec = yolo_set(tmp_path / "set", "train: images\nnames: [cat]", {"images/1.png": ROW, "images/2.png": ROW})
+    (tmp_path / "set" / "images" / "1.png").rename(tmp_path / "set" / "images" / "1.jfif")
+    (tmp_path / "set" / "labels" / "classes.txt").write_text("cat\n")
+    assert len(build(spec)) == 2 and build(spec).tally.notes == []
+    (tmp_path / "set" / "images" / "2.png").rename(tmp_path / "set" / "images" / "2.heic")
+    source, label = build(spec), tmp_path / "set" / "labels" / "2.txt"
+    assert len(source) == 1
+    told = f"1 label file without an image of that name (the first: {label}): their boxes are not read."
+    assert source.tally.notes == [told]
 
 
 def test_lists_of_yolo_stay_in_their_folder(tmp_path, build):
@@ -338,6 +354,16 @@ def test_images_of_a_test_list_are_not_trained_on(tmp_path, monkeypatch):
     data = load_tuning_data(tmp_path)
     used = [Path(record.image.path).stem for source in (data.train, data.validation) for record in source]
     assert sorted(used) == ["a", "b", "c"]
+
+
+def test_options_of_voc_are_lists_and_flags(tmp_path, build):
+    spec = to_voc(tmp_path, coco_content())
+    for option, message in (
+        ({"class_names": "cat"}, "class_names 'cat' is not a list of class names, such as [cat, dog]"),
+        ({"one_based": "yes"}, "one_based='yes' must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            build(spec, **option)
 
 
 def test_voc_damage_is_named_and_left_out(tmp_path, build, caplog):

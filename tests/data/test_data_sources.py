@@ -644,3 +644,60 @@ def test_a_stream_stops_when_too_much_is_lost():
         list(stream)
     allowed = HubStream(dataset.repeat(9).to_iterable_dataset(), "rows", names=["cat", "dog"], allow_damage=0.65)
     assert len(list(allowed)) == 9
+
+
+def test_hub_sizes_that_are_missing_are_those_of_the_images(tmp_path):
+    """Also where there are columns for them; they were taken for broken images."""
+    dataset = hub_dataset()
+    expected = read_hub(dataset, cache_dir=tmp_path).sizes()
+    for missing in (0, None):
+        empty = dataset.remove_columns(["width", "height"]).add_column("width", [missing, 30, 64])
+        source = read_hub(empty.add_column("height", [30, missing, 48]), cache_dir=tmp_path)
+        assert source.dropped == {} and source.sizes().tolist() == expected.tolist()
+
+
+def test_hub_options_as_users_write_them(tmp_path):
+    dataset = damaged_rows()[0]
+    names = read_hub(dataset, names={"1": "dog", 0: "cat"}, cache_dir=tmp_path).names
+    assert names == {1: "cat", 2: "dog"}
+    for wrong in ("cat", {"cat": 0}, {0: "cat", 2: "dog"}, [], ["cat", None], {0: "cat", "0": "dog"}):
+        with pytest.raises(ValueError, match=r"dataset: names .* is not a list of class names, such as \[cat, dog\]"):
+            read_hub(dataset, names=wrong, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="dataset: columns has no 'boxes', but image, objects, .*box_format"):
+        read_hub(dataset, names=["cat", "dog"], columns={"boxes": "bbox"}, cache_dir=tmp_path)
+
+
+def test_flat_spans_of_hub_rows_are_pairs(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    image = {"bytes": encoded_image(40, 30), "path": None}
+    for spans in ([2, 5], [[2, 5]]):
+        objects = [[{"bbox": [1.0, 2, 9, 9], "tokens_positive": spans}]]
+        rows = {"image": [image], "caption": ["a cat"], "objects": objects}
+        dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        assert read_hub(dataset, cache_dir=tmp_path)[0].spans == [[(2, 5)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.json", '["cat"]', "labels.json is not a JSON object of numbers by class name"),
+        ("labels.json", "{", "labels.json is not a JSON object of numbers by class name"),
+        ("labels.json", '{"cat": "one"}', "labels.json is not a JSON object of numbers by class name"),
+        ("list.tsv", "7\t0\n", "list.tsv: file 7 was asked for, there are 1, counted from 0"),
+        ("set.yaml", "img: [", "set.yaml is not valid YAML: while parsing"),
+        ("set.yaml", "img: a.tsv\nimg: b.tsv", "set.yaml is not valid YAML: it has 'img' twice in one section"),
+    ],
+)
+def test_damaged_files_of_a_tsv_set_are_named(tmp_path, name, text, message):
+    image = base64.b64encode(encoded_image(40, 30)).decode()
+    write_tsv(tmp_path / "images.tsv", [("1", image)])
+    write_tsv(tmp_path / "labels.tsv", [("1", json.dumps([{"class": "cat", "rect": [1, 1, 20, 20]}]))])
+    (tmp_path / "labels.json").write_text('{"cat": 1}')
+    (tmp_path / "list.tsv").write_text("0\t0\n")
+    (tmp_path / "set.yaml").write_text(
+        "img: images.tsv\nlabel: labels.tsv\nlabelmap: labels.json\nlinelist: list.tsv\n"
+    )
+    assert len(tsv.read_tsv(tmp_path / "set.yaml", cache_dir=tmp_path / "cache")) == 1
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tsv.read_tsv(tmp_path / "set.yaml", cache_dir=tmp_path / "cache")

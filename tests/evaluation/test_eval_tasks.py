@@ -208,7 +208,7 @@ def test_task_files_that_are_damaged(odinw, change, message):
 
 def test_task_file_that_is_not_yaml(odinw):
     (odinw / "pothole.yaml").write_text("DATASETS: [unclosed")
-    with pytest.raises(ValueError, match="pothole.yaml is not YAML: .*line 1"):
+    with pytest.raises(ValueError, match="pothole.yaml is not valid YAML: .*line 1"):
         odinw_sets(odinw, odinw)
 
 

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -55,6 +55,21 @@ def read_name(value: Any) -> str:
     if not is_text(value):
         raise ValueError(f"name {quote(value)}" if value is not None else "no name")
     return value
+
+
+def class_list(names: Any, what: str) -> list[str]:
+    """Class names that a user gives, as a list or by their numbers from 0 on (`{0: cat, 1: dog}`).
+
+    Raises:
+        ValueError: for anything else; `what` begins the message.
+    """
+    listed = names
+    if isinstance(names, Mapping):
+        by_number = {integer(key): name for key, name in names.items()}
+        listed = [by_number.get(number) for number in range(len(names))]
+    if isinstance(listed, list | tuple) and listed and all(map(is_text, listed)):
+        return list(listed)
+    raise ValueError(f"{what} {quote(names)} is not a list of class names, such as [cat, dog].")
 
 
 def id_order(value: int | str) -> tuple[bool, int, str]:

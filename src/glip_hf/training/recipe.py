@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from .._extras import require
+from .._extras import load_yaml, require
 from .._program import USAGE
 from ..configuration_glip import GlipConfig
 
@@ -309,16 +309,10 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     values: dict[str, Any] = {}
     if path is not None:
-        yaml = require("yaml", "train")
         try:
-            text = Path(path).read_text()
-            values, root = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path} is not valid YAML: {error}") from error
-        for node in (root, *(value for _, value in root.value)) if isinstance(root, yaml.MappingNode) else ():
-            keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-            if repeated := [key for key in keys if keys.count(key) > 1]:  # YAML would take the last
-                raise RecipeError(f"{path} has {repeated[0]!r:.60} twice in one section: leave one.")
+            values = load_yaml(path) or {}
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
         if not isinstance(values, dict):
             raise RecipeError(f"{path} must hold sections ({', '.join(Recipe.model_fields)}).")
     lines: list[str] = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._extras import require
+from .._extras import load_yaml
 from ..data.columns import ALLOWED_DAMAGE
 from ..data.shards import FORMATS
 from ..data.sources import CATALOGUE, NOT_READ, Source, build_source, guess_source, require_images
@@ -80,9 +80,9 @@ def _specs(text: str) -> list[dict[str, Any]]:
         return [{"format": "hub", "dataset": "parquet", "data_files": [os.path.abspath(shard) for shard in shards]}]
     if path.suffix in (".yaml", ".yml") and path.is_file():
         try:
-            content = require("yaml", "train").safe_load(path.read_text(encoding="utf-8"))
-        except (ValueError, require("yaml", "train").YAMLError) as error:
-            raise RecipeError(f"--replay {shown(text)} is not valid YAML: {' '.join(str(error).split())}") from None
+            content = load_yaml(path)
+        except ValueError as error:
+            raise RecipeError(f"--replay {error}") from None
         if isinstance(content, Mapping) and isinstance(content.get("data"), Mapping):  # a recipe
             sources = content["data"].get("sources") or [{"format": "scenes"}]
             return [{"name": source} if isinstance(source, str) else dict(source) for source in sources]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from ...prompts_glip import find_phrase
 from ...values_glip import integer, quote, read_box
 from ..cache import TableWriter, convert_once
 from ..columns import ALLOWED_DAMAGE, Columns, Tally
-from ..fields import read_size
+from ..fields import class_list, read_size
 from ..images import ImageFinder, RefusedImage
 from ..records import Record, record_from_row, upright_size
 from .base import Captions, Source, sound_table
@@ -155,7 +155,11 @@ class HubData:
             folders = _folders(dataset, load_options)
             finders = [ImageFinder(folder, allow_outside) for folder in folders]
             dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
-        columns = columns if isinstance(columns, HubColumns) else HubColumns(**(columns or {}))
+        if not isinstance(columns, HubColumns):
+            known = HubColumns.__dataclass_fields__
+            if unknown := [key for key in columns or {} if key not in known]:
+                raise ValueError(f"{self.name}: columns has no {quote(unknown[0])}, but {', '.join(known)}.")
+            columns = HubColumns(**(columns or {}))
         present = dataset.column_names or ()
         for needed in (columns.image, columns.objects):
             if needed not in present:
@@ -168,15 +172,20 @@ class HubData:
             feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
             category = feature.get(columns.category) if isinstance(feature, Mapping) else None
             names = getattr(getattr(category, "feature", category), "names", None)
+        names = None if names is None else class_list(names, f"{self.name}: names")
         self.dataset, self.columns, self.names, self.grounded = dataset, columns, names, columns.caption in present
         self.captions: Captions = captions or ("given" if self.grounded else "all")
         self.images = CellImages(finders, allow_urls)
 
     def encoded_images(self) -> Callable[[int], bytes]:
         """Encoded images of a stored data set by row number."""
+        return partial(self.images.row, self._cells, self.columns.image)
+
+    @cached_property
+    def _cells(self) -> Any:
+        """The column of images of a stored data set, not decoded."""
         column = self.columns.image
-        image = require("datasets").Image(decode=False)
-        return partial(self.images.row, self.dataset.select_columns([column]).cast_column(column, image), column)
+        return self.dataset.select_columns([column]).cast_column(column, require("datasets").Image(decode=False))
 
     def require_allowed(self) -> None:
         """Raise a ValueError for the first cell of a stored data set that names an image which may not be read."""
@@ -207,12 +216,10 @@ class HubData:
                     f"the categories of {self.name} are numbers ({quote(other)}, ...) without names: give the names in "
                     "the order of the numbers, names=[...], that of 0 first."
                 )
-        rows, wanted = self.dataset, [c.objects, c.caption, c.image_id, c.width, c.height]
-        if not {c.width, c.height} <= set(rows.column_names):  # else no image is read
-            wanted.append(c.image)
-            rows = rows.cast_column(c.image, require("datasets").Image(decode=False))
+        wanted = [c.objects, c.caption, c.image_id, c.width, c.height]  # an image is read where its size is missing
+        rows = self.dataset.select_columns([name for name in wanted if name in self.dataset.column_names])
         collected = Columns(self.name, grounded=self.grounded)
-        for number, row in enumerate(rows.select_columns([name for name in wanted if name in rows.column_names])):
+        for number, row in enumerate(rows):
             self.add(collected, row, number)
         if self.grounded:
             return collected, None, ()
@@ -229,7 +236,8 @@ class HubData:
         try:
             width, height = read_size(row.get(c.width), "width"), read_size(row.get(c.height), "height")
             if width is None or height is None:
-                with open_image(io.BytesIO(self.images.encoded(row[c.image]))) as image:
+                cell = row[c.image] if c.image in row else self._cells[number][c.image]
+                with open_image(io.BytesIO(self.images.encoded(cell))) as image:
                     width, height = upright_size(image)
         except Exception as error:  # decoders raise almost anything on damaged files
             collected.note("broken_image", where, str(error), len(objects))
@@ -262,9 +270,9 @@ class HubData:
             raise _UnknownCategory(f"category {quote(value)}, and there are {len(self.names)} names")
         return value  # refused when it is added
 
-    def _spans(self, thing: Mapping[str, Any], caption: str) -> list[tuple[int, int]]:
+    def _spans(self, thing: Mapping[str, Any], caption: str) -> Any:
         if thing.get(self.columns.spans) is not None:
-            return [(begin, end) for begin, end in thing[self.columns.spans]]
+            return thing[self.columns.spans]
         return [find_phrase(caption, thing[self.columns.phrase])]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..._extras import require
+from ..._extras import load_yaml
 from ...values_glip import quote
 from .base import find_path
 from .coco import CocoFile, coco_file, reader
@@ -65,11 +65,7 @@ def load_task(path: str | Path) -> dict[str, Any]:
     `OVERRIDE_CATEGORY` and `CAPTION_PROMPT` are None where absent; `TRAIN` and `TEST` tuples of split names;
     `GENERAL_COPY` the number of copies (1 where absent).
     """
-    yaml = require("yaml")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = load_yaml(path)
     datasets = content.get("DATASETS") if isinstance(content, Mapping) else None
     if not isinstance(datasets, Mapping) or not isinstance(datasets.get("REGISTER"), Mapping):
         raise ValueError(f"{path}: an ODinW task file has DATASETS.REGISTER; this one does not.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._extras import require
+from ..._extras import load_yaml
 from ...values_glip import quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
@@ -86,8 +86,7 @@ def load_tsv_yaml(path: str | Path) -> dict[str, Any]:
         ValueError, FileNotFoundError: for missing entries and files.
     """
     path = Path(path)
-    with open(path, encoding="utf-8") as file:
-        content = require("yaml").safe_load(file)
+    content = load_yaml(path)
     if not isinstance(content, Mapping) or not {"img", "label"} <= set(content):
         raise ValueError(f"{path}: a TSV set's YAML names at least 'img' and 'label'.")
 
@@ -115,9 +114,12 @@ def load_labelmap(path: Path) -> dict[str, int]:
     if "json" not in path.name:
         lines = path.read_text(encoding="utf-8").splitlines()
         return {line.strip(): number for number, line in enumerate(lines, start=1) if line.strip()}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content = content.get("label_to_idx", content)
-    return {name: int(index) for name, index in content.items() if name != "__background__"}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("label_to_idx", content)
+        return {name: int(index) for name, index in content.items() if name != "__background__"}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a JSON object of numbers by class name ({error}).") from None
 
 
 def read_tsv(
@@ -191,7 +193,11 @@ def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
         raise ValueError(f"{path}: a line list has one or two integers per line.") from None
     if lines.size == 0:
         return np.zeros(0, dtype=np.int64)
-    return lines[:, 0] if lines.shape[1] == 1 else first[lines[:, 0]] + lines[:, 1]
+    if lines.shape[1] == 1:
+        return lines[:, 0]
+    if len(wrong := lines[(lines[:, 0] < 0) | (lines[:, 0] >= len(first) - 1), 0]):
+        raise ValueError(f"{path}: file {wrong[0]} was asked for, there are {len(first) - 1}, counted from 0.")
+    return first[lines[:, 0]] + lines[:, 1]
 
 
 def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[tuple[Columns, list[int]]]:

@@ -14,7 +14,7 @@ from xml.parsers import expat
 from ...formats import IMAGE_SUFFIXES
 from ...values_glip import counted, quote, read_number
 from ..columns import Columns
-from ..fields import read_size
+from ..fields import class_list, read_size
 from ..images import ImageFinder
 from .base import find_path
 from .coco import CocoFile, number_images, reader
@@ -205,6 +205,9 @@ def voc_file(
     Raises:
         ValueError: for a split that there is not, and a folder without XML files.
     """
+    class_names = class_names and class_list(class_names, "class_names")
+    if one_based not in (None, False, True):
+        raise ValueError(f"one_based={quote(one_based)} must be true or false.")
     root = find_path(annotations, data_root)
     if root.is_file():
         raise ValueError(f"{root} is a file: give the folder of the XML files.")

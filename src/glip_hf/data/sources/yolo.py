@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..._extras import require
+from ..._extras import load_yaml
 from ...formats import IMAGE_SUFFIXES
 from ...runs import sizes_digest
 from ...values_glip import counted, integer, quote, read_number
@@ -51,7 +51,12 @@ class YoloFile(CocoFile):
                 ]
                 found |= dict.fromkeys((str(part), name) for name in sorted(names))
                 continue
-            lines = part.read_text(encoding="utf-8-sig").splitlines()
+            try:
+                lines = part.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"{self.path}: {part} is neither a folder of images nor a text file that lists some."
+                ) from None
             for name in filter(None, map(str.strip, lines)):
                 near = str(part.parent / name)  # "./a.jpg" is meant from the list's folder
                 found[str(part), near if name.startswith("./") or os.path.isfile(near) else name] = None
@@ -80,7 +85,8 @@ class YoloFile(CocoFile):
         for category in self.categories or ():
             yield "categories", category
         known = {category["id"]: None for category in self.categories or ()}
-        listed, labelled, outlines = self.listed, 0, 0
+        listed, outlines = self.listed, 0
+        labelled: set[Path] = set()
         for image_id, (where, name) in zip(number_images([name for _, name in listed]), listed, strict=True):
             entry: dict[str, Any] = {"id": image_id, "file_name": name, "data_source": where}
             width, height = 1, 1
@@ -91,7 +97,7 @@ class YoloFile(CocoFile):
             except (OSError, ValueError):  # noted by `parse_coco`, which opens it again for its size
                 pass
             path = self._label_file(where, name)
-            labelled += path is not None
+            labelled |= {path} if path else set()
             try:
                 lines = path.read_text(encoding="utf-8-sig").splitlines() if path else []
             except (OSError, ValueError) as error:
@@ -124,6 +130,13 @@ class YoloFile(CocoFile):
             )
         if outlines:
             columns.notes.append(f"{counted(outlines, 'row')} with an outline: the box around it is used.")
+        folders = {path.parent for path in labelled} if all(part.is_dir() for part in self.parts) else set()
+        beside = (path for folder in sorted(folders) if "labels" in folder.parts for path in folder.glob("*.txt"))
+        if unread := sorted(path for path in beside if path not in labelled and path.name != "classes.txt"):
+            columns.notes.append(
+                f"{counted(len(unread), 'label file')} without an image of that name (the first: {unread[0]}): their "
+                "boxes are not read."
+            )
 
     def _row(self, values: Sequence[str]) -> tuple[int, list[float]]:
         """Class and box (x, y of the corner, width, height; fractions of the image) of a row."""
@@ -214,11 +227,7 @@ read_yolo = reader(yolo_file)
 
 
 def _load(path: Path) -> dict[str, Any]:
-    yaml = require("yaml", "train")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = load_yaml(path)
     if not isinstance(content, dict) or not SPLITS.keys() & content.keys():
         raise ValueError(f"{path}: a YOLO data file has 'names' and 'train', 'val' or 'test'; this one does not.")
     return content

@@ -91,6 +91,15 @@ def test_a_damaged_manifest_is_named(used: Path, text: str) -> None:
     begin(used, overwrite=True)
 
 
+def test_a_folder_of_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Also where nothing of this kind is in it yet, and with --overwrite: its manifest would be lost."""
+    begin(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="the purpose training, this one has evaluation: choose another"):
+            begin(tmp_path, replace(FIRST, kind="evaluation"), resume=True, overwrite=overwrite)
+    assert read_manifest(tmp_path) == FIRST
+
+
 def test_a_run_of_an_older_version_is_not_resumed(used: Path) -> None:
     (used / "run.json").unlink()
     with pytest.raises(RunFolderError, match="older glip_hf.*--overwrite"):

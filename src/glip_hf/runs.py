@@ -56,7 +56,7 @@ class Manifest:
         settings: name -> JSON value; a resumed run needs equal ones.
         inputs: name -> digest of the content (`file_digest`), or a description and the digest; a resumed run needs
             equal digests.
-        environment: versions, processes, matrix library (`environment`). Another one is told, and is no obstacle.
+        environment: versions, processes, matrix library (`environment`). A difference is reported and prevents nothing.
     """
 
     kind: str
@@ -243,38 +243,45 @@ def claim(
 
     Raises:
         RunFolderError: if another process uses the folder; if it is used, and neither to be resumed nor to be
-            overwritten; if it belongs to a run of other settings or inputs. Nothing has been changed then.
+            overwritten; if it belongs to a run of other settings or inputs, or of another kind. Nothing has been
+            changed then.
     """
     folder = Path(folder)
     lock = FolderLock(folder)
     try:
         used = sorted({str(path.relative_to(folder)) for pattern in made for path in folder.glob(pattern)})
-        before = None
+        try:
+            before = read_manifest(folder, remedy)
+        except RunFolderError:
+            if not overwrite:
+                raise
+            before = None
+        different = before.differences(manifest) if before else []
         if used and not overwrite:
             names = ", ".join(used[:5])
             if not resume:
                 raise RunFolderError(
                     f"{folder} holds an earlier run ({names}): --resume latest goes on with it; {remedy}"
                 )
-            before = read_manifest(folder, remedy)
             if before is None:
                 raise RunFolderError(
-                    f"{folder} holds a run without {MANIFEST} ({names}), of an older glip_hf: only that one can go on "
-                    f"with it. {remedy}"
+                    f"{folder} holds results without {MANIFEST} ({names}), of something else or an older glip_hf: no "
+                    f"run goes on with them. {remedy}"
                 )
-            if different := before.differences(manifest):
+            if different:
                 raise RunFolderError(
                     f"{folder} holds a run with {in_one_line(different)}: give it what it began with; {remedy}"
                 )
-        if overwrite:
-            for name in used:
-                remove(folder / name)
+        elif before and before.kind != manifest.kind and not used:
+            raise RunFolderError(f"{folder} holds a run with {different[0]}: choose another folder.")
+        for name in used if overwrite else ():
+            remove(folder / name)
         with replacing_text(folder / MANIFEST) as file:
             json.dump(manifest.as_json(), file, indent=1)
     except BaseException:
         lock.release()
         raise
-    return lock, before
+    return lock, before if used and not overwrite else None
 
 
 def read_manifest(folder: str | Path, remedy: str = REMEDY) -> Manifest | None:

@@ -49,7 +49,8 @@ class PredictionStore:
         self.folder = Path(output) / FOLDER
         self.rank, self.size = distributed.world()
         manifest = Manifest("evaluation", dict(settings), dict(inputs or {}), environment(self.size, settle_library()))
-        made, remedy = [f"{FOLDER}/{PARTS}"], "--fresh replaces it; or choose another --output."
+        made = [f"{FOLDER}/{PARTS}", "metrics.json", "predictions.json"]
+        remedy = "--fresh replaces it; or choose another --output."
         claimed = on_main(
             lambda: claim(output, manifest, made, resume=True, overwrite=fresh, remedy=remedy),
             self.rank == 0,

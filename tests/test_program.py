@@ -107,6 +107,16 @@ def test_a_reader_that_has_seen_enough(monkeypatch: pytest.MonkeyPatch, capsys) 
     assert not capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["ground", "--help"], ["--version"]])
+def test_help_on_a_full_output_is_an_error(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+    assert end.value.code == 1 and "No space left on device" in capsys.readouterr().err
+
+
 def test_the_command_line_ends_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("glip_hf.cli.info.run", lambda arguments: 1 / 0)
     assert main(["info", "x"]) == 1 and "ZeroDivisionError" in capsys.readouterr().err

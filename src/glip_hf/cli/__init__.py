@@ -37,6 +37,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help that cannot be written is an error, which argparse passes over."""
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif code := run_program(self.prog, lambda: print(message, end="", file=file, flush=True)):
+            self.exit(code)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `glip` and its subcommands; `run` of the parsed arguments carries the subcommand out."""

@@ -56,6 +56,15 @@ def test_class_names_for_one_image(processor):
     assert inputs.text_labels == [["cat", "remote_control"]]
 
 
+@pytest.mark.parametrize("name", ["[SEP]", "[MASK] [CLS]", "cat [PAD]"])
+def test_names_of_special_tokens_are_text(processor, name):
+    """A class name cannot end the caption or hide a token of it."""
+    inputs = processor(text=["cat", name], return_tensors="pt")
+    special = torch.tensor(processor.tokenizer.all_special_ids)
+    assert torch.isin(inputs["input_ids"][0, 1:-1], special[special != processor.tokenizer.unk_token_id]).sum() == 0
+    assert inputs["positive_map"][0, 1].sum() > 2
+
+
 def test_class_names_per_image_are_padded_to_the_longest(processor):
     text = [["cat"], ["dog", "hot dog"]]
     inputs = processor(images=[IMAGE, IMAGE], text=text, return_tensors="pt")

@@ -14,9 +14,12 @@ _TOKENIZING = threading.Lock()
 
 
 def tokenize(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`tokenizer(*args, **kwargs)`, one thread at a time: in older versions each call changes the tokenizer."""
+    """`tokenizer(*args, **kwargs)` of users' text, in which "[SEP]" or "[MASK]" is text like any other.
+
+    One thread at a time: a call may change the tokenizer.
+    """
     with _TOKENIZING:
-        return tokenizer(*args, **kwargs)
+        return tokenizer(*args, split_special_tokens=True, **kwargs)
 
 
 class _Zero(int):

@@ -313,7 +313,8 @@ def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Pr
     for row, (image_id, caption) in enumerate(zip(columns.ids, columns.captions, strict=True)):
         if len(caption) < limit - 2:  # a token has at least one character
             continue
-        offsets = tokenizer(caption, truncation=False, verbose=False).encodings[0].offsets
+        encoded = tokenizer(caption, split_special_tokens=True, truncation=False, verbose=False)
+        offsets = encoded.encodings[0].offsets
         if len(offsets) <= limit:
             continue
         detail = f"{len(offsets)} tokens, {limit} fit: {clean_name(caption)[:60]!r}..."

@@ -167,9 +167,8 @@ class SampleMaker:
         if self.color:
             pixels = jitter_colors(pixels, self.color, rng)
         prompt, rows = self._prompt(record, keep, np.random.default_rng([*seed, _CAPTION]))
-        text = self.tokenizer(
-            prompt.caption, truncation=True, max_length=self.max_text_length, padding=False, verbose=False
-        )
+        options = {"truncation": True, "max_length": self.max_text_length, "padding": False, "verbose": False}
+        text = self.tokenizer(prompt.caption, split_special_tokens=True, **options)  # as `_compat.tokenize`
         input_ids, offsets = text["input_ids"], text.encodings[0].offsets
         tokens = positive_map(offsets, prompt.spans, exact=prompt.exact, normalize=False)
         kept = np.flatnonzero(rows >= 0)

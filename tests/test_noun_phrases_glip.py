@@ -71,8 +71,11 @@ def test_phrases_are_ordered_disjoint_and_inside(text):
         ("a light and fluffy cake on a plate", ["a light and fluffy cake", "a plate"]),
         ("a light blue shirt and a square box", ["a light blue shirt", "a square box"]),
         ("a white and a black dog under a light", ["a black dog", "a light"]),
+        ("light on a table", ["light", "a table"]),
+        ("square above a circle", ["square", "a circle"]),
+        ("light blue shirt on a chair", ["light blue shirt", "a chair"]),
     ],
 )
 def test_adjectives_that_are_nouns(text, phrases) -> None:
-    """Without a noun behind them, after an article or another adjective."""
+    """Without a noun behind them, after an article or another adjective, or before a preposition at the beginning."""
     assert [text[begin:end] for begin, end in noun_phrases(text)] == phrases

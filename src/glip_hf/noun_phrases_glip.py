@@ -315,7 +315,8 @@ def _tag_of(words: list[_Word], index: int) -> str:
     if closed == "A" and word in _LEX.prepositions and not modified:
         return "P"
     if closed == "A" and word in _LEX.adjective_nouns and not _may_be_noun(words, index + 1):
-        return "N" if modified and not _joins_adjectives(words, index + 1) else "A"
+        opens = not index and len(words) > 1 and words[1].text in _LEX.prepositions  # "light on a table"
+        return "N" if (modified or opens) and not _joins_adjectives(words, index + 1) else "A"
     if word == "can" and _article(words, index):
         following = words[index + 1].text if index + 1 < len(words) else ""
         return "V" if following in _LEX.verbs | _LEX.auxiliaries | _LEX.adverbs else "N"

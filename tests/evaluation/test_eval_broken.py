@@ -72,7 +72,7 @@ def test_a_truncated_image(run, data, tmp_path):
     (data / "3.png").write_bytes(b"not an image")
     code, metrics, out, error = run("--on-broken", "skip")
     assert code == 0 and "2 images that cannot be read left out: see metrics.json" in error
-    assert (metrics["run"]["pictures"], metrics["run"]["skipped"]) == (3, 2)
+    assert (metrics["run"]["images"], metrics["run"]["skipped"]) == (3, 2)
     assert sorted(path[-5:] for path in metrics["run"]["skipped_images"]) == ["1.png", "3.png"]
     assert not {entry["image_id"] for entry in json.loads((tmp_path / "out/predictions.json").read_text())} & {11, 13}
     # What was left out is not counted as missed: the figures are those of the three others alone.

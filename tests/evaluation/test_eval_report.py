@@ -142,7 +142,7 @@ def test_only_one_process_scores_a_file(tmp_path, monkeypatch, capsys):
 
 def test_metrics_say_where_they_come_from(coco_run, model_folder):
     run = read_metrics(coco_run)["run"]
-    assert run["model"] == model_folder and run["pictures"] == len(SIZES) and run["benchmark"] == "coco"
+    assert run["model"] == model_folder and run["images"] == len(SIZES) and run["benchmark"] == "coco"
     assert {"torch", "transformers", "glip_hf"} <= set(run["versions"])
     assert {"command", "commit", "options", "device", "seconds", "processes"} <= set(run)
 
@@ -240,7 +240,7 @@ def test_lvis_flickr_and_odinw_runs(model_folder, image_folder, flickr_case, tmp
     assert read_metrics(tmp_path / "again")["sets"] == read_metrics(tmp_path / "odinw")["sets"]
     metrics = read_metrics(tmp_path / "odinw")
     assert metrics["AP"] == pytest.approx((metrics["AP/one"] + metrics["AP/two"]) / 2)
-    assert set(metrics["sets"]) == {"one", "two"} and metrics["run"]["pictures"] == 4
+    assert set(metrics["sets"]) == {"one", "two"} and metrics["run"]["images"] == 4
     assert (tmp_path / "odinw" / "two" / "report.html").is_file()
     page = (tmp_path / "odinw" / "report.html").read_text()
     assert "Data sets" in page and "AP, mean of 2 data sets" in page
@@ -248,7 +248,7 @@ def test_lvis_flickr_and_odinw_runs(model_folder, image_folder, flickr_case, tmp
         assert (tmp_path / "odinw" / link).is_file()
     assert page.count("<a href") == 2 and page.count("data:image/png") == HAS_MATPLOTLIB
     with open(tmp_path / "odinw" / "per_set.csv", newline="") as file:
-        assert [(row["name"], row["pictures"]) for row in csv.DictReader(file)] == [("one", "2"), ("two", "2")]
+        assert [(row["name"], row["images"]) for row in csv.DictReader(file)] == [("one", "2"), ("two", "2")]
     phrases = (tmp_path / "flickr" / "report.html").read_text()
     assert "Recall@1, all phrases" in phrases and phrases.count("<table") == 1 and "Classes" not in phrases
 
@@ -269,7 +269,7 @@ def test_missing_images_come_before_the_model(benchmark, image_folder, tmp_path,
     assert evaluate([benchmark, *data, "--model", f"{tmp_path}/no-model", "--output", f"{tmp_path}/out"]) == 1
     error = capsys.readouterr().err
     assert "4 of 5 images are missing" in error and all(f"{n}.png" in error for n in range(1, 5))
-    assert len((tmp_path / "out" / "missing_pictures.txt").read_text().splitlines()) == 4
+    assert len((tmp_path / "out" / "missing_images.txt").read_text().splitlines()) == 4
 
 
 def test_test_time_options_reach_the_run(model_folder, image_folder, tmp_path):

@@ -234,7 +234,7 @@ def test_missing_images_come_before_the_run(task, detector, tmp_path, monkeypatc
     with pytest.raises(MissingImages, match="30 of 35 images are missing") as raised:
         predict(detector, Task("coco", [*task.images, *gone], ["cat"], [1]), tmp_path, IDENTITY)
     assert "gone-0.jpg" in str(raised.value) and "and 10 more" in str(raised.value)
-    assert len((tmp_path / "missing_pictures.txt").read_text().splitlines()) == 30
+    assert len((tmp_path / "missing_images.txt").read_text().splitlines()) == 30
     assert not (tmp_path / "partial").exists()
 
 

@@ -48,12 +48,14 @@ CHUNKS = {"lvis": 40}
 DETECTIONS = {"lvis": 300}
 """Detections that are kept, elsewhere 100."""
 
+WITH_SPLITS = "coco of YOLO or VOC"
+
 OWNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("entities", "subset"), ("flickr",)),
     **dict.fromkeys(("config", "prompts"), ("odinw",)),
     **dict.fromkeys(("tokens", "giou"), DATA_SETS),
     "protocol": ("flickr", *DATA_SETS),
-    "split": ("odinw", "coco of YOLO or VOC"),
+    "split": ("odinw", WITH_SPLITS),
     "standard": ("lvis",),
 }
 """Option -> the benchmarks that have it."""
@@ -102,11 +104,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise a UsageError that names an option that is missing, or one that would do nothing."""
+    own = {arguments.benchmark}
+    if _has_images(arguments) and not arguments.annotations.lower().endswith(".jsonl"):
+        own.add(WITH_SPLITS)
     for name, owners in OWNERS.items():
-        default = DEFAULTS.get(name)
-        if getattr(arguments, name) not in (default, None, False) and arguments.benchmark not in owners:
-            if name != "split" or not _has_images(arguments) or arguments.annotations.lower().endswith(".jsonl"):
-                raise UsageError(f"--{name} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
+        if getattr(arguments, name) not in (DEFAULTS.get(name), None, False) and own.isdisjoint(owners):
+            raise UsageError(f"--{name} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
     for name, needed in NEEDS.items():
         if getattr(arguments, name) != DEFAULTS.get(name) and not any(getattr(arguments, one) for one in needed):
             option = name.removesuffix("_threshold").replace("_", "-")
@@ -219,7 +222,7 @@ def _evaluate(arguments: argparse.Namespace, engine: GroundingEngine, task: Task
     evaluator = _evaluator(arguments, task)
     metrics = score(evaluator, store, task)
     info = provenance(engine.model, arguments.model, engine.options)
-    info |= {"benchmark": arguments.benchmark, "pictures": len(task.images), "seconds": round(seconds, 1)}
+    info |= {"benchmark": arguments.benchmark, "images": len(task.images), "seconds": round(seconds, 1)}
     info |= {"skipped": len(task.skipped), "skipped_images": task.skipped}
     is_measured = task.annotations is None or task.annotations.tally.listed > 0
     if task.annotations is not None:
@@ -242,7 +245,7 @@ def _score(arguments: argparse.Namespace, task: Task, output: Path) -> Result:
         path, shown = path / task.name / "predictions.json", not task.missing_images()
     evaluator = _evaluator(arguments, task)
     load_predictions(evaluator, path)
-    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path), "pictures": len(task.images)}
+    info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path), "images": len(task.images)}
     result = Result(evaluator.summarize(), info)
     write_report(output, result, evaluator, task if shown else None, arguments.gallery, predictions=False)
     return result
@@ -253,9 +256,9 @@ def _mean(output: Path, results: Mapping[str, Result]) -> Result:
     *_, info = [dict(one.info) for one in results.values()]
     for of_one_set in ("seconds", "annotations", "predictions"):
         info.pop(of_one_set, None)
-    counts = {name: one.info.get("pictures", 0) for name, one in results.items()}
+    counts = {name: one.info.get("images", 0) for name, one in results.items()}
     skipped = {path: why for one in results.values() for path, why in one.info.get("skipped_images", {}).items()}
-    info |= {"pictures": sum(counts.values()), "skipped": len(skipped), "skipped_images": skipped}
+    info |= {"images": sum(counts.values()), "skipped": len(skipped), "skipped_images": skipped}
     metrics = {name: one.metrics for name, one in results.items()}
     result = Result(mean_metrics(metrics), info)
     if distributed.world()[0] == 0:

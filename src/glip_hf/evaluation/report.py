@@ -69,7 +69,7 @@ def write_summary(
     Args:
         sets: metrics of each; num_images: how many images each has.
     """
-    rows = [{"name": name, "pictures": num_images[name], **metrics} for name, metrics in sets.items()]
+    rows = [{"name": name, "images": num_images[name], **metrics} for name, metrics in sets.items()]
     info = {**result.info, "sets": len(sets)}
     _write_csv(output / "per_set.csv", rows)
     plots = _write_plots(output, lambda: {"ap_by_set.png": make_sets_plot(sets, result.metrics["AP"])})

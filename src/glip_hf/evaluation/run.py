@@ -48,10 +48,10 @@ class Result:
 
 
 def require_images(tasks: Sequence[Task], output: str | Path) -> None:
-    """Raise `MissingImages` for those of all tasks, after listing them in `missing_pictures.txt`."""
+    """Raise `MissingImages` for those of all tasks, after listing them in `missing_images.txt`."""
     missing = [path for task in tasks for path in task.missing_images()]
     if missing and distributed.world()[0] == 0:
-        with replacing_text(Path(output) / "missing_pictures.txt") as file:
+        with replacing_text(Path(output) / "missing_images.txt") as file:
             file.writelines(f"{path}\n" for path in missing)
     if missing:
         raise MissingImages(missing, sum(len(task.images) for task in tasks))
@@ -134,7 +134,7 @@ def predict(
         on_broken: "skip" leaves out images that cannot be read (`PredictionStore.broken`); "fail" stops at the first.
 
     Raises:
-        MissingImages: before anything is computed; all of them are listed in `missing_pictures.txt`.
+        MissingImages: before anything is computed; all of them are listed in `missing_images.txt`.
         RunFolderError: if the folder is in use, or holds predictions that do not go with these.
         ValueError: naming an image that cannot be read.
     """

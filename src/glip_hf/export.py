@@ -586,7 +586,7 @@ class OnnxGlip:
 
     Attributes:
         height, width, caption_length, batch_size: the one size the file was exported for; None for any.
-        caption_limit: the most tokens a caption may have.
+        max_text_length: the most tokens a caption may have.
         processor: the one given, or that of the folder; it scales images to the size of the file.
         files: the ONNX files; runtime, precision: as given by `runtime` and `dtype`.
     """
@@ -638,7 +638,7 @@ class OnnxGlip:
         self.height, self.width, self.caption_length, self.batch_size = (
             size if isinstance(size, int) else None for size in sizes
         )
-        self.caption_limit = self.caption_length or about["max_text_length"]
+        self.max_text_length = self.caption_length or about["max_text_length"]
         self.processor = processor if processor is None else fit_processor(processor, self.height, self.width)
 
     def _processor(self) -> GlipProcessor:
@@ -654,7 +654,7 @@ class OnnxGlip:
         Class names that do not fit a file's caption length are split into several captions. Images for a file of one
         size are scaled to the largest that fits it. Arguments are those of `GlipProcessor.__call__`.
         """
-        options.setdefault("max_length", self.caption_limit)
+        options.setdefault("max_length", self.max_text_length)
         return self._processor()(images=images, text=text, return_tensors="pt", **options)
 
     def detect(self, images: Any, text: Any, threshold: float = 0.25, **options: Any) -> list[dict[str, Any]]:
@@ -796,9 +796,9 @@ class OnnxGlip:
     def _fit_captions(self, tokens: Tensor) -> Tensor:
         """What has [N, T, ...] padded with zeros, which the attention mask hides, to the length the graph takes."""
         length = tokens.shape[1]
-        if length > self.caption_limit:
+        if length > self.max_text_length:
             raise ValueError(
-                f"captions of {length} tokens for a file that takes {self.caption_limit}: let OnnxGlip.prepare split "
+                f"captions of {length} tokens for a file that takes {self.max_text_length}: let OnnxGlip.prepare split "
                 "the class names, or export with a larger --caption-length."
             )
         margins = (0, 0) * (tokens.ndim - 2) + (0, (self.caption_length or length) - length)

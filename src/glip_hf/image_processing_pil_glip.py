@@ -101,7 +101,7 @@ def decode_image(image: Image.Image, name: object = "") -> Image.Image:
 
 @contextlib.contextmanager
 def _reading(name: object) -> Iterator[None]:
-    """Errors of the block as `UnreadableImage` with the reason in one line; memory that runs out is none of them."""
+    """Errors of the block as `UnreadableImage` with the reason in one line; a `MemoryError` passes through."""
     try:
         yield
     except MemoryError:

@@ -491,8 +491,7 @@ class GroundingEngine:
 
     def _prompt(self) -> dict[str, Any]:
         given = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}
-        longest = getattr(getattr(self.model, "config", None), "max_text_length", MAX_TEXT_LENGTH)
-        limit = getattr(self.model, "caption_limit", longest)  # the former of an exported model
+        limit = getattr(getattr(self.model, "config", self.model), "max_text_length", MAX_TEXT_LENGTH)
         return {**given, "max_length": limit} if limit < MAX_TEXT_LENGTH else given
 
     def encode(self, text: Any, phrases: Any = None, spans: Any = None) -> Captions:

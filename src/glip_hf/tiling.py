@@ -101,7 +101,7 @@ def merge_tiles(
 
 
 def _is_cut(boxes: Tensor, regions: Tensor, size: tuple[int, int]) -> Tensor:
-    """[K] bool: whether a box reaches a border of its region that is none of the image's."""
+    """[K] bool: whether a box reaches a border of its region that is not a border of the image."""
     margin = BORDER * (regions[:, 2:] - regions[:, :2] + PIXEL)
     inner = torch.cat([regions[:, :2] > 0, regions[:, 2:] < boxes.new_tensor(size) - PIXEL], dim=-1)
     near = torch.cat([boxes[:, :2] - regions[:, :2] < margin, regions[:, 2:] - boxes[:, 2:] < margin], dim=-1)

@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that a terminal obeys, that change the direction of what follows, or that are none."""
+"""Characters that a terminal obeys, that change the direction of what follows, or lone surrogates."""
 
 
 def escape(text: str, keep: str = "") -> str:

@@ -233,7 +233,8 @@ def run(arguments: argparse.Namespace) -> int:
                     cause = f"({type(error).__name__}: {first_line(error)})"
                     raise CliError(f"{path}: --masks {shown(arguments.masks)} failed {cause}") from error
             if arguments.format is None:
-                record |= _as_json(result, found.width, found.height)
+                detections = [rounded(one) for one in detection_records(result)]
+                record |= {"width": found.width, "height": found.height, "detections": detections}
             saved = None if target is None else savers.submit(_save, image, result, target)
             del image  # the thread's
             yield None
@@ -569,11 +570,6 @@ def _ground_video(
             raise errors[0]
     except (OSError, ValueError) as error:
         raise CliError(first_line(error)) from None
-
-
-def _as_json(result: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    detections = [rounded(record) for record in detection_records(result)]
-    return {"width": width, "height": height, "detections": detections}
 
 
 def _print_detections(record: dict[str, Any], threshold: float) -> None:

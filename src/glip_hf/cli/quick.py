@@ -163,7 +163,7 @@ def without_sympy(backbone: str) -> AbstractContextManager[Any]:
 
 
 def loaded() -> None:
-    """After the model is there: what was made until now is no garbage, what comes from here on may be."""
+    """After the model is there: what was made until now is kept, what comes from here on may be garbage."""
     if _paused:
         _paused.clear()
         gc.freeze()

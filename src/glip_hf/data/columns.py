@@ -231,7 +231,7 @@ class Columns:
         self.category_ids = Ids()  # as the annotations have them
         self.boxes, self.areas, self.crowd = array("d"), array("d"), array("b")
         self.spans, self.span_ends = array("i"), array("q")
-        self._other_ids: dict[int, Any] = {}  # row -> id of an annotation that is no such integer
+        self._other_ids: dict[int, Any] = {}  # row -> id of an annotation that does not fit into int64
         self._waiting: dict[int, int | str] = {}  # row -> id of an image that has not come
 
     @property

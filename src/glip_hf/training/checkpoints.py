@@ -203,7 +203,7 @@ def _finish(unfinished: Path, target: Path, step: int, run: Mapping[str, Any]) -
     files = {path.relative_to(unfinished).as_posix(): file_digest(path) for path in written}
     numbers = [number for path in find_checkpoints(target.parent) if (number := _number(path)) is not None]
     manifest = CheckpointManifest(step=step, number=max(numbers, default=-1) + 1, files=files, run=dict(run))
-    (unfinished / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1), encoding="utf-8")
+    write_json(unfinished / MANIFEST, manifest)
     if target.exists():
         _remove(target)
     unfinished.rename(target)
@@ -216,8 +216,13 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def write_json(path: Path, value: Section) -> None:
+    """Write what `read_json` reads; numbers come back to the last bit."""
+    path.write_text(json.dumps(value.model_dump(), indent=1), encoding="utf-8")
+
+
 def read_json(path: Path, kind: type[Model]) -> Model:
-    """A section that `model_dump` of it wrote; numbers come back to the last bit.
+    """A section that `write_json` wrote.
 
     Raises:
         CheckpointError: for values of other types and for unknown keys.

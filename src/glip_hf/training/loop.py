@@ -305,7 +305,7 @@ class Run:
             for name, named in tensors.items():
                 checkpoints.write_tensors(folder, name, named, is_main)
             if is_main:
-                (folder / checkpoints.STATE).write_text(json.dumps(self._state().model_dump()), encoding="utf-8")
+                checkpoints.write_json(folder / checkpoints.STATE, self._state())
 
         return checkpoints.write_checkpoint(
             self._checkpoints,
@@ -495,7 +495,7 @@ class Run:
             self.accelerator.init_trackers("glip_hf")
         try:
             with self._stop.listening():
-                stopped = self._steps()
+                stopped = self._train_steps()
             if stopped:
                 self.accelerator.print(f"asked to stop: saved {stopped}; continue with --resume latest")
             result = stopped or self._finish()
@@ -517,17 +517,10 @@ class Run:
         rest = f"{newest} is its newest checkpoint: --resume latest" if newest else "no checkpoint had been written"
         print(f"the run ends at step {self.progress.step} of {self.max_steps}; {rest}", file=sys.stderr)
 
-    def _steps(self) -> Path | None:
+    def _train_steps(self) -> Path | None:
         """Train to the last step; the checkpoint, if the run was asked to stop before."""
         settings, progress = self.recipe.run, self.progress
         is_main = self.accelerator.is_local_main_process
-        bar = tqdm(total=self.max_steps, initial=progress.step, disable=not is_main, desc="train", unit="step")
-        batches = self.batches.batches(progress.step * settings.gradient_accumulation)
-        with bar, contextlib.closing(batches) as micro_batches:
-            return self._train_on(micro_batches, bar)
-
-    def _train_on(self, micro_batches: Iterator[dict[str, Any]], bar: tqdm) -> Path | None:
-        settings, progress = self.recipe.run, self.progress
         self.model.train()
         window: list[dict[str, float]] = []
         images, since = 0, time.monotonic()
@@ -535,26 +528,29 @@ class Run:
         def due(interval: int) -> bool:
             return bool(interval) and progress.step % interval == 0
 
-        while progress.step < self.max_steps:
-            started = time.monotonic()
-            losses, count = self._update(micro_batches)
-            progress.step += 1
-            progress.seconds += time.monotonic() - started
-            images += count
-            window.append(losses)
-            bar.update()
-            if due(settings.log_every):
-                self._log(window, images, time.monotonic() - since, bar)
-                window, images, since = [], 0, time.monotonic()
-            at_end = progress.step == self.max_steps
-            if due(settings.evaluate_every) and not at_end and self._evaluate():
-                self.accelerator.print(f"no better AP for {progress.evaluations_without_gain} evaluations")
-                break
-            stop = self._any(self._stop.raised)
-            if due(settings.checkpoint_every) or stop or at_end:
-                checkpoint = self.save()
-                if stop:
-                    return checkpoint
+        bar = tqdm(total=self.max_steps, initial=progress.step, disable=not is_main, desc="train", unit="step")
+        batches = self.batches.batches(progress.step * settings.gradient_accumulation)
+        with bar, contextlib.closing(batches) as micro_batches:
+            while progress.step < self.max_steps:
+                started = time.monotonic()
+                losses, count = self._update(micro_batches)
+                progress.step += 1
+                progress.seconds += time.monotonic() - started
+                images += count
+                window.append(losses)
+                bar.update()
+                if due(settings.log_every):
+                    self._log(window, images, time.monotonic() - since, bar)
+                    window, images, since = [], 0, time.monotonic()
+                at_end = progress.step == self.max_steps
+                if due(settings.evaluate_every) and not at_end and self._evaluate():
+                    self.accelerator.print(f"no better AP for {progress.evaluations_without_gain} evaluations")
+                    break
+                stop = self._any(self._stop.raised)
+                if due(settings.checkpoint_every) or stop or at_end:
+                    checkpoint = self.save()
+                    if stop:
+                        return checkpoint
         return None
 
     def _log(self, window: list[dict[str, float]], images: int, seconds: float, bar: tqdm) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
+from glip_hf import loss_glip
 from glip_hf.boxes_glip import make_anchors
 from glip_hf.loss_glip import (
     assign_atss,
@@ -284,11 +285,27 @@ def test_half_precision_loss_is_computed_in_float32() -> None:
         (lambda labels: [labels[0] | {"boxes": labels[0]["boxes"].flip(1)}, labels[1]], "a box with x2 < x1"),
         (lambda labels: [labels[0] | {"boxes": [[1, 2, 3, 4]] * 2}, labels[1]], "is a list, not a tensor"),
         (lambda labels: [labels[0] | {"positive_map": None}, labels[1]], "is a NoneType, not a tensor"),
+        (lambda labels: [labels[0] | {"boxes": torch.tensor([[0, 0, 1e30, 1e30]] * 2)}, labels[1]], "a billion pixels"),
+        (lambda labels: labels[0], "labels=an object with the keys .* must be a list"),
+        (lambda labels: [labels[0], None], "must be a list: for each pair a dict"),
+        (lambda labels: torch.zeros(2, 4), "must be a list"),
+        (lambda labels: iter(labels), "must be a list"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(change, words) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         tiny_model()(**tiny_inputs(), labels=change(tiny_labels()))
+
+
+def test_boxes_that_look_like_fractions_are_told(monkeypatch) -> None:
+    told, labels = [], tiny_labels()
+    monkeypatch.setattr(loss_glip.logger, "warning_once", told.append)
+    tiny_model()(**tiny_inputs(), labels=labels)
+    tiny_model()(**tiny_inputs(), labels=[{name: value[:0] for name, value in label.items()} for label in labels])
+    assert not told
+    labels[1]["boxes"] = labels[1]["boxes"] / 96
+    tiny_model()(**tiny_inputs(), labels=labels)
+    assert "labels[1]['boxes'] lie between 0 and 1: boxes are x1, y1, x2, y2 in pixels" in told[0]
 
 
 def test_positives_are_what_the_loss_divides_by() -> None:

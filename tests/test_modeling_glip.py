@@ -286,6 +286,24 @@ def test_maps_and_sizes_that_do_not_fit(change, words) -> None:
         tiny_model()(**tiny_inputs() | change)
 
 
+@pytest.mark.parametrize("name", ["pixel_values", "input_ids", "attention_mask", "positive_map", "original_sizes"])
+@pytest.mark.parametrize("as_given", [torch.Tensor.tolist, torch.Tensor.numpy])
+def test_inputs_that_are_no_tensors(name, as_given) -> None:
+    inputs = tiny_inputs() | {"positive_map": torch.ones(2, 1, 9), "original_sizes": torch.tensor([[64, 96]] * 2)}
+    with pytest.raises(TypeError, match=rf'{name} is a (list|ndarray), not a tensor: .*return_tensors="pt"'):
+        tiny_model()(**inputs | {name: as_given(inputs[name])})
+
+
+def test_features_that_are_none() -> None:
+    inputs = tiny_inputs()
+    del inputs["pixel_values"]
+    inputs.pop("pixel_mask", None)
+    with pytest.raises(TypeError, match="image_features is a Tensor: give what get_image_features returned"):
+        tiny_model()(**inputs, image_features=torch.zeros(2, 9, 16))
+    with pytest.raises(ValueError, match="image_indices=1 must be a tensor"):
+        tiny_model()(**tiny_inputs(), image_indices=1)
+
+
 def test_misspelt_inputs_are_refused() -> None:
     with pytest.raises(TypeError, match="positive_maps"):
         tiny_model()(**tiny_inputs(), positive_maps=torch.ones(2, 1, 9))

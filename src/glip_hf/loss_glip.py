@@ -7,14 +7,19 @@ the dot products, boxes are trained with GIoU (arXiv 1902.09630), weighted by ce
 Letters: B images, A locations, K boxes of an image, P positive locations, T text tokens.
 """
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .boxes_glip import box_iou, decode_boxes, encode_boxes
 from .ops_glip import once_differentiable
+from .values_glip import quote
+
+logger = logging.get_logger(__name__)
 
 INSIDE = 0.01
 """Pixels by which an anchor's centre must lie inside a box."""
@@ -136,7 +141,10 @@ def match_labels(
 
 
 def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: int) -> None:
-    """Refuse labels that do not fit the batch with a ValueError that names the entry."""
+    """Refuse labels that do not fit the batch with a TypeError or ValueError that names the entry; warn of boxes that
+    look like fractions of the image."""
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, Mapping) for label in labels):
+        raise TypeError(f"labels={quote(labels)} must be a list: for each pair a dict of 'boxes' and 'positive_map'.")
     if len(labels) != num_pairs:
         raise ValueError(f"labels has {len(labels)} entries for {num_pairs} (image, caption) pairs.")
     for index, label in enumerate(labels):
@@ -154,17 +162,22 @@ def check_labels(labels: list[dict[str, Tensor]], num_pairs: int, num_tokens: in
                 f"({len(boxes)}, {num_tokens}): one row per box, one column per token of the batch's captions."
             )
     tests = {
-        ("boxes", "NaN or infinity"): lambda label: ~label["boxes"].isfinite(),
+        ("boxes", "NaN, infinity or a billion pixels"): lambda label: ~(label["boxes"].abs() < 1e9),
         ("positive_map", "NaN or infinity"): lambda label: ~label["positive_map"].isfinite(),
         ("boxes", "a box with x2 < x1 or y2 < y1"): lambda label: label["boxes"][:, 2:] < label["boxes"][:, :2],
     }
+    fractions = [(label["boxes"] <= 1).all() & bool(len(label["boxes"])) for label in labels]
     # All at once, as an accelerator has to be waited for.
-    if not torch.cat([wrong(label).flatten() for wrong in tests.values() for label in labels]).any():
+    found = [wrong(label).flatten() for wrong in tests.values() for label in labels]
+    if not torch.cat([*found, torch.stack(fractions)]).any():
         return
     for (key, what), wrong in tests.items():
         for index, label in enumerate(labels):
             if wrong(label).any():
                 raise ValueError(f"labels[{index}][{key!r}] holds {what}.")
+    # No error: an object at the corner may be as small.
+    text = "lie between 0 and 1: boxes are x1, y1, x2, y2 in pixels of the model input, fractions of it train nothing."
+    logger.warning_once(f"labels[{[bool(one) for one in fractions].index(True)}]['boxes'] {text}")
 
 
 def grounding_loss(

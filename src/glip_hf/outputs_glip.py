@@ -181,14 +181,24 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 def check_inputs(raw: Tensor | None, features: Any, raw_name: str, features_name: str) -> None:
-    """Raise a ValueError unless exactly one of two ways to give an input is used."""
+    """Raise a ValueError unless exactly one of two ways to give an input is used, a TypeError for other features."""
     if (raw is None) == (features is None):
         both = "neither" if raw is None else "both"
         raise ValueError(f"{both} of {raw_name} and {features_name} given: pass one of the two.")
+    if features is not None and not hasattr(features, "last_hidden_state"):
+        raise TypeError(f"{features_name} is a {type(features).__name__}: give what get_{features_name} returned.")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raise a TypeError for anything but a tensor or None: a processor gives lists unless it is told otherwise."""
+    if not isinstance(value, Tensor | None):
+        remedy = 'call the processor with return_tensors="pt"'
+        raise TypeError(f"{name} is a {type(value).__name__}, not a tensor: {remedy}.")
 
 
 def check_shape(name: str, value: Tensor | None, *sizes: int | None) -> None:
     """Raise a ValueError unless a tensor that is given has these sizes; None is any but 0. Not while traced."""
+    check_tensor(name, value)
     if value is None or is_traced():
         return
     shape = tuple(value.shape)
@@ -233,6 +243,8 @@ def class_maps(
         ValueError: for other shapes.
     """
     num_pairs, num_tokens = attention_mask.shape
+    check_tensor("positive_map", positive_map)
+    check_tensor("label_ids", label_ids)
     if positive_map is None:
         position = attention_mask.cumsum(1)
         positive_map = ((position > 1) & (position < position[:, -1:]) & attention_mask.bool())[:, None]
@@ -262,13 +274,13 @@ def pair_captions(
     if not is_traced() and not (num_images and num_captions):
         raise ValueError(f"{num_captions} captions for {num_images} images: give at least one of each.")
     if image_indices is not None:
+        if not isinstance(image_indices, Tensor) or image_indices.ndim != 1 or image_indices.dtype not in _INTEGERS:
+            raise ValueError(f"image_indices={quote(image_indices)} must be a tensor with an index per caption.")
         if len(image_indices) != num_captions:
             raise ValueError(
                 f"image_indices has {len(image_indices)} entries for {num_captions} captions: give each caption "
                 "the index of its image."
             )
-        if not isinstance(image_indices, Tensor) or image_indices.ndim != 1 or image_indices.dtype not in _INTEGERS:
-            raise ValueError(f"image_indices={quote(image_indices)} must be a tensor with an index per caption.")
         if not is_traced() and num_captions and not 0 <= image_indices.min() <= image_indices.max() < num_images:
             raise ValueError(f"image_indices={image_indices.tolist()} must be from 0 to {num_images - 1}.")
         return image_indices, None

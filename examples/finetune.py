@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace) -> int:
     from accelerate.utils import set_seed
 
     from glip_hf import GlipProcessor
-    from glip_hf.conversion import model_directory
+    from glip_hf.conversion import whole_model
     from glip_hf.training.finetuning import TuningRun, Validation, load_tuning_data, tuning_batches, tuning_recipe
     from glip_hf.training.recipe import assign, load_recipe
     from glip_hf.training.replay import load_replay
@@ -108,7 +108,7 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.model,
             arguments.mode,
             data,
-            GlipProcessor.from_pretrained(model_directory(arguments.model)),
+            GlipProcessor.from_pretrained(whole_model(arguments.model)),
             arguments.shots,
             given,
         )

@@ -21,7 +21,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--teacher", required=True, type=model_name, help="a GLIP: directory or Hub id")
+    parser.add_argument(
+        "--teacher", required=True, type=model_name, help="model, adapter or prompt table: directory or Hub id"
+    )
     parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
     parser.add_argument("--overwrite", action="store_true", help="label again what an earlier run labelled")
@@ -40,8 +42,7 @@ def label(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from glip_hf import GlipForGrounding, GlipProcessor
-    from glip_hf.conversion import model_directory
+    from glip_hf.cli.common import CliError, load_model
     from glip_hf.data.shards import list_shards, shard_format
     from glip_hf.evaluation.distributed import broadcast
     from glip_hf.runs import on_main
@@ -52,16 +53,15 @@ def label(arguments: argparse.Namespace) -> int:
     try:
         shards = list_shards(arguments.input)
         options = LabelOptions(arguments.threshold, arguments.nms_threshold, batch_size=arguments.batch_size)
-        teacher, dtype = model_directory(arguments.teacher), getattr(torch, arguments.precision)
-        model = GlipForGrounding.from_pretrained(teacher, dtype=dtype).to(state.device)
-        labeller = CaptionLabeller(model, GlipProcessor.from_pretrained(teacher), options)
+        teacher = load_model(arguments.teacher, str(state.device), arguments.precision)
+        labeller = CaptionLabeller(*teacher, options)
         output, wanted = arguments.output.rstrip("/"), (arguments.format, arguments.caption_column)
         lock = on_main(
             lambda: claim_labels(labeller, output, *wanted, arguments.overwrite), state.is_main_process, broadcast
         )
         processes = state.process_index, state.num_processes
         counts = label_shards(labeller, shards, output, arguments.format, *processes, arguments.caption_column)
-    except (ImportError, OSError, ValueError) as error:
+    except (CliError, ImportError, OSError, ValueError) as error:
         print(f"label_captions: {explain(error)}", file=sys.stderr)
         return 2
     if lock is not None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -322,6 +323,19 @@ def test_validation_images_are_read_before_the_run(coco: Path, caplog: pytest.Lo
         (coco.parent / f"{number}.png").unlink()
     with pytest.raises(ValueError, match="none of the 1 validation images has a box to find"):
         Validation(data, random_processor())
+
+
+def test_validation_images_without_pixel_values_are_left_out_before_the_run(coco: Path, caplog) -> None:
+    """32 bits hold numbers that no image has: they ended the run at its first evaluation."""
+    content = json.loads(coco.read_text())
+    content["images"][0]["file_name"] = "0.tif"
+    coco.write_text(json.dumps(content))
+    Image.fromarray(np.full((96, 128), 70_000, np.int32)).save(coco.parent / "0.tif")
+    data = load_tuning_data(coco, coco.parent, validation=coco)
+    assert len(Validation(data, random_processor()).task.images) == len(content["images"]) - 1
+    assert "Cannot read the image" in caplog.text and "0.tif: Pixels of type torch.int32 must be 0..255" in caplog.text
+    with pytest.raises(ValueError, match="1 of 7 images cannot be read: .*0.tif: Pixels of type"):
+        Validation(data, random_processor(), on_broken="fail")
 
 
 def test_the_evaluator_is_rehearsed_before_the_run(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:

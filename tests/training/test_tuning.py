@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 
 from glip_hf import GlipConfig, GlipForGrounding
 from glip_hf.cli.common import load_model
+from glip_hf.conversion import ConversionError
 from glip_hf.conversion.variants import infer_fields
 from glip_hf.conversion.weight_map import to_original, to_ours
 from glip_hf.inspection import describe
 from glip_hf.prompt_table_glip import config_hash
-from glip_hf.training.recipe import RecipeError
+from glip_hf.training.recipe import ModelRecipe, RecipeError
+from glip_hf.training.start import start_model
 from glip_hf.training.tuning import LINEAR, trained_names, tune
 
 PHOTO = load_photo().resize((128, 96))
@@ -226,6 +228,12 @@ def test_lora(tmp_path: Path) -> None:
     assert processor.image_processor.size == random_processor(96).image_processor.size
     facts = describe(str(tmp_path / "adapter"))
     assert (facts["tuned"], facts["base"]) == ("adapter", str(tmp_path / "base"))
+    # A table on top of it would name the base alone, and what is saved after `full` be the adapter again.
+    merge = (
+        r"adapter has an adapter alone, for .*base: save_pretrained peft.PeftModel.*merge_and_unload\(\) to a folder"
+    )
+    with pytest.raises(ConversionError, match=merge):
+        start_model(ModelRecipe(start_from=str(tmp_path / "adapter")))
 
 
 def test_a_prompt_table_converts_both_ways() -> None:

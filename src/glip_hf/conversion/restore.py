@@ -152,6 +152,20 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, tuple[str, str] | 
     return directory, None
 
 
+def whole_model(source: str | os.PathLike[str]) -> Path:
+    """The directory of a model, as `model_directory` gives it; a ConversionError for an adapter or a prompt table."""
+    if tuned := find_model(source)[1]:
+        kind, base = tuned
+        made = "a model after model.load_prompt_table(folder)"
+        if kind == "adapter":
+            made = "peft.PeftModel.from_pretrained(model, folder).merge_and_unload()"
+        raise ConversionError(
+            f"{os.fspath(source)} has {'an' if kind == 'adapter' else 'a'} {kind} alone, for {shown(base, 300)}: save "
+            f"{made} with save_pretrained, and give that folder."
+        )
+    return model_directory(source)
+
+
 def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one.
 
@@ -191,11 +205,7 @@ def restored_tensors(
     source: str | os.PathLike[str], to: str | None = None
 ) -> tuple[dict[str, Tensor], ConversionRecord | None]:
     """The state dict (no prefix) of a model directory or Hub id in the layout `to`, and its record if any."""
-    directory = model_directory(source)
-    if tuned := find_model(directory)[1]:
-        raise ConversionError(
-            f"{directory} has a {tuned[0]} alone: load it with {tuned[1]}, save_pretrained of both, and restore that."
-        )
+    directory = whole_model(source)
     config = read_config(os.fspath(directory))
     # Through the model class, which also reads files with the older names of Swin's parameters.
     model, info = GlipForGrounding.from_pretrained(directory, dtype="auto", output_loading_info=True)

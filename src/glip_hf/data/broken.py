@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
+from ..image_processing_pil_glip import UnreadableImage, read_pixels
 from ..values_glip import counted, in_one_line
 from .records import ImageRef, upright_size
 
@@ -84,6 +85,11 @@ def examine_images(
         try:
             image = resolve(image) if resolve else image
             with image.load() if decode else image.open() as opened:
+                if decode and opened.mode[0] in "IF":  # 32 bits hold what is no pixel
+                    try:
+                        read_pixels(opened)
+                    except ValueError as error:
+                        raise UnreadableImage(f"Cannot read the image {image}: {error}") from error
                 return upright_size(opened), opened.size
         except Exception as error:  # decoders raise almost anything on damaged files
             return error

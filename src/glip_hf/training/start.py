@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertModel, BertTokenizer, SwinModel
 from ..configuration_glip import PRESETS, GlipConfig
 from ..conversion.checkpoint import read_checkpoint
 from ..conversion.convert import find_tokenizer
-from ..conversion.restore import local_directory, model_directory
+from ..conversion.restore import local_directory, whole_model
 from ..conversion.weight_map import match_original
 from ..demo import scenes_config, scenes_processor
 from ..image_processing_pil_glip import GlipImageProcessorPil
@@ -110,7 +110,7 @@ def image_limits(size: Mapping[str, int], image_size: int = 0) -> dict[str, int]
 def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
     """Model and processor that a run starts with; a RecipeError for contradictory or missing entries."""
     if recipe.start_from:
-        directory = model_directory(recipe.start_from)
+        directory = whole_model(recipe.start_from)
         model = GlipForGrounding.from_pretrained(directory, **recipe.config)
         processor = GlipProcessor.from_pretrained(directory)
     elif recipe.preset == "scenes":

@@ -76,6 +76,8 @@ def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
         (["more/*.jpg", "cat"], ["more/photo.jpg"], ["cat"], None),
         (["more", "cat"], ["more/b.png", "more/photo.jpg"], ["cat"], None),
         (["photo.jpg", "more/b.png", "what?"], ["photo.jpg", "more/b.png"], ["what?"], None),
+        (["photo.jpg", "more/", "cat"], ["photo.jpg", "more/b.png", "more/photo.jpg"], ["cat"], None),
+        (["photo.jpg", "his/hers"], ["photo.jpg"], ["his/hers"], None),
         (
             ["photo.jpg", "https://host/x.jpg", "cat"],
             ["photo.jpg", "https://host/x.jpg"],
@@ -348,17 +350,35 @@ def test_a_tuned_model_knows_what_to_look_for(folder, model, tmp_path, capsys) -
         (["ground", "none.jpg", "cat"], 1, "none.jpg: no such file"),
         (["ground", "none/*.jpg", "cat"], 1, "no file matches"),
         (["ground", "cat", "cat"], 1, "no images in this directory"),
+        (["ground", "photo.jpg", "notes.txt", "cat"], 2, "notes.txt: not an image by its name (--names takes"),
+        (["ground", "photo.jpg", "cat/*", "cat"], 2, "cat/*: no file matches"),
+        (["ground", "photo.jpg", "cat", "--format", "coco", "--output", "./photo.jpg"], 2, "replace the image itself"),
+        (["ground", "photo.jpg", "cat", "--format", "coco", "--output", "/proc/x"], 1, "/proc/x cannot be written"),
+        (["ground", "photo.jpg", "cat", "--json", "folder.json"], 2, "folder.json is a folder: name a file"),
         (["ground", "photo.jpg", "cat", "--device", "cuda:77"], 1, "--device cuda:77"),
         (["ground", "photo.jpg", "cat", "--device", "meta"], 1, "--device meta: not available"),
         (["ground", "photo.jpg", "--caption", "a cat", "--phrases", "dog"], 1, "dog"),
     ],
 )
 def test_errors_are_one_line(folder, model, capsys, arguments, code, message) -> None:
+    (folder / "notes.txt").touch()
+    (folder / "folder.json").mkdir()
     if "more" in arguments:  # a directory counts as an image only as the first word or with --names
         arguments = ["ground", "more", "--names", *arguments[3:]]
     assert main([*arguments, "--model", model]) == code
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_folders_and_files_that_are_left_out_are_told(folder, capsys) -> None:
+    (folder / "more" / "a.heic").touch()
+    (folder / "more" / ".hidden").touch()
+    assert words("more", "cat", "dog", "more")[0] == ["more/b.png", "more/photo.jpg"]
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == [
+        "note: more: 1 file left out, not images by name (a.heic)",
+        "note: more is a class name here; the folder is more/",
+    ]
 
 
 @pytest.mark.parametrize(

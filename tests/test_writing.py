@@ -1,7 +1,10 @@
 """Files and directories that are written whole or not at all, whatever the disk says."""
 
+import os
 import resource
+import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,36 @@ def test_a_place_that_is_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotWrittenError, match="file/out.txt cannot be written: (Not a directory|File exists)"):
         with replacing_text(tmp_path / "file" / "out.txt"):
             pass
+
+
+def test_a_pipe_is_written_into(tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        with replacing_text(tmp_path / "pipe") as file:
+            file.write("found")
+        assert read.result() == "found"
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_a_full_device_is_an_error_and_stays_a_device(tmp_path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(NotWrittenError, match="No space left"), replacing_text(tmp_path / "full") as file:
+        file.write("found")
+    assert (tmp_path / "full").is_symlink() and not os.path.isfile("/dev/full")
+
+
+def test_what_a_link_leads_to_is_replaced(tmp_path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    with replacing_text(tmp_path / "link") as file:
+        file.write("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_no_file_replaces_a_directory(tmp_path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory" / "kept").touch()
+    with pytest.raises(NotWrittenError, match="Is a directory"), replacing_text(tmp_path / "directory") as file:
+        file.write("new")
+    assert (tmp_path / "directory" / "kept").is_file() and len(list(tmp_path.iterdir())) == 1

@@ -2,6 +2,7 @@
 """Files and directories that are written whole or not at all."""
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -24,22 +25,33 @@ class NotWrittenError(OSError):
 def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path for a file or directory that replaces `output` at the end and is removed on an error.
 
+    What a link leads to is replaced, not the link; a device or a pipe is written into. No file replaces a directory.
+
     Raises:
         NotWrittenError: if the disk is full, read-only, ...; names `output`, the reason and the remedy.
     """
-    output = Path(output)
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name[:50]}.", suffix=".partial", dir=output.parent))
+    output = given = Path(output)
+    is_device = output.exists() and not (output.is_file() or output.is_dir())
+    with writing(given):
+        if not is_device:
+            output = Path(os.path.realpath(given))
+            output.parent.mkdir(parents=True, exist_ok=True)
+        place = None if is_device else output.parent
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name[:50]}.", suffix=".partial", dir=place))
     new, old = work / output.name, work / f"{output.name}.old"
     try:
-        with writing(output):
+        with writing(given):
             yield new
+            if is_device:
+                output.write_bytes(new.read_bytes())
+                return
             if new.is_dir():  # of files that safetensors writes only the owner can read
                 mask = os.umask(0)  # of the whole process: no thread may do so while another one does
                 os.umask(mask)
                 for path in new.rglob("*"):
                     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+            elif output.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if output.is_dir():
                 os.rename(output, old)
             try:
@@ -59,8 +71,13 @@ def check_place(output: str | os.PathLike[str]) -> None:
         NotWrittenError: if not.
     """
     output = Path(output)
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        return  # a device or a pipe
     with writing(output):
-        tempfile.TemporaryFile(dir=next(path for path in output.absolute().parents if path.exists())).close()
+        try:
+            tempfile.TemporaryFile(dir=next(path for path in output.absolute().parents if path.exists())).close()
+        except FileNotFoundError:  # in /proc
+            raise PermissionError(errno.EACCES, "no file can be made there") from None
 
 
 @contextlib.contextmanager

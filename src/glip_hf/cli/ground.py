@@ -30,7 +30,7 @@ from ..formats import (
     rounded,
 )
 from ..texts import read_list, split_names
-from ..values_glip import shown
+from ..values_glip import counted, in_one_line, shown
 from .common import (
     CliError,
     UsageError,
@@ -346,6 +346,8 @@ def take_json_file(arguments: argparse.Namespace) -> Path | None:
         raise UsageError(
             f"--json {shown(files[0])}: there is no folder {shown(str(Path(files[0]).parent))}; make it first"
         )
+    if os.path.isdir(files[0]):
+        raise UsageError(f"--json {shown(files[0])} is a folder: name a file")
     if not arguments.words:
         raise UsageError("no image: name images first, then class names or a caption")
     return Path(files[0])
@@ -354,8 +356,8 @@ def take_json_file(arguments: argparse.Namespace) -> Path | None:
 def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | None, str | None]:
     """Image paths, and either class names or a caption, from the command line; neither where all words are images.
 
-    A leading word is an image if it is the first, a URL, an existing file with an image suffix, or a glob that matches
-    one; the rest are class names. With --names or --caption all words are images.
+    A leading word is an image if it is the first, a URL, an existing file with an image suffix, a directory written
+    with a slash, or a glob that matches an image; the rest are class names. With --names or --caption all are images.
     """
     words = list(arguments.words)
     names, caption = arguments.names, arguments.caption
@@ -367,6 +369,11 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
         for word in words:
             if Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not any(c.isspace() for c in word):
                 raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
+            if "*" in word or (Path(word).suffix or os.sep in word) and os.path.exists(word):
+                kind = "not an image by its name" if os.path.exists(word) else "no file matches"
+                raise UsageError(f"{word}: {kind} (--names takes a class name of this form, and WORDS are all images)")
+            if os.path.isdir(word) and any(map(_is_image, glob.glob(f"{glob.escape(word)}/*"))):
+                print(f"note: {word} is a class name here; the folder is {word}{os.sep}", file=sys.stderr)
         names = read_list(words[0]) if len(words) == 1 else words or None
         caption = words[0] if words and names is None else None
     elif names is not None and len(names) == 1:
@@ -417,6 +424,8 @@ def _is_image(word: str) -> bool:
         return True
     if glob.has_magic(word) and not os.path.exists(word):
         return any(map(_is_image, glob.glob(word, recursive=True)))
+    if os.path.isdir(word):
+        return os.sep in word
     return os.path.isfile(word) and (_is_video(word) or Path(word).suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -425,9 +434,14 @@ def _expand(word: str) -> list[str]:
     if word.startswith(URL_PREFIXES) or os.path.isfile(word):
         return [word]
     if os.path.isdir(word):
-        found = [str(p) for p in sorted(Path(word).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+        files = [p for p in sorted(Path(word).iterdir()) if p.is_file() and not p.name.startswith(".")]
+        found = [str(p) for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        others = [p.name for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
         if not found:
             raise CliError(f"{word}: no images in this directory")
+        if others:
+            left = f"{counted(len(others), 'file')} left out, not images by name"
+            print(f"note: {word}: {left} ({in_one_line(others)})", file=sys.stderr)
         return found
     if glob.has_magic(word):
         found = sorted(path for path in glob.glob(word, recursive=True) if os.path.isfile(path))
@@ -490,6 +504,8 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
         check_output(arguments.output, is_folder)
     except ValueError as error:
         raise UsageError(f"--output {error}") from None
+    if os.path.realpath(arguments.output) in map(os.path.realpath, paths):
+        raise UsageError(f"--output {shown(arguments.output)} would replace the image itself: name another file")
     for option in ("masks", "track"):
         if getattr(arguments, option) and arguments.format not in PLACES[option]:
             lacks = f"--format {arguments.format} has no place for what --{option} gives"

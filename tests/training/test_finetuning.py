@@ -209,6 +209,10 @@ def test_validation_classes_match_by_name(categories, coco: Path, monkeypatch: p
         ([(1, "cat"), (2, "couch")], r"lacks \['sofa'\] and has \['couch'\] besides"),
         ([(1, "cat"), (2, "sofa"), (3, "dog")], r"lacks \[\] and has \['dog'\] besides"),
         ([(1, "cat"), (2, "Cat")], r"lacks \['sofa'\]"),
+        (
+            [(1, "cat"), (2, "sofa"), (3, "Cat ")],
+            r"lacks \[\] and has \[\] besides, and one has \['cat'\] more than once",
+        ),
     ],
 )
 def test_other_validation_classes_are_refused(categories, said: str, coco: Path) -> None:

@@ -169,6 +169,14 @@ def test_trackers_and_schedules_that_would_be_ignored_are_refused(tmp_path: Path
             started("run.evaluate_every=1", override)
 
 
+def test_a_repository_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    process = start(tmp_path, "run.push_to_hub=user/a b", HF_HUB_OFFLINE="1")
+    text = finish(process)
+    assert process.returncode == 2 and "Traceback" not in text
+    assert "run_worker: run.push_to_hub=user/a b: the repository cannot be created (Repo id must" in text
+    assert "nothing was started" in text and not list(tmp_path.glob("losses_*"))
+
+
 def test_nonfinite_loss_stops_with_the_batch(tmp_path: Path) -> None:
     process = start(tmp_path, NAN_AT="1", WORKERS="2")  # the workers do not hold the exit
     text = finish(process)

@@ -10,6 +10,7 @@ from random_glip import random_config, random_model, save_random_model
 from transformers import BertModel, SwinForImageClassification, SwinModel
 
 from glip_hf import GlipForGrounding, GlipProcessor
+from glip_hf.conversion import ConversionError
 from glip_hf.conversion.weight_map import to_original
 from glip_hf.training.recipe import ModelRecipe, RecipeError
 from glip_hf.training.start import (
@@ -97,6 +98,9 @@ def test_start_from_another_glip(tmp_path: Path) -> None:
     for name, value in random_model().state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert processor.image_processor.size["shortest_edge"] == 320
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConversionError, match="images: no config.json in there; glip convert writes one"):
+        start_model(ModelRecipe(start_from=str(tmp_path / "images")))
 
 
 def test_presets_need_a_vocabulary() -> None:

@@ -229,9 +229,7 @@ def test_lora(tmp_path: Path) -> None:
     facts = describe(str(tmp_path / "adapter"))
     assert (facts["tuned"], facts["base"]) == ("adapter", str(tmp_path / "base"))
     # A table on top of it would name the base alone, and what is saved after `full` be the adapter again.
-    merge = (
-        r"adapter has an adapter alone, for .*base: save_pretrained peft.PeftModel.*merge_and_unload\(\) to a folder"
-    )
+    merge = r"adapter has an adapter alone, for .*base: save peft.PeftModel.*merge_and_unload\(\) with save_pretrained"
     with pytest.raises(ConversionError, match=merge):
         start_model(ModelRecipe(start_from=str(tmp_path / "adapter")))
 

@@ -153,8 +153,13 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, tuple[str, str] | 
 
 
 def whole_model(source: str | os.PathLike[str]) -> Path:
-    """The directory of a model, as `model_directory` gives it; a ConversionError for an adapter or a prompt table."""
-    if tuned := find_model(source)[1]:
+    """The directory of a model, as `model_directory` gives it.
+
+    Raises:
+        ConversionError: also for what is not a GLIP, and for an adapter or a prompt table without its model.
+    """
+    directory, tuned = find_model(source)
+    if tuned:
         kind, base = tuned
         made = "a model after model.load_prompt_table(folder)"
         if kind == "adapter":
@@ -163,6 +168,7 @@ def whole_model(source: str | os.PathLike[str]) -> Path:
             f"{os.fspath(source)} has {'an' if kind == 'adapter' else 'a'} {kind} alone, for {shown(base, 300)}: save "
             f"{made} with save_pretrained, and give that folder."
         )
+    read_config(os.fspath(source), directory)
     return model_directory(source)
 
 

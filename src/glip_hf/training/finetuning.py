@@ -313,10 +313,12 @@ def matching_category_ids(train: Source, validation: Source) -> list[int | str]:
         return category_ids
     if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
         lacking, besides = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        repeated = sorted({name for own in (ours, theirs) for name in own if own.count(name) > 1})
+        twice = f", and one has {quote(repeated)} more than once" if repeated else ""
         raise RecipeError(
             f"the classes of {validation.info['file']} are not those of {train.info['file']}: it lacks "
-            f"{quote(lacking)} and has {quote(besides)} besides. Give both files the same category names, each once; "
-            "their ids may differ, and a category may be without boxes."
+            f"{quote(lacking)} and has {quote(besides)} besides{twice}. Give both files the same category names, each "
+            "once; their ids may differ, and a category may be without boxes."
         )
     return [category_ids[theirs.index(name)] for name in ours]
 

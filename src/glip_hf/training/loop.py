@@ -38,7 +38,7 @@ from ..loss_glip import match_labels, mean_over_processes
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
 from ..runs import FolderLock, Manifest, RunFolderError
-from ..values_glip import in_one_line
+from ..values_glip import in_one_line, shown
 from . import checkpoints
 from .batches import Batches, per_process
 from .card import write_card
@@ -169,6 +169,7 @@ class Run:
         self._stop = StopRequest()
         self._lock = self._claim_folder()
         try:
+            self._create_repository()
             self._resume()
         except BaseException:
             self._release()
@@ -268,6 +269,23 @@ class Run:
             return runs.claim(self.output, self._identity, MADE, resume=own, overwrite=settings.overwrite)[0]
 
         return runs.on_main(claim_it, self.accelerator.is_main_process, broadcast)
+
+    def _create_repository(self) -> None:
+        """Of `run.push_to_hub`, before the work: a RunFolderError for a wrong name, a missing token, or no network."""
+        repository = self.recipe.run.push_to_hub
+
+        def create() -> None:
+            try:
+                HfApi().create_repo(repository, exist_ok=True)
+            except Exception as error:  # network, proxies and certificates fail in many ways
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise RunFolderError(
+                    f"run.push_to_hub={shown(repository)}: the repository cannot be created ({shown(reason, 300)}): "
+                    "correct the name, log in (hf auth login), or leave it out; nothing was started."
+                ) from error
+
+        if repository:
+            runs.on_main(create, self.accelerator.is_main_process, broadcast)
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -591,13 +609,13 @@ class Run:
         self._evaluate_final()
         final = self.output / "final"
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with replacing_text(self.output / "history.json") as file:
+                json.dump(self.progress.history, file, indent=1)
         self._export(final, averaged=False)
         if self.average is not None:
             with self.averaged():
                 self._export(self.output / "final-ema", averaged=True)
-        if self.accelerator.is_main_process:
-            with replacing_text(self.output / "history.json") as file:
-                json.dump(self.progress.history, file, indent=1)
         self.accelerator.wait_for_everyone()
         return final
 
@@ -612,7 +630,6 @@ class Run:
             self._save_model(new, averaged, weights)
         repository = self.recipe.run.push_to_hub
         if repository and averaged == (self.average is not None):
-            HfApi().create_repo(repository, exist_ok=True)
             HfApi().upload_folder(repo_id=repository, folder_path=directory)
 
     def _save_model(self, directory: Path, averaged: bool, weights: dict[str, torch.Tensor] | None) -> None:

@@ -549,6 +549,20 @@ def test_wrong_use_says_so(detector, photo, arguments, error, message) -> None:
         detector([photo], **arguments)
 
 
+def test_texts_per_image_of_a_single_image(detector, photo) -> None:
+    """Of more texts than images the results would be those of the first."""
+    for several in ({"candidate_labels": [["cat"], ["dog"]]}, {"caption": ["a cat", "a dog"]}):
+        with pytest.raises(ValueError, match="2 entries for 1 images: give one each"):
+            detector(photo, **several)
+    assert detector(photo, [["cat"]], threshold=0.0) == detector(photo, ["cat"], threshold=0.0)
+    assert detector(photo, caption=["a cat"], threshold=0.0) == detector(photo, caption="a cat", threshold=0.0)
+
+
+def test_misspelt_defaults_are_refused(detector) -> None:
+    with pytest.raises(TypeError, match="'treshold': did you mean 'threshold'"):
+        GlipZeroShotObjectDetectionPipeline(model=detector.model, processor=detector.processor, treshold=0.9)
+
+
 def test_wrong_pictures_say_so(detector) -> None:
     with pytest.raises(FileNotFoundError):
         detector("nowhere.jpg", candidate_labels=NAMES)

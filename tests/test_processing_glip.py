@@ -157,6 +157,10 @@ def test_images_alone_and_text_alone(processor):
         ({"text": ["dog " * 300]}, ValueError, "the name 'dog dog .* has 300 tokens"),
         ({"text": ["cat", "dog"], "prefix": ["a "]}, ValueError, "prefix has 1 entries for 2"),
         ({"text": ["cat"], "seperator": ", "}, TypeError, "'seperator': did you mean 'separator'"),
+        ({"text": ["cat"], "image": IMAGE}, TypeError, "'image': did you mean 'images'"),
+        ({"text": ["cat"], "text_pair": ["a dog"]}, TypeError, "unexpected keyword argument 'text_pair'"),
+        ({"text": ["cat"], "text_target": ["a dog"]}, TypeError, "unexpected keyword argument 'text_target'"),
+        ({"text": ["cat"], "text_kwargs": {"is_split_into_words": True}}, TypeError, "'is_split_into_words'"),
         ({"text": ["cat"], "text_kwargs": {"paddin": 1}}, TypeError, "text_kwargs .*'paddin': did you mean 'padding'"),
         ({"images": IMAGE, "size_diviser": 8}, TypeError, "'size_diviser': did you mean 'size_divisor'"),
     ],
@@ -523,6 +527,11 @@ def test_post_processing_returns_text_labels(processor):
         post(outputs, text_labels=["a"])
     with pytest.raises(ValueError, match="2 lists of names for 1 images"):
         post(outputs, text_labels=[["a"], ["b"]])
+    with pytest.raises(TypeError, match=r"text_labels=\[1, 2\] must be a list of class names"):
+        post(outputs, text_labels=[1, 2])
+    for other in (0.3, names, inputs["input_ids"].tolist()):  # OWLv2 takes the threshold there
+        with pytest.raises(TypeError, match="inputs=.* must be what the processor returned"):
+            post(outputs, other)
     assert post(outputs, inputs, max_detections=0)[0]["text_labels"] == []
     with pytest.raises(ValueError, match="max_detections=-1 must not be negative"):
         post(outputs, inputs, max_detections=-1)

@@ -133,7 +133,7 @@ def test_affixes_for_all_names_or_for_each():
         make_names(["cat", "dog"], suffix=["x"])
 
 
-@pytest.mark.parametrize("entry", [3, None, b"cat", {"prefix": "a"}, ["cat"]])
+@pytest.mark.parametrize("entry", [3, None, b"cat", {"prefix": "a"}, {"name": "a", "suffx": "b"}, ["cat"]])
 def test_names_must_be_text(entry):
     with pytest.raises(TypeError, match="name 1 is"):
         make_names(["cat", entry])

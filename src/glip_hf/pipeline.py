@@ -164,10 +164,6 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             TypeError: for an unknown option.
             ValueError: for an image with neither class names nor a caption, or both; for lists that differ in length.
         """
-        if options.get("on_broken", "fail") not in ("fail", "skip"):
-            raise ValueError(f"on_broken={options['on_broken']!r:.50} must be 'fail' or 'skip'.")
-        known = (*chain(*_STEPS), "batch_size", "num_workers")
-        refuse_unknown("the pipeline", options, known)
         if not isinstance(candidate_labels, str | Mapping | Sequence | None):
             candidate_labels = list(candidate_labels)  # of an array, a set, a generator
         text = {"candidate_labels": candidate_labels, "caption": caption, "phrases": phrases}
@@ -175,6 +171,8 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             if not image:
                 return []
             image, text = _spread(list(image), text)
+        else:
+            (image,), text = _spread([image], text)
         text = {name: value for name, value in text.items() if value is not None}
         if isinstance(image, Iterator) and not hasattr(image, "read"):  # nor a file, whose lines it would be
             image = _Stream(image)
@@ -182,7 +180,10 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         return super(ZeroShotObjectDetectionPipeline, self).__call__(image, **text, **options)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        refuse_unknown("the pipeline", kwargs, (*chain(*_STEPS), "batch_size", "num_workers"))
         reading, detection, results = ({name: kwargs[name] for name in names if name in kwargs} for names in _STEPS)
+        if reading.get("on_broken", "fail") not in ("fail", "skip"):
+            raise ValueError(f"on_broken={reading['on_broken']!r:.50} must be 'fail' or 'skip'.")
         GroundingOptions(**{k: v for k, v in detection.items() if k != "segmenter"})  # checks them before anything runs
         if (segmenter := detection.get("segmenter")) is not None and not callable(segmenter):
             raise TypeError(f"segmenter={segmenter!r:.50} must be a BoxSegmenter: BoxSegmenter.from_pretrained(name).")

@@ -121,6 +121,8 @@ def names_of_images(text_labels: Sequence[str] | Sequence[Sequence[str]], count:
         raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names: [{text_labels!r:.80}].")
     if all(isinstance(name, str) for name in text_labels):
         return [text_labels] * count
+    if not all(hasattr(names, "__len__") for names in text_labels):
+        raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names, or such a list per image.")
     if len(text_labels) != count:
         raise ValueError(f"text_labels has {len(text_labels)} lists of names for {count} images: give one each.")
     return list(text_labels)
@@ -308,7 +310,7 @@ def post_process_grounding(
             without hidden states, `target_sizes` that are not (height, width) of each image, and maps or labels of
             another shape than the captions.
     """
-    refuse_unknown("post-processing", kwargs, GlipPostProcessKwargs.__annotations__)
+    refuse_unknown("post-processing", kwargs, [*DEFAULTS, "threshold", "target_sizes", "text_labels"])
     options = read_options({**DEFAULTS, **kwargs, "threshold": threshold})
     if not hasattr(outputs, "logits"):
         raise TypeError(

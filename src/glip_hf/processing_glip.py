@@ -39,6 +39,9 @@ from .prompts_glip import (
 )
 from .values_glip import quote
 
+_OTHER_TEXTS = {"text_pair", "text_target", "text_pair_target", "is_split_into_words"}
+"""Of the tokenizer's options, those that would make another text of a caption, or other labels."""
+
 
 class _PartKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": MAX_TEXT_LENGTH}}
@@ -218,9 +221,10 @@ class GlipProcessor(GlipHubProcessorMixin):
             raise ValueError("annotations are boxes in images: give images as well.")
         parts = {"images_kwargs": self.image_processor.valid_kwargs, "text_kwargs": TextKwargs}
         known = {name for part in (GlipProcessorKwargs, *parts.values()) for name in part.__annotations__}
-        refuse_unknown("GlipProcessor", kwargs, known | {"common_kwargs"})
+        known |= {"common_kwargs", "images", "text", "phrases", "annotations"}
+        refuse_unknown("GlipProcessor", kwargs, known - _OTHER_TEXTS)
         for name, part in parts.items():
-            refuse_unknown(name, kwargs.get(name) or {}, part.__annotations__)
+            refuse_unknown(name, kwargs.get(name) or {}, set(part.__annotations__) - _OTHER_TEXTS)
         options = self.prompt_options | {name: kwargs.pop(name) for name in PROMPT_OPTIONS if name in kwargs}
         validate_typed_dict(GlipPromptKwargs, options)  # also those that were saved
         merged = self._merge_kwargs(_PartKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
@@ -320,6 +324,8 @@ class GlipProcessor(GlipHubProcessorMixin):
             ValueError: for another number of lists of class names than images, fewer class names than labels, or
                 thresholds of names that were not asked for.
         """
+        if not isinstance(inputs, Mapping | torch.Tensor | None):
+            raise TypeError(f"inputs={quote(inputs)} must be what the processor returned; names are text_labels=[...].")
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
         threshold = {None: 0.25, **threshold} if isinstance(threshold, Mapping) else threshold

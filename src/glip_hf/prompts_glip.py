@@ -158,7 +158,8 @@ def make_names(
     made = []
     for index, (name, (before, after)) in enumerate(zip(names, affixes, strict=True)):
         entry = {"name": clean_name(name)} if isinstance(name, str) else name
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        known = isinstance(entry, Mapping) and {*entry} <= {"prefix", "name", "suffix"}
+        if not known or not isinstance(entry.get("name"), str):
             raise TypeError(
                 f"name {index} is {quote(name)}, a {type(name).__name__}: give a string, or a dictionary with "
                 "the keys 'prefix', 'name' and 'suffix'."

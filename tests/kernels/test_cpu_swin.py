@@ -33,24 +33,28 @@ SIZES = [(8, 8, 0), (8, 8, 2), (5, 9, 0), (5, 9, 2), (4, 4, 2), (3, 2, 2)]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("table", [0, 2**20])
 @pytest.mark.parametrize("block", [1, 800, 2**20])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("height", "width", "shift"), SIZES)
-def test_fused_inference_equals_the_attention_module(height, width, shift, batch, block, monkeypatch) -> None:
+def test_fused_inference_equals_the_attention_module(height, width, shift, batch, block, table, monkeypatch) -> None:
     layer = make_layer(shift).eval()
     x = torch.randn(batch, height, width, 8, dtype=torch.float64)
     with kernels.disable():
         expected = layer(x)[0]
     given = x.clone()
     monkeypatch.setattr(swin, "BLOCK_VALUES", block)
+    monkeypatch.setattr(swin, "TABLE_VALUES", table)
     monkeypatch.setattr(layer, "attend", None)
     torch.testing.assert_close(layer(x)[0], expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(x, given)
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("table", [0, 2**20])
 @pytest.mark.parametrize("shift", [0, 2])
-def test_fused_inference_in_half_precision(shift, monkeypatch) -> None:
+def test_fused_inference_in_half_precision(shift, table, monkeypatch) -> None:
+    monkeypatch.setattr(swin, "TABLE_VALUES", table)
     layer = make_layer(shift).eval()
     x = torch.randn(2, 5, 9, 8)
     expected = layer(x.double())[0]

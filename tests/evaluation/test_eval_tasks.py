@@ -196,6 +196,12 @@ def test_odinw_errors(odinw, tmp_path):
         ({"CAPTION_PROMPT": str(PROMPT[:1])}, "1 caption prompts for 2 categories"),
         ({"OVERRIDE_CATEGORY": str([{"id": 3}])}, "the category None with the id 3 has no name"),
         ({"TEST": []}, "no split 'test'"),
+        ({"TEST": '("gone")'}, "no split 'gone' in REGISTER; it has val"),
+        ({"TEST": "gone"}, "no split 'gone' in REGISTER; it has val"),
+        ({"TEST": 5}, "Aquarium.yaml: TEST 5 is not a list of splits, such as"),
+        ({"GENERAL_COPY": "x"}, "Aquarium.yaml: GENERAL_COPY 'x' is not an integer"),
+        ({"OVERRIDE_CATEGORY": "5"}, "Aquarium.yaml: OVERRIDE_CATEGORY 5 is not a list"),
+        ({"CAPTION_PROMPT": "'a'"}, "Aquarium.yaml: CAPTION_PROMPT 'a' is not a list"),
     ],
 )
 def test_task_files_that_are_damaged(odinw, change, message):
@@ -209,6 +215,12 @@ def test_task_files_that_are_damaged(odinw, change, message):
 def test_task_file_that_is_not_yaml(odinw):
     (odinw / "pothole.yaml").write_text("DATASETS: [unclosed")
     with pytest.raises(ValueError, match="pothole.yaml is not valid YAML: .*line 1"):
+        odinw_sets(odinw, odinw)
+
+
+def test_task_files_of_one_name(odinw):
+    (odinw / "pothole.yml").write_text((odinw / "pothole.yaml").read_text())
+    with pytest.raises(ValueError, match="both pothole.yaml and pothole.yml: results would get the same name"):
         odinw_sets(odinw, odinw)
 
 

@@ -267,9 +267,11 @@ def odinw_sets(
     paths = [config] if config.is_file() else sorted([*config.glob("*.yaml"), *config.glob("*.yml")])
     if not paths:
         raise ValueError(f"{config}: no task file (*.yaml) here.")
+    if twice := [path.stem for path in paths if path.with_suffix(".yml") in paths and path.suffix == ".yaml"]:
+        raise ValueError(f"{config} has both {twice[0]}.yaml and {twice[0]}.yml: results would get the same name.")
     tasks = []
     for path in paths:
-        own = split or next(iter(load_task(path).get("TEST") or ()), "test")
+        own = split or next(iter(load_task(path)["TEST"]), "test")
         file = odinw_file(path, own, use_prompts=prompts == "glip", data_root=root, allow_outside=allow_outside)
         if file.prompts:
             check_records(file.prompts, ("prefix", "name", "suffix"), f"{path}, CAPTION_PROMPT")

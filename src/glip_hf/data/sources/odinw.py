@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._extras import load_yaml
-from ...values_glip import quote
+from ...values_glip import integer, quote
 from .base import find_path
 from .coco import CocoFile, coco_file, reader
 
@@ -69,12 +69,24 @@ def load_task(path: str | Path) -> dict[str, Any]:
     datasets = content.get("DATASETS") if isinstance(content, Mapping) else None
     if not isinstance(datasets, Mapping) or not isinstance(datasets.get("REGISTER"), Mapping):
         raise ValueError(f"{path}: an ODinW task file has DATASETS.REGISTER; this one does not.")
-    parsed = {"OVERRIDE_CATEGORY": None, "CAPTION_PROMPT": None} | dict(datasets)
-    for key in ("OVERRIDE_CATEGORY", "CAPTION_PROMPT", "TRAIN", "TEST"):
+    lists = ("OVERRIDE_CATEGORY", "CAPTION_PROMPT")
+    parsed = dict.fromkeys(lists) | dict(datasets)
+    for key in (*lists, "TRAIN", "TEST"):
         if isinstance(parsed.get(key), str):
             try:
                 parsed[key] = ast.literal_eval(parsed[key])
-            except (ValueError, SyntaxError) as error:
-                raise ValueError(f"{path}: {key} is not a valid Python list: {error}") from None
-    parsed["GENERAL_COPY"] = max(int(parsed.get("GENERAL_COPY", 1)), 1)
-    return parsed
+            except (SyntaxError, TypeError, ValueError) as error:
+                if key in lists:
+                    raise ValueError(f"{path}: {key} is not a valid Python list: {error}") from None
+    for key in lists:
+        if parsed[key] is not None and not isinstance(parsed[key], list | tuple):
+            raise ValueError(f"{path}: {key} {quote(parsed[key])} is not a list.")
+    for key in ("TRAIN", "TEST"):
+        names = parsed.get(key) or ()
+        names = (names,) if isinstance(names, str) else names  # ("test") is no tuple
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {key} {quote(names)} is not a list of splits, such as ('test',).")
+        parsed[key] = tuple(names)
+    if (copies := integer(1 if parsed.get("GENERAL_COPY") is None else parsed["GENERAL_COPY"])) is None:
+        raise ValueError(f"{path}: GENERAL_COPY {quote(parsed['GENERAL_COPY'])} is not an integer.")
+    return parsed | {"GENERAL_COPY": max(copies, 1)}

@@ -103,7 +103,8 @@ def train(arguments: argparse.Namespace) -> int:
             on_broken=reading.on_broken,
             allow_outside=arguments.allow_outside,
         )
-        data.replay = load_replay(arguments.replay, len(data.train), reading.allow_damage, reading.on_broken)
+        damage, broken = reading.allow_damage, reading.on_broken
+        data.replay = load_replay(arguments.replay, len(data.train), damage, broken, held_out=data.validation)
         recipe = tuning_recipe(
             arguments.model,
             arguments.mode,

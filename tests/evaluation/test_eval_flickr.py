@@ -137,6 +137,17 @@ def test_folder_that_is_none(tmp_path):
         FlickrEvaluator(tmp_path)
     with pytest.raises(ValueError, match="protocol='both'"):
         FlickrEvaluator(tmp_path, protocol="both")
+    for name in ("Sentences", "Annotations"):
+        (tmp_path / name).mkdir()
+    box = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+    (tmp_path / "Annotations" / "7.xml").write_text(f"<annotation><object><name>1</name>{box}</object></annotation>")
+    (tmp_path / "test.txt").write_text("\ufeff7\n")  # as some editors save text
+    (tmp_path / "Sentences" / "7.txt").write_text("\ufeff[/EN#1/people A man] sits .", encoding="utf-8")
+    (((phrase, _),),) = FlickrEvaluator(tmp_path).truth.values()
+    assert (phrase.text, phrase.begin) == ("A man", 0)
+    (tmp_path / "Sentences" / "7.txt").write_bytes(b"[/EN#1/other A caf\xe9] .")
+    with pytest.raises(ValueError, match="7.txt is not valid UTF-8"):
+        FlickrEvaluator(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:multiple predictions")

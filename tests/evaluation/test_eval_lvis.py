@@ -106,7 +106,7 @@ def test_federated_rules_by_hand():
     assert evaluator.gallery_items()[1].show()[0]["text_labels"] == ["a"]
 
 
-@pytest.mark.parametrize("listed", [5, {}, [None], [[1]], [float("nan")]])
+@pytest.mark.parametrize("listed", [5, "12", {}, [None], [[1]], [float("nan")]])
 def test_federated_lists_that_are_none(listed):
     images, categories = [{"id": 1, "neg_category_ids": listed}], [{"id": 1, "name": "a"}]
     truth = {"images": images, "annotations": [], "categories": categories}

@@ -92,6 +92,17 @@ def test_shares_of_an_epoch(coco: Path, tmp_path: Path) -> None:
     assert [round(one.copies * len(one.source)) for one in parts] == [6, 2]
 
 
+def test_images_that_are_held_out_are_not_replayed(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = load_tuning_data(coco)
+    held_out = {image.path for image in data.validation.image_files()}
+    (replayed,) = load_replay([str(coco)], len(data.train), held_out=data.validation)
+    assert held_out and held_out.isdisjoint(image.path for image in replayed.source.image_files())
+    assert len(replayed.source) + len(held_out) == 6
+    assert f"annotations.json: {len(held_out)} image held out for validation left out" in caplog.text
+    with pytest.raises(RecipeError, match="all of its images are validated on, nothing is left to replay"):
+        load_replay([str(coco)], 8, held_out=load_tuning_data(coco, validation=coco).validation)
+
+
 def test_batches_hold_the_share(coco: Path, tmp_path: Path) -> None:
     """Over an epoch exactly, drawn anew in the next; an image whose caption says left is never mirrored."""
     write_shard(tmp_path / "labels.parquet", tmp_path / "0.png")

@@ -69,7 +69,10 @@ def parse_sentence(line: str) -> tuple[str, list[Phrase]]:
 
 def read_sentences(path: str | Path) -> list[tuple[str, list[Phrase]]]:
     """The sentences of one image, one per line."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8: {error}") from None
     return [parse_sentence(line) for line in lines if line.strip()]
 
 
@@ -114,7 +117,7 @@ def boxed_phrases(
     for needed in (listed, folder / "Sentences", folder / "Annotations"):
         if not needed.exists():
             raise FileNotFoundError(f"there is no {needed}: give the Flickr30k Entities folder.")
-    for image_id in listed.read_text().split():
+    for image_id in listed.read_text(encoding="utf-8-sig").split():
         image = read_boxes(folder / "Annotations" / f"{image_id}.xml")
         for number, (text, phrases) in enumerate(read_sentences(folder / "Sentences" / f"{image_id}.txt")):
             known = [(phrase, image.boxes[phrase.chain]) for phrase in phrases if phrase.chain in image.boxes]

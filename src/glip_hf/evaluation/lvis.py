@@ -78,7 +78,7 @@ class LvisEvaluator(DetectionEvaluator):
             for key, table in tables.items() if image["id"] in self._rank else ():
                 listed = image.get(key) or []
                 try:
-                    places = [known.find(read_id(one)) for one in listed]
+                    places = [known.find(read_id(one)) for one in ([None] if isinstance(listed, str) else listed)]
                 except (TypeError, ValueError):
                     raise ValueError(
                         f"image {quote(image['id'])}: {key} {quote(listed)} is not a list of category ids."

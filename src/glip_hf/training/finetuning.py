@@ -43,7 +43,7 @@ from .card import write_table_card
 from .checkpoints import put, read_tensors
 from .loop import Run, SavedState
 from .recipe import Recipe, RecipeError, load_recipe
-from .replay import Replay
+from .replay import Replay, other_images
 from .start import image_limits
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def load_tuning_data(
         held_out.require_boxes(allow_damage, needed=True)
         matching_category_ids(source, held_out)
         note = f"training on {taken}, validating on the {len(held_out)} of {' + '.join(map(str, _listed(validation)))}"
-        if same := len(chosen) - len(_other_images(chosen, held_out)):
+        if same := len(chosen) - len(other_images(chosen, held_out)):
             note += f"; {counted(same, 'image')} in both: AP is better there than on other images"
         return TuningData(chosen, held_out, list(specs), note).with_images(on_broken)
     has_boxes = [bool(labels) for labels in source.label_sets()]
@@ -235,7 +235,7 @@ def load_tuning_data(
             f"no validation file was given: {len(held_out)} of {taken} are held out for validation, "
             f"{len(chosen)} are trained on"
         )
-    if len(others := _other_images(chosen, held_out)) < len(chosen):  # of several sets of the same photos
+    if len(others := other_images(chosen, held_out)) < len(chosen):  # of several sets of the same photos
         note += f"; {counted(len(chosen) - len(others), 'image')} of the same photos as held out not trained on"
         chosen = chosen.select(others)
         if not any(chosen.label_sets()):
@@ -244,13 +244,6 @@ def load_tuning_data(
         note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
     data = TuningData(chosen, held_out, list(specs), note)
     return data if whole else data.with_images(on_broken)
-
-
-def _other_images(train: Source, validation: Source) -> list[int]:
-    """The rows of `train` whose image files are not among those of `validation`."""
-    known = {os.path.abspath(image.path) for image in validation.image_files() if image.path}
-    files = enumerate(train.image_files())
-    return [row for row, image in files if not image.path or os.path.abspath(image.path) not in known]
 
 
 def _listed(value: str | Path | Sequence[str | Path]) -> list[str | Path]:

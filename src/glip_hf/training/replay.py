@@ -9,6 +9,7 @@ epoch of the run draws other samples of it, from (seed, epoch).
 """
 
 import glob
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from ..data.columns import ALLOWED_DAMAGE
 from ..data.shards import FORMATS
 from ..data.sources import CATALOGUE, NOT_READ, Source, build_source, guess_source, require_images
 from ..data.sources.scenes import SceneSource
-from ..values_glip import shown
+from ..values_glip import counted, shown
 from .recipe import RecipeError
+
+logger = logging.getLogger(__name__)
 
 SHARE = 0.25
 """Default share of the training images that are replayed."""
@@ -39,6 +42,14 @@ class Replay:
     source: Source
     spec: dict[str, Any]
     copies: float
+
+
+def other_images(source: Source, held_out: Source) -> Sequence[int]:
+    """The rows of `source` whose image files are not among those of `held_out`; all of one without image files."""
+    known = {os.path.abspath(image.path) for image in held_out.image_files() if image.path}
+    if not (files := list(source.image_files())):
+        return range(len(source))
+    return [row for row, image in enumerate(files) if not image.path or os.path.abspath(image.path) not in known]
 
 
 def read_replay(text: str) -> tuple[list[dict[str, Any]], float]:
@@ -103,15 +114,17 @@ def load_replay(
     allow_damage: float = ALLOWED_DAMAGE,
     on_broken: str = "skip",
     cache_dir: str | Path | None = None,
+    held_out: Source | None = None,
 ) -> list[Replay]:
     """The data sets of `--replay`, read and checked like training data.
 
     Args:
         texts: `SOURCE[:share]` each. Of several data sets behind one text each gets its part by `copies` or `weight`.
         images: training images besides.
+        held_out: the validation data, whose image files are not replayed.
 
     Raises:
-        RecipeError: see `read_replay`; also if the shares leave nothing to tune on.
+        RecipeError: see `read_replay`; also if the shares leave nothing to tune on, or no image is left to replay.
         DamagedData, MissingImages: as for training data.
     """
     asked = [(text, *read_replay(text)) for text in texts]
@@ -127,6 +140,14 @@ def load_replay(
             source.require_boxes(allow_damage, needed=not isinstance(source, SceneSource))
             require_images([source], f"the data of --replay {shown(text)}")
             source = source.without_broken(on_broken)
+            rows = range(len(source)) if held_out is None else other_images(source, held_out)
+            if (left_out := len(source) - len(rows)) > 0:
+                logger.warning(f"--replay {shown(text)}: {counted(left_out, 'image')} held out for validation left out")
+                source = source.select(rows)
+            if not rows:
+                raise RecipeError(
+                    f"--replay {shown(text)}: all of its images are validated on, nothing is left to replay."
+                )
             own.append((source, plain, spec.get("weight", spec.get("copies", 1) * len(source))))
         total = sum(weight for *_, weight in own)
         for source, plain, weight in own:

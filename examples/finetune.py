@@ -24,11 +24,15 @@ MODES = ("full", "head", "linear", "prompt", "lora")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
-    add("--model", required=True, type=model_name, help="GLIP to start from: a directory, a Hub id, or demo")
+    add(
+        "--model",
+        required=True,
+        type=model_name,
+        metavar="DIR|HUB",
+        help="GLIP to start from: a directory, a Hub id, or demo",
+    )
     add(
         "--train",
         required=True,
@@ -46,18 +50,26 @@ def parse_arguments() -> argparse.Namespace:
     add("--validation-images", nargs="+", help="their folder, if it is another")
     add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
     broken = "leave out images that cannot be read, or stop; missing images always stop it"
-    add("--on-broken", dest="data.on_broken", choices=("skip", "fail"), default="skip", help=broken)
-    add("--mode", choices=MODES, default="full", help="which parameters are trained")
+    add("--on-broken", dest="data.on_broken", choices=("skip", "fail"), default="skip", help=f"{broken} (%(default)s)")
+    add("--mode", choices=MODES, default="full", help="which parameters are trained (%(default)s)")
     size = "shortest side of images in pixels, saved with the result; default: that of the model's processor, or with "
     size += "--mode full and a small model that of the images, up to 320"
     replay = "mix in other data, so that the model keeps what it knew: scenes, a known data set, a recipe or source in "
     replay += "YAML, labelled Parquet shards or annotations; the share of training images (0.25) after a colon"
     add("--replay", nargs="+", default=[], metavar="SOURCE[:SHARE]", help=replay)
     add("--size", dest="model.image_size", type=positive, metavar="PIXELS", help=size)
-    add("--shots", type=positive, help="images per class to train on; default all")
-    add("--prompt-length", type=positive, help="rows of the prompt table; default: a full caption")
-    add("--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout")
-    add("--output-dir", dest="run.output_dir", default="out/finetune", metavar="DIR", help="checkpoints and result")
+    add("--shots", type=positive, metavar="N", help="images per class to train on; default all")
+    add("--prompt-length", type=positive, metavar="N", help="rows of the prompt table; default: a full caption")
+    add(
+        "--seed", dest="run.seed", type=int, default=0, metavar="N", help="of split, sampling and dropout (%(default)s)"
+    )
+    add(
+        "--output-dir",
+        dest="run.output_dir",
+        default="out/finetune",
+        metavar="DIR",
+        help="checkpoints and result (%(default)s)",
+    )
     steps = "default: 200 epochs with --shots, else 24, or more for a small model at a larger size"
     add("--max-steps", dest="schedule.max_steps", type=positive, metavar="N", help=steps)
     add("--lr", dest="optimizer.lr", type=float, metavar="LR", help="default: that of the mode")

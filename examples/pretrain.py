@@ -19,11 +19,9 @@ DEFAULT = Path(__file__).parent / "configs" / "scenes.yaml"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument  # `dest` is the key of the recipe that an option overrides
-    add("--config", default=str(DEFAULT), help="a recipe, see examples/configs")
+    add("--config", default=str(DEFAULT), metavar="YAML", help="a recipe (default: examples/configs/scenes.yaml)")
     add("--data-root", dest="data.root", metavar="DIR", help="folder that relative paths are resolved against")
     add("--output-dir", dest="run.output_dir", metavar="DIR", help="checkpoints, logs and the finished model")
     add("--max-steps", dest="schedule.max_steps", type=positive, metavar="N", help="optimiser steps")

@@ -182,6 +182,16 @@ def test_architecture_names_every_module_and_no_other() -> None:
     assert [path for path in paths if not (package / path).exists() and not (ROOT / path).exists()] == []
 
 
+def test_kinds_of_damage_on_the_data_page_are_those_of_the_check() -> None:
+    from glip_hf.data.check import KINDS
+
+    table = read("docs/data.md").split("| kind | meaning |")[1].split("\n\n")[0]
+    kinds = [
+        kind for row in table.splitlines() for kind in re.findall(r"`(\w+)`", row.split("|")[1:2][0] if row else "")
+    ]
+    assert sorted(kinds) == sorted(KINDS)
+
+
 def test_checkpoints_in_the_table_are_presets() -> None:
     from glip_hf.configuration_glip import PRESETS
 

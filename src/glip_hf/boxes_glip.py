@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 from .ops_glip import constant, shape_constants
-from .prompts_glip import read_number
+from .values_glip import check_number
 
 PIXEL = 1.0
 """Added to a difference of coordinates by the inclusive convention."""
@@ -184,7 +184,7 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> 
     shapes = [tuple(value.shape) for value in (boxes, scores, labels)]
     if shapes != [(len(boxes), 4), (len(boxes),), (len(boxes),)]:
         raise ValueError(f"boxes, scores and labels of shapes {shapes} are not [K, 4], [K] and [K].")
-    iou_threshold = read_number("iou_threshold", iou_threshold)
+    iou_threshold = check_number("iou_threshold", iou_threshold)
     if boxes.isnan().any() or scores.isnan().any():
         raise ValueError("boxes or scores are NaN: the weights or the input of the model that made them are damaged.")
     if boxes.is_cuda and is_torchvision_available():

@@ -53,9 +53,8 @@ from .outputs_glip import (
     select,
 )
 from .processing_glip import GlipBatchFeature, GlipProcessor
-from .prompts_glip import read_number
 from .repeated_layers import register_patch, traced_once
-from .values_glip import quote
+from .values_glip import check_number, quote
 
 DIVISOR = 32
 """Sides of the graph's images are multiples of it, as the image processor pads them."""
@@ -190,7 +189,7 @@ def _traced_inputs(
     sizes = {"height": height, "width": width, "caption_length": caption_length, "batch_size": batch_size}
     for name, value in sizes.items():
         if value is not None:
-            read_number(name, value, least=1 if name == "batch_size" else -math.inf, whole=True)
+            check_number(name, value, least=1 if name == "batch_size" else -math.inf, whole=True)
     for name, side in (("height", height), ("width", width)):
         if side is not None and (side < DIVISOR or side % DIVISOR):
             raise ValueError(
@@ -414,7 +413,7 @@ def export_onnx(
     for name, value, choices in (("deform_conv", deform_conv, DEFORM_CONVS), ("weights", weights, WEIGHTS)):
         if value not in choices:
             raise ValueError(f"{name}={quote(value)} must be {' or '.join(map(repr, choices))}.")
-    if read_number("opset", opset, whole=True) < FIRST_OPSET:
+    if check_number("opset", opset, whole=True) < FIRST_OPSET:
         raise ValueError(
             f"opset={opset} has no deformable convolution: take {FIRST_OPSET} or later ({OPSET} is the default)."
         )

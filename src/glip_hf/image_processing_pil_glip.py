@@ -39,8 +39,7 @@ from transformers.utils import logging
 from .fetching_glip import fetch, setting
 from .hub_glip import AUTO_IMAGE_PROCESSOR, GlipHubMixin
 from .postprocess_glip import GlipPostProcessKwargs, post_process_grounding
-from .prompts_glip import refuse_unknown
-from .values_glip import integer, quote, read_box, read_flag, read_number, shown
+from .values_glip import integer, quote, read_box, read_flag, read_number, refuse_unknown, shown
 
 logger = logging.get_logger(__name__)
 

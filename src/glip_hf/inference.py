@@ -48,9 +48,9 @@ from .postprocess_glip import (
     post_process_grounding,
     read_options,
 )
-from .prompts_glip import MAX_TEXT_LENGTH, PROMPT_OPTIONS, read_number
+from .prompts_glip import MAX_TEXT_LENGTH, PROMPT_OPTIONS
 from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
-from .values_glip import quote
+from .values_glip import check_number, quote
 
 CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
@@ -135,19 +135,19 @@ class GroundingOptions:
         for name in ("batch_size", "workers", "caption_multiple", "pairs", "max_size", "tile"):
             if getattr(self, name) is not None or name not in ("pairs", "max_size", "tile"):
                 least = SMALLEST_TILE if name == "tile" else 1
-                setattr(self, name, read_number(name, getattr(self, name), least=least, whole=True))
+                setattr(self, name, check_number(name, getattr(self, name), least=least, whole=True))
         vars(self).update(read_options({name: getattr(self, name) for name in DETECTION_OPTIONS}))
         if self.merged_limit is not None:
-            read_number("merged_limit", self.merged_limit, least=0, whole=True)
-        read_number("vote_threshold", self.vote_threshold)
-        if not 0 <= read_number("overlap", self.overlap) <= 0.9:
+            check_number("merged_limit", self.merged_limit, least=0, whole=True)
+        check_number("vote_threshold", self.vote_threshold)
+        if not 0 <= check_number("overlap", self.overlap) <= 0.9:
             raise ValueError(f"overlap={self.overlap} must be a share of a tile from 0 to 0.9, such as 0.2.")
         if not isinstance(self.size, Mapping | None) or not isinstance(self.scales, Sequence):
             got = f"size={quote(self.size)}, scales={quote(self.scales)}"
             raise TypeError(f'{got}: size is a dictionary, such as {{"shortest_edge": 800}}, scales a list of sides.')
         for name, sides in (("scales", self.scales), ("size", (self.size or {}).values())):
             for side in sides:
-                read_number(name, side, least=1, whole=True)
+                check_number(name, side, least=1, whole=True)
 
 
 @dataclass(frozen=True)

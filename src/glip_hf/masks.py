@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING
 
 from .inference import open_upright
-from .prompts_glip import read_number
+from .values_glip import check_number
 from .visualize import as_seen
 
 BOXES_PER_PASS = 16
@@ -38,7 +38,7 @@ class BoxSegmenter:
 
     def __init__(self, model: Any, processor: Any, boxes_per_pass: int = BOXES_PER_PASS) -> None:
         self.model, self.processor = model.eval(), processor
-        self.boxes_per_pass = read_number("boxes_per_pass", boxes_per_pass, least=1, whole=True)
+        self.boxes_per_pass = check_number("boxes_per_pass", boxes_per_pass, least=1, whole=True)
 
     @classmethod
     def from_pretrained(

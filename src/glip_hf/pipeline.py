@@ -34,8 +34,9 @@ from .inference import (
 from .masks import BoxSegmenter
 from .postprocess_glip import Threshold, check_thresholds
 from .processing_glip import GlipProcessor
-from .prompts_glip import PROMPT_OPTIONS, NamesInput, PhraseInput, are_names, read_number, refuse_unknown
+from .prompts_glip import PROMPT_OPTIONS, NamesInput, PhraseInput, are_names
 from .texts import split_names
+from .values_glip import check_number, refuse_unknown
 
 logger = logging.get_logger(__name__)
 
@@ -192,7 +193,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             names = split_names(names) if isinstance(names, str) else names
             check_thresholds(detection.get("threshold", 0.0), names)
         if results.get("top_k") is not None:
-            results["top_k"] = read_number("top_k", results["top_k"], least=0, whole=True)
+            results["top_k"] = check_number("top_k", results["top_k"], least=0, whole=True)
         # An engine for each call: it keeps the features of texts, and between calls anything may happen to the model.
         detection["engine"] = GroundingEngine(self.model, self.processor, max_kept_captions=self.max_kept_captions)
         return reading, detection, results

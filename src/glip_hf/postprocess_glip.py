@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.processing_utils import Unpack
 
 from .boxes_glip import clip_boxes, nms
-from .prompts_glip import listed, read_number, refuse_unknown
-from .values_glip import quote
+from .prompts_glip import listed
+from .values_glip import check_number, quote, refuse_unknown
 
 AGGREGATIONS = ("mean", "max", "power", "onehot")
 
@@ -74,18 +74,18 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name == "threshold" and isinstance(read.get(name), Mapping):
             if not all(key is None or isinstance(key, str) for key in read[name]):
                 raise TypeError(f"threshold={quote(read[name])} must have class names as its keys, or None for others.")
-            read[name] = {key: read_number(f"threshold of {key!r:.80}", own) for key, own in read[name].items()}
+            read[name] = {key: check_number(f"threshold of {key!r:.80}", own) for key, own in read[name].items()}
         elif name in read:
             if isinstance(read[name], list | tuple) or getattr(read[name], "ndim", 0):
                 hint = "; for a threshold per class, give {class name: number}" if name == "threshold" else ""
                 raise TypeError(f"{name}={quote(read[name])} must be one number{hint}.")
-            read[name] = read_number(name, read[name])
+            read[name] = check_number(name, read[name])
     for name in ("class_agnostic_nms", "features"):
         if not isinstance(read.get(name, False), bool):
             raise TypeError(f"{name}={quote(read[name])} must be True or False.")
     for name in ("pre_nms_top_k", "max_detections"):
         if name in read:
-            read[name] = read_number(name, read[name], least=0, whole=True)
+            read[name] = check_number(name, read[name], least=0, whole=True)
     if read.get("aggregation", "mean") not in AGGREGATIONS:
         raise ValueError(
             f"aggregation={quote(read['aggregation'])} is not known: choose one of {', '.join(AGGREGATIONS)}."
@@ -240,7 +240,7 @@ def merge_detections(
         nms_threshold: NMS IoU threshold over all parts, within each label or `class_agnostic`; None for no NMS. The
             unit of the boxes does not matter.
     """
-    limit = read_number("limit", limit, least=0, whole=True)
+    limit = check_number("limit", limit, least=0, whole=True)
     merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     own = threshold.to(merged["labels"].device)[merged["labels"]] if isinstance(threshold, Tensor) else threshold
     above = merged["scores"] > own

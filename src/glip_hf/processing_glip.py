@@ -33,11 +33,9 @@ from .prompts_glip import (
     listed,
     one_each,
     positive_map,
-    read_number,
     read_text,
-    refuse_unknown,
 )
-from .values_glip import quote
+from .values_glip import check_number, quote, refuse_unknown
 
 _OTHER_TEXTS = {"text_pair", "text_target", "text_pair_target", "is_split_into_words"}
 """Of the tokenizer's options, those that would make another text of a caption, or other labels."""
@@ -244,7 +242,7 @@ class GlipProcessor(GlipHubProcessorMixin):
             num_images = len(data["pixel_values"]) if images is not None else None
             max_length = text_kwargs.get("max_length")
             if max_length is not None:
-                read_number("max_length", max_length, least=3, whole=True)  # [CLS], [SEP] and what is between
+                check_number("max_length", max_length, least=3, whole=True)  # [CLS], [SEP] and what is between
             keep_captions = annotations is not None  # their spans count the characters of the text as given
             queries = read_text(text, phrases, spans, num_images, self.tokenizer, options, max_length, keep_captions)
             text_data, offsets = self._encode(queries, text_kwargs)

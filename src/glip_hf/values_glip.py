@@ -6,10 +6,11 @@ one meaning is converted; for the rest a function raises a `ValueError` that nam
 (a file may hold megabytes where a number belongs), on one line, without control characters that a terminal obeys.
 """
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -56,6 +57,41 @@ def in_one_line(texts: Sequence[str], limit: int = 3) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 image`, `1,000 images`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+_OTHERS_ARGUMENTS = {
+    "box_threshold": "here it is 'threshold', the lowest score of a detection.",
+    "text_threshold": "leave it out: a detection's label is the class name or phrase that it scored for, whole.",
+}
+"""Of other models that ground text, and what they are here."""
+
+
+def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a TypeError for the first keyword argument that is not known, with the closest known name."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            hint = _OTHERS_ARGUMENTS.get(name, hint)
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}: {hint}")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf, whole: bool = False) -> float:
+    """The value of an option that is one number, as a Python number.
+
+    Raises:
+        TypeError: for anything but one number (a whole one).
+        ValueError: for NaN, or less than `least`.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or PyTorch
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{name}={quote(value)} must be one {'whole ' if whole else ''}number.")
+    if not value >= least:  # nor is NaN
+        wanted = {-math.inf: "be a number", 0: "not be negative"}.get(least, f"be at least {least}")
+        raise ValueError(f"{name}={value} must {wanted}.")
+    return value
 
 
 _NUMBERS = frozenset((int, float))

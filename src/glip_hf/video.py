@@ -25,8 +25,7 @@ from PIL import Image
 from ._extras import require
 from ._writing import replacing
 from .inference import Detections, GroundingEngine, Request
-from .prompts_glip import read_number
-from .values_glip import counted
+from .values_glip import check_number, counted
 
 Track = Callable[[Any], Any]
 """`update` of a tracker of the library trackers: a `supervision.Detections` to one with `tracker_id`."""
@@ -69,7 +68,7 @@ def ground_frames(
     Raises:
         ValueError: for a frame that is not an image, and what `Video` raises.
     """
-    stride = read_number("stride", stride, least=1, whole=True)
+    stride = check_number("stride", stride, least=1, whole=True)
     images: dict[int, tuple[int, Any]] = {}
     found: dict[int, Detections] = {}
 

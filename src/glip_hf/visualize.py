@@ -19,8 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from .image_processing_pil_glip import load_image, read_pixels
-from .prompts_glip import read_number
-from .values_glip import quote
+from .values_glip import check_number, quote
 
 # Seven colours of Okabe and Ito (2008) and three of Paul Tol's palettes. Any two of them differ by at least 17 CIELAB
 # units in normal, red-blind and green-blind vision (Machado 2009, severity 1); neighbours in the list by at least 50.
@@ -100,7 +99,7 @@ def draw_detections(
     """
     for name, value in (("line_width", line_width), ("font_size", font_size)):
         if value is not None:
-            read_number(name, value, least=1)
+            check_number(name, value, least=1)
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
     canvas = as_seen(image)

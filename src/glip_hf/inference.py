@@ -48,7 +48,7 @@ from .postprocess_glip import (
     post_process_grounding,
     read_options,
 )
-from .prompts_glip import MAX_TEXT_LENGTH, PROMPT_OPTIONS
+from .prompts_glip import MAX_TEXT_LENGTH, PROMPT_OPTIONS, listed
 from .tiling import SMALLEST_TILE, Region, make_tiles, merge_tiles
 from .values_glip import check_number, quote
 
@@ -487,7 +487,22 @@ class GroundingEngine:
             ValueError: for a text that no caption can hold.
         """
         given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
-        return self.processor(text=text, return_tensors="pt", **given, **self._prompt())
+        inputs = self.processor(text=text, return_tensors="pt", **given, **self._prompt())
+        if (known := self.table_names) and any(
+            [name.lower() for name in names] != [name.lower() for name in known] for names in inputs.text_labels
+        ):
+            warnings.warn(
+                f"this model's prompt table belongs to a caption of {listed(known)}, in this order: for other "
+                "text its scores mean little.",
+                stacklevel=2,
+            )
+        return inputs
+
+    @property
+    def table_names(self) -> list[str] | None:
+        """The class names of the caption that the model's prompt table belongs to; None without one."""
+        table = getattr(getattr(self.model, "base_model", None), "prompt_table", None)
+        return None if table is None else self.processor.class_names
 
     def _prompt(self) -> dict[str, Any]:
         given = {name: value for name in PROMPT_OPTIONS if (value := getattr(self.options, name)) is not None}

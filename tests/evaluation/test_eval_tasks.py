@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from glip_hf.evaluation import FlickrEvaluator
 from glip_hf.evaluation.odinw import ODINW13, mean_metrics
 from glip_hf.evaluation.run import _request
-from glip_hf.evaluation.tasks import detection_task, flickr_task, odinw_sets, sentence_keys
+from glip_hf.evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, sentence_keys
 
 CATEGORIES = [{"id": 3, "name": "fish"}, {"id": 1, "name": "shark"}]
 
@@ -29,6 +29,17 @@ def test_names_by_ascending_id(tmp_path):
     task = detection_task("coco", coco(file_name="a.jpg"), tmp_path)
     assert (task.names, task.category_ids) == (["shark", "fish"], [1, 3])
     assert task.images[0].path == str(tmp_path / "a.jpg")  # as a message would show it
+
+
+def test_class_names_in_the_order_of_a_table():
+    """The ids of an annotation file decide the order of a caption, and a prompt table belongs to one order."""
+    task = Task("a", [], ["shark", "Big  fish"], [1, 3])
+    ordered = task.ordered(["big fish", "shark"])
+    assert (ordered.names, ordered.category_ids) == (["big fish", "shark"], [3, 1])
+    for others in (["shark"], ["shark", "crab"], ["shark", "big fish", "crab"]):
+        assert task.ordered(others) is task
+    twice = Task("a", [], ["shark", "Shark"], [1, 3])
+    assert twice.ordered(["shark", "shark"]) is twice
 
 
 @pytest.mark.parametrize("place", ["val2017/000000000139.jpg", "000000000139.jpg"])

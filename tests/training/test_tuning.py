@@ -1,6 +1,7 @@
 """Tuning modes: the right parameters move, all others stay bit for bit, and a prompt table travels alone."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from glip_hf.cli.common import load_model
 from glip_hf.conversion import ConversionError
 from glip_hf.conversion.variants import infer_fields
 from glip_hf.conversion.weight_map import to_original, to_ours
+from glip_hf.inference import GroundingEngine
 from glip_hf.inspection import describe
 from glip_hf.prompt_table_glip import config_hash
 from glip_hf.training.recipe import ModelRecipe, RecipeError
@@ -159,6 +161,22 @@ def test_the_table_alone_travels_to_any_base_of_the_same_width(tmp_path: Path) -
     deeper = GlipForGrounding(GlipConfig(**{**random_config().to_dict(), "num_blocks": 1}))
     deeper.load_prompt_table(tmp_path)
     assert torch.equal(deeper.model.prompt_table, stored)
+
+
+def test_a_table_says_which_caption_it_belongs_to() -> None:
+    model, processor = random_model(), random_processor(96)
+    processor.class_names = ["cat", "sofa"]
+    engine = GroundingEngine(model, processor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.tokenize(["sofa"])
+        model.add_prompt_table(16)
+        engine.tokenize(["Cat", "sofa"])
+    for other in (["sofa", "cat"], ["cat"]):
+        with pytest.warns(
+            UserWarning, match="table belongs to a caption of 'cat', 'sofa', in this order: for other text"
+        ):
+            engine.tokenize(other)
 
 
 def test_a_table_of_another_width_is_refused(tmp_path: Path) -> None:

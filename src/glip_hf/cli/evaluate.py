@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         for task in tasks:
             _evaluator(arguments, task).rehearse()
         engine = _engine(arguments)
+        tasks = [task.ordered(engine.table_names) if engine.table_names else task for task in tasks]
         for task in tasks:
             if task.names:
                 engine.tokenize(task.names)  # a name that no caption can hold

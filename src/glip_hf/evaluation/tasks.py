@@ -83,6 +83,15 @@ class Task:
         """The task of the first `number` images."""
         return replace(self, images=self.images[:number])
 
+    def ordered(self, names: Sequence[str]) -> "Task":
+        """The task with its class names in this order; the same task if its names are others."""
+        wanted, own = ([" ".join(str(name).split()).lower() for name in one] for one in (names, self.names))
+        if sorted(wanted) != sorted(own) or len(set(own)) < len(own):
+            return self
+        order = [own.index(name) for name in wanted]
+        ids = [self.category_ids[place] for place in order]
+        return replace(self, names=list(names), category_ids=ids)
+
     def without(self, broken: Mapping[str, str]) -> "Task":
         """The task without images at these paths, each with the reason."""
         own = {image.path: broken[image.path] for image in self.images if image.path in broken}

@@ -395,10 +395,13 @@ def test_wrong_models_are_named(folder, checkpoint, capsys) -> None:
     (folder / "empty").mkdir()
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text('{"model_type": "bert"}')
+    (folder / "odd").mkdir()
+    (folder / "odd/config.json").write_text('{"model_type": "glip", "d_model": 65}')
     for source, message in (
         ("./nowhere", "no such directory"),
         ("empty", "no config.json"),
         ("bert", "'bert', not a GLIP"),
+        ("odd", "its config.json is not valid (ValueError: d_model=65 is not divisible"),
         (str(checkpoint), "glip convert"),
     ):
         assert main(["ground", "photo.jpg", "cat", "--model", source]) == 1

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,11 +197,22 @@ def test_models_and_opsets_that_cannot_be_exported(tmp_path) -> None:
         (["--output", "m.pt2", "--weights", "int8"], "--check, --opset, --deform-conv and --weights are for"),
         (["--output", "m.onnx", "--dynamic", "--height", "320"], "leave it out"),
         (["--output", "m.onnx", "--caption-length", "many"], "give a number of tokens, or dynamic"),
+        (["--output", ""], "--output is empty: name a file or a folder"),
+        (["--output", "m.onnx", "--runtime", "openvino"], "--runtime openvino is that of --check: add it"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys) -> None:
     assert main(["export", "--model", "nowhere", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_would_fail_after_the_export_fails_before_it(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(["export", "--model", "nowhere", "--output", "/proc/m.onnx"]) == 1
+    assert "/proc/m.onnx cannot be written" in capsys.readouterr().err
+    checked = ["--output", str(tmp_path / "m.onnx"), "--check", "--runtime", "openvino"]
+    assert main(["export", "--model", "nowhere", *checked]) == 1
+    assert "this needs openvino" in capsys.readouterr().err
 
 
 def test_command_writes_a_folder(monkeypatch, tmp_path, capsys) -> None:

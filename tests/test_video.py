@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from random_glip import load_photo, random_model, random_processor
 
+from glip_hf import video
 from glip_hf.cli import main
 from glip_hf.demo import load_demo_image
 from glip_hf.inference import GroundingEngine, GroundingOptions, Request
@@ -49,6 +50,11 @@ def test_frames_are_images() -> None:
         for name, value in expected[frame.index].items():
             assert np.array_equal(frame.detections[name], value), name
     assert list(ground_frames(asked, [], NAMES)) == []
+
+
+def test_the_path_of_a_video_is_no_list_of_letters(monkeypatch) -> None:
+    monkeypatch.setattr(video, "Video", {"clip.mp4": frames(2)}.__getitem__)
+    assert [frame.index for frame in ground_frames(engine(), "clip.mp4", NAMES)] == [0, 1]
 
 
 def test_frames_of_several_sizes_keep_their_order() -> None:

@@ -117,11 +117,10 @@ def names_of_images(text_labels: Sequence[str] | Sequence[Sequence[str]], count:
     Raises:
         TypeError, ValueError: for one text, or another number of lists.
     """
-    if isinstance(text_labels, str):
-        raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names: [{text_labels!r:.80}].")
-    if all(isinstance(name, str) for name in text_labels):
+    is_one = isinstance(text_labels, str)
+    if not is_one and all(isinstance(name, str) for name in text_labels):
         return [text_labels] * count
-    if not all(hasattr(names, "__len__") for names in text_labels):
+    if is_one or not all(hasattr(names, "__len__") for names in text_labels):
         raise TypeError(f"text_labels={quote(text_labels)} must be a list of class names, or such a list per image.")
     if len(text_labels) != count:
         raise ValueError(f"text_labels has {len(text_labels)} lists of names for {count} images: give one each.")

@@ -59,7 +59,8 @@ def ground_frames(
 
     Args:
         engine: its options say how detections are made. It reads `workers + batch_size` frames ahead.
-        frames: arrays [H, W, 3] uint8, PIL images, a `Video`, or a generator of them, which may be endless.
+        frames: arrays [H, W, 3] uint8, PIL images, or a generator of them, which may be endless; or a `Video` or the
+            path of one.
         text, phrases: class names or a caption, as `GlipProcessor` takes them.
         bgr: the frames are arrays in BGR, as OpenCV gives them.
         stride: ground only every so many frames, beginning with the first.
@@ -69,6 +70,7 @@ def ground_frames(
         ValueError: for a frame that is not an image, and what `Video` raises.
     """
     stride = check_number("stride", stride, least=1, whole=True)
+    frames = Video(frames) if isinstance(frames, str | os.PathLike) else frames
     images: dict[int, tuple[int, Any]] = {}
     found: dict[int, Detections] = {}
 

@@ -26,11 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--deform-conv", choices=("native", "basic"), help="basic: for runtimes without DeformConv (default: native)")
     add("--weights", choices=("float32", "float16", "int8"), help="of the ONNX files (default: float32)")
     add("--check", action="store_true", help="compare with the model on an image, and time both (ONNX)")
-    add("--runtime", choices=("onnxruntime", "openvino"), default="onnxruntime", help="of --check (%(default)s)")
+    add("--runtime", choices=("onnxruntime", "openvino"), help="of --check (onnxruntime)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     output, length = Path(arguments.output), arguments.caption_length
+    if not arguments.output:
+        raise UsageError("--output is empty: name a file or a folder")
     if output.suffix not in (".onnx", ".pt2") and (output.suffix or output.exists()) and not output.is_dir():
         raise UsageError(f"--output {output}: name a file .onnx, a folder, or .pt2 for a torch.export program")
     options = {name: getattr(arguments, name) for name in ("opset", "deform_conv", "weights")}
@@ -41,6 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--dynamic is for images of any size: leave it out, or --height and --width")
     if length != "dynamic" and not length.isdecimal():
         raise UsageError(f"--caption-length {length}: give a number of tokens, or dynamic")
+    if arguments.runtime and not arguments.check:
+        raise UsageError(f"--runtime {arguments.runtime} is that of --check: add it, or leave the runtime out")
+    runtime = arguments.runtime or "onnxruntime"
+    from .._extras import require
+    from .._writing import check_place
+
+    check_place(output)
+    if arguments.check:
+        require(runtime, "export" if runtime == "onnxruntime" else runtime)  # before minutes of work
     from ..export import TOLERANCE, check, export_onnx, fit_processor, save_program
 
     sizes = {name: getattr(arguments, name) for name in ("height", "width", "batch_size")}
@@ -54,10 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         model.config.save_pretrained(output)
         fit_processor(processor, arguments.height, arguments.width).save_pretrained(output)
     if arguments.check:
-        found = check(model, processor, output, runtime=arguments.runtime)
+        found = check(model, processor, output, runtime=runtime)
         print(
             f"largest difference: probability {found['probability']:.1e}, box {found['box']:.1e} of a side; "
-            f"{arguments.runtime} {found['onnx_seconds']:.2f} s, model {found['torch_seconds']:.2f} s per image"
+            f"{runtime} {found['onnx_seconds']:.2f} s, model {found['torch_seconds']:.2f} s per image"
         )
         if max(found["probability"], found["box"]) > TOLERANCE:
             advice = "do not use it" if arguments.weights is None else f"that is the price of {arguments.weights}"

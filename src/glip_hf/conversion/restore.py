@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor
@@ -191,7 +191,11 @@ def read_config(source: str, directory: Path | None = None) -> GlipConfig:
         raise ConversionError(f"{source}: cannot be loaded ({reason})") from error
     if fields.get("model_type") != GlipConfig.model_type:
         raise ConversionError(f"{source} is a model of type {fields.get('model_type')!r}, not a GLIP")
-    return GlipConfig.from_dict(fields)
+    try:
+        return GlipConfig.from_dict(fields)
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConversionError(f"{source}: its config.json is not valid ({shown(reason)})") from error
 
 
 def read_class_names(source: str | os.PathLike[str]) -> list[str] | None:

@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from glip_hf.cli import main
 from glip_hf.demo import load_demo_image
 from glip_hf.formats import FORMATS
@@ -33,3 +35,11 @@ def test_the_page(tmp_path, monkeypatch, capsys) -> None:
     (task,) = json.loads(Path("tasks.json").read_text())
     assert task["data"]["image"] == "/data/local-files/?d=photos/a.jpg" and task["predictions"][0]["result"]
     assert all(f"| `{name}` |" in PAGE for name in FORMATS)
+
+    (documented,) = map(json.loads, re.findall(r"^```json\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+    assert main(["ground", "photos/a.jpg", "--caption", "a fish", "--model", "demo", "--json", "document.json"]) == 0
+    written = json.loads(Path("document.json").read_text()) | {"model": "demo"}  # its folder
+    (shown,), (found,) = (each["photos"][0].pop("detections") for each in (documented, written))
+    assert documented == written and shown.keys() == found.keys()
+    assert shown.pop("box") == pytest.approx(found.pop("box"), abs=1)
+    assert shown == pytest.approx(found, abs=0.02)

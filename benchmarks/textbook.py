@@ -315,7 +315,7 @@ class TextEncoder(Part):
 
 
 class Fusion(Part):
-    """Section 5a of GLIP's specification (arXiv 2112.03857) as it stands. Attribute: `config`."""
+    """Deep fusion (arXiv 2112.03857, section 3.2) as it stands. Attribute: `config`."""
 
     def forward(
         self, vision: Tensor, text: Tensor, text_mask: Tensor, output_attentions: bool = False
@@ -406,7 +406,7 @@ def hard_sigmoid(x: Tensor) -> Tensor:
 
 
 class DyConv(Part):
-    """Section 5c of GLIP's specification (Dynamic Head, arXiv 2106.08322) as it stands. Attribute: `config`."""
+    """Dynamic Head (arXiv 2106.08322) as it stands. Attribute: `config`."""
 
     def _convolve(self, branch: nn.Module, x: Tensor, offset: Tensor, mask: Tensor, stride: int = 1) -> Tensor:
         config, norm = self.config, branch.norm

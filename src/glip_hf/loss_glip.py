@@ -190,7 +190,7 @@ def grounding_loss(
     labels: list[dict[str, Tensor]],
     config: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The training loss (section 8 of GLIP's specification).
+    """The training loss, that of the original.
 
     Args:
         logits: [B, A, T]; bbox_regression: [B, A, 4]; centerness_logits: [B, A].

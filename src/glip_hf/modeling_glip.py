@@ -417,7 +417,7 @@ def set_frozen_modules_to_eval(module: nn.Module) -> None:
 
 
 class GlipPreTrainedModel(GlipModelHubMixin, GlipPromptTableMixin, PreTrainedModel):
-    """Loading, saving and initial values (section 8a of GLIP's specification)."""
+    """Loading, saving and initial values, which are those of the original."""
 
     config: GlipConfig
     base_model_prefix = "model"

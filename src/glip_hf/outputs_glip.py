@@ -52,8 +52,8 @@ class GlipTextFeatures(ModelOutput):
         1 at real tokens.
     input_ids (`torch.LongTensor` of shape `(num_captions, sequence_length)`, *optional*):
         The tokens.
-    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Of the text encoder, on request.
+    pooler_output, hidden_states, attentions (*optional*):
+        Of the text encoder: `None`, as it has no pooler; the others on request.
     """
 
     last_hidden_state: Tensor | None = None

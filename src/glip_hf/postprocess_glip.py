@@ -286,7 +286,7 @@ def post_process_grounding(
     merge: bool = True,
     **kwargs: Unpack[GlipPostProcessKwargs],
 ) -> list[dict[str, Tensor]]:
-    """Boxes, scores and labels of every image (section 7 of GLIP's specification).
+    """Boxes, scores and labels of every image, as the original computes them.
 
     Args:
         outputs: a `GlipGroundingOutput`, or any object with its fields as attributes.

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Prompt tuning: a learned table, added to the text, in place of a tuned model (specification, section 10).
+"""Prompt tuning: a learned table, added to the text, in place of a tuned model, as in the original.
 
 Row t is added to the output of the text encoder at token t, before the head. The table is zero-initialised, so that a
 new one changes nothing, and is saved alone: at most a few megabytes that load on top of any model of the same text

@@ -4,8 +4,7 @@
 There are two kinds of caption. A *detection* caption is built from class names joined by a separator; the span of each
 name is noted while the caption is built, so a "car" is never found inside a "cart". A *grounding* caption is the user's
 own text, with phrases given by span or, exactly, as substrings of it. `glip ground --help` says which a text is. The
-behaviour is that of the original (specification, section 9; goldens in `../shared/data`), with the exceptions said at
-the functions concerned.
+behaviour is that of the original, with the exceptions said at the functions concerned.
 
 Letters: N captions, C class names or phrases of a caption, K boxes or rows, T text tokens ([CLS] is token 0).
 Spans are `[begin, end)` in Python characters of the caption.

@@ -1,8 +1,8 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """From the class ids of an image to a caption: its own class names among negatives, names of absent classes.
 
-The rules are those of the released models' training (specification, section 9). Bugs of the original that no released
-model depends on are fixed here; `docs/data.md` lists them.
+The rules are those of the released models' training. Bugs of the original that no released model depends on are fixed
+here; `docs/data.md` lists them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
 """Deep fusion with the projections of the visual side absorbed into the text side, which is 100 to 1,000 times shorter.
 
-With K_h = l Wk_h + bk_h and V_h = l Wlv_h + blv_h of head h (section 5a of GLIP's specification):
+With K_h = l Wk_h + bk_h and V_h = l Wlv_h + blv_h of head h (GLIP's paper, section 3.2):
 
     S_h = v (scale Wq_h K_h^T) + scale bq_h K_h^T        no projection of v to H * E channels
     dv  = sum_h softmax_T(S_h) (V_h Wov_h) + bov         nor back

@@ -1,5 +1,5 @@
 # Copyright 2026 The glip_hf authors. MIT licence.
-"""Parameter groups, schedules and weight averaging (section 10 of GLIP's specification)."""
+"""Parameter groups, schedules and weight averaging, as in the training of the released models."""
 
 import math
 from collections.abc import Callable, Iterable

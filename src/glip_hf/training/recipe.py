@@ -121,7 +121,7 @@ class DataRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW as in section 10 of GLIP's specification."""
+    """AdamW; the defaults are those of the released models."""
 
     lr: PositiveNumber = 1e-4  # of everything but the text encoder
     text_lr: NonNegativeNumber = 1e-5  # of the text encoder

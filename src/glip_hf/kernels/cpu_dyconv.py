@@ -30,8 +30,9 @@ from ..ops_glip import NUM_POINTS, once_differentiable, register_kernel, shape_c
 from .cpu_linear import PackedWeight, apply_function, even_blocks, linear, onednn_available, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
-COLUMN_BLOCK = 512
-"""Output positions whose 9 sampling points are gathered at a time: the product then reads them from a CPU's cache."""
+COLUMN_BLOCK = 1024
+"""Output positions whose 9 sampling points are gathered at a time: the product then reads them from a CPU's cache. A
+DyConv in float32 takes 387 ms with 512, 375 with this, 377 with 2,048, 479 with 4,608; in bfloat16 200 up to 2,048."""
 
 LOCATED_BLOCK = 8192
 """Output positions whose sampling points are located at a time in inference; a multiple of `COLUMN_BLOCK`."""
@@ -195,15 +196,17 @@ def _multiply_points(
     kernel: Tensor | PackedWeight,
     bias: Tensor,
     out: Tensor,
-    block: int,
+    blocks: Sequence[slice],
 ) -> None:
-    """Values at the points of rows and weights [P * K, 4], gathered `block` positions at a time, times the kernel: to
-    `out`."""
-    step = block * NUM_POINTS
-    first = torch.arange(0, 4 * min(step, len(rows)), 4, dtype=torch.int32, device=rows.device)
-    for part_rows, part_weights, part_out in zip(rows.split(step), weights.split(step), out.split(block)):
-        columns = _gather_points(source, part_rows, part_weights, first[: len(part_rows)])
-        linear(columns.view(-1, NUM_POINTS * source.shape[1]), kernel, bias, part_out)
+    """Values at the points of rows and weights [P * K * 4], gathered for some positions at a time, times the kernel: to
+    `out`. `blocks` are those positions."""
+    step = 4 * NUM_POINTS
+    first = torch.arange(0, step * (blocks[0].stop - blocks[0].start), 4, dtype=torch.int32, device=rows.device)
+    for block in blocks:
+        part = slice(step * block.start, step * block.stop)
+        part_rows = rows[part]
+        columns = _gather_points(source, part_rows, weights[part], first[: len(part_rows) // 4])
+        linear(columns.view(-1, NUM_POINTS * source.shape[1]), kernel, bias, out[block])
 
 
 class SampledProduct(torch.autograd.Function):
@@ -230,7 +233,8 @@ class SampledProduct(torch.autograd.Function):
             out = linear(columns, kernel, bias)
         else:
             out = source.new_empty(positions, len(kernel))
-            _multiply_points(source, rows, weights, kernel, bias, out, COLUMN_BLOCK)
+            blocks = [slice(i, min(i + COLUMN_BLOCK, positions)) for i in range(0, positions, COLUMN_BLOCK)]
+            _multiply_points(source, rows.flatten(), weights.flatten(), kernel, bias, out, blocks)
         ctx.save_for_backward(source, rows, weights, kernel, columns)
         return out
 
@@ -291,20 +295,19 @@ def sampled_product(
         return out.unflatten(0, (batch, -1))
     out = source.new_empty(batch, mask.shape[1], len(kernel))
     blocks = even_blocks(mask.shape[1], COLUMN_BLOCK)
-    block, together = blocks[0].stop, max(1, LOCATED_BLOCK // COLUMN_BLOCK)
-    packed = pack(kernel, block)
+    packed, together = pack(kernel, blocks[0].stop), max(1, LOCATED_BLOCK // COLUMN_BLOCK)
     for image in range(batch):
         for some in (blocks[i : i + together] for i in range(0, len(blocks), together)):
-            end = some[-1].stop
-            part = slice(max(0, end - len(some) * block), end)  # whole blocks, even if the last one reaches back
-            own = slice(image, image + 1)
+            start, end = some[0].start, some[-1].stop
+            part, own = slice(start, end), slice(image, image + 1)
             part_grid = SamplingGrid(*(constant[part] for constant in grid))
             if wide:
                 rows, weights = locate_points(offset[own, part], mask[own, part], part_grid)
             else:
                 rows, weights = LocatePoints.apply(offset[own, part], mask[own, part], part_grid, image_rows)
-            weights = weights.view(-1, 4).to(source.dtype)
-            _multiply_points(source[image], rows.view(-1, 4), weights, packed, bias, out[image, part], block)
+            weights = weights.flatten().to(source.dtype)
+            within = [slice(block.start - start, block.stop - start) for block in some]
+            _multiply_points(source[image], rows.flatten(), weights, packed, bias, out[image, part], within)
     return out
 
 

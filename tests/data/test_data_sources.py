@@ -231,6 +231,14 @@ def test_mdetr(build, mdetr_set):
     np.testing.assert_array_equal(first.boxes[0], [1, 2, 10, 11])
 
 
+def test_a_detection_set_is_no_grounding_set(build, coco_set):
+    """It was read as captions of nothing, whose boxes teach nothing."""
+    message = "none of the 5 boxes has a phrase .*: is it a detection set, of the format coco"
+    with pytest.raises(ValueError, match=message):
+        build(coco_set, format="mdetr")
+    assert "is it a detection set" in check_data(coco_set | {"format": "mdetr"}).refusal
+
+
 def test_mdetr_one_folder_and_missing_folder(build, mdetr_set, tmp_path):
     assert build(mdetr_set, images=str(tmp_path / "vg"))[1].image.path.endswith("vg/1.png")
     source = build(mdetr_set, images={"vg": str(tmp_path / "vg")})

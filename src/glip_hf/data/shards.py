@@ -174,6 +174,11 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
         for row in batch.to_pylist():
             value = row[image]
             value = value.get("bytes") if isinstance(value, Mapping) else value
+            if not isinstance(value, bytes | None):  # a place, of which nothing is read
+                raise ValueError(
+                    f"{path}: row {number}: column {image!r} holds {quote(value)}, an image is its encoded bytes: "
+                    "store the images in the shard."
+                )
             if not isinstance(row[caption], str | None):
                 raise ValueError(
                     f"{path}: row {number}: column {caption!r} holds {row[caption]!r:.60}, a caption is text: name "

@@ -140,6 +140,11 @@ class CocoFile:
             if not self.grounded:
                 labels, names, tally.notes = number_categories(self.categories, found, self.path, columns)
             writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
+            if self.grounded and tally.kept and not columns.spans:
+                raise ValueError(
+                    f"{self.path}: none of the {tally.kept:,} boxes has a phrase (tokens_positive) to be learned: is "
+                    "it a detection set, of the format coco?"
+                )
             ids = {label: category for category, label in (labels or {}).items()}
             missing = missing_files(columns.paths)[:1]
             probe = [(missing or columns.paths or [""])[0], not missing]

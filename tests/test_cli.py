@@ -541,6 +541,13 @@ def test_restore_is_the_way_back(checkpoint, model, tmp_path, capsys) -> None:
     assert str(back) in output.out and "--force" in output.err and "Loading" not in output.err
 
 
+def test_quantised_weights_are_not_restored(tmp_path, capsys) -> None:
+    fields = {"model_type": "glip", "quantization_config": {"quant_method": "torchao"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert main(["restore", str(tmp_path), str(tmp_path / "back.pth")]) == 1
+    assert "has quantised weights: restore the model that they were made of" in capsys.readouterr().err
+
+
 def test_the_shipped_model_is_demo(folder, capsys) -> None:
     assert main(["info", "demo"]) == 0
     assert main(["ground", str(DEMO_IMAGE), DEMO_CAPTION, "--model", "demo"]) == 0

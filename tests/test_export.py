@@ -6,8 +6,10 @@ ONNX Runtime that calls the model.
 """
 
 import contextlib
+import copy
 import io
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -425,6 +427,34 @@ def test_one_size(stand_in, model, processor, photo) -> None:
     assert len(glip.prepare(photo, NAMES)["input_ids"]) > 1
     assert {run["input_ids"] for run in runs(glip)} == {(1, 9)}
     assert {run["pixel_values"] for run in runs(glip)} == {(1, 3, 128, 192)}
+
+
+def test_a_copy_opens_the_files_anew(stand_in, photo, tmp_path) -> None:
+    glip = stand_in(128, 192, 9, parts=True)
+    for other in (copy.deepcopy(glip), pickle.loads(pickle.dumps(glip))):
+        assert other.sessions.keys() == glip.sessions.keys() and other.sessions["head"] is not glip.sessions["head"]
+        assert_same_detections(other.detect(photo, NAMES), glip.detect(photo, NAMES))
+
+
+def test_what_the_pipeline_does_not_do_with_an_exported_model(stand_in, tmp_path) -> None:
+    glip = stand_in(128, 192, 9, parts=True)
+    with pytest.raises(ValueError, match="device='cuda': an exported model runs where it was loaded"):
+        GlipZeroShotObjectDetectionPipeline(model=glip, device="cuda")
+    with pytest.raises(TypeError, match="an exported model is not saved again: copy its files"):
+        GlipZeroShotObjectDetectionPipeline(model=glip, device=-1).save_pretrained(tmp_path / "again")
+    with pytest.raises(TypeError, match="model='onnx' is a name and no model: pipeline.* loads it"):
+        GlipZeroShotObjectDetectionPipeline(model="onnx")
+
+
+def test_a_quantised_model_is_refused(model) -> None:
+    class Quantised(torch.Tensor):
+        """As torchao's classes of weights are."""
+
+    quantised = copy.deepcopy(model)
+    linear = quantised.head.text_projection
+    linear.weight = torch.nn.Parameter(linear.weight.data.as_subclass(Quantised), requires_grad=False)
+    with pytest.raises(ValueError, match="the model is quantised: export the one it was made of"):
+        export_program(quantised)
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["single", "parts"])

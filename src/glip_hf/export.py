@@ -203,6 +203,8 @@ def _traced_inputs(
             "[CLS] and [SEP] among them."
         )
     found = next(model.parameters())
+    if any(type(parameter.data) is not Tensor for parameter in model.parameters()):
+        raise ValueError("the model is quantised: export the one it was made of, with weights='int8' for ONNX files.")
     if found.dtype != torch.float32 or found.device.type != "cpu":
         raise ValueError(
             f"the model is {found.dtype} on {found.device}: load it in float32 on cpu for the export. Runtimes convert "
@@ -615,6 +617,7 @@ class OnnxGlip:
             ImportError: without the extra `export` or `openvino`.
         """
         path = Path(path)
+        self._arguments = (path, processor, threads, providers, runtime, dtype)
         files = {part: path / f"{part}.onnx" for part in PARTS} if path.is_dir() else {None: path}
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime={quote(runtime)} must be {' or '.join(map(repr, RUNTIMES))}.")
@@ -639,6 +642,10 @@ class OnnxGlip:
         )
         self.max_text_length = self.caption_length or about["max_text_length"]
         self.processor = processor if processor is None else fit_processor(processor, self.height, self.width)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what another process is sent, opens the files anew: no runtime pickles its sessions."""
+        return type(self), self._arguments
 
     def _processor(self) -> GlipProcessor:
         if self.processor is None:

@@ -101,7 +101,14 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
-        if not isinstance(model := kwargs.get("model"), nn.Module | None):  # exported: it runs where it was loaded
+        if isinstance(model := kwargs.get("model"), str | os.PathLike):
+            load = f'pipeline("{kwargs["task"]}", model={os.fspath(model)!r:.80}, pipeline_class={type(self).__name__})'
+            raise TypeError(f"model={os.fspath(model)!r:.80} is a name and no model: {load} loads it.")
+        if not isinstance(model, nn.Module | None):  # exported: it runs where it was loaded
+            if kwargs.get("device") not in (None, -1, "cpu", model.device):
+                raise ValueError(
+                    f"device={kwargs['device']!r:.50}: an exported model runs where it was loaded, here cpu."
+                )
             kwargs = {"device": model.device, "processor": model.processor, **kwargs}
         super().__init__(**kwargs)
         image_processor, tokenizer, saved = self.image_processor, self.tokenizer, {}
@@ -123,7 +130,9 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             super().check_model_type(supported_models)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model and processor, its prompt options among it."""
+        """Save model and processor, its prompt options among it; a TypeError for an exported model."""
+        if not isinstance(self.model, nn.Module):
+            raise TypeError("an exported model is not saved again: copy its files.")
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 

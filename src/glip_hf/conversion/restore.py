@@ -217,6 +217,8 @@ def restored_tensors(
     """The state dict (no prefix) of a model directory or Hub id in the layout `to`, and its record if any."""
     directory = whole_model(source)
     config = read_config(os.fspath(directory))
+    if getattr(config, "quantization_config", None):
+        raise ConversionError(f"{directory} has quantised weights: restore the model that they were made of.")
     # Through the model class, which also reads files with the older names of Swin's parameters.
     model, info = GlipForGrounding.from_pretrained(directory, dtype="auto", output_loading_info=True)
     gaps = {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}

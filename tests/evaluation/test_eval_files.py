@@ -101,6 +101,16 @@ def test_results_that_cannot_be_right_are_told(score, entries, message):
 
 
 @pytest.mark.parametrize("benchmark", ["coco", "lvis"])
+def test_corners_in_place_of_sizes_are_told(score, benchmark):
+    truth = TRUTH | {"images": [image | {"width": 100, "height": 80} for image in TRUTH["images"]]}
+    corners = [FOUND | {"bbox": [60, 40, 90, 70]}, FOUND | {"bbox": [55, 30, 95, 60]}, FOUND]
+    _, _, error = score(benchmark, corners, truth)
+    assert "2 of 3 boxes of" in error and "not the corners x1, y1, x2, y2" in error and error.count("\n") == 1
+    for others in ([FOUND | {"bbox": [-5, 0, 20, 20]}], [FOUND]):  # a detector that does not clip; one box alone
+        assert score(benchmark, corners[:1] + others, truth)[2] == ""
+
+
+@pytest.mark.parametrize("benchmark", ["coco", "lvis"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -245,7 +245,9 @@ def _score(arguments: argparse.Namespace, task: Task, output: Path) -> Result:
     if arguments.benchmark == "odinw":
         path, shown = path / task.name / "predictions.json", not task.missing_images()
     evaluator = _evaluator(arguments, task)
-    load_predictions(evaluator, path)
+    images = task.annotations.images if task.annotations else ()
+    sizes = {one["id"]: (one["width"], one["height"]) for one in images if one["width"] and one["height"]}
+    load_predictions(evaluator, path, sizes)
     info = {**provenance(), "benchmark": arguments.benchmark, "predictions": str(path), "images": len(task.images)}
     result = Result(evaluator.summarize(), info)
     write_report(output, result, evaluator, task if shown else None, arguments.gallery, predictions=False)

@@ -188,6 +188,14 @@ class DetectionEvaluator(Evaluator):
         """[K, 4] float64 xywh, of all predictions."""
         return np.concatenate([NOTHING.boxes, *(found.boxes for found in self._predictions.values())])
 
+    def beyond(self, sizes: Mapping[int | str, tuple[int, int]]) -> int:
+        """Predictions that leave their image (of these widths and heights) on the right or at the bottom; 0 if one
+        leaves it on another side."""
+        known = [(found.boxes, np.array(sizes[key])) for key, found in self._predictions.items() if key in sizes]
+        if any((boxes[:, :2] < -1).any() for boxes, _ in known):
+            return 0
+        return sum(int((boxes[:, :2] + boxes[:, 2:] > limits + 2).any(1).sum()) for boxes, limits in known)
+
     def update(self, predictions: Iterable[Mapping[str, Any]]) -> None:
         """Add predictions, one per image.
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -252,8 +253,13 @@ def score(evaluator: Evaluator, store: PredictionStore, task: Task) -> dict[str,
     return distributed.broadcast(evaluator.summarize() if distributed.world()[0] == 0 else None)
 
 
-def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
+def load_predictions(
+    evaluator: Evaluator, path: str | Path, sizes: Mapping[int | str, tuple[int, int]] = MappingProxyType({})
+) -> None:
     """Give an evaluator a result file: COCO results, or a list of `{"image_id", "boxes", "scores", "labels"}` (xyxy).
+
+    Args:
+        sizes: (width, height) in pixels by image id, which tell corners that are written as x, y, width, height.
 
     Raises:
         ValueError: for a file of another form.
@@ -264,7 +270,7 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
     by_image = bool(entries) and isinstance(entries[0], Mapping) and {"boxes", "labels"} <= set(entries[0])
     if not by_image:
         evaluator.load_results(entries)
-        _warn_of_boxes(evaluator, path)
+        _warn_of_boxes(evaluator, path, sizes)
         return
     check_records(entries, ("image_id", "boxes", "scores", "labels"), "the results")
     # A model gives float32, and the difference of corners was taken in it.
@@ -277,10 +283,10 @@ def load_predictions(evaluator: Evaluator, path: str | Path) -> None:
         }
         for entry in entries
     )
-    _warn_of_boxes(evaluator, path)
+    _warn_of_boxes(evaluator, path, {})
 
 
-def _warn_of_boxes(evaluator: Evaluator, path: str | Path) -> None:
+def _warn_of_boxes(evaluator: Evaluator, path: str | Path, sizes: Mapping[int | str, tuple[int, int]]) -> None:
     """Warn when no box of a result file can be right: the figures alone would not tell."""
     if not isinstance(evaluator, DetectionEvaluator | RefCocoEvaluator):
         return
@@ -294,6 +300,12 @@ def _warn_of_boxes(evaluator: Evaluator, path: str | Path) -> None:
         warnings.warn(
             f"{empty:,} of {len(found):,} boxes of {path} have no positive width and height: 'bbox' is x, y, width, "
             "height, 'boxes' are x1, y1, x2, y2",
+            stacklevel=3,
+        )
+    elif isinstance(evaluator, DetectionEvaluator) and (far := evaluator.beyond(sizes)) >= max(2, len(found) / 10):
+        warnings.warn(
+            f"{far:,} of {len(found):,} boxes of {path} leave their image on the right or at the bottom and none on "
+            "the other sides: 'bbox' is x, y, width, height, not the corners x1, y1, x2, y2",
             stacklevel=3,
         )
 

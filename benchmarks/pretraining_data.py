@@ -179,7 +179,7 @@ def processor_seconds(pid: int) -> float:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One run's data, in this process."""
     begun = arguments.begun
-    from glip_hf.demo import scenes_config, scenes_processor
+    from glip_hf.demo import demo_processor, scenes_config
     from glip_hf.training.batches import recipe_batches, recipe_sources
     from glip_hf.training.recipe import DataRecipe, Recipe
 
@@ -187,7 +187,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     sources = json.loads(arguments.sources)
     workers = arguments.workers[0]
     data = DataRecipe(sources=sources, batch_size=arguments.batch, workers=workers, cache_dir=arguments.cache)
-    recipe, processor = Recipe(data=data), scenes_processor()
+    recipe, processor = Recipe(data=data), demo_processor()
     last = time.time()
     mixture = recipe_sources(recipe)
     figures["sources"], last = time.time() - last, time.time()

@@ -35,7 +35,7 @@ from benchmarks.harness import synchronise
 from benchmarks.training import make_optimizer, train_step
 from glip_hf import GlipConfig
 from glip_hf.data.scenes.wording import vocabulary
-from glip_hf.demo import scenes_processor
+from glip_hf.demo import demo_processor
 from glip_hf.training.batches import build_dataset, dataset_batches
 from glip_hf.training.recipe import DataRecipe, Recipe, RunRecipe
 
@@ -82,7 +82,7 @@ def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, 
         cache_dir=str(folder / "cache"),
     )
     recipe = Recipe(data=data, run=RunRecipe(seed=arguments.seed))
-    processor = scenes_processor()
+    processor = demo_processor()
     dataset = build_dataset(recipe, processor, config)
     batches = dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank=0, processes=1)
     return batches.batches(0)

@@ -11,11 +11,8 @@ The model knows the objects, colours, patterns and relations of generated scenes
 from pathlib import Path
 
 from PIL import Image
-from transformers import BertTokenizer, SwinConfig
-from transformers.models.bert.configuration_bert import BertConfig
 
 from .configuration_glip import GlipConfig
-from .image_processing_pil_glip import GlipImageProcessorPil
 from .modeling_glip import GlipForGrounding
 from .processing_glip import GlipProcessor
 
@@ -28,7 +25,7 @@ DEMO_NAMES = ("yellow cross", "green star", "fish", "white heart")
 
 
 def scenes_config() -> GlipConfig:
-    """The small GLIP that learns generated scenes: all parts at reduced width, 2.3 M parameters.
+    """The sizes of the shipped model, to train it anew: all parts at reduced width, 2.3 M parameters.
 
     No dropout of any kind: no scene is seen twice. Anchors of 32 pixels and up, for objects of 19 to 64. Windows of 5
     feature-map cells, which divide the feature maps of images of 160 pixels without padding. Wider initial weights in
@@ -36,35 +33,7 @@ def scenes_config() -> GlipConfig:
     initialisation of the original, which suits long training, colours and shapes take several times as long to be
     grounded in words (docs/pre-training.md).
     """
-    return GlipConfig(
-        backbone_config=SwinConfig(
-            embed_dim=32, depths=[1, 2, 2, 1], num_heads=[1, 2, 4, 8], window_size=5, out_indices=[2, 3, 4],
-            drop_path_rate=0.0, initializer_range=0.08,
-        ),
-        text_config=BertConfig(
-            vocab_size=len(VOCABULARY.read_text(encoding="utf-8").split()),
-            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        ),
-        d_model=64,
-        num_blocks=2,
-        fusion_hidden_size=128,
-        fusion_heads=4,
-        fusion_dropout=0.0,
-        dropblock_prob=0.0,
-        anchor_scale=4,
-        num_class_channels=0,
-        offset_initializer_range=0.0,
-        contrastive_loss_weight=1.0,
-    )  # fmt: skip
-
-
-def scenes_processor() -> GlipProcessor:
-    """Images with a shorter side of 160 pixels, and our own vocabulary of a few hundred words."""
-    return GlipProcessor(
-        image_processor=GlipImageProcessorPil(size={"shortest_edge": 160, "longest_edge": 266}),
-        tokenizer=BertTokenizer(vocab=str(VOCABULARY), do_lower_case=True),
-    )
+    return GlipConfig.from_pretrained(DEMO_MODEL)
 
 
 def demo_model() -> GlipForGrounding:

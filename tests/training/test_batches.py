@@ -10,7 +10,7 @@ from training.coco_images import write_rectangles
 
 from glip_hf.data import GroundingDataset, StreamingBatches, TooManyBrokenImages
 from glip_hf.data.scenes import make_scene
-from glip_hf.demo import scenes_config, scenes_processor
+from glip_hf.demo import demo_processor, scenes_config
 from glip_hf.training.batches import build_dataset, recipe_batches
 from glip_hf.training.recipe import RecipeError, load_recipe
 
@@ -134,12 +134,12 @@ def test_broken_images_of_a_stream(photos: Path) -> None:
 
 def scenes(*overrides: str, rank: int = 0, processes: int = 1):
     run = load_recipe(None, ["data.batch_size=4", "data.scenes=12", "data.workers=0", "run.seed=3", *overrides])
-    return recipe_batches(run, scenes_processor(), scenes_config(), rank, processes)
+    return recipe_batches(run, demo_processor(), scenes_config(), rank, processes)
 
 
 def test_scenes_are_samples_like_any_other() -> None:
     """The batch is what the processor makes of the same images, captions, spans and boxes."""
-    processor, samples = scenes_processor(), [make_scene("train", 3, index) for index in range(4, 8)]
+    processor, samples = demo_processor(), [make_scene("train", 3, index) for index in range(4, 8)]
     expected = processor(
         images=[sample.image for sample in samples],
         text=[sample.caption for sample in samples],

@@ -14,7 +14,7 @@ from ..conversion.checkpoint import read_checkpoint
 from ..conversion.convert import find_tokenizer
 from ..conversion.restore import local_directory, whole_model
 from ..conversion.weight_map import match_original
-from ..demo import scenes_config, scenes_processor
+from ..demo import DEMO_MODEL, scenes_config
 from ..image_processing_pil_glip import GlipImageProcessorPil
 from ..modeling_glip import GlipForGrounding
 from ..processing_glip import GlipProcessor
@@ -115,7 +115,7 @@ def start_model(recipe: ModelRecipe) -> tuple[GlipForGrounding, GlipProcessor]:
         processor = GlipProcessor.from_pretrained(directory)
     elif recipe.preset == "scenes":
         model = GlipForGrounding(GlipConfig(**{**scenes_config().to_dict(), **recipe.config}))
-        processor = scenes_processor()
+        processor = GlipProcessor.from_pretrained(DEMO_MODEL)
     elif recipe.preset in PRESETS:
         source = recipe.tokenizer or recipe.text_weights
         if source is None:

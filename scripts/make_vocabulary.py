@@ -5,7 +5,8 @@
 
 Whole words for the captions of our scenes, the README and the class names of COCO; letters and common pieces spell any
 other English word. The list is our own. Append new words to WORDS: token ids are positions in the file, and the shipped
-model depends on them. tests/data/test_scenes.py makes the vocabulary again and compares.
+model depends on them. tests/data/test_scenes.py makes the vocabulary again and compares. The default recipe takes
+tokenizer and `vocab_size` from src/glip_hf/assets/glip-scenes: change them there to train a model of more words.
 """
 
 import argparse

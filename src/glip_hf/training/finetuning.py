@@ -210,6 +210,16 @@ def load_tuning_data(
         if same := len(chosen) - len(other_images(chosen, held_out)):
             note += f"; {counted(same, 'image')} in both: AP is better there than on other images"
         return TuningData(chosen, held_out, list(specs), note).with_images(on_broken)
+    chosen, held_out, note = _hold_out(source, chosen, taken, seed)
+    if listed > len(source):
+        note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
+    data = TuningData(chosen, held_out, list(specs), note)
+    return data if whole else data.with_images(on_broken)
+
+
+def _hold_out(source: Source, chosen: Source, taken: str, seed: int) -> tuple[Source, Source, str]:
+    """What is trained on of the chosen images, what is held out for validation, and a note that says so; see
+    `load_tuning_data`. `taken` is what is chosen, in words."""
     has_boxes = [bool(labels) for labels in source.label_sets()]
     used = {str(image_id) for image_id in chosen.image_ids()}
     rest = [index for index, image_id in enumerate(source.image_ids()) if str(image_id) not in used]
@@ -240,10 +250,7 @@ def load_tuning_data(
         chosen = chosen.select(others)
         if not any(chosen.label_sets()):
             raise RecipeError(f"{note}: nothing is left to train on. Give a validation file.")
-    if listed > len(source):
-        note += f"; {counted(listed - len(source), 'image')} that cannot be read left out"
-    data = TuningData(chosen, held_out, list(specs), note)
-    return data if whole else data.with_images(on_broken)
+    return chosen, held_out, note
 
 
 def _listed(value: str | Path | Sequence[str | Path]) -> list[str | Path]:

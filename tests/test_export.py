@@ -104,7 +104,8 @@ def stand_in(model, processor, tmp_path, monkeypatch):
         path = tmp_path if parts else tmp_path / "model.onnx"
 
         def load(file: str, *_: Any, **__: Any) -> Session:
-            return Session(GlipGraph(model, Path(file).stem if parts else None), sizes, about)
+            stem = Path(file).stem
+            return Session(GlipGraph(model, stem if stem in PARTS else None), sizes, about)
 
         runtime = SimpleNamespace(SessionOptions=SimpleNamespace, InferenceSession=load, __version__="0")
         monkeypatch.setattr(export_module, "require", lambda *_: runtime)
@@ -427,6 +428,14 @@ def test_one_size(stand_in, model, processor, photo) -> None:
     assert len(glip.prepare(photo, NAMES)["input_ids"]) > 1
     assert {run["input_ids"] for run in runs(glip)} == {(1, 9)}
     assert {run["pixel_values"] for run in runs(glip)} == {(1, 3, 128, 192)}
+
+
+def test_files_and_dtypes_that_are_not_those(stand_in, tmp_path) -> None:
+    stand_in(parts=True)
+    with pytest.raises(ValueError, match="head.onnx is another graph, without input_ids, .*: name the folder"):
+        OnnxGlip(tmp_path / "head.onnx", processor=None)
+    with pytest.raises(ValueError, match="dtype='bfloat16' must be one of torch.float32, torch.bfloat16"):
+        stand_in(parts=True, runtime="openvino", dtype="bfloat16")
 
 
 def test_a_copy_opens_the_files_anew(stand_in, photo, tmp_path) -> None:

@@ -517,6 +517,8 @@ class OpenVino:
         runtime = require("openvino", "openvino")
         if providers:
             raise ValueError(f"providers={providers} are of ONNX Runtime.")
+        if dtype not in _OPENVINO_DTYPES:
+            raise ValueError(f"dtype={quote(dtype)} must be one of {', '.join(map(str, _OPENVINO_DTYPES))}.")
         # Left to itself it computes in bfloat16 where the processor can.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _OPENVINO_DTYPES[dtype]}
         if threads:
@@ -627,9 +629,13 @@ class OnnxGlip:
         self.files, self.runtime, self.precision = list(files.values()), runtime, dtype
         self.sessions = {part: RUNTIMES[runtime](file, threads, dtype, providers) for part, file in files.items()}
         shapes: dict[str, Any] = {}
-        for session, file in zip(self.sessions.values(), files.values()):
+        for (part, session), file in zip(self.sessions.items(), files.values()):
             if session.about is None:
                 raise ValueError(f"{file} was not written by glip export: its inputs and outputs are unknown.")
+            if lacking := sorted(set(PARTS[part][0] if part else INPUT_AXES) - session.shapes.keys()):
+                raise ValueError(
+                    f"{file} is another graph, without {', '.join(lacking)}: name the folder of all three."
+                )
             shapes |= session.shapes
         about = json.loads(session.about)
         self.vocabulary = about.get("vocabulary", sys.maxsize)  # older files do not say

@@ -709,3 +709,17 @@ def test_damaged_files_of_a_tsv_set_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
         tsv.read_tsv(tmp_path / "set.yaml", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"split": "nope"}, "scenes: split='nope' is unknown: choose one of train, detection"),
+        ({"length": "x"}, "scenes: length='x' must be a whole number of at least 1"),
+        ({"length": 0}, "scenes: length=0 must be a whole number of at least 1"),
+        ({"seed": -1}, "scenes: seed=-1 must be a whole number of at least 0"),
+    ],
+)
+def test_options_of_scenes_are_checked_before_a_run(option, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_source({"format": "scenes", **option})

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ...values_glip import quote
 from ..columns import Tally
 from ..records import ImageRef, Record
-from ..scenes import SceneConfig, make_scene
+from ..scenes import SPLITS, SceneConfig, make_scene
 from .base import Source
 
 STREAM_LENGTH = 2**32
@@ -52,5 +53,14 @@ class SceneSource(Source):
 
 
 def read_scenes(split: str = "train", length: int = 64_000, seed: int = 0, name: str = "scenes") -> SceneSource:
-    """`length` generated scenes of a stream; arguments as for `scenes.make_scene`."""
+    """`length` generated scenes of a stream; arguments as for `scenes.make_scene`.
+
+    Raises:
+        ValueError: for an unknown split, and a length or a seed that is not a whole number.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"{name}: split={quote(split)} is unknown: choose one of {', '.join(SPLITS)}.")
+    for what, value, least in (("length", length, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: {what}={quote(value)} must be a whole number of at least {least}.")
     return SceneSource(split, length, seed, name=name)

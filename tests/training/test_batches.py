@@ -60,6 +60,13 @@ def test_captions_obey_the_models_length(photos: Path) -> None:
         assert batch["input_ids"].shape[1] <= 8 and len(batch["sample_ids"]) == 2
 
 
+def test_a_prompt_table_has_one_caption(photos: Path) -> None:
+    made(f"[{COCO % ''}, {COCO % ', name: again'}]", "tuning.mode=prompt", root=photos)
+    for sources in (f"[{COCO % ', captions: sampled'}]", f"[{COCO % ''}, {{format: scenes, length: 4}}]", "[]"):
+        with pytest.raises(RecipeError, match="tuning.mode=prompt: a prompt table belongs to one caption"):
+            made(sources, "tuning.mode=prompt", root=photos)
+
+
 def test_greenlight_map_comes_with_the_models_loss(photos: Path) -> None:
     config = random_config()
     assert "greenlight_map" not in next(made(f"[{COCO % ''}]", root=photos, config=config).batches(0))["labels"][0]

@@ -143,9 +143,19 @@ def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
 def build_dataset(
     recipe: Recipe, processor: GlipProcessor, config: GlipConfig, mixture: Mixture | None = None
 ) -> GroundingDataset:
-    """The recipe's sources (`recipe_sources`, if they were built already) as one data set of training samples."""
+    """The recipe's sources (`recipe_sources`, if they were built already) as one data set of training samples.
+
+    Raises:
+        RecipeError: if a prompt table is to be trained on more than one caption.
+    """
     data, seed = recipe.data, recipe.run.seed
     mixture = recipe_sources(recipe) if mixture is None else mixture
+    first = mixture.sources[0].names
+    if recipe.tuning.mode == "prompt" and any((one.captions, one.names) != ("all", first) for one in mixture.sources):
+        raise RecipeError(
+            "tuning.mode=prompt: a prompt table belongs to one caption of all class names, so that data.sources need "
+            "the same classes and captions: all."
+        )
     maker = sample_maker(recipe, processor, config)
     return GroundingDataset(mixture, maker, seed=seed, on_error=ON_ERROR[data.on_broken], max_replaced=data.max_broken)
 

@@ -26,28 +26,14 @@ MODES = ("full", "head", "linear", "prompt", "lora")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument  # a `dest` with a dot is the key of the recipe that an option overrides
-    add(
-        "--model",
-        required=True,
-        type=model_name,
-        metavar="DIR|HUB",
-        help="GLIP to start from: a directory, a Hub id, or demo",
-    )
-    add(
-        "--train",
-        required=True,
-        nargs="+",
-        help="COCO file, YOLO data.yaml, ODVG .jsonl or Pascal VOC folder; of several, classes match by name",
-    )
-    add(
-        "--images", nargs="+", help="their folder (one, or one each); default: what the format says, or beside the file"
-    )
-    add(
-        "--validation",
-        nargs="+",
-        help="the same; default: the split val of --train, else some training images are held out",
-    )
-    add("--validation-images", nargs="+", help="their folder, if it is another")
+    add("--model", required=True, type=model_name, metavar="DIR|HUB", help="GLIP to start from; demo: the shipped one")
+    data = "COCO file, YOLO data.yaml, ODVG .jsonl or Pascal VOC folder; of several, classes match by name"
+    add("--train", required=True, nargs="+", metavar="PATH", help=data)
+    folder = "their folder (one, or one each); default: what the format says, or beside the file"
+    add("--images", nargs="+", metavar="DIR", help=folder)
+    validation = "the same; default: the split val of --train, else some training images are held out"
+    add("--validation", nargs="+", metavar="PATH", help=validation)
+    add("--validation-images", nargs="+", metavar="DIR", help="their folder, if it is another")
     add("--allow-outside", action="store_true", help="read images that the files name outside these folders")
     broken = "leave out images that cannot be read, or stop; missing images always stop it"
     add("--on-broken", dest="data.on_broken", choices=("skip", "fail"), default="skip", help=f"{broken} (%(default)s)")

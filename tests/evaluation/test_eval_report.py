@@ -24,6 +24,7 @@ from glip_hf.evaluation import distributed
 from glip_hf.evaluation.plots import make_sets_plot
 from glip_hf.evaluation.report import _write_csv, write_summary
 from glip_hf.evaluation.run import Result
+from glip_hf.inference import GroundingEngine
 from tests.data.original_formats import to_odvg, to_voc, to_yolo
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -325,6 +326,36 @@ def test_caption_prompts_of_a_task_file_are_asked(model_folder, image_folder, tm
         assert asked.pop() == words
         with open(output / "one" / "per_class.csv", newline="") as file:
             assert [row["name"] for row in csv.DictReader(file)] == [one["name"] for one in override]
+
+
+def test_a_tuned_model_is_asked_in_the_order_of_its_training(model_folder, image_folder, tmp_path, monkeypatch):
+    """The ids of the annotations may give another one; what is found keeps its category."""
+    names = ["sofa", "CAT", "dog"]
+    monkeypatch.setattr(GlipProcessor, "from_pretrained", with_class_names(names))
+    document = json.loads((image_folder / "annotations.json").read_text())
+    document["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "Sofa"}]
+    document["annotations"] = [{**box, "category_id": 1 + box["category_id"] % 3} for box in document["annotations"]]
+    write(tmp_path / "annotations.json", document)
+    asked, ask = [], GroundingEngine.tokenize
+    monkeypatch.setattr(
+        GroundingEngine, "tokenize", lambda self, text, *more: asked.append(text) or ask(self, text, *more)
+    )
+    data = ["coco", "--annotations", f"{tmp_path}/annotations.json", "--images", f"{image_folder}", "--limit", "1"]
+    assert evaluate([*data, "--model", model_folder, "--device", "cpu", "--output", f"{tmp_path}/out"]) == 0
+    assert asked and all(text == names for text in asked)
+    with open(tmp_path / "out" / "per_class.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["cat", "dog", "Sofa"]
+
+
+def with_class_names(names):
+    load = GlipProcessor.from_pretrained
+
+    def loaded(*arguments, **options):
+        processor = load(*arguments, **options)
+        processor.class_names = names
+        return processor
+
+    return loaded
 
 
 def test_plot_of_data_sets():

@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         for task in tasks:
             _evaluator(arguments, task).rehearse()
         engine = _engine(arguments)
-        tasks = [task.ordered(engine.table_names) if engine.table_names else task for task in tasks]
+        if tuned_for := engine.processor.class_names:  # as in training: whatever the order of ids
+            tasks = [task.ordered(tuned_for) for task in tasks]
         for task in tasks:
             if task.names:
                 engine.tokenize(task.names)  # a name that no caption can hold

@@ -4,6 +4,7 @@ and features. Of each the invariances: chunked = whole, batched = single, and no
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -426,3 +427,16 @@ def test_names_with_signs_of_their_own_keep_their_meaning() -> None:
         "helmet": ["hard hat", "cap"],
         "a|b": ["a|b"],
     }
+
+
+def test_requests_that_are_none_and_texts_of_other_types() -> None:
+    engine, photo = GroundingEngine(demo_model(), demo_processor()), load_demo_image()
+    with pytest.raises(TypeError, match="is not a Request: give Request"):
+        list(engine.ground([photo]))
+    with pytest.raises(TypeError, match="text is a set: give a caption"):
+        list(engine.ground([Request(photo, {"cat"})]))
+    listed, array = (
+        next(engine.ground([Request(photo, "a fish and a heart", phrases)])).detections[0]["text_labels"]
+        for phrases in (["fish"], np.array(["fish"]))
+    )
+    assert listed == array and set(listed) == {"fish"}

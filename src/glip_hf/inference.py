@@ -517,7 +517,8 @@ class GroundingEngine:
         Args:
             text, phrases, spans: as `GlipProcessor` takes them without images.
         """
-        key = json.dumps([text, phrases, spans, self._prompt()])  # the order of names in a dictionary counts
+        asked = [text, phrases, spans, self._prompt()]  # the order of names in a dictionary counts
+        key = json.dumps(asked, default=lambda value: value.tolist() if hasattr(value, "tolist") else repr(value))
         state = _weights_state(self.model)
         if state != self._text_state:
             self._texts.clear()
@@ -684,6 +685,12 @@ class GroundingEngine:
             except Exception as error:  # raised again, with the name of the image, where views are made
                 return error
 
+        def checked(request: Any) -> Request:
+            if not hasattr(request, "image"):
+                raise TypeError(f"{quote(request)} is not a Request: give Request(image, class_names) for each image.")
+            return request
+
+        requests = map(checked, requests)
         if self.options.tile is None:
             for index, request in enumerate(requests):
                 for view in self.views:

@@ -84,6 +84,20 @@ def test_inference_leaves_its_input_as_it_is(shapes, batch, monkeypatch) -> None
     assert torch.equal(tokens, given)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("located", [32, 8192])
+def test_all_products_of_a_convolution_have_one_shape(located, monkeypatch) -> None:
+    """That for which its kernel was packed: 164 positions of conv_mid and 47 of the others, no multiples of it."""
+    monkeypatch.setattr(fused, "COLUMN_BLOCK", 16)
+    monkeypatch.setattr(fused, "LOCATED_BLOCK", located)
+    shapes, rows, multiply = [(13, 9), (7, 5), (4, 3)], [], fused.linear
+    layer, tokens = make_layer().float(), make_tokens(shapes).float()
+    expected = plain(layer, tokens, shapes)
+    monkeypatch.setattr(fused, "linear", lambda x, *rest: rows.append(len(x)) or multiply(x, *rest))
+    torch.testing.assert_close(layer(tokens, shapes), expected, rtol=1e-4, atol=1e-4)
+    assert set(rows) == {15, 16}
+
+
 def test_the_kernel_is_the_form_that_runs(monkeypatch) -> None:
     layer, tokens = make_layer(), make_tokens(SMALL)
     monkeypatch.setattr(type(layer.conv_mid), "forward", lambda *_: pytest.fail("level by level"))

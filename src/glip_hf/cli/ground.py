@@ -70,7 +70,8 @@ Find what you name in images.
   glip ground photos --names cat dog --model DIR --format coco --output found.json
   glip ground clip.mp4 cat dog --model DIR --stride 5 --track --save annotated.mp4
 
-WORDS are images first (files, a directory, quoted globs, URLs) or video files, then class names or one text:
+WORDS are images first (files, folders, quoted globs, URLs) or video files, then class names or one text. A folder that
+is not the first word ends in a slash:
 
 {TEXT_RULE}
 NAME=PROMPT|PROMPT among class names gives the prompts of one: "helmet=hard hat|safety helmet".

@@ -77,6 +77,7 @@ def words(*arguments: str) -> tuple[list[str], list[str] | None, str | None]:
         (["more", "cat"], ["more/b.png", "more/photo.jpg"], ["cat"], None),
         (["photo.jpg", "more/b.png", "what?"], ["photo.jpg", "more/b.png"], ["what?"], None),
         (["photo.jpg", "more/", "cat"], ["photo.jpg", "more/b.png", "more/photo.jpg"], ["cat"], None),
+        (["photo.jpg", "a 5* hotel"], ["photo.jpg"], ["a 5* hotel"], None),
         (["photo.jpg", "his/hers"], ["photo.jpg"], ["his/hers"], None),
         (
             ["photo.jpg", "https://host/x.jpg", "cat"],

@@ -3,6 +3,8 @@
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,6 +141,27 @@ def test_what_a_link_leads_to_is_replaced(tmp_path) -> None:
     with replacing_text(tmp_path / "link") as file:
         file.write("new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+
+
+def test_writers_see_the_suffix_of_a_link(tmp_path) -> None:
+    (tmp_path / "blob").touch()
+    (tmp_path / "link.png").symlink_to("blob")
+    with replacing(tmp_path / "link.png") as new:
+        assert new.suffix == ".png"
+        new.write_text("new")
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "blob").read_text() == "new"
+
+
+@pytest.mark.parametrize("mode", ["ab", "r+b"])
+def test_stdout_that_is_a_file_keeps_what_is_before_and_after(tmp_path, mode) -> None:
+    code = "from glip_hf._writing import check_place, replacing_text\nprint('before', flush=True)\n"
+    code += "check_place('/dev/stdout')\nwith replacing_text('/dev/stdout') as file:\n    file.write('found\\n')\n"
+    code += "print('after')"
+    (tmp_path / "log").write_text("earlier\n")
+    with open(tmp_path / "log", mode) as log:
+        log.seek(0, os.SEEK_END)
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
+    assert (tmp_path / "log").read_text().split() == ["earlier", "before", "found", "after"]
 
 
 def test_no_file_replaces_a_directory(tmp_path) -> None:

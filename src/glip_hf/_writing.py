@@ -31,19 +31,22 @@ def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
         NotWrittenError: if the disk is full, read-only, ...; names `output`, the reason and the remedy.
     """
     output = given = Path(output)
-    is_device = output.exists() and not (output.is_file() or output.is_dir())
+    is_device = _is_device(output)
     with writing(given):
         if not is_device:
             output = Path(os.path.realpath(given))
             output.parent.mkdir(parents=True, exist_ok=True)
         place = None if is_device else output.parent
         work = Path(tempfile.mkdtemp(prefix=f".{output.name[:50]}.", suffix=".partial", dir=place))
-    new, old = work / output.name, work / f"{output.name}.old"
+    named = given if given.is_symlink() else output  # writers go by the suffix, which what a link leads to may not have
+    new, old = work / named.name, work / f"{output.name}.old"
     try:
         with writing(given):
             yield new
             if is_device:
-                output.write_bytes(new.read_bytes())
+                number = _descriptor(output)
+                with open(output if number is None else number, "wb", closefd=number is None) as file:
+                    file.write(new.read_bytes())
                 return
             if new.is_dir():  # of files that safetensors writes only the owner can read
                 mask = os.umask(0)  # of the whole process: no thread may do so while another one does
@@ -64,6 +67,19 @@ def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that /dev/stdout or /dev/fd/N is: behind it may be a file with content of others."""
+    name = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(str(path), str(path))
+    number = name.removeprefix("/dev/fd/")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def _is_device(path: Path) -> bool:
+    # `os.path` answers for what cannot be looked at, too, where `Path` raises.
+    is_other = os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    return is_other or _descriptor(path) is not None
+
+
 def check_place(output: str | os.PathLike[str]) -> None:
     """Whether `replacing` can begin where `output` is going to be: asked before hours of work, by making a file there.
 
@@ -71,8 +87,8 @@ def check_place(output: str | os.PathLike[str]) -> None:
         NotWrittenError: if not.
     """
     output = Path(output)
-    if output.exists() and not (output.is_file() or output.is_dir()):
-        return  # a device or a pipe
+    if _is_device(output):
+        return
     with writing(output):
         try:
             tempfile.TemporaryFile(dir=next(path for path in output.absolute().parents if path.exists())).close()

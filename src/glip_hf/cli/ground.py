@@ -272,7 +272,8 @@ def run(arguments: argparse.Namespace) -> int:
         deque(detect_all(), maxlen=0)
     else:
         FORMATS[arguments.format](arguments.output, detect_all(), text_labels)
-        print(f"-> {arguments.output}")
+        if not arguments.output.startswith("/dev/"):  # stdout may be the output itself
+            print(f"-> {arguments.output}")
     if arguments.json:
         asked = (
             {"names": names, **({"prompts": prompts} if prompts else {})}
@@ -368,9 +369,10 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
         paths += _expand(words.pop(0))
     if not explicit:
         for word in words:
-            if Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not any(c.isspace() for c in word):
+            is_text = len(word.split()) > 1
+            if Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not is_text:
                 raise UsageError(f"{word}: no such image (a class name of this form goes after --names)")
-            if "*" in word or (Path(word).suffix or os.sep in word) and os.path.exists(word):
+            if "*" in word and not is_text or (Path(word).suffix or os.sep in word) and os.path.exists(word):
                 kind = "not an image by its name" if os.path.exists(word) else "no file matches"
                 raise UsageError(f"{word}: {kind} (--names takes a class name of this form, and WORDS are all images)")
             if os.path.isdir(word) and any(map(_is_image, glob.glob(f"{glob.escape(word)}/*"))):

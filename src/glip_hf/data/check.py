@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._compat import tokenize
 from ..prompts_glip import MAX_TEXT_LENGTH, clean_name, positive_map
 from ..values_glip import counted, quote
 from .broken import examine_images
@@ -313,8 +314,7 @@ def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Pr
     for row, (image_id, caption) in enumerate(zip(columns.ids, columns.captions, strict=True)):
         if len(caption) < limit - 2:  # a token has at least one character
             continue
-        encoded = tokenizer(caption, split_special_tokens=True, truncation=False, verbose=False)
-        offsets = encoded.encodings[0].offsets
+        offsets = tokenize(tokenizer, caption, truncation=False, verbose=False).encodings[0].offsets
         if len(offsets) <= limit:
             continue
         detail = f"{len(offsets)} tokens, {limit} fit: {clean_name(caption)[:60]!r}..."

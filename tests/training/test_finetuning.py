@@ -253,11 +253,13 @@ def test_a_small_model_follows_larger_images(coco: Path, tmp_path: Path) -> None
     assert made("full", None, "optimizer.lr=1e-4").optimizer.lr == 1e-4
     asked = made("full", None, "model.image_size=640")
     assert asked.data.short_sides[2] == 640 and asked.optimizer.lr == 1e-3
-    for mode in ("prompt", "linear", "lora"):
+    for mode, rate in (("prompt", 0.05), ("linear", 1e-3), ("head", 1e-3), ("lora", 1e-2)):
         assert made(mode).model.image_size == 0 and made(mode).schedule.name == "plateau"
+        assert made(mode).optimizer.lr == rate
     for size in (320, 800):
         processor.image_processor.size = {"shortest_edge": size, "longest_edge": 1333}
-        assert made().model.image_size == 0 and made().optimizer.lr == 1e-4
+        assert made().model.image_size == 0 and made().optimizer.lr == made("linear").optimizer.lr == 1e-4
+        assert made("lora").optimizer.lr == 1e-3
         assert made("full", None, "model.image_size=1000").schedule.name == "plateau"
 
 
@@ -491,7 +493,7 @@ def test_another_run_is_refused_by_name(coco: Path, tmp_path: Path, monkeypatch:
         (started(validation=other), "validation data=annotations (7 images), this one has other (7 images): give"),
         (started(mode="full"), "tuning.mode=linear, this one has full; "),
         (started(seed="1"), "run.seed=0, this one has 1: give"),
-        (started(lr="0.5"), "optimizer.lr=0.0001, this one has 0.5: give"),
+        (started(lr="0.5"), "optimizer.lr=0.001, this one has 0.5: give"),
     ]
     coco.write_text(Path(other).read_text())  # edited in place
     refusals.append((started(), "data.sources[0] (annotations (7 images)) of another content than this one"))

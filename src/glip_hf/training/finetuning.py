@@ -6,9 +6,10 @@ by category id; a plateau schedule (patience 3) and early stopping (8) on valida
 decay 0.05, for prompts a learning rate of 0.05 and a weight decay of 0.25; with `full`, Swin's patch embedding and
 first stage are frozen.
 
-They hold for a model at the size it was trained at. With `full`, a small model (below `LARGEST_SIZE`) follows larger
-images to their size, and as none of its parameters has seen such images, all are trained, at one higher rate, on a
-cosine schedule of no fewer than `FEWEST_STEPS`; see docs/bccd.md for the measurements.
+They hold for a model of a released size. A small one (images below `LARGEST_SIZE`) learns at one rate in all its parts,
+ten times that of a large one, except for prompts. With `full` it follows larger images to their size, and as none of
+its parameters has seen such images, all are trained, on a cosine schedule of no fewer than `FEWEST_STEPS`; see
+docs/bccd.md for the measurements.
 """
 
 import json
@@ -84,11 +85,11 @@ _BY_MODE: dict[str, dict[str, Any]] = {
     "prompt": {"optimizer.lr": 0.05, "optimizer.weight_decay": 0.25},
     "lora": {"optimizer.lr": 1e-3, "optimizer.text_lr": 1e-3, "optimizer.weight_decay": 0.0},
 }
+_RATES_OF_SMALL_MODELS = {"full": 1e-3, "head": 1e-3, "linear": 1e-3, "lora": 1e-2}
+"""Of all parts; ten times those of the released sizes (docs/bccd.md)."""
 _ENLARGED: dict[str, Any] = {
     "model.frozen_stages": -1,
     "data.color": 0.1,
-    "optimizer.lr": 1e-3,
-    "optimizer.text_lr": 1e-3,
     "schedule.name": "cosine",
     "schedule.warmup_steps": 50,
 }
@@ -357,12 +358,15 @@ def tuning_recipe(
     own = dict(processor.image_processor.size)
     given = [override for override in overrides if override.startswith("model.image_size=")]
     asked = load_recipe(None, given).model.image_size
-    enlarged = enlarged_size(mode, data.train, image_limits(own)["shortest_edge"], asked)
+    known = image_limits(own)["shortest_edge"]
+    enlarged = enlarged_size(mode, data.train, known, asked)
+    rate = _RATES_OF_SMALL_MODELS.get(mode) if known < LARGEST_SIZE else None
     size = image_limits(own, asked or enlarged)
     shortest = size["shortest_edge"]
     values = {
         **_DEFAULTS,
         **_BY_MODE.get(mode, {}),
+        **({"optimizer.lr": rate, "optimizer.text_lr": rate} if rate else {}),
         **(_ENLARGED if enlarged else {}),
         "model.start_from": model,
         "model.image_size": enlarged,

@@ -563,6 +563,12 @@ def test_misspelt_defaults_are_refused(detector) -> None:
         GlipZeroShotObjectDetectionPipeline(model=detector.model, processor=detector.processor, treshold=0.9)
 
 
+def test_options_of_loading_are_none_of_the_pipeline(detector) -> None:
+    """`transformers.pipeline` hands `local_files_only` on to the class."""
+    own = {"processor": detector.processor, "pipeline_class": type(detector), "local_files_only": True}
+    assert pipeline("zero-shot-object-detection", model=detector.model, **own).model is detector.model
+
+
 def test_wrong_pictures_say_so(detector) -> None:
     with pytest.raises(FileNotFoundError):
         detector("nowhere.jpg", candidate_labels=NAMES)

@@ -101,6 +101,7 @@ class GlipZeroShotObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("task", "zero-shot-object-detection")
+        kwargs.pop("local_files_only", None)  # which `transformers.pipeline` obeys and hands on
         if isinstance(model := kwargs.get("model"), str | os.PathLike):
             load = f'pipeline("{kwargs["task"]}", model={os.fspath(model)!r:.80}, pipeline_class={type(self).__name__})'
             raise TypeError(f"model={os.fspath(model)!r:.80} is a name and no model: {load} loads it.")

@@ -138,6 +138,7 @@ def test_large_images_are_read_in_strips(mode, rgb, monkeypatch):
     expected = read_pixels(image, None, rgb)
     resized = processor(image, **kwargs).pixel_values if rgb else None
     monkeypatch.setattr(image_processing_pil_glip, "STRIP_PIXELS", 64 * 7)
+    monkeypatch.setattr(image_processing_pil_glip, "LARGE_IMAGE", 64 * 7)
     assert torch.equal(read_pixels(image, None, rgb), expected)
     if rgb:
         assert torch.equal(processor(image, **kwargs).pixel_values, resized)

@@ -55,8 +55,10 @@ _TURNS = {
 """What brings an image of each EXIF orientation upright."""
 
 LONGEST_SIDE = 1_000_000  # in pixels; Pillow runs out of memory at rows of 100 MB
-STRIP_PIXELS = 1 << 24
-"""Larger images are converted in strips of so many pixels: else one of 179 megapixels takes 3 to 14 GB."""
+LARGE_IMAGE = 1 << 24
+"""Pixels above which an image is resized channel by channel, in a third of the memory."""
+STRIP_PIXELS = 1 << 20
+"""Larger images are converted to 8 bits in strips of so many pixels, which stay in the cache."""
 
 Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
 
@@ -303,8 +305,8 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
                 "values are 8-bit, convert it to uint8."
             )
         # (value + 128) // 257, for all 16-bit values, without the slow division
-        rounded = (strip.to(wide) + 128 for strip in strips)
-        return torch.cat([((value - (value >> 8)) >> 8).to(torch.uint8) for value in rounded], dim=-2)
+        rounded = (strip.to(wide).add_(128) for strip in strips)
+        return torch.cat([value.sub_(value >> 8).bitwise_right_shift_(8).to(torch.uint8) for value in rounded], dim=-2)
     if low < 0 or high > 255:
         raise ValueError(
             f"Pixels of type {pixels.dtype} must be 0..255, got {low}..{high}. Use uint16 for 16-bit images."
@@ -710,10 +712,10 @@ class GlipImageProcessorMixin(GlipHubMixin):
     def _resize_to(
         self, image: Pixels, size: tuple[int, int], resample: PILImageResampling | int | None = None
     ) -> Pixels:
-        if image.shape[0] not in (1, 3) or image.shape[-2] * image.shape[-1] <= STRIP_PIXELS:
+        if image.shape[0] not in (1, 3) or image.shape[-2] * image.shape[-1] <= LARGE_IMAGE:
             return super().resize(image, SizeDict(height=size[0], width=size[1]), resample)
         resample = PILImageResampling.BILINEAR if resample is None else resample
-        # Channel by channel: the same values in a third of the memory.
+        # Channel by channel: the same values.
         channels = [Image.fromarray(np.ascontiguousarray(channel)).resize(size[::-1], resample) for channel in image]
         return np.stack([np.asarray(channel) for channel in channels])
 

@@ -85,7 +85,7 @@ def examine_images(
         try:
             image = resolve(image) if resolve else image
             with image.load() if decode else image.open() as opened:
-                if decode and opened.mode[0] in "IF":  # 32 bits hold what is no pixel
+                if decode and opened.mode in ("I", "F"):  # 32 bits hold what is no pixel
                     try:
                         read_pixels(opened)
                     except ValueError as error:

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from glip_hf._program import explain, leave, run_program
-from glip_hf.cli.common import fraction, model_name, positive
+from glip_hf.cli.common import add_label_options, model_name
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,26 +22,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher", required=True, type=model_name, help="model, adapter or prompt table: directory or Hub id"
     )
-    parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local or hf://")
-    parser.add_argument("--overwrite", action="store_true", help="label again what an earlier run labelled")
-    parser.add_argument(
-        "--threshold", type=fraction, default=0.5, metavar="P", help="lowest score of a box (%(default)s)"
-    )
-    parser.add_argument(
-        "--nms-threshold", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="images per forward pass (%(default)s)"
-    )
-    parser.add_argument("--format", choices=("parquet", "tar"), help="of the output; default as the input")
-    parser.add_argument("--caption-column", metavar="NAME", help="column of the captions, if not caption or text")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="of the teacher (%(default)s)",
-    )
+    add_label_options(parser)
     return parser.parse_args()
 
 

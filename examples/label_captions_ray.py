@@ -17,32 +17,14 @@ import sys
 from collections import Counter
 
 from glip_hf._program import explain, leave, run_program
-from glip_hf.cli.common import CliError, count, fraction, load_model, model_name, positive
+from glip_hf.cli.common import CliError, add_label_options, count, load_model, model_name, positive
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", required=True, help="a GLIP: directory or Hub id")
-    parser.add_argument("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
     parser.add_argument("--output", required=True, help="folder of the labelled shards, local, in a bucket or hf://")
-    parser.add_argument("--overwrite", action="store_true", help="label again what an earlier run labelled")
-    parser.add_argument(
-        "--threshold", type=fraction, default=0.5, metavar="P", help="lowest score of a box (%(default)s)"
-    )
-    parser.add_argument(
-        "--nms-threshold", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="images per forward pass (%(default)s)"
-    )
-    parser.add_argument("--format", choices=("parquet", "tar"), help="of the output; default as the input")
-    parser.add_argument("--caption-column", metavar="NAME", help="column of the captions, if not caption or text")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="of the teacher (%(default)s)",
-    )
+    add_label_options(parser)
     parser.add_argument("--num-gpus", type=count, default=0, metavar="N", help="actors with a GPU each (%(default)s)")
     parser.add_argument(
         "--num-actors", type=positive, default=1, metavar="N", help="actors without a GPU (%(default)s)"

@@ -180,3 +180,17 @@ def load_model(
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
     quick.loaded()
     return model.to(target).eval(), processor
+
+
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """The options that the scripts of self-training share, on one machine and on a cluster."""
+    add = parser.add_argument
+    add("--input", required=True, nargs="+", help="shards: paths, or patterns in quotes")
+    add("--overwrite", action="store_true", help="label again what an earlier run labelled")
+    add("--threshold", type=fraction, default=0.5, metavar="P", help="lowest score of a box (%(default)s)")
+    add("--nms-threshold", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
+    add("--batch-size", type=positive, default=8, metavar="N", help="images per forward pass (%(default)s)")
+    add("--format", choices=("parquet", "tar"), help="of the output; default as the input")
+    add("--caption-column", metavar="NAME", help="column of the captions, if not caption or text")
+    precisions = ("float32", "float16", "bfloat16")
+    add("--precision", choices=precisions, default="float32", help="of the teacher (%(default)s)")

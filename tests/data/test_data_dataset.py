@@ -126,16 +126,17 @@ def test_flipped_boxes_cover_the_same_pixels(coco_set, tmp_path, tokenizer):
     image[3:15, 2:12] = 255
     Image.fromarray(image).save(tmp_path / "photos" / "0.png")
     source = build_source(coco_set, cache_dir=tmp_path / "cache").select([0])
-    dataset = GroundingDataset(source, SampleMaker(tokenizer, GlipImageProcessorPil(), ImageTransform((60,), 80)))
+    transform = ImageTransform((60,), 80, vertical_flip=0.5)
+    dataset = GroundingDataset(source, SampleMaker(tokenizer, GlipImageProcessorPil(), transform))
     turned = set()
-    for epoch in range(8):
+    for epoch in range(12):
         sample = dataset[epoch, 0]
         rows, columns = np.nonzero((sample["pixel_values"][0] > 1).numpy())
         x1, y1, x2, y2 = sample["boxes"][0]
         np.testing.assert_allclose([columns.min(), rows.min()], [x1, y1], atol=1.01)
         np.testing.assert_allclose([columns.max(), rows.max()], [x2, y2], atol=1.01)
-        turned.add(x1 > 30)
-    assert turned == {True, False}
+        turned.add((x1 > 30, y1 > 20))
+    assert len(turned) == 4
 
 
 def test_cropped_samples_keep_boxes_and_tokens_together(coco, grounded, maker):

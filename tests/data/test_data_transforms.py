@@ -30,6 +30,7 @@ def test_boxes_by_hand():
     boxes = np.float32([[0, 0, 9, 9], [5, 2, 7, 8]])  # in an image 20 wide, 10 high
     np.testing.assert_array_equal(flip_boxes(boxes, 20), [[10, 0, 19, 9], [12, 2, 14, 8]])
     np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 20), 20), boxes)
+    np.testing.assert_array_equal(flip_boxes(boxes, 10, axis=-2), [[0, 0, 9, 9], [5, 1, 7, 7]])
     np.testing.assert_array_equal(resize_boxes(boxes, (10, 20), (20, 60)), [[0, 0, 27, 18], [15, 4, 21, 16]])
     np.testing.assert_array_equal(box_areas(boxes), [100, 21])
     outside = np.float32([[-5, -5, 3, 4], [18, 2, 30, 40], [25, 3, 30, 5], [4, 4, 4, 8]])
@@ -69,14 +70,16 @@ def test_flip_is_of_the_resized_image_and_scales_are_all_used():
     processor, image = GlipImageProcessorPil(), photo(60, 40)
     plain, _, _ = ImageTransform((48,), 100, flip=0)(image, processor, np.random.default_rng(0))
     turned, _, flipped = ImageTransform((48,), 100, flip=1)(image, processor, np.random.default_rng(0))
-    assert flipped and torch.equal(turned, plain.flip(-1))
+    assert flipped == (-1,) and torch.equal(turned, plain.flip(-1))
+    upended, _, flipped = ImageTransform((48,), 100, flip=0, vertical_flip=1)(image, processor, np.random.default_rng(0))
+    assert flipped == (-2,) and torch.equal(upended, plain.flip(-2))
     expected = processor(images=image, size={"shortest_edge": 48, "longest_edge": 100}, return_tensors="pt")
     assert torch.equal(plain, expected["pixel_values"][0][:, : plain.shape[1], : plain.shape[2]])
 
     transform, seen = ImageTransform((32, 48, 64), 200), []
     for seed in range(60):
         pixels, _, flipped = transform(image, processor, np.random.default_rng(seed))
-        seen.append((pixels.shape[1], flipped))
+        seen.append((pixels.shape[1], bool(flipped)))
     assert set(seen) == {(side, flip) for side in (32, 48, 64) for flip in (False, True)}
 
 
@@ -118,6 +121,8 @@ def test_stack_padded():
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="sizes are pixels"):
         ImageTransform(())
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="probabilities"):
         ImageTransform(flip=2)
+    with pytest.raises(ValueError, match="probabilities"):
+        ImageTransform(vertical_flip=-0.5)
     assert ImageTransform.evaluation() == ImageTransform([800], 1333, 0.0)

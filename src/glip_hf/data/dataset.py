@@ -159,8 +159,8 @@ class SampleMaker:
         pixels, size, flipped = transform(image, self.image_processor, rng)
         boxes, keep = clip_and_drop(record.boxes, *size)
         boxes = resize_boxes(boxes, size, tuple(pixels.shape[1:]))
-        if flipped:
-            boxes = flip_boxes(boxes, pixels.shape[2])
+        for axis in flipped:
+            boxes = flip_boxes(boxes, pixels.shape[axis], axis)
         if self.crop_side and record.caption is None:
             pixels, boxes, visible = random_crop(pixels, boxes, self.crop_side, rng)
             keep &= visible

@@ -20,39 +20,46 @@ class ImageTransform:
         sizes: shortest sides to choose from, pixels.
         longest: longest side allowed, pixels.
         flip: probability of a horizontal flip. The caption keeps its "left" and "right", as in the original.
+        vertical_flip: probability of a vertical flip, for images without an up and down: from microscopes, from above.
     """
 
     sizes: tuple[int, ...] = (480, 560, 640, 720, 800)
     longest: int = 1333
     flip: float = 0.5
+    vertical_flip: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
-        if not self.sizes or min(self.sizes) < 1 or not 0 <= self.flip <= 1:
-            raise ValueError(f"{self}: sizes are pixels, flip is a probability.")
+        if not self.sizes or min(self.sizes) < 1 or not 0 <= self.flip <= 1 or not 0 <= self.vertical_flip <= 1:
+            raise ValueError(f"{self}: sizes are pixels, flip and vertical_flip are probabilities.")
 
     @classmethod
     def evaluation(cls, size: int = 800, longest: int = 1333) -> "ImageTransform":
         """One size, no flip."""
         return cls((size,), longest, 0.0)
 
-    def __call__(self, image: Any, processor: Any, rng: np.random.Generator) -> tuple[Tensor, tuple[int, int], bool]:
+    def __call__(
+        self, image: Any, processor: Any, rng: np.random.Generator
+    ) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
         """An image as `pixel_values` [3, H, W] float32 without padding.
 
         Args:
             image: anything `processor`, a GLIP image processor, takes as an image.
 
         Returns:
-            the pixels, (height, width) of the upright image before resizing, and whether it was flipped.
+            the pixels, (height, width) of the upright image before resizing, and the axes of the pixels along which it
+            was flipped, -1 (horizontally) and -2.
         """
         size = self.sizes[int(rng.integers(len(self.sizes)))]
-        flipped = bool(rng.random() < self.flip)
+        axes = (-1,) if rng.random() < self.flip else ()
+        if self.vertical_flip and rng.random() < self.vertical_flip:
+            axes += (-2,)
         made = processor(
             images=image, size={"shortest_edge": size, "longest_edge": self.longest}, do_pad=False, return_tensors="pt"
         )
         pixels = made["pixel_values"][0]
         height, width = made["original_sizes"][0].tolist()
-        return (pixels.flip(-1) if flipped else pixels), (height, width), flipped
+        return (pixels.flip(axes) if axes else pixels), (height, width), axes
 
 
 VISIBLE = 0.3
@@ -94,10 +101,12 @@ def jitter_colors(pixels: Tensor, strength: float, rng: np.random.Generator) -> 
     return mean + (pixels - mean) * (1 + contrast) + brightness
 
 
-def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Boxes [K, 4] after a horizontal flip of an image `width` pixels wide: x becomes width - x - 1."""
+def flip_boxes(boxes: np.ndarray, length: int, axis: int = -1) -> np.ndarray:
+    """Boxes [K, 4] after a flip of an image that is `length` pixels wide: x becomes length - x - 1. With axis -2 the
+    image is `length` pixels high, and the same is done to y."""
+    low = -1 - axis
     flipped = boxes.copy()
-    flipped[:, [0, 2]] = np.float32(width) - boxes[:, [2, 0]] - np.float32(1)
+    flipped[:, [low, low + 2]] = np.float32(length) - boxes[:, [low + 2, low]] - np.float32(1)
     return flipped
 
 

@@ -103,7 +103,7 @@ class NamedCollator(GroundingCollator):
 def sample_maker(recipe: Recipe, processor: GlipProcessor, config: GlipConfig) -> SampleMaker:
     """How a run makes its samples; `config` is that of the model it trains."""
     data, length = recipe.data, config.max_text_length
-    transform = ImageTransform(tuple(data.short_sides), data.long_side, data.flip)
+    transform = ImageTransform(tuple(data.short_sides), data.long_side, data.flip, data.vertical_flip)
     if not data.sources:  # generated scenes keep their size, and their captions say what is left and right
         transform = ImageTransform((SceneSource().config.resolution,), flip=0.0)
     return SampleMaker(

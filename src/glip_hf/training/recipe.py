@@ -108,6 +108,7 @@ class DataRecipe(Section):
     short_sides: list[PositiveInt] = Field([480, 560, 640, 720, 800], min_length=1)  # in pixels, drawn per image
     long_side: PositiveInt = 1333  # limit, in pixels
     flip: Number = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    vertical_flip: Number = Field(0.0, ge=0, le=1)  # and of a vertical one: images from a microscope, from above
     crop_side: NonNegativeInt = 0  # in pixels: detection images with a longer short side are cut at random; 0 never
     color: Number = Field(0.0, ge=0, lt=1)  # strength of random changes of brightness, contrast and saturation
     batch_size: PositiveInt = 64  # images per optimiser step, over all processes and accumulation steps

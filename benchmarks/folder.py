@@ -43,7 +43,7 @@ from benchmarks.harness import ROOT, SHARED, Variant
 from glip_hf import GlipImageProcessorPil, GlipProcessor, GlipZeroShotObjectDetectionPipeline
 from glip_hf.cli import ground
 from glip_hf.cli import main as glip
-from glip_hf.inference import GroundingEngine, GroundingOptions, Request
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request, pad_captions
 from glip_hf.modeling_glip import select
 
 SHAPES = ((640, 480), (640, 427), (480, 640), (500, 375), (640, 360))
@@ -99,7 +99,7 @@ def forward_alone(engine: GroundingEngine, paths: Sequence[Path]) -> Callable[[]
             features = engine.model.get_image_features(values, pixels["pixel_mask"], return_dict=True)
             for row in range(len(rows)):  # one pair per pass, as the engine does on a CPU
                 chosen = features if len(rows) == 1 else select(features, torch.tensor([row]))
-                engine.model(image_features=chosen, **captions.take([0]))
+                engine.model(image_features=chosen, **pad_captions(captions[:1]))
 
     return run
 

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     vocabulary = Variant(lambda: make_engine().encode(task.names))
     times, rates = harness.time_variants(variants | {"vocabulary": vocabulary}, arguments)
     parts, _ = time_parts(models, variants)
-    lengths = engine.encode(task.names).lengths
+    lengths = [len(caption.input_ids) for caption in engine.encode(task.names)]
     pixels = engine.processor(images=str(IMAGE), return_tensors="pt")["pixel_values"]
     counted = floor.parts_floor(model.config, *pixels.shape[-2:], lengths)
     least = {name: one.seconds(rates) for name, one in counted.items()}

@@ -71,7 +71,7 @@ def test_adapters_that_change_are_seen() -> None:
 
     def ask() -> tuple[list, float]:
         names = ["cat", "sofa"]
-        return detector(photo, candidate_labels=names, threshold=0.0), engine.encode(names).hidden[0].sum().item()
+        return detector(photo, candidate_labels=names, threshold=0.0), engine.encode(names)[0].hidden.sum().item()
 
     found = [ask()]
     model.set_adapter("second")

@@ -37,8 +37,9 @@ def test_class_names_are_split_into_captions_that_the_model_reads() -> None:
         model.config.max_text_length = longest
         encoded.append(GroundingEngine(model, demo_processor()).encode(names))
     assert len(encoded[0]) == 1 < len(encoded[1])
-    assert all(len(ids) <= 32 for ids in encoded[1].input_ids)
-    assert encoded[0].label_ids[0].tolist() == torch.cat(encoded[1].label_ids).tolist()
+    assert all(len(caption.input_ids) <= 32 for caption in encoded[1])
+    labels = torch.cat([caption.label_ids for caption in encoded[1]])
+    assert encoded[0][0].label_ids.tolist() == labels.tolist()
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

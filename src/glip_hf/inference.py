@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, islice, zip_longest
+from itertools import chain, count, islice, zip_longest
 from typing import Any
 
 import torch
@@ -58,8 +58,6 @@ READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
 _CAPTION_OPTIONS = ("aggregation", "nms_threshold", "score_threshold", "features")
 DETECTION_OPTIONS = ("threshold", "max_detections", "class_agnostic_nms", *_CAPTION_OPTIONS)
-# The lists of `Captions` with one entry for each.
-_PER_CAPTION = ("input_ids", "positive_maps", "label_ids", "hidden", "several_prompts")
 
 Detections = dict[str, Any]
 """Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
@@ -186,58 +184,52 @@ class Grounded:
 
 
 @dataclass
-class Captions:
-    """Captions with their text features, on the model's device, without padding, which costs memory and time.
+class Caption:
+    """A caption with its text features, on the model's device, without padding, which costs memory and time.
 
     Attributes:
-        input_ids: [T] of each caption; positive_maps: [C, T] bool; label_ids: [C].
-        queries: which query each caption belongs to; text_labels: class names or phrases of each query.
-        hidden: [T, E] of each caption; None where it is encoded whenever it is used.
-        several_prompts: of each caption, whether its query has several prompts for a class name.
+        input_ids: [T]; positive_map: [C, T] bool; label_ids: [C].
+        query: which query of its text it belongs to.
+        several_prompts: whether that query has several prompts for a class name.
+        hidden: [T, E]; None where it is encoded whenever it is used.
     """
 
-    input_ids: list[Tensor] = field(default_factory=list)
-    positive_maps: list[Tensor] = field(default_factory=list)
-    label_ids: list[Tensor] = field(default_factory=list)
-    queries: list[int] = field(default_factory=list)
-    text_labels: list[list[str]] = field(default_factory=list)
-    hidden: list[Tensor | None] = field(default_factory=list)
-    several_prompts: list[bool] = field(default_factory=list)
+    input_ids: Tensor
+    positive_map: Tensor
+    label_ids: Tensor
+    query: int
+    several_prompts: bool = False
+    hidden: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
-    def of_query(self, query: int) -> "Captions":
-        """The captions of one query."""
-        rows = [row for row, owner in enumerate(self.queries) if owner == query]
-        own = {name: [getattr(self, name)[row] for row in rows] for name in _PER_CAPTION}
-        return Captions(**own, queries=[0] * len(rows), text_labels=[self.text_labels[query]])
+class Captions(list[Caption]):
+    """The captions of a text, and `text_labels`: the class names or phrases of each of its queries."""
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each caption."""
-        return [len(ids) for ids in self.input_ids]
+    def __init__(self, captions: Iterable[Caption] = (), text_labels: Sequence[list[str]] = ()) -> None:
+        super().__init__(captions)
+        self.text_labels = text_labels
 
-    def tokens(self, rows: Sequence[int], multiple: int = 1) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` of these captions, padded to the longest, and that to a multiple."""
-        ids = [self.input_ids[row] for row in rows]
-        longest = max(map(len, ids))
-        longest += -longest % multiple
-        mask = _stack([torch.ones_like(own) for own in ids], longest)
-        return {"input_ids": _stack(ids, longest), "attention_mask": mask}
 
-    def take(
-        self, rows: Sequence[int], multiple: int = 1, encode: Callable[[int], Tensor] | None = None
-    ) -> dict[str, Any]:
-        """The model's inputs for these captions, padded like `tokens`; `encode` gives text features that are None."""
-        tokens = self.tokens(rows, multiple)
-        longest = tokens["input_ids"].shape[1]
-        hidden = [encode(row) if self.hidden[row] is None else self.hidden[row] for row in rows]
-        return {
-            "text_features": GlipTextFeatures(last_hidden_state=_stack(hidden, longest), **tokens),
-            "positive_map": _stack([self.positive_maps[row] for row in rows], 0, longest),
-            "label_ids": _stack([self.label_ids[row] for row in rows], fill=-1),
-        }
+def pad_tokens(captions: Sequence[Caption], multiple: int = 1) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of captions, padded to the longest, and that to a multiple."""
+    ids = [caption.input_ids for caption in captions]
+    longest = max(map(len, ids))
+    longest += -longest % multiple
+    return {"input_ids": _stack(ids, longest), "attention_mask": _stack([torch.ones_like(own) for own in ids], longest)}
+
+
+def pad_captions(
+    captions: Sequence[Caption], multiple: int = 1, encode: Callable[[Caption], Tensor] | None = None
+) -> dict[str, Any]:
+    """The model's inputs for captions, padded like `pad_tokens`; `encode` gives text features that are None."""
+    tokens = pad_tokens(captions, multiple)
+    longest = tokens["input_ids"].shape[1]
+    hidden = [encode(caption) if caption.hidden is None else caption.hidden for caption in captions]
+    return {
+        "text_features": GlipTextFeatures(last_hidden_state=_stack(hidden, longest), **tokens),
+        "positive_map": _stack([caption.positive_map for caption in captions], 0, longest),
+        "label_ids": _stack([caption.label_ids for caption in captions], fill=-1),
+    }
 
 
 def _stack(values: list[Tensor], *least: int, fill: int = 0) -> Tensor:
@@ -250,17 +242,6 @@ def _stack(values: list[Tensor], *least: int, fill: int = 0) -> Tensor:
     for row, value in zip(stacked, values):
         row[tuple(slice(size) for size in value.shape)] = value
     return stacked
-
-
-def _join_captions(sources: Sequence[Captions]) -> tuple[Captions, list[int]]:
-    """All captions of these sources in one, and where each source begins. A shared source is taken once."""
-    joined, starts = Captions(), {}
-    for source in sources:
-        if id(source) not in starts:
-            starts[id(source)] = len(joined)
-            for name in _PER_CAPTION:
-                getattr(joined, name).extend(getattr(source, name))
-    return joined, [starts[id(source)] for source in sources]
 
 
 # -- views -----------------------------------------------------------------------------------------
@@ -537,28 +518,28 @@ class GroundingEngine:
     def _encode(self, inputs: Any) -> Captions:
         inputs = copy.copy(inputs).to(self.model.device)  # `to` would move the caller's
         count = len(inputs["input_ids"])
-        captions = Captions(text_labels=inputs.text_labels, hidden=[None] * count)
-        captions.queries = inputs["image_indices"].tolist() if "image_indices" in inputs else list(range(count))
-        for row, mask in enumerate(inputs["attention_mask"].bool()):
+        queries = inputs["image_indices"].tolist() if "image_indices" in inputs else range(count)
+        captions, of_queries = Captions(text_labels=inputs.text_labels), {}
+        for row, (query, mask) in enumerate(zip(queries, inputs["attention_mask"].bool())):
             classes = inputs["label_ids"][row] >= 0
-            captions.input_ids.append(inputs["input_ids"][row, mask])
-            captions.positive_maps.append(inputs["positive_map"][row][classes][:, mask])
-            captions.label_ids.append(inputs["label_ids"][row, classes])
-        of_queries: dict[int, list[Tensor]] = {}
-        for query, ids in zip(captions.queries, captions.label_ids):
-            of_queries.setdefault(query, []).append(ids)
-        repeats = {query: has_repeats(torch.cat(ids)) for query, ids in of_queries.items()}
-        captions.several_prompts = [repeats[query] for query in captions.queries]
-        kept = len(captions) if self.max_kept_captions is None else min(len(captions), self.max_kept_captions)
+            positive_map = inputs["positive_map"][row][classes][:, mask]
+            made = Caption(inputs["input_ids"][row, mask], positive_map, inputs["label_ids"][row, classes], query)
+            captions.append(made)
+            of_queries.setdefault(query, []).append(made)
+        for own in of_queries.values():
+            repeats = has_repeats(torch.cat([caption.label_ids for caption in own]))
+            for caption in own:
+                caption.several_prompts = repeats
+        kept = captions if self.max_kept_captions is None else captions[: self.max_kept_captions]
+        lengths, states = [len(caption.input_ids) for caption in kept], None
         per_pass = 1 if self.model.device.type == "cpu" else CAPTIONS_PER_PASS
-        lengths, states = captions.lengths[:kept], None
-        for start in range(0, kept, per_pass):
-            rows = range(start, min(start + per_pass, kept))
-            hidden = self.model.get_text_features(**captions.tokens(rows), return_dict=True).last_hidden_state
+        for start in range(0, len(kept), per_pass):
+            rows = kept[start : start + per_pass]
+            hidden = self.model.get_text_features(**pad_tokens(rows), return_dict=True).last_hidden_state
             if states is None:  # one block for all: pieces between what a pass needs would fragment the memory
                 states = hidden.new_empty(sum(lengths), hidden.shape[-1]).split(lengths)
-            for row, of_caption in zip(rows, hidden):
-                captions.hidden[row] = states[row].copy_(of_caption[: lengths[row]])
+            for caption, own, state in zip(rows, hidden, states[start:]):
+                caption.hidden = state.copy_(own[: len(state)])
         return captions
 
     # -- images ------------------------------------------------------------------------------------
@@ -620,7 +601,10 @@ class GroundingEngine:
     def ground_inputs(self, inputs: Any) -> list[Detections]:
         """The detections of each image of what the processor made of images and their texts."""
         captions = self._encode(inputs)
-        own = [captions.of_query(query) for query in range(len(captions.text_labels))]
+        own = [
+            Captions((replace(caption, query=0) for caption in captions if caption.query == query), [names])
+            for query, names in enumerate(captions.text_labels)
+        ]
         return [self.merge(its, {View(): found})[0] for its, found in zip(own, self.detect(inputs, own))]
 
     def _detect_views(self, batch: list[_Shown], captions: Sequence[Captions]) -> list[list[Detections]]:
@@ -784,47 +768,46 @@ class GroundingEngine:
             )
             return self.detect(first, captions[:half]) + self.detect(second, captions[half:])
         del values
-        joined, starts = _join_captions(captions)
-        lengths, locations = joined.lengths, features.last_hidden_state.shape[1]
+        locations = features.last_hidden_state.shape[1]
+        number: dict[int, int] = {}  # of a caption, which several images may share
+        for caption in chain(*captions):
+            number.setdefault(id(caption), len(number))
         # Captions of like length share a pass; the longest come first, so memory is measured at its worst.
         pairs = sorted(
-            ((start + n, row) for row, start in enumerate(starts) for n in range(len(captions[row]))),
-            key=lambda pair: (-lengths[pair[0]], pair),
+            ((caption, row) for row, its in enumerate(captions) for caption in its),
+            key=lambda pair: (-len(pair[0].input_ids), number[id(pair[0])], pair[1]),
         )
-        results: dict[tuple[int, int], Detections] = {}
+        results: list[Detections] = []
         while len(results) < len(pairs):
             group = pairs[len(results) : len(results) + self.budget.size(locations)]
             try:
                 with self.budget.measured(len(group), locations):
-                    found = self._forward(features, pixels["original_sizes"], group, joined)
+                    found = self._forward(features, pixels["original_sizes"], group)
             except RuntimeError as error:
                 if not out_of_memory(error) or not self.budget.halve(len(group), locations):
                     raise
                 continue
-            results.update(zip(group, found))
-        return [
-            [results[start + n, row] for n in range(len(its))] for row, (start, its) in enumerate(zip(starts, captions))
-        ]
+            results += found
+        of_pair = {(id(caption), row): found for (caption, row), found in zip(pairs, results)}
+        return [[of_pair[id(caption), row] for caption in its] for row, its in enumerate(captions)]
 
-    def _forward(
-        self, features: Any, original_sizes: Tensor, pairs: Sequence[tuple[int, int]], captions: Captions
-    ) -> list[Detections]:
+    def _forward(self, features: Any, original_sizes: Tensor, pairs: Sequence[tuple[Caption, int]]) -> list[Detections]:
         """Detections of each pair (caption, row of the features), on the CPU."""
 
-        def encode(caption: int) -> Tensor:
-            tokens = captions.tokens([caption])
-            return self.model.get_text_features(**tokens, return_dict=True).last_hidden_state[0]
+        def encode(caption: Caption) -> Tensor:
+            return self.model.get_text_features(**pad_tokens([caption]), return_dict=True).last_hidden_state[0]
 
-        rows, options = [row for _, row in pairs], self.options
+        captions, rows = map(list, zip(*pairs))
+        options = self.options
         if rows != list(range(len(features.last_hidden_state))):
             features = select(features, torch.tensor(rows, device=features.last_hidden_state.device))
         outputs = self.model(
             image_features=features,
             original_sizes=original_sizes[rows],
-            **captions.take([caption for caption, _ in pairs], options.caption_multiple, encode),
+            **pad_captions(captions, options.caption_multiple, encode),
             **({"output_hidden_states": [-1]} if options.features else {}),
         )
-        late = [self._limits_late(captions.several_prompts[caption]) for caption, _ in pairs]
+        late = [self._limits_late(caption.several_prompts) for caption in captions]
         threshold, limit = options.threshold, options.max_detections
         found = post_process_grounding(
             outputs,
@@ -858,7 +841,7 @@ class GroundingEngine:
                 check_thresholds(options.threshold, names)
             except ValueError as error:  # it may be of another image's names
                 warnings.warn(str(error), UserWarning, stacklevel=2)
-            several = any(own for own, owner in zip(captions.several_prompts, captions.queries) if owner == query)
+            several = any(caption.several_prompts for caption in captions if caption.query == query)
             choice = {
                 "limit": options.max_detections if self._limits_late(several) else NO_LIMIT,
                 "threshold": label_thresholds(options.threshold, names),
@@ -868,7 +851,7 @@ class GroundingEngine:
             regions: dict[Region, list[Detections]] = {}
             for view, found in views.items():
                 region = view.region or (0, 0, *size)
-                own = [one for one, owner in zip(found, captions.queries) if owner == query]
+                own = [one for one, caption in zip(found, captions) if caption.query == query]
                 joined = merge_detections(own, **choice)
                 joined = unflip(joined, region[2] - region[0]) if view.flip else joined
                 regions.setdefault(region, []).append(joined)

@@ -11,6 +11,7 @@ Files are read and written with PyAV, of the extra `video`; frames from a camera
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -71,28 +72,23 @@ def ground_frames(
     """
     stride = check_number("stride", stride, least=1, whole=True)
     frames = Video(frames) if isinstance(frames, str | os.PathLike) else frames
-    images: dict[int, tuple[int, Any]] = {}
-    found: dict[int, Detections] = {}
+    images: deque[tuple[int, Any]] = deque()
 
     def requests() -> Iterator[Request]:
-        for number, (index, frame) in enumerate(islice(enumerate(frames), 0, None, stride)):
+        for index, frame in islice(enumerate(frames), 0, None, stride):
             if bgr:
                 if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,):
                     got = f"{type(frame).__name__} {list(getattr(frame, 'shape', ()))}"
                     raise ValueError(f"frame {index} is {got}: with bgr=True give arrays [H, W, 3].")
                 frame = np.ascontiguousarray(frame[..., ::-1])
-            images[number] = index, frame
+            images.append((index, frame))
             yield Request(frame, text, phrases)
 
-    number = 0
-    for grounded in engine.ground(requests()):
-        (found[grounded.index],) = grounded.detections
-        while number in found:  # frames of another size may come early
-            (index, image), detections = images.pop(number), found.pop(number)
-            if track is not None:
-                detections = {**detections, "track_ids": _track(track, detections)}
-            yield GroundedFrame(index, image, detections)
-            number += 1
+    for grounded in engine.ground(requests(), in_order=True):
+        (index, image), (detections,) = images.popleft(), grounded.detections
+        if track is not None:
+            detections = {**detections, "track_ids": _track(track, detections)}
+        yield GroundedFrame(index, image, detections)
 
 
 def _track(track: Track, detections: Detections) -> torch.Tensor:

@@ -26,6 +26,7 @@ from glip_hf.inference import (
     PairBudget,
     Request,
     make_views,
+    pad_captions,
     unflip,
     vote,
 )
@@ -325,10 +326,10 @@ def test_prompt_options_reach_the_caption(model, processor):
     plain = GroundingEngine(model, processor).encode(["cat", "dog"])
     options = GroundingOptions(prefix="a ", suffix=" here", negative_names=["sofa"], separator=" . ")
     full = GroundingEngine(model, processor, options).encode(["cat", "dog"])
-    text = processor.tokenizer.decode(full.input_ids[0])
+    text = processor.tokenizer.decode(full[0].input_ids)
     assert text == "[CLS] a cat here. a dog here. sofa [SEP]"
     assert len(plain) == len(full) == 1
-    assert len(plain.positive_maps[0]) == len(full.positive_maps[0]) == 2
+    assert len(plain[0].positive_map) == len(full[0].positive_map) == 2
 
 
 def test_captions_hold_no_padding(model, processor):
@@ -336,9 +337,11 @@ def test_captions_hold_no_padding(model, processor):
     captions = GroundingEngine(model, processor, GroundingOptions(chunk_size=2)).encode(
         ["cat", "dog", "remote control"]
     )
-    (longer, shorter), words = captions.lengths, captions.take([1, 0, 1])
-    assert [len(states) for states in captions.hidden] == [longer, shorter]
-    assert captions.hidden[0].untyped_storage().nbytes() == 4 * (longer + shorter) * captions.hidden[0].shape[1]
+    first, second = captions
+    longer, shorter = len(first.input_ids), len(second.input_ids)
+    words = pad_captions([second, first, second])
+    assert [len(caption.hidden) for caption in captions] == [longer, shorter]
+    assert first.hidden.untyped_storage().nbytes() == 4 * (longer + shorter) * first.hidden.shape[1]
     assert words["text_features"].last_hidden_state.shape[:2] == (3, longer)
     assert words["text_features"].attention_mask.sum(1).tolist() == [shorter, longer, shorter]
     assert words["label_ids"].tolist() == [[2, -1], [0, 1], [2, -1]]

@@ -135,10 +135,10 @@ def test_recorded_captions(shared, vocab, file):
     chunk_size = None if case["chunk_size"] < 0 else case["chunk_size"]
     captions = GroundingEngine(model, processor, GroundingOptions(chunk_size=chunk_size)).encode(case["class_names"])
     assert len(captions) == case["num_queries"]
-    for row, query in enumerate(case["queries"]):
-        assert captions.lengths[row] == int(query["num_tokens_untruncated"]) == len(captions.hidden[row])
+    for caption, query in zip(captions, case["queries"], strict=True):
+        assert len(caption.input_ids) == int(query["num_tokens_untruncated"]) == len(caption.hidden)
         ids = processor.tokenizer(query["query"])["input_ids"]
-        assert captions.input_ids[row].tolist() == ids
-        labels = [str(case["class_ids"][label]) for label in captions.label_ids[row].tolist()]
-        tokens = [tokens.nonzero().flatten().tolist() for tokens in captions.positive_maps[row]]
+        assert caption.input_ids.tolist() == ids
+        labels = [str(case["class_ids"][label]) for label in caption.label_ids.tolist()]
+        tokens = [tokens.nonzero().flatten().tolist() for tokens in caption.positive_map]
         assert dict(zip(labels, tokens)) == query["label_to_token"]

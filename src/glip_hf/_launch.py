@@ -9,11 +9,10 @@ import time
 import warnings
 from pathlib import Path
 
+# What torchrun and accelerate add to the environment of the processes that they start
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
-"""What torchrun and accelerate add to the environment of the processes that they start."""
 
-GRACE = 25.0
-"""Seconds that a process has to save and stop after its launcher is gone; torchrun itself gives 30."""
+GRACE = 25.0  # seconds that a process has to save and stop after its launcher is gone; torchrun itself gives 30
 
 
 def warn_if_alone(num_processes: int) -> None:

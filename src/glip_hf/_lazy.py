@@ -16,10 +16,10 @@ from types import ModuleType
 from typing import Any
 
 PACKAGE = __package__
+# Transformers' module of nothing but names: configurations, processors and image processors by model type
 TABLES = "transformers.models.auto.auto_mappings"
-"""Transformers' module of nothing but names: configurations, processors and image processors by model type."""
+# Names of Transformers whose modules import all that GLIP takes from it
 NEEDED = ("AutoBackbone", "AutoConfig", "AutoModelForZeroShotObjectDetection", "AutoProcessor", "PreTrainedModel")
-"""Names of Transformers whose modules import all that GLIP takes from it."""
 _LOCK = threading.RLock()
 
 

@@ -17,8 +17,8 @@ from .values_glip import escape
 
 OK, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+# Parts of what PyTorch says in a process whose partner ended
 SECONDARY = ("closed by peer", "reset by peer", "gloo/", "NCCL", "Broken pipe", "recvValue failed")
-"""Parts of what PyTorch says in a process whose partner ended."""
 
 
 class _Escaping:

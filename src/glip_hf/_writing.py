@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, TextIO
 
 from safetensors import SafetensorError
 
+# What the messages of PyTorch's writers contain; few say why they failed
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "write(): fd")
-"""What the messages of PyTorch's writers contain; few say why they failed."""
 
 
 class NotWrittenError(OSError):

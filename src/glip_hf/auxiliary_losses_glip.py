@@ -27,8 +27,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from .configuration_glip import GlipConfig
 from .loss_glip import assign_atss, mean_over_processes, token_focal_loss
 
-IGNORED = -100
-"""Label of tokens that masked language modelling does not predict."""
+IGNORED = -100  # label of tokens that masked language modelling does not predict
 
 
 def hide_tokens(

@@ -17,15 +17,9 @@ from transformers.utils import is_torchvision_available
 from .ops_glip import constant, shape_constants
 from .values_glip import check_number
 
-PIXEL = 1.0
-"""Added to a difference of coordinates by the inclusive convention."""
-
-CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-"""Scale of the four regression targets (Faster R-CNN, arXiv 1506.01497)."""
-
-MAX_LOG_SCALE = math.log(1000.0 / 16)
-"""Largest decoded log ratio of a side to that of its anchor; keeps `exp` finite."""
-
+PIXEL = 1.0  # added to a difference of coordinates by the inclusive convention
+CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # scale of the four regression targets (Faster R-CNN, arXiv 1506.01497)
+MAX_LOG_SCALE = math.log(1000.0 / 16)  # largest decoded log ratio of a side to that of its anchor; keeps `exp` finite
 NMS_BLOCK = 512
 
 

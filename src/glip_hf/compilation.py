@@ -15,11 +15,10 @@ from torch.utils._pytree import tree_map_only
 from .modeling_glip import GlipForGrounding
 
 RECORDING = ("reduce-overhead", "max-autotune")
-MODES = ("default", *RECORDING)
-"""Those of `torch.compile`; `RECORDING` are those with CUDA graphs."""
+MODES = ("default", *RECORDING)  # those of `torch.compile`; `RECORDING` are those with CUDA graphs
 
+# Tokens that captions are padded to a multiple of where CUDA graphs are recorded: one for each size
 CAPTION_MULTIPLE = 64
-"""Tokens that captions are padded to a multiple of where CUDA graphs are recorded: one for each size."""
 
 
 def caption_multiple(mode: str | None) -> int:

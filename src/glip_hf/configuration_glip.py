@@ -245,8 +245,8 @@ class GlipConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
 
+# Stride in pixels of P3 to P7: three feature maps of the backbone, two downsampled from them
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
-"""Stride in pixels of P3 to P7: three feature maps of the backbone, two downsampled from them."""
 
 _SWIN_T = {
     "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,
@@ -260,6 +260,7 @@ _TINY_A: dict[str, Any] = {"backbone_config": _SWIN_T, "use_fusion": False}
 _TINY: dict[str, Any] = {"backbone_config": _SWIN_T}
 _LARGE: dict[str, Any] = {"backbone_config": _SWIN_L, "num_blocks": 8}
 
+# Fields of each released checkpoint; those that differ in their training data share an architecture
 PRESETS: dict[str, dict[str, Any]] = {
     "glip_a_tiny_o365": _TINY_A,
     "glip_tiny_model_o365": _TINY,
@@ -270,6 +271,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "glip_large_model": _LARGE,
     "glip_large_model_lvisbest": _LARGE,
 }
-"""Fields of each released checkpoint; those that differ in their training data share an architecture."""
 
 __all__ = ["PRESETS", "PYRAMID_STRIDES", "GlipConfig"]

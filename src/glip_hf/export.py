@@ -56,17 +56,12 @@ from .processing_glip import GlipBatchFeature, GlipProcessor
 from .repeated_layers import register_patch, traced_once
 from .values_glip import check_number, quote
 
-DIVISOR = 32
-"""Sides of the graph's images are multiples of it, as the image processor pads them."""
+DIVISOR = 32  # sides of the graph's images are multiples of it, as the image processor pads them
+OPSET = 20  # of ONNX files unless said otherwise; 20 is the first with GELU as one node
+FIRST_OPSET = 19  # the first with `DeformConv`
 
-OPSET = 20
-"""Of ONNX files unless said otherwise; 20 is the first with GELU as one node."""
-
-FIRST_OPSET = 19
-"""The first with `DeformConv`."""
-
+# How deformable convolutions are written: one `DeformConv` node each, or `GridSample` and a matrix product
 DEFORM_CONVS = ("native", "basic")
-"""How deformable convolutions are written: one `DeformConv` node each, or `GridSample` and a matrix product."""
 
 INPUT_AXES = {
     "pixel_values": ("batch", None, "height", "width"),
@@ -84,25 +79,21 @@ OUTPUT_AXES = {
     "spatial_shapes": ("batch", None, None),
     "image_sizes": ("batch", None),
 }
-WEIGHTS = ("float32", "float16", "int8")
-"""Of the weights in a file."""
+WEIGHTS = ("float32", "float16", "int8")  # of the weights in a file
 
+# Values that a tensor has at least which is stored as float16: what is smaller (biases, norms) takes no room
 SMALLEST_HALVED = 1024
-"""Values that a tensor has at least which is stored as float16: what is smaller (biases, norms) takes no room."""
 
 AXES = INPUT_AXES | FEATURE_AXES | OUTPUT_AXES
+# Inputs and outputs of each of the three graphs, by name
 PARTS = {
     "image": (["pixel_values"], ["vision"]),
     "text": (["input_ids", "attention_mask", "token_type_ids"], ["text"]),
     "head": (["pixel_mask", "attention_mask", "vision", "text"], list(OUTPUT_AXES)),
 }
-"""Inputs and outputs of each of the three graphs, by name."""
 
-METADATA = "glip_hf"
-"""Key of an ONNX file's metadata that holds what `OnnxGlip` must know, as JSON."""
-
-TOLERANCE = 1e-3
-"""Largest difference to the model in probabilities and in boxes (normalised) that a check lets pass."""
+METADATA = "glip_hf"  # key of an ONNX file's metadata that holds what `OnnxGlip` must know, as JSON
+TOLERANCE = 1e-3  # largest difference to the model in probabilities and in boxes (normalised) that a check lets pass
 
 
 class GlipGraph(nn.Module):

@@ -23,8 +23,8 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 )
 
+# Entries of an image's detections and what they are called in a single one; of all others the final s is dropped
 COLUMNS = {"text_labels": "text_label", "labels": "label", "scores": "score", "boxes": "box", "features": "features"}
-"""Entries of an image's detections and what they are called in a single one; of all others the final s is dropped."""
 
 
 class ImageDetections(NamedTuple):
@@ -242,11 +242,11 @@ Raises:
     NotWrittenError: if the disk is full, read-only, ...
 """
 
+# The formats of a file for each image; their output is a folder, which must be new or empty
 FOLDERS = frozenset(("yolo", "voc"))
-"""The formats of a file for each image; their output is a folder, which must be new or empty."""
 
+# Option of the command line -> the formats that have a place for what it gives
 PLACES = {"masks": ("coco", "yolo", "csv", "jsonl"), "track": ("coco", "csv", "jsonl")}
-"""Option of the command line -> the formats that have a place for what it gives."""
 
 
 def _relative(box: Sequence[float], image: ImageDetections) -> list[float]:

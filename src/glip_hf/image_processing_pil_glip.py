@@ -43,6 +43,7 @@ from .values_glip import integer, quote, read_box, read_flag, read_number, refus
 
 logger = logging.get_logger(__name__)
 
+# What brings an image of each EXIF orientation upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,13 +53,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of each EXIF orientation upright."""
 
 LONGEST_SIDE = 1_000_000  # in pixels; Pillow runs out of memory at rows of 100 MB
-LARGE_IMAGE = 1 << 24
-"""Pixels above which an image is resized channel by channel, in a third of the memory."""
-STRIP_PIXELS = 1 << 20
-"""Larger images are converted to 8 bits in strips of so many pixels, which stay in the cache."""
+LARGE_IMAGE = 1 << 24  # pixels above which an image is resized channel by channel, in a third of the memory
+STRIP_PIXELS = 1 << 20  # larger images are converted to 8 bits in strips of so many pixels, which stay in the cache
 
 Pixels = np.ndarray | torch.Tensor  # [C, H, W]; the PIL backend works on the former, torchvision on the latter
 
@@ -121,8 +119,8 @@ def _reading(name: object) -> Iterator[None]:
         raise UnreadableImage(f"Cannot read the image{f' {name}' if str(name) else ''}: {reason}") from error
 
 
+# Of JPEG, PNG, GIF, WebP, BMP and TIFF files as text
 _BASE64_BEGINNINGS = ("/9j/", "iVBORw0K", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0AK")
-"""Of JPEG, PNG, GIF, WebP, BMP and TIFF files as text."""
 
 
 def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:

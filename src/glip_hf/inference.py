@@ -59,10 +59,10 @@ NO_LIMIT = sys.maxsize
 _CAPTION_OPTIONS = ("aggregation", "nms_threshold", "score_threshold", "features")
 DETECTION_OPTIONS = ("threshold", "max_detections", "class_agnostic_nms", *_CAPTION_OPTIONS)
 
+# Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
+# positions in the list of class names or phrases; `text_labels`, K strings; `locations` [K] int64 in the image's
+# feature maps, unless it was shown in several views; on request `features` [K, D] float32. Tensors are on the CPU.
 Detections = dict[str, Any]
-"""Of one image: `scores` [K] float32, descending; `boxes` [K, 4] float32 xyxy, absolute pixels; `labels` [K] int64,
-positions in the list of class names or phrases; `text_labels`, K strings; `locations` [K] int64 in the image's feature
-maps, unless it was shown in several views; on request `features` [K, D] float32. Tensors are on the CPU."""
 
 
 @dataclass

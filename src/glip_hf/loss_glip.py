@@ -21,9 +21,7 @@ from .values_glip import quote
 
 logger = logging.get_logger(__name__)
 
-INSIDE = 0.01
-"""Pixels by which an anchor's centre must lie inside a box."""
-
+INSIDE = 0.01  # pixels by which an anchor's centre must lie inside a box
 GIOU_EPS = 1e-7
 
 

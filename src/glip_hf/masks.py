@@ -22,9 +22,9 @@ from .inference import open_upright
 from .values_glip import check_number
 from .visualize import as_seen
 
+# Of the mask decoder, which repeats the embedding of the image for each. The masks of a pass are resized in float32: 16
+# of an image of 12 megapixels take 770 MB.
 BOXES_PER_PASS = 16
-"""Of the mask decoder, which repeats the embedding of the image for each. The masks of a pass are resized in float32:
-16 of an image of 12 megapixels take 770 MB."""
 
 
 class BoxSegmenter:

@@ -426,8 +426,7 @@ def noun_phrases(text: str) -> list[tuple[int, int]]:
 
 # -- lists -----------------------------------------------------------------------------------------
 
-MAX_ITEM_WORDS = 5
-"""Most words of an item of a list; what is longer is prose."""
+MAX_ITEM_WORDS = 5  # most words of an item of a list; what is longer is prose
 
 # Where a text breaks into sentences and these into pieces; and, before that, what holds such a sign but no break:
 # parentheses, numbers, initials ("U.S.") and abbreviations ("St. Bernard").

@@ -162,8 +162,7 @@ def to_pyramid(tokens: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> lis
 
 # -- modulated deformable convolution --------------------------------------------------------------
 
-NUM_POINTS = 9
-"""Sampling points of a 3x3 kernel."""
+NUM_POINTS = 9  # sampling points of a 3x3 kernel
 
 
 def view_offsets_as(offset: Tensor, mask: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,8 @@ DEFAULTS = GlipPostProcessKwargs(
     features=False,
 )
 
+# Score threshold of all classes; or one for each class name, and under None that of all other names (else 0)
 Threshold = float | Mapping[str | None, float]
-"""Score threshold of all classes; or one for each class name, and under None that of all other names (else 0)."""
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:

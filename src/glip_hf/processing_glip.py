@@ -37,8 +37,8 @@ from .prompts_glip import (
 )
 from .values_glip import check_number, quote, refuse_unknown
 
+# Of the tokenizer's options, those that would make another text of a caption, or other labels
 _OTHER_TEXTS = {"text_pair", "text_target", "text_pair_target", "is_split_into_words"}
-"""Of the tokenizer's options, those that would make another text of a caption, or other labels."""
 
 
 class _PartKwargs(ProcessingKwargs, total=False):

@@ -23,17 +23,17 @@ from ._compat import tokenize
 from .noun_phrases_glip import noun_phrases, read_phrases, split_list
 from .values_glip import in_one_line, quote
 
+# Most tokens of a caption, [CLS] and [SEP] included; the released models were trained with this limit
 MAX_TEXT_LENGTH = 256
-"""Most tokens of a caption, [CLS] and [SEP] included; the released models were trained with this limit."""
 
+# How captions are built from class names, with the defaults; see `make_names` and `build_prompts`
 PROMPT_OPTIONS = {"separator": ". ", "prefix": None, "suffix": None, "negative_names": None, "chunk_size": None}
-"""How captions are built from class names, with the defaults; see `make_names` and `build_prompts`."""
 
 Span = tuple[int, int]
 Offsets = Sequence[tuple[int, int]]
 NameInput = str | Mapping[str, str]
+# Class names; or the prompts of each: `{"helmet": ["hard hat", "safety helmet"], "person": "person"}`
 NamesInput = Sequence[NameInput] | Mapping[str, NameInput | Sequence[NameInput]]
-"""Class names; or the prompts of each: `{"helmet": ["hard hat", "safety helmet"], "person": "person"}`."""
 PhraseInput = str | tuple[str, int]
 SpanInput = Sequence[int] | Sequence[Sequence[int]]
 

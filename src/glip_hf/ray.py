@@ -46,10 +46,10 @@ data, pa = require("ray.data", "ray"), require("pyarrow", "ray")
 
 SHARED = "on a disk that all machines of the cluster share"
 PAIR = pa.struct({"key": pa.string(), "image": pa.large_binary(), "caption": pa.string()})
+# A row of `read_parts`; `error` instead of pairs for a shard that cannot be read (further)
 PART = pa.schema(
     {"shard": pa.string(), "part": pa.int32(), "digest": pa.string(), "pairs": pa.list_(PAIR), "error": pa.string()}
 )
-"""A row of `read_parts`; `error` instead of pairs for a shard that cannot be read (further)."""
 OBJECTS = pa.list_(
     pa.struct(
         {

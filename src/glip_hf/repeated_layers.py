@@ -24,8 +24,7 @@ try:
 except ImportError as error:  # as with PyTorch 2.6
     raise ImportError(f"Transformers' exporters need a later PyTorch than {torch.__version__} ({error}).") from error
 
-DOMAIN = "glip_hf"
-"""Of the marks, which no exported file has."""
+DOMAIN = "glip_hf"  # of the marks, which no exported file has
 
 
 class RepeatedLayers(nn.Module):
@@ -59,8 +58,8 @@ class RepeatedLayers(nn.Module):
 
 
 _Row = tuple[list[str], list[list[Tensor]]]
+# Of each row the names of the first group's weights in the graph, and the weights of each other group
 _rows: ContextVar[dict[str, _Row]] = ContextVar("rows")
-"""Of each row the names of the first group's weights in the graph, and the weights of each other group."""
 
 
 def _find_rows(model: GlipForGrounding) -> Iterator[tuple[str, nn.Module, str, int, int]]:

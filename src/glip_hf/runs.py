@@ -29,8 +29,7 @@ except ImportError:  # Windows: nothing tells two runs in one folder apart there
     fcntl = None
 
 MANIFEST, LOCK = "run.json", "run.lock"
-FORMAT = 1
-"""Of manifests; to be raised when the meaning of an entry changes."""
+FORMAT = 1  # of manifests; to be raised when the meaning of an entry changes
 
 PACKAGES = (
     *("glip_hf", "torch", "transformers", "accelerate", "numpy", "pillow"),
@@ -169,8 +168,7 @@ def environment(processes: int = 1, matmul: str | None = None) -> dict[str, Any]
 
 # -- the folder ------------------------------------------------------------------------------------
 
-_held: dict[Path, "FolderLock"] = {}
-"""Locks of this process, which the operating system would give it twice."""
+_held: dict[Path, "FolderLock"] = {}  # locks of this process, which the operating system would give it twice
 
 
 class FolderLock:

@@ -28,8 +28,7 @@ from transformers.utils import can_return_tuple
 
 from .ops_glip import operation, shape_constants
 
-REGION_PENALTY = -100.0
-"""Added to the scores of cells that the cyclic shift made neighbours."""
+REGION_PENALTY = -100.0  # added to the scores of cells that the cyclic shift made neighbours
 
 
 @shape_constants(maxsize=8)

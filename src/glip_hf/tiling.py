@@ -21,9 +21,9 @@ Region = tuple[int, int, int, int]  # left, top, right, bottom
 
 SMALLEST_TILE = 32  # pixels
 
+# Share of a tile's side within which a box counts as cut by the tile's border. A whole object that is taken for cut
+# loses nothing: it is joined with what agrees with it, or stands alone. A piece taken for whole hides the rest.
 BORDER = 0.02
-"""Share of a tile's side within which a box counts as cut by the tile's border. A whole object that is taken for cut
-loses nothing: it is joined with what agrees with it, or stands alone. A piece taken for whole hides the rest."""
 
 
 def make_tiles(width: int, height: int, tile: int, overlap: float = 0.2) -> list[Region]:

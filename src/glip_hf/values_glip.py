@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+# Characters that a terminal obeys, that change the direction of what follows, or lone surrogates
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that a terminal obeys, that change the direction of what follows, or lone surrogates."""
 
 
 def escape(text: str, keep: str = "") -> str:
@@ -59,11 +59,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+# Of other models that ground text, and what they are here
 _OTHERS_ARGUMENTS = {
     "box_threshold": "here it is 'threshold', the lowest score of a detection.",
     "text_threshold": "leave it out: a detection's label is the class name or phrase that it scored for, whole.",
 }
-"""Of other models that ground text, and what they are here."""
 
 
 def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:

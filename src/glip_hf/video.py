@@ -28,8 +28,8 @@ from ._writing import replacing
 from .inference import Detections, GroundingEngine, Request
 from .values_glip import check_number, counted
 
+# `update` of a tracker of the library trackers: a `supervision.Detections` to one with `tracker_id`
 Track = Callable[[Any], Any]
-"""`update` of a tracker of the library trackers: a `supervision.Detections` to one with `tracker_id`."""
 
 
 class GroundedFrame(NamedTuple):

@@ -18,6 +18,7 @@ from .._program import USAGE, run_program
 from . import check_data, convert, demo, evaluate_options, export, ground, info, restore
 from .common import UsageError
 
+# Each has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the exit code
 COMMANDS = {
     "ground": ground,
     "demo": demo,
@@ -28,7 +29,6 @@ COMMANDS = {
     "check-data": check_data,
     "export": export,
 }
-"""Each has `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`, which returns the exit code."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -22,11 +22,11 @@ Report every kind of damage in annotations and images, with file and id, and whe
 Exit code 0 if a run with this data would start (without what is damaged), 2 if not."""
 
 
+# `READERS`, except that of scenes, which are generated
 FORMATS = ("coco", "lvis", "mdetr", "odinw", "tsv", "voc", "yolo", "odvg", "hub")
-"""`READERS`, except that of scenes, which are generated."""
 
+# What readers call the argument FILE, elsewhere `annotations`
 NAMES = {"tsv": "yaml_file", "odinw": "task", "hub": "dataset"}
-"""What readers call the argument FILE, elsewhere `annotations`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

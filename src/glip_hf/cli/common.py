@@ -33,8 +33,8 @@ class UsageError(CliError):
     exit_code = USAGE
 
 
+# `demo.DEMO_MODEL`: the small model that comes with the package, `demo` on the command line
 SHIPPED_MODEL = Path(__file__).parents[1] / "assets" / "glip-scenes"
-"""`demo.DEMO_MODEL`: the small model that comes with the package, `demo` on the command line."""
 
 
 def model_name(text: str) -> str:

@@ -12,8 +12,7 @@ Convert a GLIP checkpoint, of the original or of mmdetection, to a model directo
 Layout and variant are recognised from the tensors, and nothing in the file is executed.
 With --to a converted or trained model becomes a checkpoint again: in the layout that it came from bit for bit."""
 
-WRAPPINGS = ("recorded", "plain", "model", "model-module")
-"""`conversion.WRAPPING_CHOICES`."""
+WRAPPINGS = ("recorded", "plain", "model", "model-module")  # `conversion.WRAPPING_CHOICES`
 _FORWARD = ("tokenizer", "config", "ema", "ignore", "max_shard_size", "push_to_hub")
 
 

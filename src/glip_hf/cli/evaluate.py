@@ -41,15 +41,11 @@ from ..values_glip import counted
 from .common import UsageError, load_model
 from .evaluate_options import DEFAULTS
 
-CHUNKS = {"lvis": 40}
-"""Class names per caption in the published protocols; elsewhere as many as fit."""
-
-
-DETECTIONS = {"lvis": 300}
-"""Detections that are kept, elsewhere 100."""
-
+CHUNKS = {"lvis": 40}  # class names per caption in the published protocols; elsewhere as many as fit
+DETECTIONS = {"lvis": 300}  # detections that are kept, elsewhere 100
 WITH_SPLITS = "coco of YOLO or VOC"
 
+# Option -> the benchmarks that have it
 OWNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("entities", "subset"), ("flickr",)),
     **dict.fromkeys(("config", "prompts"), ("odinw",)),
@@ -58,9 +54,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "split": ("odinw", WITH_SPLITS),
     "standard": ("lvis",),
 }
-"""Option -> the benchmarks that have it."""
+# Option -> those of which it needs one
 NEEDS = {"overlap": ("tile",), "max_size": ("scales",), "vote_threshold": ("scales", "flip", "tile")}
-"""Option -> those of which it needs one."""
 
 
 def run(arguments: argparse.Namespace) -> int:

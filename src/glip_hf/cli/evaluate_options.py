@@ -19,11 +19,10 @@ Evaluate as in the papers; one process, or several under `accelerate launch` or 
 
 An interrupted run resumes when it is started again with the same --output."""
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-"""`compilation.MODES`, which only torch could tell."""
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # `compilation.MODES`, which only torch could tell
 
+# Of options that belong to some benchmarks, or to others of the options
 DEFAULTS = {"prompts": "names", "tokens": "head", "protocol": "any", "overlap": 0.2, "vote_threshold": 0.6}
-"""Of options that belong to some benchmarks, or to others of the options."""
 
 BENCHMARKS = ("coco", "lvis", "flickr", "refcoco", "refcoco+", "refcocog", "odinw")
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"))
 URL_PREFIXES = ("http://", "https://")
 
+# How text is read by processor, pipeline and command line; docs/ground.md and `glip ground --help` show it
 TEXT_RULE = """\
 A list of texts is a list of class names: each is looked for as it is written.
 A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
@@ -58,7 +59,6 @@ Any other text is a caption: its noun phrases are looked for, "two cats" and "a 
 Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
 Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
 """
-"""How text is read by processor, pipeline and command line; docs/ground.md and `glip ground --help` show it."""
 
 HELP = "detect class names or phrases in images"
 DESCRIPTION = f"""\

@@ -23,16 +23,14 @@ from typing import Any, NoReturn
 
 from .._lazy import Around
 
-COMMANDS = frozenset(("ground", "demo", "info"))
-"""Subcommands of one process that compile nothing."""
+COMMANDS = frozenset(("ground", "demo", "info"))  # subcommands of one process that compile nothing
 COMPILER = "torch._dynamo"
-SELF_CONTAINED = f"{COMPILER}._trace_wrapped_higher_order_op"
-"""What Transformers imports for its masks."""
+SELF_CONTAINED = f"{COMPILER}._trace_wrapped_higher_order_op"  # what Transformers imports for its masks
 DEFERRED = COMPILER, f"{COMPILER}.utils"
+# Decorators of `torch._dynamo`, for functions of Transformers that GLIP does not call
 MARKS = frozenset(("allow_in_graph", "assume_constant_result", "disable"))
-"""Decorators of `torch._dynamo`, for functions of Transformers that GLIP does not call."""
+# The function of `torch._dynamo.utils` that torchvision imports, and calls to pool features of regions
 QUESTION = "is_compile_supported"
-"""The function of `torch._dynamo.utils` that torchvision imports, and calls to pool features of regions."""
 
 _exit_codes: list[int] = []
 _paused: list[str] = []

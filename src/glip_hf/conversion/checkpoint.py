@@ -15,13 +15,11 @@ from torch import Tensor
 
 from .unpickling import MAX_PICKLE_BYTES, MAX_PICKLE_FILE, Inert, UnsafePickleError, load_pickle
 
+# Keys under which files keep the weights, in the order in which they are looked for
 WRAPPINGS = ("model", "state_dict")
-"""Keys under which files keep the weights, in the order in which they are looked for."""
 EMA_WRAPPING, MMENGINE_EMA = "model_ema", "ema_state_dict"
-PREFIX = "module."
-"""What multi-GPU training prepends to every key."""
-MAX_TENSORS, MAX_KEY = 20_000, 500
-"""Of GLIP-L there are 1,900, with names of at most 100 characters."""
+PREFIX = "module."  # what multi-GPU training prepends to every key
+MAX_TENSORS, MAX_KEY = 20_000, 500  # of GLIP-L there are 1,900, with names of at most 100 characters
 
 
 class CheckpointError(ValueError):

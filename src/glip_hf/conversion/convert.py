@@ -32,8 +32,7 @@ from .variants import VariantError, build_config, expected_tensors, load_config
 from .weight_map import WeightMapError, differing_buffers, is_buffer, to_ours
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
-MAX_SHARD_SIZE = "1GB"
-"""GLIP-T (0.93 GB) stays one file, GLIP-L becomes two."""
+MAX_SHARD_SIZE = "1GB"  # GLIP-T (0.93 GB) stays one file, GLIP-L becomes two
 
 
 @dataclass(frozen=True)

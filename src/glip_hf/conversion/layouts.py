@@ -11,10 +11,11 @@ from torch import Tensor
 from .checkpoint import Checkpoint, shorten
 from .weight_map import from_mmdet, is_fused, match_original, mmdet_name
 
+# Layout -> what only its GLIP's keys hold
 MARKERS = {"original": "rpn.head.dyhead_tower.", "mmdet": "bbox_head.head.dyhead_tower."}
-"""Layout -> what only its GLIP's keys hold."""
 LAYOUT_NAMES = {"original": "the original's layout", "mmdet": "mmdetection's layout"}
 
+# Pattern at the beginning of some key, what such a file holds, the class of Transformers that loads such models
 OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (r"model\.tower\.blocks\.", "a GLIP that is converted already", "GlipForGrounding"),
     (r"model\.encoder\.layers\.\d+\.fusion_layer\.", "Grounding DINO", "AutoModelForZeroShotObjectDetection"),
@@ -27,7 +28,6 @@ OTHERS: tuple[tuple[str, str, str | None], ...] = (
     (r"roi_heads?\.", "a two-stage detector, of the kind of Faster R-CNN", None),
     (r"(bbox|rpn|mask)_head\.", "another detector of mmdetection", None),
 )
-"""Pattern at the beginning of some key, what such a file holds, the class of Transformers that loads such models."""
 
 
 class LayoutError(ValueError):

@@ -10,6 +10,8 @@ from .record import ConversionRecord
 from .variants import FAMILIES
 
 _COLUMNS = ("COCO AP", "LVIS minival APr", "ODinW-13 AP")
+# Zero-shot results of arXiv 2112.03857 and its release notes: COCO val2017 AP, LVIS minival APr (two entries: the
+# checkpoint itself / the one selected on LVIS), ODinW-13 mean AP
 PUBLISHED: dict[str, tuple[str, str, str]] = {
     "glip_a_tiny_o365": ("42.9", "-", "28.7"),
     "glip_tiny_model_o365": ("44.9", "13.5", "33.2"),
@@ -17,8 +19,6 @@ PUBLISHED: dict[str, tuple[str, str, str]] = {
     "glip_tiny_model_o365_goldg_cc_sbu": ("46.6", "17.6 / 20.1", "42.7"),
     "glip_large_model": ("51.4", "29.3 / 30.1", "51.2"),
 }
-"""Zero-shot results of arXiv 2112.03857 and its release notes: COCO val2017 AP, LVIS minival APr (two entries: the
-checkpoint itself / the one selected on LVIS), ODinW-13 mean AP."""
 
 
 def build_model_card(record: ConversionRecord, name: str) -> ModelCard:

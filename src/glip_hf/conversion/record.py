@@ -13,8 +13,8 @@ from torch import Tensor
 from .weight_map import standard_order
 
 RECORD_NAME = "conversion.json"
+# Index buffers stored with other than their true values (moving averages only)
 BUFFERS_NAME = "original_buffers.safetensors"
-"""Index buffers stored with other than their true values (moving averages only)."""
 VERSION = 1
 
 

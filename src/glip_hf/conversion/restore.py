@@ -21,17 +21,16 @@ from ..values_glip import shown
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
 from .weight_map import is_buffer, to_mmdet, to_original
 
+# Name of a layout -> (key of the dict around the weights, prefix of every key)
 LAYOUTS = {"plain": (None, ""), "model": ("model", ""), "model-module": ("model", "module.")}
-"""Name of a layout -> (key of the dict around the weights, prefix of every key)."""
 WRAPPING_CHOICES = ("recorded", *LAYOUTS)
-_PUBLISHED = {"original": "model", "mmdet": "plain"}
-"""How the files of each layout were published."""
+_PUBLISHED = {"original": "model", "mmdet": "plain"}  # how the files of each layout were published
 
+# What fine-tuning saves in place of a model: file -> (what it is, its entry for the model it was trained on)
 TUNED = {
     "adapter_config.json": ("adapter", "base_model_name_or_path"),
     "prompt_table.json": ("prompt table", "base_model"),
 }
-"""What fine-tuning saves in place of a model: file -> (what it is, its entry for the model it was trained on)."""
 
 
 def restore_checkpoint(

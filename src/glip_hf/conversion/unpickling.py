@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
+# Largest pickle that is read, without the tensors it names and long texts; GLIP-L's with its optimizer has 0.6 MB. Each
+# byte can make an object of 64, and takes a microsecond.
 MAX_PICKLE_BYTES = 2 << 20
-"""Largest pickle that is read, without the tensors it names and long texts; GLIP-L's with its optimizer has 0.6 MB.
-Each byte can make an object of 64, and takes a microsecond."""
+# With long texts, which are skipped: mmengine keeps all values that were logged, 20 bytes for each
 MAX_PICKLE_FILE = 256 << 20
-"""With long texts, which are skipped: mmengine keeps all values that were logged, 20 bytes for each."""
 LONG_TEXT = 1 << 14
 
 
@@ -195,12 +195,12 @@ def _stand_in(module: str, name: str, kind: type[_InertType] = _InertType) -> ty
     return kind(name, (Inert,), {"__module__": module, "__qualname__": name, "__slots__": ()})
 
 
-_SKIPPED = _stand_in("builtins", "str")
-"""Class of what stands for a long text or an attribute."""
+_SKIPPED = _stand_in("builtins", "str")  # class of what stands for a long text or an attribute
+# Packages whose objects lie beside the weights of mmdetection: calls of theirs are kept as inert records
 _DATA_MODULES = frozenset({"mmengine", "mmcv", "mmdet"})
-"""Packages whose objects lie beside the weights of mmdetection: calls of theirs are kept as inert records."""
 
 _COLLECTIONS = (set, frozenset, list, tuple, bytearray)
+# The allow-list: what a pickle may call, each name answered by a function of ours
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": partial(_tensor, torch._utils._rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": partial(_tensor, torch._utils._rebuild_tensor_v2),
@@ -216,8 +216,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"builtins.{kind.__name__}": partial(_collection, kind) for kind in _COLLECTIONS},
     "builtins.complex": complex,
 }
-"""The allow-list: what a pickle may call, each name answered by a function of ours."""
 
+# Calls that are kept as inert records: values that travel beside the weights, tensors that are not plain and dense
 _DATA_CONSTRUCTORS = frozenset(
     """
     builtins.slice builtins.range collections.deque datetime.date datetime.datetime datetime.timedelta decimal.Decimal
@@ -231,11 +231,11 @@ _DATA_CONSTRUCTORS = frozenset(
     torch._utils._rebuild_wrapper_subclass
     """.split()
 )
-"""Calls that are kept as inert records: values that travel beside the weights, tensors that are not plain and dense."""
 
+# Built-in types that may be named (base of a class, factory of a defaultdict), not called
 _PLAIN_TYPES = frozenset(f"builtins.{name}" for name in ("object", "int", "float", "str", "bytes", "bool", "type"))
-"""Built-in types that may be named (base of a class, factory of a defaultdict), not called."""
 
+# Modules that no checkpoint has a reason to name: refused when named, for a clearer message
 _CODE_MODULES = frozenset(
     """
     os posix nt sys subprocess builtins importlib runpy pty ctypes _ctypes socket shutil code codeop
@@ -245,7 +245,6 @@ _CODE_MODULES = frozenset(
     torch.serialization torch.utils.cpp_extension
     """.split()
 )
-"""Modules that no checkpoint has a reason to name: refused when named, for a clearer message."""
 
 
 class _Bounded:
@@ -275,10 +274,8 @@ class RestrictedUnpickler(pickle._Unpickler):
     In Python, since that in C asks for as much memory as the largest number that a file gives to an object.
     """
 
-    largest_storage = 1 << 62
-    """In bytes; that of a file is no larger than the file."""
-    has_records = False
-    """Whether an object of `_DATA_MODULES` was named: only their attributes may be asked for."""
+    largest_storage = 1 << 62  # in bytes; that of a file is no larger than the file
+    has_records = False  # whether an object of `_DATA_MODULES` was named: only their attributes may be asked for
     dispatch = pickle._Unpickler.dispatch.copy()
     for _opcode in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.NEWOBJ_EX):
         del dispatch[_opcode[0]]  # the first allocates what it is told; of later protocols than that of `torch.save`

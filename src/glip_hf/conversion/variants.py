@@ -16,12 +16,12 @@ from ..configuration_glip import PRESETS, GlipConfig
 from ..modeling_glip import GlipForGrounding
 from .weight_map import Shape, is_buffer, is_fused, to_original
 
+# Released architectures and their checkpoints; the first is the preset that is used
 FAMILIES: dict[str, tuple[str, ...]] = {
     "GLIP-A (tiny, no fusion)": ("glip_a_tiny_o365",),
     "GLIP-T": tuple(name for name in PRESETS if name.startswith("glip_tiny_model")),
     "GLIP-L": tuple(name for name in PRESETS if name.startswith("glip_large_model")),
 }
-"""Released architectures and their checkpoints; the first is the preset that is used."""
 
 
 class VariantError(ValueError):

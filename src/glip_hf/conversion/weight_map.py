@@ -47,9 +47,9 @@ def cell_anchor(shape: Shape, level: int, scale: int = 8) -> Tensor:
 
 
 DYCONV = 2
+# In `dyhead_tower` the original counts modules, we count blocks: with deep fusion module 3i + slot belongs to block i;
+# without it module i is the DyConv of block i
 _SLOTS = {"fusion": 0, "text_layer": 1, "dyconv": DYCONV}
-"""In `dyhead_tower` the original counts modules, we count blocks: with deep fusion module 3i + slot belongs to block i;
-without it module i is the DyConv of block i."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,9 @@ def _read_table(name: str) -> Iterator[Rule]:
         yield Rule(f"{original}.{columns[0]}", tuple(targets), _SLOTS.get(ours.rpartition(".")[2]), merging)
 
 
+# In the order in which the original writes its keys; `standard_order` relies on it
 TABLE = tuple(_read_table("weight_map.txt"))
-"""In the order in which the original writes its keys; `standard_order` relies on it."""
-MMDET_TABLE = tuple(_read_table("weight_map_mmdet.txt"))
-"""Its right side are mmdetection's names."""
+MMDET_TABLE = tuple(_read_table("weight_map_mmdet.txt"))  # its right side are mmdetection's names
 
 
 def is_fused(keys: Iterable[str]) -> bool:

@@ -126,7 +126,7 @@ def write_coco(output: str | Path, images: Iterable[ImageDetections], names: Seq
             place = {"id": len(annotations) + 1, "image_id": len(entries), "category_id": category}
             annotations.append({**place, **box, "iscrowd": 0, **found})
     categories = [{"id": number, "name": name} for name, number in ids.items()]
-    _write_json(output, {"images": entries, "categories": categories, "annotations": annotations})
+    write_json(output, {"images": entries, "categories": categories, "annotations": annotations})
 
 
 def write_yolo(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def write_label_studio(output: str | Path, images: Iterable[ImageDetections], na
         tasks.append(
             {"data": {"image": image.file_name}, "predictions": [{"model_version": "glip", "result": regions}]}
         )
-    _write_json(output, tasks)
+    write_json(output, tasks)
 
 
 def write_jsonl(output: str | Path, images: Iterable[ImageDetections], names: Sequence[str] = ()) -> None:
@@ -289,7 +289,8 @@ def _write_folder(output: str | Path, files: Mapping[str, str]) -> None:
             path.write_text(content, encoding="utf-8")
 
 
-def _write_json(output: str | Path, document: Any) -> None:
+def write_json(output: str | Path, document: Any) -> None:
+    """A file of one line."""
     with replacing_text(output) as file:
         json.dump(document, file, ensure_ascii=False)
         file.write("\n")

@@ -54,6 +54,11 @@ def in_one_line(texts: Sequence[str], limit: int = 3) -> str:
     return "; ".join(texts[:limit]) + (f"; and {more} more" if more > 0 else "")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def counted(number: int, noun: str) -> str:
     """`1 image`, `1,000 images`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

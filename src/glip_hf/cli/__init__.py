@@ -67,7 +67,7 @@ def program() -> NoReturn:
     """The command `glip`: `main` in a process of its own, which starts and ends faster than a user's would."""
     arguments, extra = build_parser().parse_known_args()
     quick.begin(arguments.command)
-    quick.leave(_run(arguments, extra))
+    quick.end(_run(arguments, extra))
 
 
 def _run(arguments: argparse.Namespace, extra: list[str]) -> int:

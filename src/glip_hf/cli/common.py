@@ -6,19 +6,23 @@ tenth of a second.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._program import USAGE
+from ..values_glip import first_line
 from . import quick
 
 if TYPE_CHECKING:
     import torch
 
     from ..export import OnnxGlip
+    from ..inference import GroundingOptions
     from ..modeling_glip import GlipForGrounding
     from ..processing_glip import GlipProcessor
 
@@ -48,47 +52,37 @@ def add_model_argument(add: Callable[..., Any], **options: Any) -> None:
     add("--model", type=model_name, metavar="DIR|HUB", help=text, **options)
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1; argparse itself reports what is not a number."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
+def number(name: str, kind: type, least: int, most: int | None = None) -> Callable[[str], Any]:
+    """An argument type: a number from `least` to `most`; argparse itself reports what is not one, by `name`."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= (math.inf if most is None else most):
+            wanted = f"{least} or more" if most is None else f"between {least} and {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    read.__name__ = name
+    return read
 
 
-def count(text: str) -> int:
-    """An integer of at least 0."""
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+positive = number("positive", int, 1)
+count = number("count", int, 0)
+fraction = number("fraction", float, 0, 1)
 
 
 def add_device_arguments(parser: argparse._ActionsContainer) -> None:
-    """`--device` and `--dtype`, as `load_model` takes them."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best available)")
-    parser.add_argument(
+    """`--device`, `--dtype` and `--runtime`, as `load_model` takes them."""
+    add = parser.add_argument
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the best available)")
+    add(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "auto"),
         default="float32",
         help="of the model (%(default)s); auto: bfloat16 on a CPU that multiplies in it, else float32",
     )
-
-
-def add_runtime_argument(add: Callable[..., Any]) -> None:
-    """`--runtime`, as `load_model` takes it."""
     text = "of a model that glip export wrote to a folder (default: openvino if it is installed)"
     add("--runtime", choices=("auto", "onnxruntime", "openvino"), default="auto", help=text)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -180,6 +174,15 @@ def load_model(
         raise CliError(f"{source}: cannot be loaded ({first_line(error)})") from None
     quick.loaded()
     return model.to(target).eval(), processor
+
+
+def grounding_options(arguments: argparse.Namespace, **others: Any) -> "GroundingOptions":
+    """The options of the engine that a command line has under their names, and others."""
+    from ..inference import GroundingOptions
+
+    values = vars(arguments) | others
+    names = (field.name for field in fields(GroundingOptions) if field.name in values)
+    return GroundingOptions(**{name: values[name] for name in names})
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 
 from ..values_glip import shown
-from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, add_runtime_argument, load_model
+from .common import SHIPPED_MODEL, CliError, add_device_arguments, add_model_argument, load_model, number
 
 HELP = "try a model in the browser"
 DESCRIPTION = """\
@@ -18,21 +18,13 @@ Serve a page for the browser: choose an image, type class names or a caption, se
 It needs the extra `demo`, listens on this machine alone unless --host says otherwise, and ends with Ctrl-C."""
 
 
-def port(text: str) -> int:
-    """A number of a TCP port."""
-    if not 1 <= (value := int(text)) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 65535")
-    return value
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model_argument(add, default=str(SHIPPED_MODEL))
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s; 0.0.0.0: reachable from the network)")
-    add("--port", type=port, help="TCP port (default: the first free one from 7860 on)")
+    add("--port", type=number("port", int, 1, 65535), help="TCP port (default: the first free one from 7860 on)")
     add("--open", action="store_true", help="open the page in the browser")
     add_device_arguments(parser)
-    add_runtime_argument(parser.add_argument)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -35,10 +35,10 @@ from ..evaluation.run import (
     write_predictions,
 )
 from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, refcoco_task, sentence_keys
-from ..inference import GroundingEngine, GroundingOptions
+from ..inference import GroundingEngine
 from ..runs import file_digest
 from ..values_glip import counted
-from .common import UsageError, load_model
+from .common import UsageError, grounding_options, load_model
 from .evaluate_options import DEFAULTS
 
 CHUNKS = {"lvis": 40}  # class names per caption in the published protocols; elsewhere as many as fit
@@ -186,14 +186,12 @@ def _entities(arguments: argparse.Namespace) -> Path:
 
 def _engine(arguments: argparse.Namespace) -> GroundingEngine:
     limit = arguments.max_detections or DETECTIONS.get(arguments.benchmark, 100)
-    values = vars(arguments) | {
-        "chunk_size": arguments.chunk_size or CHUNKS.get(arguments.benchmark),
-        "max_detections": limit,
-        "merged_limit": None if arguments.benchmark == "lvis" and not arguments.standard else limit,
-        "caption_multiple": caption_multiple(arguments.compile),
-    }
-    options = GroundingOptions(
-        **{field.name: values[field.name] for field in fields(GroundingOptions) if field.name in values}
+    options = grounding_options(
+        arguments,
+        chunk_size=arguments.chunk_size or CHUNKS.get(arguments.benchmark),
+        max_detections=limit,
+        merged_limit=None if arguments.benchmark == "lvis" and not arguments.standard else limit,
+        caption_multiple=caption_multiple(arguments.compile),
     )
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype, arguments.runtime)
     if arguments.compile:

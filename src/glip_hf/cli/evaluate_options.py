@@ -3,7 +3,7 @@
 
 import argparse
 
-from .common import add_device_arguments, add_model_argument, add_runtime_argument, count, fraction, positive
+from .common import add_device_arguments, add_model_argument, count, fraction, positive
 
 HELP = "COCO, LVIS, Flickr30k, RefCOCO and ODinW, as in the papers"
 DESCRIPTION = """\
@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     speed("--fresh", action="store_true", help="discard the predictions of an earlier run in --output")
     speed("--score-only", metavar="FILE", help="score this result file, without a model (odinw: an earlier --output)")
     add_device_arguments(group)
-    add_runtime_argument(speed)
     speed("--batch-size", type=positive, default=1, metavar="N", help="images per forward pass (%(default)s)")
     speed("--pairs", type=positive, metavar="N", help="(image, caption) pairs per forward pass (default: what fits)")
     speed("--workers", type=positive, default=2, metavar="N", help="threads that read images (%(default)s)")

@@ -28,17 +28,17 @@ from ..formats import (
     check_output,
     detection_records,
     rounded,
+    write_json,
 )
 from ..texts import read_list, split_names
-from ..values_glip import counted, in_one_line, shown
+from ..values_glip import counted, first_line, in_one_line, shown
 from .common import (
     CliError,
     UsageError,
     add_device_arguments,
     add_model_argument,
-    add_runtime_argument,
-    first_line,
     fraction,
+    grounding_options,
     load_model,
     positive,
 )
@@ -93,7 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--track", action="store_true", help="of videos: number the objects, the same in all frames")
     text = "lowest score (0.4); NAME=P is that of one class name, and the option may be repeated"
     add("--threshold", type=threshold, action="append", default=[], metavar="[NAME=]P", help=text)
-    add("--nms", type=fraction, default=0.6, metavar="IOU", help="IoU threshold of NMS (%(default)s)")
+    text = "IoU threshold of NMS (%(default)s)"
+    add("--nms", dest="nms_threshold", type=fraction, default=0.6, metavar="IOU", help=text)
     add("--class-agnostic-nms", action="store_true", help="NMS over all class names, not within each")
     add("--features", action="store_true", help="with --json: the feature vector of each detection")
     add("--max-detections", type=positive, default=100, metavar="N", help="per image; --tile: per tile (%(default)s)")
@@ -119,7 +120,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=1, metavar="N", help="images of one size per forward pass (%(default)s)")
     add("--workers", type=positive, default=2, metavar="N", help="threads that read, draw and save (%(default)s)")
     add_device_arguments(parser)
-    add_runtime_argument(parser.add_argument)
 
 
 def threshold(text: str) -> tuple[str | None, float]:
@@ -162,8 +162,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_videos(arguments, paths)
     from concurrent.futures import ThreadPoolExecutor
 
-    from .._writing import check_place, replacing_text
-    from ..inference import GroundingEngine, GroundingOptions, Request
+    from .._writing import check_place
+    from ..inference import GroundingEngine, Request
     from ..postprocess_glip import check_thresholds
 
     for target in {path.parent: path for path in (*targets, json_file) if path is not None}.values():
@@ -171,19 +171,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.overlap is not None and arguments.tile is None:
         raise UsageError(f"--overlap {arguments.overlap} is of tiles: add --tile PIXELS")
     try:
-        options = GroundingOptions(
-            chunk_size=arguments.chunk_size,
+        options = grounding_options(
+            arguments,
             threshold=thresholds if len(thresholds) > 1 else thresholds[None],
-            class_agnostic_nms=arguments.class_agnostic_nms,
-            features=arguments.features,
-            aggregation=arguments.aggregation,
-            nms_threshold=arguments.nms,
-            max_detections=arguments.max_detections,
             merged_limit=None if arguments.tile else arguments.max_detections,
-            tile=arguments.tile,
             overlap=0.2 if arguments.overlap is None else arguments.overlap,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
         )
     except ValueError as error:
         raise UsageError(first_line(error)) from None
@@ -280,12 +272,11 @@ def run(arguments: argparse.Namespace) -> int:
             if caption is None
             else {"caption": caption, "phrases": text_labels}
         )
-        document = json.dumps({"model": arguments.model, **asked, "photos": records}, ensure_ascii=False)
+        document = {"model": arguments.model, **asked, "photos": records}
         if json_file is None:
-            print(document)
+            print(json.dumps(document, ensure_ascii=False))
         else:
-            with replacing_text(json_file) as file:
-                file.write(document + "\n")
+            write_json(json_file, document)
             print(f"-> {json_file}")
     return 1 if any("error" in record for record in records) else 0
 
@@ -312,11 +303,7 @@ class _Photo:
 
 
 def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") -> "BoxSegmenter":
-    """The model of --masks.
-
-    Raises:
-        CliError: if it cannot be loaded.
-    """
+    """The model of --masks; a CliError if it cannot be loaded."""
     from safetensors import SafetensorError
 
     from ..conversion.restore import local_directory
@@ -329,11 +316,8 @@ def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") ->
 
 
 def take_json_file(arguments: argparse.Namespace) -> Path | None:
-    """The file that --json names, which argparse leaves among the words, and takes it out of them.
-
-    Raises:
-        UsageError: if a word names a file .json without --json, or its folder does not exist.
-    """
+    """The file that --json names, which argparse leaves among the words, and takes it out of them; a UsageError if a
+    word names a file .json without --json, or its folder does not exist."""
     files = [word for word in arguments.words if word.lower().endswith(".json")]
     if not files:
         if arguments.json and (other := Path(arguments.words[-1])).suffix.lower() in (".jsonl", ".txt", ".csv"):
@@ -398,12 +382,8 @@ def read_words(arguments: argparse.Namespace) -> tuple[list[str], list[str] | No
 
 
 def check_videos(arguments: argparse.Namespace, paths: list[str]) -> None:
-    """That videos can be read, and that the options for videos have one.
-
-    Raises:
-        UsageError: otherwise.
-        ImportError: without the library that reads or tracks.
-    """
+    """A UsageError unless videos can be read, and the options for videos have one; an ImportError without the library
+    that reads or tracks."""
     videos = [path for path in paths if _is_video(path)]
     if not videos and (arguments.track or arguments.stride > 1):
         raise UsageError("--stride and --track are for videos, and there is none")
@@ -489,11 +469,8 @@ def save_targets(save: str | None, paths: list[str]) -> list[Path | None]:
 
 def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
     """What --format calls each image: the prefix, and its path from the folder that holds all images. A frame of
-    `clip.mp4` is `clip/000012.jpg`.
-
-    Raises:
-        UsageError: for an output that cannot be written, or images that could not be told apart in it.
-    """
+    `clip.mp4` is `clip/000012.jpg`. A UsageError for an output that cannot be written, or images that could not be told
+    apart in it."""
     if arguments.format is None:
         if arguments.output or arguments.image_prefix:
             raise UsageError(f"--output and --image-prefix belong to --format ({', '.join(FORMATS)})")
@@ -539,11 +516,8 @@ def read_format(arguments: argparse.Namespace, paths: list[str]) -> list[str]:
 def _ground_video(
     engine: Any, text: Any, arguments: argparse.Namespace, target: Path | None, file_name: str, record: dict[str, Any]
 ) -> Iterator[ImageDetections]:
-    """Detections in the frames of a video, which are drawn, printed and entered in `record` in passing.
-
-    Raises:
-        CliError: for a video that cannot be read to its end or written; what was found until then is kept.
-    """
+    """Detections in the frames of a video, which are drawn, printed and entered in `record` in passing; a CliError for
+    one that cannot be read to its end or written, when what was found until then is kept."""
     from ..video import Video, ground_frames, write_video
     from ..visualize import draw_detections
 

@@ -4,7 +4,7 @@
 Of 5 CPU seconds around the forward passes of `glip ground` 0.9 went into taking everything apart at the end, 0.7 into
 the garbage collector during imports, and 1.5 into parts of PyTorch and Transformers for several processes and for
 compilation, which Transformers imports with any model. `begin` and `without_sympy` leave these out, `loaded` ends the
-exception for the collector, `leave` is the end. Only `program` begins: a process that merely imports glip_hf is the
+exception for the collector, `end` is the end. Only `program` begins: a process that merely imports glip_hf is the
 user's own.
 """
 
@@ -169,7 +169,7 @@ def loaded() -> None:
 
 
 @atexit.register
-def _end() -> None:
+def _end_at_once() -> None:
     """The last of the exit handlers, as the first that was registered."""
     if _exit_codes:
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -177,7 +177,7 @@ def _end() -> None:
         os._exit(_exit_codes[0])
 
 
-def leave(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End the process with all its exit handlers, but without taking its modules apart."""
     _exit_codes.append(code)
     sys.exit(code)

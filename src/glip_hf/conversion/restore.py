@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from .._writing import patient_file, replacing
 from ..configuration_glip import GlipConfig
 from ..modeling_glip import GlipForGrounding
-from ..values_glip import shown
+from ..values_glip import first_line, shown
 from .record import BUFFERS_NAME, RECORD_NAME, ConversionError, ConversionRecord
 from .weight_map import is_buffer, to_mmdet, to_original
 
@@ -121,9 +121,8 @@ def download(repo_id: str, patterns: list[str]) -> Path:
         reason = "the Hub has no such repository, or a private one (then log in: hf auth login)."
         raise ConversionError(f"{repo_id}: there is no such directory, and {reason}") from error
     except Exception as error:  # network, proxies, certificates and disks fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(
-            f"{repo_id}: there is no such directory, and the Hub cannot be reached ({shown(reason)})."
+            f"{repo_id}: there is no such directory, and the Hub cannot be reached ({shown(first_line(error))})."
         ) from error
 
 
@@ -186,8 +185,7 @@ def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(directory)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConversionError(f"{source}: cannot be loaded ({reason})") from error
+        raise ConversionError(f"{source}: cannot be loaded ({first_line(error)})") from error
     if fields.get("model_type") != GlipConfig.model_type:
         raise ConversionError(f"{source} is a model of type {fields.get('model_type')!r}, not a GLIP")
     try:

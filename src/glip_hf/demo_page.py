@@ -26,7 +26,7 @@ from .demo import DEMO_CAPTION, DEMO_IMAGE, DEMO_NAMES
 from .formats import ImageDetections, write_csv
 from .image_processing_pil_glip import load_image, upright
 from .inference import Detections, GroundingEngine, GroundingOptions, Request
-from .texts import split_names
+from .noun_phrases_glip import split_names
 from .visualize import as_seen, draw_detections, label_color
 
 if TYPE_CHECKING:

@@ -472,6 +472,17 @@ def read_phrases(text: str) -> tuple[list[tuple[int, int]], bool]:
     return spans, is_list and bool(spans)
 
 
+def read_list(text: str) -> list[str] | None:
+    """The class names of a text that is a list by the rule of `glip ground --help`; None for a caption."""
+    spans, is_list = read_phrases(text)
+    return [text[begin:end] for begin, end in spans] if is_list else None
+
+
+def split_names(text: str) -> list[str]:
+    """The class names of a text that is said to be a list: also pieces that are not short."""
+    return read_list(text) or [text[begin:end] for begin, end in split_list(text)]
+
+
 def _items(text: str, begin: int, end: int) -> list[tuple[int, int]]:
     """The pieces of a sentence between commas; an "and" before the last of several separates as well."""
     pieces = split_list(text, "comma", begin=begin, end=end)

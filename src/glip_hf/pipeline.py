@@ -32,10 +32,10 @@ from .inference import (
     prefetch,
 )
 from .masks import BoxSegmenter
+from .noun_phrases_glip import split_names
 from .postprocess_glip import Threshold, check_thresholds
 from .processing_glip import GlipProcessor
 from .prompts_glip import PROMPT_OPTIONS, NamesInput, PhraseInput, are_names
-from .texts import split_names
 from .values_glip import check_number, refuse_unknown
 
 logger = logging.get_logger(__name__)

@@ -30,7 +30,7 @@ from ..formats import (
     rounded,
     write_json,
 )
-from ..texts import read_list, split_names
+from ..noun_phrases_glip import read_list, split_names
 from ..values_glip import counted, first_line, in_one_line, shown
 from .common import (
     CliError,

@@ -21,12 +21,8 @@ def require(module: str, extra: str = "train") -> ModuleType:
 
 
 def load_yaml(path: str | Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for what is not YAML, and for a key that a mapping has twice: YAML would take the last.
-    """
+    """The content of a YAML file; a ValueError for what is not YAML, and for a key that a mapping has twice, of which
+    YAML would take the last."""
     yaml = require("yaml")
     try:
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))

@@ -24,11 +24,7 @@ _LOCK = threading.RLock()
 
 
 def load(name: str) -> Any:
-    """The attribute `name` of the package, or its module of that name.
-
-    Raises:
-        AttributeError: if it has none.
-    """
+    """The attribute `name` of the package, or its module of that name; an AttributeError if it has none."""
     if name == "GlipZeroShotObjectDetectionPipeline":
         return import_module(f"{PACKAGE}.pipeline").GlipZeroShotObjectDetectionPipeline
     if name in sys.modules[PACKAGE].__all__:

@@ -81,11 +81,8 @@ def _is_device(path: Path) -> bool:
 
 
 def check_place(output: str | os.PathLike[str]) -> None:
-    """Whether `replacing` can begin where `output` is going to be: asked before hours of work, by making a file there.
-
-    Raises:
-        NotWrittenError: if not.
-    """
+    """A `NotWrittenError` unless `replacing` can begin where `output` is going to be: asked before hours of work, by
+    making a file there."""
     output = Path(output)
     if _is_device(output):
         return
@@ -105,11 +102,8 @@ def replacing_text(output: str | os.PathLike[str]) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def patient_file(path: Path) -> Iterator[BinaryIO]:
-    """A file for PyTorch's writers, which hide why a write failed or, in `torch.export.save`, abort the process.
-
-    Raises:
-        OSError: at the end, the first that occurred.
-    """
+    """A file for PyTorch's writers, which hide why a write failed or, in `torch.export.save`, abort the process: its
+    first `OSError` is raised at the end."""
     with _PatientFile(io.FileIO(path, "w")) as file:
         yield file
     if file.error is not None:
@@ -139,11 +133,8 @@ class _PatientFile(io.BufferedWriter):
 
 @contextlib.contextmanager
 def writing(output: Path, elsewhere: str = "name another place") -> Iterator[None]:
-    """Errors of the block as one that names `output`, the reason and the remedy.
-
-    Raises:
-        NotWrittenError: for errors of the system and of the writers of PyTorch, safetensors and Pillow.
-    """
+    """Errors of the system and of the writers of PyTorch, safetensors and Pillow in the block as a `NotWrittenError`
+    that names `output`, the reason and the remedy."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -135,11 +135,8 @@ class GlipAuxiliaryHeads(nn.Module):
     def hide_words(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: list[dict[str, Tensor]]
     ) -> tuple[Tensor, Tensor | None]:
-        """Input of the text encoder in training, and the labels of masked language modelling (None if it is off).
-
-        Raises:
-            ValueError: if captions and labels do not pair one to one.
-        """
+        """Input of the text encoder in training, and the labels of masked language modelling (None if it is off); a
+        ValueError if captions and labels do not pair one to one."""
         if not self.config.mlm_loss_weight:
             return input_ids, None
         if len(labels) != len(input_ids):

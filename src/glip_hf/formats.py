@@ -58,11 +58,8 @@ def encode_mask(mask: Any) -> dict[str, list[int]]:
 
 def detection_records(detections: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each detection of an image as a plain dict: `text_label`, `label`, `score`, `box` (xyxy in pixels), and a key for
-    everything else that there is, with masks as `encode_mask` gives them.
-
-    Raises:
-        ValueError: if there are no `text_labels`, or an entry has another number of rows than there are boxes.
-    """
+    everything else that there is, with masks as `encode_mask` gives them. A ValueError if there are no `text_labels`,
+    or an entry has another number of rows than there are boxes."""
     if "text_labels" not in detections:
         raise ValueError("the detections have no text_labels: give post-processing text_labels=, the class names.")
     count, columns = len(detections["boxes"]), {}
@@ -297,12 +294,8 @@ def write_json(output: str | Path, document: Any) -> None:
 
 
 def check_output(output: str | Path, is_folder: bool) -> None:
-    """Whether an output can be written, before there is anything to lose.
-
-    Raises:
-        ValueError: for a folder where a file belongs, or a file or a full folder where a new folder belongs.
-        NotWrittenError: if nothing can be written there.
-    """
+    """Whether an output can be written, before there is anything to lose: a ValueError for a folder where a file
+    belongs, or a file or a full folder where a new folder belongs, else what `check_place` raises."""
     path = Path(output)
     if not is_folder and path.is_dir():
         raise ValueError(f"{path} is a folder: name a file.")

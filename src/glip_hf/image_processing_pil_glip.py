@@ -71,13 +71,8 @@ def open_image(file: str | BinaryIO, name: object = "") -> Image.Image:
     """An image with its header read and its pixels not yet decoded.
 
     Pillow refuses images of more than 179 megapixels, against files that are small and take all memory. The environment
-    variable `GLIP_MAX_MEGAPIXELS` is another limit.
-
-    Args:
-        name: of the image in the message.
-
-    Raises:
-        UnreadableImage: for what is not an image, or has too many pixels.
+    variable `GLIP_MAX_MEGAPIXELS` is another limit. The `UnreadableImage` error for what is not an image, or has too
+    many pixels, has its `name`.
     """
     with _reading(name):
         if os.environ.get("GLIP_MAX_MEGAPIXELS"):
@@ -167,11 +162,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as viewers show it: turned by its EXIF orientation, and without it; the same image if it is 1.
-
-    Raises:
-        UnreadableImage: if it was opened and cannot be decoded.
-    """
+    """The image as viewers show it: turned by its EXIF orientation, and without it; the same image if it is 1. An
+    `UnreadableImage` error if it was opened and cannot be decoded."""
     decode_image(image, getattr(image, "filename", ""))
     if (value := orientation(image)) == 1:
         return image

@@ -397,11 +397,8 @@ def prefetch(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def open_upright(image: Any) -> Image.Image:
-    """The image of a request as a decoded PIL image, turned upright by its EXIF orientation.
-
-    Raises:
-        ValueError, OSError: if it cannot be read. Other errors are not the image's, memory that ran out among them.
-    """
+    """The image of a request as a decoded PIL image, turned upright by its EXIF orientation; a ValueError or OSError if
+    it cannot be read. Other errors are not the image's, memory that ran out among them."""
     if isinstance(image, str | os.PathLike):
         image = load_image(image)
     elif isinstance(image, bytes):
@@ -462,11 +459,7 @@ class GroundingEngine:
     # -- text --------------------------------------------------------------------------------------
 
     def tokenize(self, text: Any, phrases: Any = None, spans: Any = None) -> Any:
-        """The captions of a text as tokens; arguments as for `encode`.
-
-        Raises:
-            ValueError: for a text that no caption can hold.
-        """
+        """The captions of a text as tokens, arguments as for `encode`; a ValueError for what no caption can hold."""
         given = {name: value for name, value in (("phrases", phrases), ("spans", spans)) if value is not None}
         inputs = self.processor(text=text, return_tensors="pt", **given, **self._prompt())
         if (known := self.table_names) and any(
@@ -619,12 +612,9 @@ class GroundingEngine:
         return [found.get(row, []) for row in range(len(batch))]
 
     def _show(self, index: int, request: Request, view: View, views: int = 1, opened: Any = None) -> _Shown:
-        """Read (unless it is decoded already) and preprocess one view of an image; runs in a worker thread.
-
-        Raises:
-            ValueError, FileNotFoundError: naming the image that cannot be read.
-            RuntimeError: naming the image, for what goes wrong in the preparation of any.
-        """
+        """Read (unless it is decoded already) and preprocess one view of an image; runs in a worker thread. Errors name
+        the image: a ValueError or FileNotFoundError if it cannot be read, a RuntimeError for what would be wrong with
+        any."""
         image = request.image
         try:
             if isinstance(opened, Exception):

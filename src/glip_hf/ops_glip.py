@@ -83,11 +83,8 @@ def operation(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def register_kernel(
     operation_name: str, name: str, accepts: Callable[..., bool], traceable: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a function that computes what an operation does; kernels registered first are asked first.
-
-    Raises:
-        ValueError: if the operation has a kernel of this name already.
-    """
+    """Decorate a function that computes what an operation does; kernels registered first are asked first. A ValueError
+    if the operation has a kernel of this name already."""
 
     def decorate(run: Callable[..., Any]) -> Callable[..., Any]:
         registered = _kernels.setdefault(operation_name, [])

@@ -64,11 +64,7 @@ Threshold = float | Mapping[str | None, float]
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checked options of post-processing, `threshold` among them.
-
-    Raises:
-        TypeError, ValueError: naming the option.
-    """
+    """Checked options of post-processing, `threshold` among them; a TypeError or ValueError names the option."""
     read = dict(options)
     for name in ("threshold", "score_threshold", "nms_threshold"):
         if name == "threshold" and isinstance(read.get(name), Mapping):
@@ -112,11 +108,8 @@ def check_thresholds(threshold: Threshold, names: Iterable[str]) -> None:
 
 
 def names_of_images(text_labels: Sequence[str] | Sequence[Sequence[str]], count: int) -> list[Sequence[str]]:
-    """The class names of each of `count` images, given as one list for all or as a list for each.
-
-    Raises:
-        TypeError, ValueError: for one text, or another number of lists.
-    """
+    """The class names of each of `count` images, given as one list for all or as a list for each; a TypeError for one
+    text, a ValueError for another number of lists."""
     is_one = isinstance(text_labels, str)
     if not is_one and all(isinstance(name, str) for name in text_labels):
         return [text_labels] * count

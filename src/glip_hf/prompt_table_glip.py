@@ -67,11 +67,7 @@ class GlipPromptTableMixin:
         self.config.prompt_table_length = 0
 
     def save_prompt_table(self, directory: str | os.PathLike[str]) -> Path:
-        """Save the table, and nothing else of the model, to a directory.
-
-        Raises:
-            ValueError: if the model has none.
-        """
+        """Save the table, and nothing else of the model, to a directory; a ValueError if the model has none."""
         table = self.base_model.prompt_table
         if table is None:
             raise ValueError("this model has no prompt table: call add_prompt_table or load_prompt_table.")

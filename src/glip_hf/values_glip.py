@@ -83,12 +83,8 @@ def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 def check_number(name: str, value: Any, least: float = -math.inf, whole: bool = False) -> float:
-    """The value of an option that is one number, as a Python number.
-
-    Raises:
-        TypeError: for anything but one number (a whole one).
-        ValueError: for NaN, or less than `least`.
-    """
+    """The value of an option that is one number, as a Python number; a TypeError for anything but one number (a whole
+    one), a ValueError for NaN, or less than `least`."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # of NumPy or PyTorch
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):

@@ -140,11 +140,8 @@ def convert_checkpoint(
 def load_tokenizer(
     source: str | os.PathLike[str] | PreTrainedTokenizerBase, config: GlipConfig
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model (see `convert_checkpoint`), checked against its embedding table.
-
-    Raises:
-        ConversionError: if it cannot be loaded, has another vocabulary size than the model, or lacks [CLS] or [SEP].
-    """
+    """The tokenizer of a model (see `convert_checkpoint`); a ConversionError if it cannot be loaded, has another
+    vocabulary size than the model, or lacks [CLS] or [SEP]."""
     limits: dict[str, Any] = {"model_max_length": config.max_text_length}
     if isinstance(source, PreTrainedTokenizerBase):
         tokenizer = source

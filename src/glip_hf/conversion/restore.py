@@ -105,11 +105,8 @@ def local_directory(source: str | os.PathLike[str], of: str = "model") -> Path |
 
 
 def model_directory(source: str | os.PathLike[str], weights: bool = True) -> Path:
-    """The directory of a model: `source` itself, or the download of a Hub id (without weights, if not asked for).
-
-    Raises:
-        ConversionError: if it is neither.
-    """
+    """The directory of a model: `source` itself, or the download of a Hub id (without weights, if not asked for); a
+    ConversionError if it is neither."""
     return local_directory(source) or download(os.fspath(source), ["*.json", "*.txt", *["*.safetensors"] * weights])
 
 
@@ -128,11 +125,8 @@ def download(repo_id: str, patterns: list[str]) -> Path:
 
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, tuple[str, str] | None]:
     """The directory of a model, without its weights, and for an adapter or a prompt table that of the model which it
-    was trained on; then also what `source` is, and the name of that model.
-
-    Raises:
-        ConversionError: if that model is not named, or is not there.
-    """
+    was trained on; then also what `source` is, and the name of that model. A ConversionError if that model is not
+    named, or is not there."""
     directory = model_directory(source, weights=False)
     for file, (kind, entry) in TUNED.items():
         if (directory / file).is_file() and not (directory / "config.json").is_file():
@@ -151,11 +145,8 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, tuple[str, str] | 
 
 
 def whole_model(source: str | os.PathLike[str]) -> Path:
-    """The directory of a model, as `model_directory` gives it.
-
-    Raises:
-        ConversionError: also for what is not a GLIP, and for an adapter or a prompt table without its model.
-    """
+    """The directory of a model, as `model_directory` gives it; a ConversionError also for what is not a GLIP, and for
+    an adapter or a prompt table without its model."""
     directory, tuned = find_model(source)
     if tuned:
         kind, base = tuned
@@ -171,13 +162,11 @@ def whole_model(source: str | os.PathLike[str]) -> Path:
 
 
 def read_config(source: str, directory: Path | None = None) -> GlipConfig:
-    """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one.
+    """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one. A
+    ConversionError, in one line, if there is nothing, or something other than a GLIP.
 
     Args:
         directory: what `find_model` gave for `source`, if it was asked already.
-
-    Raises:
-        ConversionError: in one line, if there is nothing, or something other than a GLIP.
     """
     directory = find_model(source)[0] if directory is None else directory
     if not (directory / "config.json").is_file():
@@ -196,11 +185,8 @@ def read_config(source: str, directory: Path | None = None) -> GlipConfig:
 
 
 def read_class_names(source: str | os.PathLike[str]) -> list[str] | None:
-    """The class names that fine-tuning saved with a model, an adapter or a prompt table; None where there are none.
-
-    Raises:
-        ConversionError: if there is no such model, or its processor_config.json cannot be read.
-    """
+    """The class names that fine-tuning saved with a model, an adapter or a prompt table; None where there are none. A
+    ConversionError if there is no such model, or its processor_config.json cannot be read."""
     file = model_directory(source, weights=False) / "processor_config.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("class_names") if file.is_file() else None

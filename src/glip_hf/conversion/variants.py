@@ -29,13 +29,9 @@ class VariantError(ValueError):
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every field of `GlipConfig` that the shapes of an original checkpoint determine.
-
-    Sub-configs appear as nested dicts. Anchors, being stored values, give `anchor_scale`.
-
-    Raises:
-        VariantError: if a tensor that every GLIP has is missing or has another number of dimensions; names it.
-    """
+    """Every field of `GlipConfig` that the shapes of an original checkpoint determine, sub-configs as nested dicts.
+    Anchors, being stored values, give `anchor_scale`. A VariantError names the tensor that every GLIP has and that is
+    missing or has another number of dimensions."""
 
     def shape(key: str, dimensions: int = 2) -> tuple[int, ...]:
         if key not in tensors:

@@ -231,11 +231,8 @@ def _true_buffer(key: str, shape: Shape, anchor_scale: int) -> Tensor:
 
 
 def to_original(ours: Mapping[str, Tensor], anchor_scale: int = 8) -> dict[str, Tensor]:
-    """Converts our state dict to the original's keys, buffers included, in the original's order.
-
-    Raises:
-        WeightMapError: with the list of our keys that the table does not know, or of incomplete q/k/v groups.
-    """
+    """Converts our state dict to the original's keys, buffers included, in the original's order; a WeightMapError lists
+    our keys that the table does not know, or incomplete q/k/v groups."""
     fused = is_fused(ours)
     groups: dict[str, list[Tensor | None]] = {}
     unmatched: list[str] = []

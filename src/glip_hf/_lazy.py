@@ -40,16 +40,8 @@ def install() -> None:
         import_module(f"{PACKAGE}._register")
         return
     sys.modules["transformers.models.glip"] = sys.modules[PACKAGE]
-    calls = {
-        TABLES: (_nothing, _enter_names),
-        f"{PACKAGE}.modeling_glip": (_import_transformers, _register),
-        f"{PACKAGE}._register": (_import_transformers, _nothing),
-    }
-    sys.meta_path.insert(0, Around(calls))
-
-
-def _nothing(*_: ModuleType) -> None:
-    pass
+    before = dict.fromkeys((f"{PACKAGE}.modeling_glip", f"{PACKAGE}._register"), _import_transformers)
+    sys.meta_path.insert(0, Around(before, {TABLES: _enter_names, f"{PACKAGE}.modeling_glip": _register}))
 
 
 def _enter_names(tables: ModuleType) -> None:
@@ -72,21 +64,23 @@ def _import_transformers() -> None:
 
 
 class Around:
-    """A finder that calls a function on each of some modules before, and one after, its code runs."""
+    """A finder that calls a function before the code of some modules runs, and one with the module after it has."""
 
-    def __init__(self, calls: dict[str, tuple[Callable[[], None], Callable[[ModuleType], None]]]) -> None:
-        self.calls = calls
+    def __init__(self, before: dict[str, Callable[[], None]], after: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.before, self.after = before, after
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        before, after = self.calls.get(name, (None, None))
-        spec = PathFinder.find_spec(name, path, target) if before else None
+        before, after = self.before.get(name), self.after.get(name)
+        spec = PathFinder.find_spec(name, path, target) if before or after else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def call_and_execute(module: ModuleType) -> None:
-                before()
+                if before:
+                    before()
                 execute(module)
-                after(module)
+                if after:
+                    after(module)
 
             spec.loader.exec_module = call_and_execute
         return spec

@@ -99,7 +99,8 @@ def rounded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spreadsheet_cell(value: Any) -> Any:
-    """A value that a spreadsheet does not take for a formula."""
+    """A value that a spreadsheet does not take for a formula; lists and dictionaries as JSON."""
+    value = json.dumps(value) if isinstance(value, dict | list) else value
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
@@ -210,12 +211,9 @@ def write_csv(output: str | Path, images: Iterable[ImageDetections], names: Sequ
     rows = []
     for image in images:
         for found in map(rounded, detection_records(image.detections)):
-            corners = dict(zip(("x1", "y1", "x2", "y2"), found.pop("box")))
-            more = {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in found.items()}
-            first = {key: more.pop(key, None) for key in ("text_label", "label", "score")}
-            rows.append({**image._asdict(), **first, **corners, **more})
-            del rows[-1]["detections"]
-            rows[-1] = {key: spreadsheet_cell(value) for key, value in rows[-1].items()}
+            row = {**image._asdict(), **dict(zip(("x1", "y1", "x2", "y2"), found.pop("box"))), **found}
+            del row["detections"]
+            rows.append({key: spreadsheet_cell(value) for key, value in row.items()})
     header = ("file_name", "width", "height", "text_label", "label", "score", "x1", "y1", "x2", "y2")
     with replacing_text(output) as file:
         table = csv.DictWriter(file, list(dict.fromkeys(chain(header, *rows))))

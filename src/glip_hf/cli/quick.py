@@ -125,13 +125,12 @@ def begin(command: str) -> None:
     if command in COMMANDS and "torch" not in sys.modules:
         gc.disable()  # nearly all that imports make is kept
         _paused.append(command)
-        calls = {
+        after = {
             "torch": _defer,
             "transformers.utils.import_utils": _describe_one_process,
             "transformers.core_model_loading": _compile_late,
         }
-        around = Around({name: (lambda: None, after) for name, after in calls.items()})
-        sys.meta_path[:0] = [around, _PartsOfCompiler()]
+        sys.meta_path[:0] = [Around({}, after), _PartsOfCompiler()]
 
 
 def without_sympy(backbone: str) -> AbstractContextManager[Any]:

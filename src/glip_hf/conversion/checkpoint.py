@@ -20,6 +20,12 @@ WRAPPINGS = ("model", "state_dict")
 EMA_WRAPPING, MMENGINE_EMA = "model_ema", "ema_state_dict"
 PREFIX = "module."  # what multi-GPU training prepends to every key
 MAX_TENSORS, MAX_KEY = 20_000, 500  # of GLIP-L there are 1,900, with names of at most 100 characters
+OTHER_FILES = {
+    b"<": "a web page (HTML or XML), not a checkpoint: the download was answered with an error or a confirmation page. "
+    "Fetch the file itself.",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for: run `git lfs pull`.",
+    b"\x1f\x8b": "gzip-compressed: unpack it first.",
+}
 
 
 class CheckpointError(ValueError):
@@ -97,16 +103,9 @@ def _kind_of(path: Path) -> str:
         return "zip"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < MAX_PICKLE_BYTES:
         return "safetensors"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text.startswith(b"<"):
-        raise CheckpointError(
-            f"{path} is a web page (HTML or XML), not a checkpoint: the download was answered with an error or a "
-            "confirmation page. Fetch the file itself."
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file it stands for: run `git lfs pull`.")
-    if head.startswith(b"\x1f\x8b"):
-        raise CheckpointError(f"{path} is gzip-compressed: unpack it first.")
+    for beginning, problem in OTHER_FILES.items():
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
+            raise CheckpointError(f"{path} is {problem}")
     if tarfile.is_tarfile(path):
         raise CheckpointError(f"{path} is a tar archive: unpack it and give the checkpoint inside.")
     if head.startswith(b"\x80"):

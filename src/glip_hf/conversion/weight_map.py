@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..boxes_glip import make_anchors
+
 Shape = tuple[int, ...]
 
 
@@ -36,14 +38,8 @@ def position_ids(shape: Shape) -> Tensor:
 
 
 def cell_anchor(shape: Shape, level: int, scale: int = 8) -> Tensor:
-    """The square anchor [1, 4] float32 (xyxy, "+1" convention) of a level's first cell; stride 8 * 2^level.
-
-    Centred on (stride - 1) / 2 with side `scale * stride` pixels, hence corners at centre -+ (side - 1) / 2.
-    """
-    stride = 8 * 2**level
-    centre, reach = (stride - 1) / 2, (scale * stride - 1) / 2
-    low, high = centre - reach, centre + reach
-    return torch.tensor([[low, low, high, high]], dtype=torch.float32).reshape(shape)
+    """The square anchor [1, 4] float32 (xyxy, "+1" convention) of a level's first cell."""
+    return make_anchors([(1, 1)], [8 * 2**level], scale, "cpu").reshape(shape)
 
 
 DYCONV = 2

@@ -24,22 +24,16 @@ def load_yaml(path: str | Path) -> Any:
     """The content of a YAML file; a ValueError for what is not YAML, and for a key that a mapping has twice, of which
     YAML would take the last."""
     yaml = require("yaml")
-    try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))
-        root = loader.get_single_node()
-        waiting, seen = [root], set()
-        while waiting:
-            node = waiting.pop()
-            if id(node) in seen:  # an alias
-                continue
-            seen.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                key, count = next(iter(Counter(str(key.value) for key, _ in node.value).most_common(1)), ("", 0))
+
+    class UniqueKeys(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: str | None) -> Any:
+            node = super().compose_mapping_node(anchor)
+            for key, count in Counter(str(key.value) for key, _ in node.value).items():
                 if count > 1:
                     raise ValueError(f"it has {key!r:.60} twice in one section: leave one.")
-                waiting += [value for _, value in node.value]
-            elif isinstance(node, yaml.SequenceNode):
-                waiting += node.value
-        return None if root is None else loader.construct_document(root)
+            return node
+
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None

@@ -29,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count, islice, zip_longest
+from itertools import chain, count, zip_longest
 from typing import Any
 
 import torch
@@ -396,6 +396,23 @@ def prefetch(items: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[tuple[Any, Future]]:
+    """Each item with the future of `function(item)`, in order; the pool works on so many ahead of the one in use."""
+    waiting: deque[tuple[Any, Future]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
 def open_upright(image: Any) -> Image.Image:
     """The image of a request as a decoded PIL image, turned upright by its EXIF orientation; a ValueError or OSError if
     it cannot be read. Other errors are not the image's, memory that ran out among them."""
@@ -670,51 +687,31 @@ class GroundingEngine:
                 for view in self.views:
                     yield index, request, view, len(self.views), None
             return
-        todo, coming = enumerate(requests), deque()
-        try:
-            while True:
-                for index, request in islice(todo, self.options.workers + 1 - len(coming)):
-                    coming.append((index, request, pool.submit(opened, request.image)))
-                if not coming:
-                    return
-                index, request, future = coming.popleft()
+        with closing(map_ahead(pool, lambda request: opened(request.image), requests, self.options.workers)) as decoded:
+            for index, (request, future) in enumerate(decoded):
                 image, tiles = future.result(), []
                 if not isinstance(image, Exception):
                     tiles = make_tiles(*image.size, self.options.tile, self.options.overlap)
                 views = [replace(view, region=region) for region in (None, *tiles) for view in self.views]
                 for view in views:
                     yield index, request, view, len(views), image
-        finally:
-            for *_, future in coming:
-                future.cancel()
 
     def _load(self, requests: Iterable[Request], skip_broken: bool = False) -> Iterator[_Shown]:
         """Views of all images in order, read and resized by threads while the model works on earlier ones."""
-        waiting: deque[tuple[Future[_Shown], Any]] = deque()
-
-        def next_shown() -> _Shown:
-            future, job = waiting.popleft()
-            try:
-                return future.result()
-            except (ValueError, OSError) as error:
-                if not skip_broken:
-                    raise
-                return _Shown(*job[:-1], error=error)
-
+        ahead = self.options.workers + self.options.batch_size
         with (
             ThreadPoolExecutor(self.options.workers, thread_name_prefix=READER_THREAD) as pool,
             closing(self._jobs(requests, pool)) as jobs,
+            closing(map_ahead(pool, lambda job: self._show(*job), jobs, ahead)) as coming,
         ):
-            try:
-                for job in jobs:
-                    waiting.append((pool.submit(self._show, *job), job))
-                    if len(waiting) > self.options.workers + self.options.batch_size:
-                        yield next_shown()
-                while waiting:
-                    yield next_shown()
-            finally:
-                for future, _ in waiting:
-                    future.cancel()
+            for job, future in coming:
+                try:
+                    shown = future.result()
+                except (ValueError, OSError) as error:
+                    if not skip_broken:
+                        raise
+                    shown = _Shown(*job[:-1], error=error)
+                yield shown
 
     def _batches(self, requests: Iterable[Request], skip_broken: bool) -> Iterator[list[_Shown]]:
         """Views in groups that may share a pass; every view is in exactly one."""

@@ -44,12 +44,14 @@ def fetch(url: str, timeout: float | None = None) -> bytes:
     seconds = setting("GLIP_URL_TIMEOUT", 60) if timeout is None else timeout
     limit = int(megabytes * 1e6)
     connections, opener = _Connections(), urllib.request.OpenerDirector()  # the usual opener reads files and FTP, too
+    redirects = urllib.request.HTTPRedirectHandler()
+    redirects.max_redirections = MAX_REDIRECTS
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
+        redirects,
         connections,
     ):
         opener.add_handler(handler)
@@ -72,10 +74,6 @@ def fetch(url: str, timeout: float | None = None) -> bytes:
     if max(length, len(content)) > limit:
         raise ValueError(f"it is larger than {megabytes:g} MB; the environment variable GLIP_URL_MAX_MB allows more")
     return content
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = MAX_REDIRECTS
 
 
 class _Connections(urllib.request.HTTPSHandler):

@@ -80,12 +80,8 @@ def _run(arguments: argparse.Namespace, extra: list[str]) -> int:
         if extra:
             arguments.words += extra
         with warnings.catch_warnings():
-            warnings.showwarning = _print_warning
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
             return arguments.run(arguments)
 
     hint = "; the same command resumes it" if command == "evaluate" else ""
     return run_program(f"glip {command}", run, hint=hint)
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"note: {message}", file=sys.stderr)

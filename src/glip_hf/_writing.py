@@ -23,12 +23,10 @@ class NotWrittenError(OSError):
 
 @contextlib.contextmanager
 def replacing(output: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path for a file or directory that replaces `output` at the end and is removed on an error.
+    """A temporary path for a file or directory that replaces `output` at the end and is removed on an error; see
+    `writing` for errors of the disk.
 
     What a link leads to is replaced, not the link; a device or a pipe is written into. No file replaces a directory.
-
-    Raises:
-        NotWrittenError: if the disk is full, read-only, ...; names `output`, the reason and the remedy.
     """
     output = given = Path(output)
     is_device = _is_device(output)

@@ -158,11 +158,8 @@ class GlipConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Refuse fields that contradict each other; called by `@strict` at construction.
-
-        Raises:
-            ValueError: naming the field, its value and what to change.
-        """
+        """Refuse fields that contradict each other, with a ValueError that names the field, its value and what to
+        change; called by `@strict` at construction."""
         if (self.offset_initializer_range or 0) < 0:
             raise ValueError(f"offset_initializer_range={self.offset_initializer_range} must not be negative.")
         for name, divisor in (

@@ -76,14 +76,12 @@ def outline(mask: Any) -> list[list[int]]:
     """The outermost pixels [x, y] of the largest part of a mask [H, W], in order around it; [] if the mask is empty.
 
     `cv2.fillPoly`, which tools read polygons with, fills what they enclose and themselves: the part, without its holes.
-
-    Raises:
-        ImportError: without contourpy, which comes with matplotlib.
     """
     import numpy as np
 
     padded = np.pad(np.asarray(mask, dtype=float), 1)
-    lines = require("contourpy", "eval").contour_generator(z=padded).lines(0.99)  # just outside of the pixels' centres
+    contourpy = require("contourpy", "eval")  # it comes with matplotlib
+    lines = contourpy.contour_generator(z=padded).lines(0.99)  # just outside of the pixels' centres
 
     def area(line: Any) -> float:
         (x, y), (x2, y2) = line.T, np.roll(line, -1, axis=0).T

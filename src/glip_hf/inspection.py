@@ -20,12 +20,8 @@ OTHER_SIZES = "none of the released sizes"
 def describe(source: str) -> dict[str, Any]:
     """Variant, parameters, sizes and configuration of a model, ready for JSON.
 
-    Args:
-        source: a converted model (directory or Hub id; only its config is read), an adapter or a prompt table for one
-            (which is described; `bytes` are those of `source`), or a checkpoint (file).
-
-    Raises:
-        ValueError: if it is none of these.
+    The model is a converted one (directory or Hub id; only its config is read), that of an adapter or a prompt table
+    (`bytes` are those of `source`), or a checkpoint (file); a ValueError if it is none of these.
     """
     if Path(source).is_file():
         return _describe_checkpoint(source)

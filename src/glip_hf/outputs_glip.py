@@ -233,14 +233,10 @@ def bert_attention_mask(config: Any, states: Tensor, attention_mask: Tensor) -> 
 def class_maps(
     positive_map: Tensor | None, label_ids: Tensor | None, attention_mask: Tensor, shared: bool
 ) -> tuple[Tensor, Tensor]:
-    """`positive_map` [N, C, T] and `label_ids` [N, C] of each pair, as given or by default; see
-    `GlipForGrounding.forward`.
+    """`positive_map` [N, C, T] and `label_ids` [N, C] of each pair, as given or by default (see
+    `GlipForGrounding.forward`); a ValueError for other shapes.
 
-    Args:
-        attention_mask: [N, T] of each pair; shared: whether all pairs have the same caption.
-
-    Raises:
-        ValueError: for other shapes.
+    `attention_mask` is [N, T], of each pair; `shared` says whether all pairs have the same caption.
     """
     num_pairs, num_tokens = attention_mask.shape
     check_tensor("positive_map", positive_map)

@@ -152,11 +152,8 @@ def path_digest(path: str | Path) -> str:
 
 
 def environment(processes: int = 1, matmul: str | None = None) -> dict[str, Any]:
-    """Versions, and what else may move the last bits of a result.
-
-    Args:
-        matmul: the library of matrix products on CPUs (`kernels.cpu_linear.settle_library`).
-    """
+    """Versions, and what else may move the last bits of a result, such as `matmul`, the library of matrix products on
+    CPUs (`kernels.cpu_linear.settle_library`)."""
     found: dict[str, Any] = {"python": platform.python_version(), "processes": processes, "matmul": matmul}
     for package in PACKAGES:
         try:
@@ -172,14 +169,12 @@ _held: dict[Path, "FolderLock"] = {}  # locks of this process, which the operati
 
 
 class FolderLock:
-    """Exclusive use of a folder by this process, until `release` or its end, whatever ends it.
+    """Exclusive use of a folder by this process, until `release` or its end, whatever ends it; a RunFolderError names
+    process and machine that use the folder.
 
     A record lock (`fcntl.lockf`) on `run.lock`: unlike `flock` it is not inherited by the workers of a data loader, who
     may outlive a killed run for seconds, and it holds between machines that share a disk. On file systems without locks
     nothing is locked.
-
-    Raises:
-        RunFolderError: naming process and machine that use the folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -304,13 +299,10 @@ def remove(path: Path) -> None:
 
 
 def on_main(action: Callable[[], T], is_main: bool, share: Callable[[Any], Any]) -> T | None:
-    """What `action` gives in the main process, None in the others; if it fails, all of them do.
+    """What `action` gives in the main process, None in the others; if it fails, all of them do, with the message of its
+    `OSError` or `ValueError`.
 
-    Args:
-        share: gives every process the main one's value (`evaluation.distributed.broadcast`).
-
-    Raises:
-        RunFolderError: with the message of the main process's `OSError` or `ValueError`.
+    `share` gives every process the main one's value (`evaluation.distributed.broadcast`).
     """
     result, problem = None, None
     if is_main:

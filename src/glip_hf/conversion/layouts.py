@@ -37,11 +37,8 @@ class LayoutError(ValueError):
 def locate(checkpoint: Checkpoint, ignore: Collection[str] = ()) -> Checkpoint:
     """The GLIP in a checkpoint: its tensors with the original's keys; what is not GLIP's is in `foreign`.
 
-    Args:
-        ignore: patterns (`fnmatch`) of keys to leave out; the prefix `module.` of all keys is not part of them.
-
-    Raises:
-        LayoutError: if there is no GLIP in it, or two; or if a pattern matches no key, or a GLIP's own.
+    `ignore` are patterns (`fnmatch`) of keys to leave out; the prefix `module.` of all keys is not part of them. A
+    LayoutError if there is no GLIP in it, or two; or if a pattern matches no key, or a GLIP's own.
     """
     path, matching = checkpoint.path, {pattern: [] for pattern in ignore}
     kept = {}

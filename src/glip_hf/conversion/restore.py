@@ -76,13 +76,10 @@ def restore_checkpoint(
 
 
 def local_directory(source: str | os.PathLike[str], of: str = "model") -> Path | None:
-    """The directory `source`, or None if it can only be a Hub id: what is misspelt is never looked up on the Hub.
+    """The directory `source`, or None if it can only be a Hub id: what is misspelt is never looked up on the Hub. A
+    ConversionError if it is a file, or a path of nothing.
 
-    Args:
-        of: "model" if it is a GLIP, whose Hub ids have the form USER/NAME; otherwise ids without a user are valid too.
-
-    Raises:
-        ConversionError: if it is a file, or a path of nothing.
+    Hub ids have the form USER/NAME, but what is not `of` a "model" (a GLIP) may have one without a user.
     """
     name, path = os.fspath(source), Path(source)
     if name and os.path.isdir(path):
@@ -163,11 +160,8 @@ def whole_model(source: str | os.PathLike[str]) -> Path:
 
 def read_config(source: str, directory: Path | None = None) -> GlipConfig:
     """The configuration of a converted model: a directory or a Hub id, also of an adapter or a prompt table for one. A
-    ConversionError, in one line, if there is nothing, or something other than a GLIP.
-
-    Args:
-        directory: what `find_model` gave for `source`, if it was asked already.
-    """
+    ConversionError, in one line, if there is nothing, or something other than a GLIP. `directory` is what `find_model`
+    gave for `source`, if it was asked already."""
     directory = find_model(source)[0] if directory is None else directory
     if not (directory / "config.json").is_file():
         raise ConversionError(f"{source}: no config.json in there; glip convert writes one")

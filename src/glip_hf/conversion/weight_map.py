@@ -184,10 +184,7 @@ def to_ours(original: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Converts an original state dict (no `module.` prefix) to our keys.
 
     Dropped buffers are left out; their values are not looked at (see `differing_buffers`). Split tensors are views of
-    the given ones.
-
-    Raises:
-        WeightMapError: with the list of keys that the table does not know, or of tensors that cannot be split.
+    the given ones. A WeightMapError lists keys that the table does not know, or names what cannot be split.
     """
     fused = is_fused(original)
     converted: dict[str, Tensor] = {}

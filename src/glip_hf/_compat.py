@@ -34,18 +34,14 @@ def interval(min: float | None = None, **limits: Any) -> Callable[..., Any]:
 
 def enable_checkpointing(model: Any, options: dict[str, Any] | None = None) -> None:
     """`model.activation_checkpointing_enable(options)`, by the name that it had before 5.23."""
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(options)
-    else:
-        model.gradient_checkpointing_enable(options)
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
 
 
 def disable_checkpointing(model: Any) -> None:
     """`model.activation_checkpointing_disable()`, by the name that it had before 5.23."""
-    if hasattr(model, "activation_checkpointing_disable"):
-        model.activation_checkpointing_disable()
-    else:
-        model.gradient_checkpointing_disable()
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
 
 
 __all__ = ["disable_checkpointing", "enable_checkpointing", "interval", "tokenize"]

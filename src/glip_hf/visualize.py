@@ -159,25 +159,21 @@ def _unpack(
     if not isinstance(detections, Mapping):
         raise TypeError(f"detections are a {type(detections).__name__}: give one dict of post-processing.")
 
-    def plain(key: str) -> list | None:
-        value = detections.get(key)
-        return value.tolist() if hasattr(value, "tolist") else None if value is None else list(value)
-
-    boxes = plain("boxes")
-    if boxes is None:
+    columns = {key: detections.get(key) for key in ("boxes", "scores", "labels", "text_labels", "track_ids", "masks")}
+    if columns["boxes"] is None:
         raise ValueError(
             f"detections has no 'boxes' (keys: {sorted(detections)}); pass one dict of the processor's post-processing."
         )
-    columns: list[list] = []
-    for key in ("scores", "labels", "text_labels", "track_ids"):
-        column = plain(key)
-        if column is not None and len(column) != len(boxes):
-            raise ValueError(f"{len(boxes)} boxes but {len(column)} {key}: they must pair up.")
-        columns.append([None] * len(boxes) if column is None else column)
-    *_, names, tracks = columns
-    columns[2:] = [
-        [f"#{n} {name or ''}".strip() if n is not None and n >= 0 else name for name, n in zip(names, tracks)]
-    ]
+    count = len(columns["boxes"])
+    for key, column in columns.items():
+        if column is not None and len(column) != count:
+            raise ValueError(f"{count} boxes but {len(column)} {key}: they must pair up.")
+    masks = columns.pop("masks")
+    boxes, scores, labels, names, tracks = (
+        [None] * count if column is None else column.tolist() if hasattr(column, "tolist") else list(column)
+        for column in columns.values()
+    )
+    names = [f"#{n} {name or ''}".strip() if n is not None and n >= 0 else name for name, n in zip(names, tracks)]
     try:
         boxes = [[float(v) for v in box] for box in boxes]
     except (TypeError, ValueError):
@@ -185,10 +181,7 @@ def _unpack(
     for k, box in enumerate(boxes):
         if len(box) != 4 or not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
             raise ValueError(f"box {k} is {box}; expected finite x1 <= x2, y1 <= y2.")
-    masks = detections.get("masks")
-    if masks is not None and len(masks) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes but {len(masks)} masks: they must pair up.")
-    return boxes, *columns, masks
+    return boxes, scores, labels, names, masks
 
 
 def _draw_mask(image: Image.Image, mask: Any, color: tuple[int, int, int], line_width: int) -> None:

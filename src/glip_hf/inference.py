@@ -157,12 +157,14 @@ class Request:
             PIL image (`data.records.ImageRef`).
         text, phrases, spans: as `GlipProcessor` takes them without images: class names, a caption, or a list of
             captions with phrases or spans for each. None to look for nothing.
+        keep_image: give the result the image, too.
     """
 
     image: Any
     text: Any = None
     phrases: Any = None
     spans: Any = None
+    keep_image: bool = False
 
 
 @dataclass
@@ -174,6 +176,7 @@ class Grounded:
         width, height: of the upright image, in pixels.
         detections: one entry per query: one for class names or a caption, and one for each of a list of captions.
         error: why the image could not be read, where broken images are skipped.
+        image: decoded and upright, if the request asks to keep it.
     """
 
     index: int
@@ -181,6 +184,7 @@ class Grounded:
     height: int = 0
     detections: list[Detections] = field(default_factory=list)
     error: Exception | None = None
+    image: Image.Image | None = None
 
 
 @dataclass
@@ -306,6 +310,7 @@ class _Shown:
     views: int
     size: tuple[int, int] = (0, 0)
     pixels: dict[str, Tensor] = field(default_factory=dict)
+    image: Image.Image | None = None
     error: Exception | None = None
 
 
@@ -599,7 +604,7 @@ class GroundingEngine:
                     captions, result, views = progress[shown.index]
                     views[shown.view] = of_view
                     if shown.error is None:
-                        result.width, result.height = shown.size
+                        (result.width, result.height), result.image = shown.size, shown.image
                     else:
                         result.error = shown.error
                     if len(views) == shown.views:
@@ -636,8 +641,7 @@ class GroundingEngine:
         try:
             if isinstance(opened, Exception):
                 raise opened
-            shown = open_upright(image) if opened is None else opened
-            size = shown.size
+            shown = whole = open_upright(image) if opened is None else opened
             if view.region is not None:
                 shown = shown.crop(view.region)
             if view.flip:
@@ -653,7 +657,7 @@ class GroundingEngine:
             raise kind(f"{name}: {error}" if name else str(error)) from error
         if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
             made |= {name: made[name].pin_memory() for name in ("pixel_values", "pixel_mask")}
-        return _Shown(index, request, view, views, size, dict(made))
+        return _Shown(index, request, view, views, whole.size, dict(made), whole if request.keep_image else None)
 
     def _size(self, view: View) -> dict[str, Mapping[str, int]]:
         """The image processor's option for a view's size."""

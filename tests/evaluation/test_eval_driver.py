@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from eval_cases import NAMES, SIZES
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from glip_hf.data.records import ImageRef
 from glip_hf.evaluation.run import predictions
@@ -254,6 +254,20 @@ def test_views():
     views = make_views([64, 96], flip=True)
     assert [(view.short_side, view.flip) for view in views] == [(64, False), (64, True), (96, False), (96, True)]
     assert make_views([64, 96, 64]) == make_views([64, 96])  # an image waits for as many as there are
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": [64, 96], "flip": True}, {"tile": 48}])
+def test_a_result_keeps_its_image_if_asked(model, processor, task, tmp_path, options):
+    """Decoded, turned upright, and whole, whatever views of it the model was shown."""
+    stored = Image.open(task.images[0].path).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored.save(tmp_path / "turned.png", exif=exif)
+    engine = GroundingEngine(model, processor, GroundingOptions(**options))
+    kept, other = (Request(tmp_path / "turned.png", ["cat"], keep_image=keep) for keep in (True, False))
+    kept, other = engine.ground([kept, other], in_order=True)
+    assert other.image is None and kept.image.size == stored.size[::-1] == (kept.width, kept.height)
+    assert np.array_equal(kept.image, stored.transpose(Image.Transpose.ROTATE_270))
 
 
 def test_a_scale_given_twice_loses_no_image(model, processor, task):

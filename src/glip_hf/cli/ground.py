@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     from concurrent.futures import ThreadPoolExecutor
 
     from .._writing import check_place
-    from ..inference import GroundingEngine, Request
+    from ..inference import Grounded, GroundingEngine, Request
     from ..postprocess_glip import check_thresholds
 
     for target in {path.parent: path for path in (*targets, json_file) if path is not None}.values():
@@ -190,22 +190,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     records: list[dict[str, Any]] = []
 
-    def ground_all() -> Iterator[tuple[Image.Image | None, Any]]:
-        """One photo after the other: its image, if it is kept, and what was found in it, or why nothing was."""
-        rest, suspect = deque(_Photo(path, arguments.save or segmenter) for path in paths if not _is_video(path)), False
+    def ground_all() -> Iterator[Grounded]:
+        """What was found in one image after the other, or why nothing was."""
+        asked = {"text": text, "phrases": arguments.phrases, "keep_image": bool(arguments.save or segmenter)}
+        rest, suspect = deque(Request(path, **asked) for path in paths if not _is_video(path)), False
         while rest:
-            requests = (Request(photo, text, arguments.phrases) for photo in ([rest[0]] if suspect else list(rest)))
             try:
+                requests = [rest[0]] if suspect else list(rest)
                 with closing(engine.ground(requests, skip_broken=True, in_order=True)) as results:
                     for found in results:
-                        yield rest.popleft().take(), found.error or found
+                        rest.popleft()
+                        yield found
                 suspect = False
-            except (OSError, ValueError) as error:  # the model's: the other photos are grounded all the same
-                # Of a batch it may be any photo's: the first one is tried alone.
+            except (OSError, ValueError) as error:  # the model's: the other images are grounded all the same
+                # Of a batch it may be any image's: the first one is tried alone.
                 suspect = not suspect and arguments.batch_size > 1
                 if not suspect:
                     rest.popleft()
-                    yield None, error
+                    yield Grounded(0, error=error)
 
     def detect_all() -> Iterator[ImageDetections]:
         """The detections of one image after the other, which are printed in passing. They are drawn and saved by
@@ -215,10 +217,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         def of_photo(path: str, target: Path | None, file_name: str, record: dict[str, Any]) -> Iterator[Any]:
             """None once it is grounded, and its detections once it is saved, too."""
-            image, found = next(results)
-            if isinstance(found, Exception):
-                raise CliError(first_line(found))
-            result = found.detections[0]
+            found = next(results)
+            if found.error is not None:
+                raise CliError(first_line(found.error))
+            image, found.image, (result,) = found.image, None, found.detections
             if segmenter is not None:
                 try:
                     result["masks"] = segmenter(image, result["boxes"])
@@ -279,27 +281,6 @@ def run(arguments: argparse.Namespace) -> int:
             write_json(json_file, document)
             print(f"-> {json_file}")
     return 1 if any("error" in record for record in records) else 0
-
-
-class _Photo:
-    """An image for the engine, whose threads decode it; `kept` for what is drawn on it until it is taken."""
-
-    def __init__(self, path: str, kept: object) -> None:
-        self.path, self.kept, self.image = path, bool(kept), None
-
-    def __str__(self) -> str:
-        return self.path
-
-    def load(self) -> Image.Image:
-        from ..inference import open_upright
-
-        image = open_upright(self.path)
-        self.image = image if self.kept else None
-        return image
-
-    def take(self) -> Image.Image | None:
-        image, self.image = self.image, None
-        return image
 
 
 def load_segmenter(source: str, device: "torch.device", dtype: "torch.dtype") -> "BoxSegmenter":

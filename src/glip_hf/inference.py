@@ -560,7 +560,11 @@ class GroundingEngine:
     # -- images ------------------------------------------------------------------------------------
 
     def ground(
-        self, requests: Iterable[Request], skip_broken: bool = False, in_order: bool = False
+        self,
+        requests: Iterable[Request],
+        skip_broken: bool = False,
+        in_order: bool = False,
+        skip_failed: bool = False,
     ) -> Iterator[Grounded]:
         """The result of each request, as soon as it is there: in order of the requests where all images share a batch
         (`batch_size=1`, or `allow_padding`), else batches come as they fill.
@@ -568,11 +572,13 @@ class GroundingEngine:
         Args:
             skip_broken: give an image that cannot be read a result with its `error`; else the error is raised.
             in_order: in order of the requests, whatever the batches; a result waits for at most 4 batches.
+            skip_failed: the same as `skip_broken` for an image that the model fails at, with scores that are NaN for
+                example; the images of its batch are tried one by one.
 
         Raises:
             ValueError, FileNotFoundError: naming the image that cannot be read.
         """
-        results = self._ground(requests, skip_broken)
+        results = self._ground(requests, skip_broken, skip_failed)
         if not in_order:
             return results
 
@@ -588,7 +594,7 @@ class GroundingEngine:
 
         return ordered()
 
-    def _ground(self, requests: Iterable[Request], skip_broken: bool) -> Iterator[Grounded]:
+    def _ground(self, requests: Iterable[Request], skip_broken: bool, skip_failed: bool) -> Iterator[Grounded]:
         # Of each image whose views are not all done: its captions, its result, and the detections of each view.
         progress: dict[int, tuple[Captions, Grounded, dict[View, list[Detections]]]] = {}
         with closing(self._batches(requests, skip_broken)) as batches:  # whatever happens, no thread outlives this
@@ -599,7 +605,7 @@ class GroundingEngine:
                         if asked.text is not None and shown.error is None:
                             captions = self.encode(asked.text, asked.phrases, asked.spans)
                         progress[shown.index] = captions, Grounded(shown.index), {}
-                found = self._detect_views(batch, [progress[shown.index][0] for shown in batch])
+                found = self._detect_views(batch, [progress[shown.index][0] for shown in batch], skip_failed)
                 for shown, of_view in zip(batch, found):
                     captions, result, views = progress[shown.index]
                     views[shown.view] = of_view
@@ -622,15 +628,26 @@ class GroundingEngine:
         ]
         return [self.merge(its, {View(): found})[0] for its, found in zip(own, self.detect(inputs, own))]
 
-    def _detect_views(self, batch: list[_Shown], captions: Sequence[Captions]) -> list[list[Detections]]:
-        """Detections of every view of a batch with each of its captions."""
+    def _detect_views(
+        self, batch: list[_Shown], captions: Sequence[Captions], skip_failed: bool
+    ) -> list[list[Detections]]:
+        """Detections of every view of a batch with each of its captions; see `ground` for `skip_failed`."""
         asked = [row for row, its in enumerate(captions) if len(its) and batch[row].error is None]
         if not asked:
             return [[] for _ in batch]
         views = [batch[row].pixels for row in asked]
-        pixels = {name: _stack([view.pop(name)[0] for view in views]) for name in ("pixel_values", "pixel_mask")}
+        pixels = {name: _stack([view[name][0] for view in views]) for name in ("pixel_values", "pixel_mask")}
         pixels["original_sizes"] = torch.cat([view["original_sizes"] for view in views])
-        found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))
+        try:
+            found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))
+        except (OSError, ValueError) as error:
+            if not skip_failed:
+                raise
+            if len(batch) > 1:
+                return [self._detect_views([shown], [its], True)[0] for shown, its in zip(batch, captions)]
+            found, batch[0].error = {}, error
+        for view in views:
+            view.clear()
         return [found.get(row, []) for row in range(len(batch))]
 
     def _show(self, index: int, request: Request, view: View, views: int = 1, opened: Any = None) -> _Shown:

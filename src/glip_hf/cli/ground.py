@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     from concurrent.futures import ThreadPoolExecutor
 
     from .._writing import check_place
-    from ..inference import Grounded, GroundingEngine, Request
+    from ..inference import GroundingEngine, Request
     from ..postprocess_glip import check_thresholds
 
     for target in {path.parent: path for path in (*targets, json_file) if path is not None}.values():
@@ -190,29 +190,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     records: list[dict[str, Any]] = []
 
-    def ground_all() -> Iterator[Grounded]:
-        """What was found in one image after the other, or why nothing was."""
-        asked = {"text": text, "phrases": arguments.phrases, "keep_image": bool(arguments.save or segmenter)}
-        rest, suspect = deque(Request(path, **asked) for path in paths if not _is_video(path)), False
-        while rest:
-            try:
-                requests = [rest[0]] if suspect else list(rest)
-                with closing(engine.ground(requests, skip_broken=True, in_order=True)) as results:
-                    for found in results:
-                        rest.popleft()
-                        yield found
-                suspect = False
-            except (OSError, ValueError) as error:  # the model's: the other images are grounded all the same
-                # Of a batch it may be any image's: the first one is tried alone.
-                suspect = not suspect and arguments.batch_size > 1
-                if not suspect:
-                    rest.popleft()
-                    yield Grounded(0, error=error)
-
     def detect_all() -> Iterator[ImageDetections]:
         """The detections of one image after the other, which are printed in passing. They are drawn and saved by
         threads while the model works on the next ones."""
-        results, waiting = ground_all(), deque()
+        asked = {"text": text, "phrases": arguments.phrases, "keep_image": bool(arguments.save or segmenter)}
+        requests, waiting = (Request(path, **asked) for path in paths if not _is_video(path)), deque()
+        results = engine.ground(requests, skip_broken=True, in_order=True, skip_failed=True)
         todo = list(zip(paths, targets, file_names))
 
         def of_photo(path: str, target: Path | None, file_name: str, record: dict[str, Any]) -> Iterator[Any]:

@@ -30,21 +30,19 @@ from ..ops_glip import NUM_POINTS, once_differentiable, register_kernel, shape_c
 from .cpu_linear import PackedWeight, apply_function, even_blocks, linear, onednn_available, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
+# Output positions whose 9 sampling points are gathered at a time: the product then reads them from a CPU's cache. A
+# DyConv in float32 takes 387 ms with 512, 375 with this, 377 with 2,048, 479 with 4,608; in bfloat16 200 up to 2,048.
 COLUMN_BLOCK = 1024
-"""Output positions whose 9 sampling points are gathered at a time: the product then reads them from a CPU's cache. A
-DyConv in float32 takes 387 ms with 512, 375 with this, 377 with 2,048, 479 with 4,608; in bfloat16 200 up to 2,048."""
 
+# Output positions whose sampling points are located at a time in inference; a multiple of `COLUMN_BLOCK`
 LOCATED_BLOCK = 8192
-"""Output positions whose sampling points are located at a time in inference; a multiple of `COLUMN_BLOCK`."""
 
+# Bytes of gathered values that are kept for the backward pass; more are gathered again, in blocks of this size
 KEPT_COLUMNS = 24 << 20
-"""Bytes of gathered values that are kept for the backward pass; more are gathered again, in blocks of this size."""
 
-MERGE_BLOCK = 1024
-"""Locations that are merged in the last pass at a time."""
+MERGE_BLOCK = 1024  # locations that are merged in the last pass at a time
 
-CACHE_LINE = 16
-"""Values in a cache line, float32."""
+CACHE_LINE = 16  # values in a cache line, float32
 
 PARTS = {
     "offset_conv": nn.Conv2d,
@@ -62,14 +60,10 @@ class SamplingGrid(NamedTuple):
     """Where the sampling points of P positions lie without offsets: constants of the sizes. Positions may belong to
     different feature maps."""
 
-    base: Tensor
-    """[P, K, 2] float32: row and column of each sampling point in its map."""
-    limit: Tensor
-    """[P, K, 2] float32: height and width of that map."""
-    width: Tensor
-    """[P, 1] int32: its width."""
-    start: Tensor
-    """[P, 1] int32: the row of R where it starts."""
+    base: Tensor  # [P, K, 2] float32: row and column of each sampling point in its map
+    limit: Tensor  # [P, K, 2] float32: height and width of that map
+    width: Tensor  # [P, 1] int32: its width
+    start: Tensor  # [P, 1] int32: the row of R where it starts
 
 
 def make_sampling_grid(height: int, width: int, stride: int, start: int, device: torch.device) -> SamplingGrid:
@@ -317,25 +311,18 @@ def sampled_product(
 class PyramidPlan(NamedTuple):
     """Constants of the sizes of a pyramid's levels."""
 
-    sizes: tuple[int, ...]
-    """Locations of each level."""
+    sizes: tuple[int, ...]  # locations of each level
+    # [A, K] int32: (1 + location) * K + point, the product that each location reads at each of its sampling points; 0
+    # beyond the map
     neighbours: Tensor
-    """[A, K] int32: (1 + location) * K + point, the product that each location reads at each
-    of its sampling points; 0 beyond the map."""
-    readers: Tensor
-    """[A, K] int32: 1 + the location that reads a location at each of its sampling points, 0 for none."""
-    grids: tuple[SamplingGrid, SamplingGrid, SamplingGrid]
-    """Of conv_mid, conv_low and conv_high."""
-    quirk: Tensor
-    """[Q * 27] int64: where in [A * 27] conv_high finds its offsets and masks; see `view_offsets_as`."""
-    upsampled_mean: Tensor
-    """[L - 1, Q]: the mean of conv_high's output *after* its up-sampling to the finer level."""
+    readers: Tensor  # [A, K] int32: 1 + the location that reads a location at each of its sampling points, 0 for none
+    grids: tuple[SamplingGrid, SamplingGrid, SamplingGrid]  # of conv_mid, conv_low and conv_high
+    quirk: Tensor  # [Q * 27] int64: where in [A * 27] conv_high finds its offsets and masks; see `view_offsets_as`
+    upsampled_mean: Tensor  # [L - 1, Q]: the mean of conv_high's output *after* its up-sampling to the finer level
+    # Rows [A - those of the coarsest level, 4] int32 and weights: bilinear up-sampling of each level to the finer
     corners: tuple[Tensor, Tensor]
-    """Rows [A - those of the coarsest level, 4] int32 and weights: bilinear up-sampling of each level to the finer."""
-    corners_back: tuple[Tensor, Tensor, Tensor]
-    """The reverse as bags: int32 members, their first [Q], weights."""
-    join: Tensor
-    """[L, S]: 1 where a segment is a candidate of a level."""
+    corners_back: tuple[Tensor, Tensor, Tensor]  # the reverse as bags: int32 members, their first [Q], weights
+    join: Tensor  # [L, S]: 1 where a segment is a candidate of a level
 
 
 def _cell(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:

@@ -21,25 +21,21 @@ from ..ops_glip import is_enabled, is_traced
 
 KERNEL = "cpu_int8"
 
-RANGE = 127.5
-"""What the largest value of a row is scaled to, by torchao's rule: rounded to -128 or, clamped, 127."""
+RANGE = 127.5  # what the largest value of a row is scaled to, by torchao's rule: rounded to -128 or, clamped, 127
 
-ROW_BLOCK = 2048
-"""Rows that are quantised and multiplied at a time."""
+ROW_BLOCK = 2048  # rows that are quantised and multiplied at a time
 
+# Columns or rows of a weight below which products in bfloat16, where the processor has them, take less time than
+# quantising their input: CPU time of a layer of Swin at 800 x 1066 with 96, 192, 384 and 768 channels 124, 100, 85 and
+# 79 ms in bfloat16, 162, 102, 66 and 55 ms in int8 (float32 231, 176, 153 and 155)
 NARROW = 256
-"""Columns or rows of a weight below which products in bfloat16, where the processor has them, take less time than
-quantising their input: CPU time of a layer of Swin at 800 x 1066 with 96, 192, 384 and 768 channels 124, 100, 85 and
-79 ms in bfloat16, 162, 102, 66 and 55 ms in int8 (float32 231, 176, 153 and 155)."""
 
 
 class Int8Weight(NamedTuple):
     """A weight for products with inputs that are quantised too."""
 
-    values: Tensor
-    """[N, K] int8."""
-    scale: Tensor
-    """[N] float32."""
+    values: Tensor  # [N, K] int8
+    scale: Tensor  # [N] float32
 
 
 def _is_int8(weight: Tensor) -> bool:

@@ -31,25 +31,23 @@ from torch.overrides import TorchFunctionMode
 from ..ops_glip import is_enabled, is_traced, register_kernel
 from .cpu_int8 import KERNEL, Int8Weight, is_readable, multiply, read_weight, supports
 
-MATMUL_VARIABLE = "GLIP_CPU_MATMUL"
-"""Environment variable that chooses the library: "mkl" or "onednn"."""
+MATMUL_VARIABLE = "GLIP_CPU_MATMUL"  # environment variable that chooses the library: "mkl" or "onednn"
 
-SMALLEST_SIDE = 8
-"""Rows and columns from which on a product goes by oneDNN: smaller ones are bound by memory."""
+SMALLEST_SIDE = 8  # rows and columns from which on a product goes by oneDNN: smaller ones are bound by memory
 
+# Fewer rows than the first go by oneDNN only if the weight has the second's values: a call takes some 30 us
 FEW_ROWS, SMALLEST_WEIGHT = 64, 2**18
-"""Fewer rows than the first go by oneDNN only if the weight has the second's values: a call takes some 30 us."""
 
+# Rows up to which a weight with more rows than that is the first operand and not the second, which oneDNN brings into a
+# blocked layout. 8 rows of 768 columns times a weight of 3,072: MKL 620 us, oneDNN 830, weight first 290; 64 rows
+# 2,410, 1,320, 830; 128 rows 4,220, 1,880, 1,590; 194 rows 5,330, 2,480, 2,350 (two cores, weights from memory).
 TRANSPOSED_ROWS = 128
-"""Rows up to which a weight with more rows than that is the first operand and not the second, which oneDNN brings into
-a blocked layout. 8 rows of 768 columns times a weight of 3,072: MKL 620 us, oneDNN 830, weight first 290; 64 rows
-2,410, 1,320, 830; 128 rows 4,220, 1,880, 1,590; 194 rows 5,330, 2,480, 2,350 (two cores, weights from memory)."""
 
+# Rows at a time of a product with `out`: the library allocates its results, which are copied from the cache
 OUT_ROWS = 2048
-"""Rows at a time of a product with `out`: the library allocates its results, which are copied from the cache."""
 
+# `product_over_rows` goes by oneDNN for multiples of the first, up to twice the second, or in blocks of the second
 ROW_UNIT, SUMMED_ROWS = 64, 1024
-"""`product_over_rows` goes by oneDNN for multiples of the first, up to twice the second, or in blocks of the second."""
 
 
 # -- which library ---------------------------------------------------------------------------------
@@ -104,8 +102,8 @@ def bfloat16_is_native() -> bool:
     return found and onednn_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+# Whether products stay with MKL for now; see `apply_function`
 _mkl_only: ContextVar[bool] = ContextVar("mkl_only", default=False)
-"""Whether products stay with MKL for now; see `apply_function`."""
 
 
 def _may_use_onednn(*matrices: Tensor, dtype: torch.dtype = torch.float32) -> bool:

@@ -20,20 +20,20 @@ from .cpu_int8 import Int8Weight, join, read_weight
 from .cpu_linear import ROW_UNIT, PackedWeight, apply_function, even_blocks, linear, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
+# Values that inference holds at a time, in the widest part of a layer: 4 MiB in float32 stay in a CPU's cache
 BLOCK_VALUES = 2**20
-"""Values that inference holds at a time, in the widest part of a layer: 4 MiB in float32 stay in a CPU's cache."""
 
+# Values of query, key and value up to which inference holds those of a whole feature map, by cells and not by windows,
+# which with their padding have 8 to 18 % more rows. An attention in bfloat16 (float32) of 800 x 1066 pixels, with 192
+# channels: 34.6 ms -> 31.5 (71 -> 61), with 384: 25.7 -> 23.1 (52 -> 44); with 96: 49.5 -> 48.7 (91 -> 147).
 TABLE_VALUES = 2**23
-"""Values of query, key and value up to which inference holds those of a whole feature map, by cells and not by windows,
-which with their padding have 8 to 18 % more rows. An attention in bfloat16 (float32) of 800 x 1066 pixels, with 192
-channels: 34.6 ms -> 31.5 (71 -> 61), with 384: 25.7 -> 23.1 (52 -> 44); with 96: 49.5 -> 48.7 (91 -> 147)."""
 
+# Channels up to which `FeedForward` pays: on one core, forward and backward of 25,600 rows of 24 channels took 27 ms
+# and not 37; of 9,000 rows of 96 channels 81 and 83, of 3,000 of 192 channels 73 and 74, in a fifth of the memory
 RECOMPUTED_WIDTH = 256
-"""Channels up to which `FeedForward` pays: on one core, forward and backward of 25,600 rows of 24 channels took 27 ms
-and not 37; of 9,000 rows of 96 channels 81 and 83, of 3,000 of 192 channels 73 and 74, in a fifth of the memory."""
 
+# Sum of a row's exponentials down to which, and up to the reciprocal of which, `attend` needs no softmax
 SMALLEST_TOTAL = 1e-25
-"""Sum of a row's exponentials down to which, and up to the reciprocal of which, `attend` needs no softmax."""
 
 PARTS = {
     "layernorm_before": nn.LayerNorm,

@@ -29,29 +29,26 @@ from .cpu_int8 import dense
 from .cpu_linear import apply_function, linear, pack, product_over_rows
 from .guards import is_cpu_float, parts_are_plain
 
-BLOCK_SCORES = 2**20
-"""Scores that `attend_in_blocks` holds at a time: 4 MiB in float32 stay in a CPU's cache."""
+BLOCK_SCORES = 2**20  # scores that `attend_in_blocks` holds at a time: 4 MiB in float32 stay in a CPU's cache
 
-LARGEST_TOTAL = 1e8
-"""Sum of a block's weights of one token, relative to the level, from which on the level is raised."""
+LARGEST_TOTAL = 1e8  # sum of a block's weights of one token, relative to the level, from which on the level is raised
 
+# Sum of a location's weights over the tokens down to which no weight that counts has left float32's normal range
 SMALLEST_NORMALISER = 1e-28
-"""Sum of a location's weights over the tokens down to which no weight that counts has left float32's normal range."""
 
+# Visual tokens a block has at least, and a multiple of it: with rows of 675 scores the first product took 7.6 ms, with
+# rows of 640 and 704 6.0 and 6.5 (1,552 tokens and heads)
 MIN_BLOCK = 64
-"""Visual tokens a block has at least, and a multiple of it: with rows of 675 scores the first product took 7.6 ms, with
-rows of 640 and 704 6.0 and 6.5 (1,552 tokens and heads)."""
 
-LARGEST_BLOCK = 2048
-"""Visual tokens a block has at most, for short captions."""
+LARGEST_BLOCK = 2048  # visual tokens a block has at most, for short captions
 
+# Text tokens below which the normalisers of the heads are repeated for all tokens before the product with the weights:
+# 2,048 x 8 heads x 8 tokens in bfloat16 take 80 us and not 247
 FEW_TOKENS = 32
-"""Text tokens below which the normalisers of the heads are repeated for all tokens before the product with the weights:
-2,048 x 8 heads x 8 tokens in bfloat16 take 80 us and not 247."""
 
+# Columns beside the visual tokens in `attend_sdpa_dropout`: ones and zeros, as memory-efficient attention takes
+# multiples of 8
 EXTRA_COLUMNS = 8
-"""Columns beside the visual tokens in `attend_sdpa_dropout`: ones and zeros, as memory-efficient attention takes
-multiples of 8."""
 
 PARTS = {
     "norm_vision": nn.LayerNorm,
@@ -370,14 +367,10 @@ def attend_in_blocks(
 class Absorbed(NamedTuple):
     """The text side as keys and values of the visual tokens, gamma and the output projection included."""
 
-    keys: Tensor
-    """[B, H, T, D]."""
-    key_bias: Tensor
-    """[B, H, T]."""
-    values: Tensor
-    """[B, H, T, D]."""
-    out_bias: Tensor
-    """[D], gamma times the bias of the output projection."""
+    keys: Tensor  # [B, H, T, D]
+    key_bias: Tensor  # [B, H, T]
+    values: Tensor  # [B, H, T, D]
+    out_bias: Tensor  # [D], gamma times the bias of the output projection
 
 
 def _project(projection: nn.Linear, x: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from .cpu_int8 import is_readable
 
+# Of PyTorch, whose `_has_any_global_hook` 2.6 does not have yet
 GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
     "_global_backward_hooks",
     "_global_forward_pre_hooks",
     "_global_forward_hooks",
 )
-"""Of PyTorch, whose `_has_any_global_hook` 2.6 does not have yet."""
 
 
 def is_watched(module: nn.Module) -> bool:

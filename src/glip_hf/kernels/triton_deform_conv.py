@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 from transformers.utils import is_triton_available
 
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Of features, weight and bias."""
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of features, weight and bias
 
+# Whether this process runs the kernels in Triton's interpreter; Triton decides it where a kernel is defined
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-"""Whether this process runs the kernels in Triton's interpreter; Triton decides it where a kernel is defined."""
 
+# Of the operators below: a copy of this file from the Hub registers its own beside those of an installed package
 NAMESPACE = re.sub(r"\W", "_", __name__)
-"""Of the operators below: a copy of this file from the Hub registers its own beside those of an installed package."""
 
 
 if is_triton_available():

@@ -150,6 +150,13 @@ def test_rows_of_any_data_set(folder: Path, tmp_path: Path) -> None:
     assert detector(batch).sort_by("path")["boxes"].to_pylist() == [found[0]["boxes"], found[2]["boxes"]]
 
 
+@pytest.mark.parametrize("given", [{}, {"text": ""}, {"text": []}, {"text": ["cat"], "text_column": "names"}])
+def test_what_to_find_is_said_once(given: dict) -> None:
+    """Of an empty text every row would say that a column of the name None has no text."""
+    with pytest.raises(ValueError, match="exactly one of them says what to find"):
+        glip_ray.DetectObjects("model", **given)
+
+
 def test_a_worker_without_the_model(folder: Path, tmp_path: Path) -> None:
     gone = tmp_path / "model"
     with pytest.raises(ray.exceptions.RayError) as error:

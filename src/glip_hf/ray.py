@@ -154,7 +154,7 @@ class DetectObjects(_Actor):
         text_column: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        if (text is None) == (text_column is None):
+        if (text is not None and len(text) > 0) == (text_column is not None):
             raise ValueError(
                 f"text={shown(text)}, text_column={shown(text_column)}: exactly one of them says what to find."
             )

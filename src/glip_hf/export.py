@@ -808,42 +808,37 @@ class OnnxGlip:
         return nn.functional.pad(tokens if tokens.is_floating_point() else tokens.long(), margins)
 
 
-def compare(model: GlipForGrounding, exported: OnnxGlip, inputs: GlipBatchFeature, rounds: int = 0) -> dict[str, float]:
-    """How far the outputs of an exported file are from the model's, and how long both take.
+def check(
+    model: GlipForGrounding, processor: GlipProcessor, path: str | os.PathLike[str], **options: Any
+) -> dict[str, float]:
+    """How far the outputs of an exported file are from its model's on the shipped image, and how long both take.
 
     Args:
-        inputs: of `OnnxGlip.prepare`.
-        rounds: timed runs of each, in turn (A B A B), after one that is not counted; 0 for no times.
+        options: of `OnnxGlip`.
 
     Returns:
         `probability`: largest difference of a probability (of a token at a location, or centerness); `box`: of a box's
-        edge, as a fraction of the image's side; and with `rounds`, `onnx_seconds` and `torch_seconds`, medians.
+        edge, as a fraction of the image's side; `onnx_seconds` and `torch_seconds`: medians of three runs of each, in
+        turn, after one that is not counted.
     """
+    exported = OnnxGlip(path, processor, **options)
+    inputs = exported.prepare(load_demo_image(), list(DEMO_NAMES))
     runs: dict[str, Callable[[], GlipGroundingOutput]] = {
         "onnx": lambda: exported(**inputs),
         "torch": torch.no_grad()(lambda: model(**inputs)),
     }
-    ours, theirs = runs["onnx"](), runs["torch"]()
-    figures = {
-        "probability": max(
-            (getattr(ours, name).sigmoid() - getattr(theirs, name).sigmoid()).abs().max().item()
-            for name in ("logits", "centerness_logits")
-        ),
-        "box": (ours.pred_boxes - theirs.pred_boxes).abs().max().item(),
-    }
+    ours, theirs = (run() for run in runs.values())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for _ in range(3):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return figures | {f"{name}_seconds": median(values) for name, values in seconds.items() if values}
-
-
-def check(
-    model: GlipForGrounding, processor: GlipProcessor, path: str | os.PathLike[str], **options: Any
-) -> dict[str, float]:
-    """`compare` an exported file with its model on the shipped image, with three timed runs of each; `options` are
-    those of `OnnxGlip`."""
-    exported = OnnxGlip(path, processor, **options)
-    return compare(model, exported, exported.prepare(load_demo_image(), list(DEMO_NAMES)), rounds=3)
+    return {
+        "probability": max(
+            (ours[name].sigmoid() - theirs[name].sigmoid()).abs().max().item()
+            for name in ("logits", "centerness_logits")
+        ),
+        "box": (ours.pred_boxes - theirs.pred_boxes).abs().max().item(),
+        **{f"{name}_seconds": median(values) for name, values in seconds.items()},
+    }

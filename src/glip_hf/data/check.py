@@ -213,9 +213,8 @@ def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, rep
     elif reader == "hub":
         unused = ("drop_empty", "strict", "cache_dir")
         data = HubData(**{key: value for key, value in spec.items() if key not in unused})
-        columns, categories, _ = data.collect()
-        encoded = data.encoded_images()
-        yield columns, categories, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
+        columns, encoded = data.collect(), data.encoded_images()
+        yield columns, data.labels, lambda ref: ImageRef(ref.path, data=encoded(ref.offset))
     elif reader in FILES:  # generated scenes have nothing to check
         known = inspect.signature(FILES[reader]).parameters
         options = {"data_root": data_root} | {key: value for key, value in spec.items() if key in known}

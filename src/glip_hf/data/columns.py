@@ -493,18 +493,30 @@ class Columns:
 
     # -- to Arrow ---------------------------------------------------------------------------------------
 
-    def to_table(
-        self, keep: np.ndarray, labels: Mapping[int, int] | None = None, drop_empty: bool = False, by_id: bool = True
+    def sound_table(
+        self,
+        tally: Tally,
+        labels: Mapping[Any, int] | None,
+        drop_empty: bool = False,
+        strict: bool = False,
+        by_id: bool = True,
     ) -> Any:
-        """A `pyarrow.Table` of `arrow_schema`, one row per image.
+        """What is sound as a `pyarrow.Table` of `arrow_schema`, one row per image; the rest is counted in `tally`.
 
         Args:
-            keep: [M] bool, annotations to store.
-            labels: category id -> stored label; None stores 1.
+            labels: category id -> stored label, of all that are known; None where categories mean nothing stores 1.
             drop_empty: leave out images to which no box is left.
             by_id: images in ascending order of id (the original's order), else of appearance.
+
+        Raises:
+            ValueError: if `strict` and anything is damaged, naming the first damage.
         """
         pa = require("pyarrow")
+        self.finish(labels)
+        keep = tally.count(self)
+        if strict and tally.dropped:
+            kind = next(iter(tally.dropped))
+            raise ValueError(f"{kind} in {tally.examples[kind]}. Repair it, or read with strict=False to leave it out.")
         integer_ids = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in self.ids)
         if integer_ids:
             ids = np.array(self.ids, np.int64)

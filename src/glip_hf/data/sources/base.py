@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from ...runs import sizes_digest
 from ...values_glip import quote
 from ..broken import find_broken
 from ..cache import release_pages
-from ..columns import ALLOWED_DAMAGE, Columns, Tally
+from ..columns import ALLOWED_DAMAGE, Tally
 from ..images import MissingImages, missing_files
 from ..records import ImageRef, Record, record_from_row
 
@@ -249,25 +249,3 @@ def find_path(path: str | Path, data_root: str | Path | None = None, must_exist:
             "environment variable DATASET."
         )
     return tried[0].absolute()
-
-
-def sound_table(
-    columns: Columns,
-    tally: Tally,
-    categories: Collection[Any] | None,
-    labels: Mapping[Any, int] | None,
-    drop_empty: bool = False,
-    strict: bool = False,
-    by_id: bool = True,
-) -> Any:
-    """The sound part of `columns` as a `pyarrow.Table` (see `Columns.to_table`); the rest is counted in `tally`.
-
-    Raises:
-        ValueError: if `strict` and anything is damaged, naming the first damage.
-    """
-    columns.finish(categories)
-    keep = tally.count(columns)
-    if strict and tally.dropped:
-        kind = next(iter(tally.dropped))
-        raise ValueError(f"{kind} in {tally.examples[kind]}. Repair it, or read with strict=False to leave it out.")
-    return columns.to_table(keep, labels, drop_empty, by_id)

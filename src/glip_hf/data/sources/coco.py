@@ -26,7 +26,7 @@ from ..fields import Ids, id_order, read_id, read_name, read_size
 from ..images import SHOWN, URL_FIELDS, ImageFinder, RefusedImage, missing_files
 from ..json_stream import stream_json
 from ..records import ImageRef, upright_size
-from .base import Captions, Source, find_path, sound_table
+from .base import Captions, Source, find_path
 
 logger = logging.get_logger(__name__)
 
@@ -139,7 +139,7 @@ class CocoFile:
                     raise ValueError(f"{self.path}: {in_one_line(listed, SHOWN)}.")
             if not self.grounded:
                 labels, names, tally.notes = number_categories(self.categories, found, self.path, columns)
-            writer.write(sound_table(columns, tally, labels, labels, drop_empty, strict))
+            writer.write(columns.sound_table(tally, labels, drop_empty, strict))
             if self.grounded and tally.kept and not columns.spans:
                 raise ValueError(
                     f"{self.path}: none of the {tally.kept:,} boxes has a phrase (tokens_positive) to be learned: is "

@@ -24,7 +24,7 @@ from ..columns import ALLOWED_DAMAGE, Columns, Tally
 from ..fields import class_list, read_size
 from ..images import ImageFinder, RefusedImage
 from ..records import Record, record_from_row, upright_size
-from .base import Captions, Source, sound_table
+from .base import Captions, Source
 
 logger = logging.get_logger(__name__)
 
@@ -130,7 +130,7 @@ class HubData:
         name: of the data set.
         columns: where the data set keeps what, if not where `HubColumns` says.
         names: of the classes 0, 1, ... Default: those of the `ClassLabel` feature, else, in a stored data set, all the
-            texts that occur (None until they are collected).
+            texts that occur. The attribute is class id (1..N) -> name: None until collected, empty with captions.
         captions: "given", "all" or "sampled"; default "given" where there is a caption column (`grounded`), else "all".
         allow_outside, allow_urls: read images that the data set names outside its folder, or by URL (`CellImages`).
         split, load_options: passed to `load_dataset`.
@@ -172,10 +172,17 @@ class HubData:
             feature = feature if isinstance(feature, Mapping) else getattr(feature, "feature", {})
             category = feature.get(columns.category) if isinstance(feature, Mapping) else None
             names = getattr(getattr(category, "feature", category), "names", None)
-        names = None if names is None else class_list(names, f"{self.name}: names")
-        self.dataset, self.columns, self.names, self.grounded = dataset, columns, names, columns.caption in present
+        if names is not None:
+            names = dict(enumerate(class_list(names, f"{self.name}: names"), start=1))
+        self.dataset, self.columns, self.grounded = dataset, columns, columns.caption in present
+        self.names: dict[int, str] | None = {} if self.grounded else names
         self.captions: Captions = captions or ("given" if self.grounded else "all")
         self.images = CellImages(finders, allow_urls)
+
+    @property
+    def labels(self) -> dict[int, int] | None:
+        """The known categories by themselves, as `Columns` takes them; None in a grounding set."""
+        return None if self.grounded else {label: label for label in self.names}
 
     def encoded_images(self) -> Callable[[int], bytes]:
         """Encoded images of a stored data set by row number."""
@@ -199,10 +206,10 @@ class HubData:
                     with suppress(FileNotFoundError):  # a broken image, like others
                         self.images.place(path)
 
-    def collect(self) -> tuple[Columns, dict[int, int] | None, Sequence[str]]:
-        """All annotations, the known categories (None in a grounding set), and the class names."""
+    def collect(self) -> Columns:
+        """All annotations of a stored data set, and `names` where they were not known."""
         c = self.columns
-        if not self.grounded and self.names is None:
+        if self.names is None:
             texts, other = set(), None
             for row in self.dataset.select_columns([c.objects]):
                 for value in (thing.get(c.category) for thing in _objects(row[c.objects])[0]):
@@ -210,7 +217,7 @@ class HubData:
                         texts.add(value)
                     elif other is None:
                         other = value
-            self.names = sorted(texts)
+            self.names = dict(enumerate(sorted(texts), start=1))
             if not texts and other is not None:
                 raise ValueError(
                     f"the categories of {self.name} are numbers ({quote(other)}, ...) without names: give the names in "
@@ -221,9 +228,7 @@ class HubData:
         collected = Columns(self.name, grounded=self.grounded)
         for number, row in enumerate(rows):
             self.add(collected, row, number)
-        if self.grounded:
-            return collected, None, ()
-        return collected, {i: i for i in range(1, len(self.names) + 1)}, self.names
+        return collected
 
     def add(self, collected: Columns, row: Mapping[str, Any], number: int) -> None:
         """Add a row to `collected`."""
@@ -261,8 +266,8 @@ class HubData:
 
     def _category(self, value: Any) -> Any:
         """The category, 1..N, of a class name or a number 0..N-1."""
-        if isinstance(value, str) and value in self.names:
-            return list(self.names).index(value) + 1
+        if isinstance(value, str) and value in self.names.values():
+            return next(label for label, name in self.names.items() if name == value)
         number = integer(value)
         if number is not None and 0 <= number < len(self.names):
             return number + 1
@@ -299,18 +304,16 @@ def read_hub(
     data.require_allowed()
 
     def build(writer: TableWriter) -> dict[str, Any]:
-        collected, labels, used = data.collect()
-        tally = Tally()
-        writer.write(sound_table(collected, tally, labels, labels, drop_empty, strict, by_id=False))
-        numbered = dict(enumerate(used, start=1))
-        ids = {label: label - 1 for label in numbered}
-        return {"file": data.name, "names": numbered, "category_ids": ids, "tally": vars(tally)}
+        collected, tally = data.collect(), Tally()
+        writer.write(collected.sound_table(tally, data.labels, drop_empty, strict, by_id=False))
+        ids = {label: label - 1 for label in data.names}
+        return {"file": data.name, "names": data.names, "category_ids": ids, "tally": vars(tally)}
 
     key = {
         "reader": "hub",
         "data": data.dataset._fingerprint,
         "columns": vars(data.columns),
-        "names": data.names,
+        "names": None if data.names is None else list(data.names.values()),
         "drop_empty": drop_empty,
         "strict": strict,
     }
@@ -318,7 +321,7 @@ def read_hub(
     return Source(data.name, *stored, data.captions, data.encoded_images())
 
 
-class HubStream:
+class HubStream(HubData):
     """A data set of `datasets` that is read as it comes: iterating gives `Record`s, one pass.
 
     Args:
@@ -343,15 +346,11 @@ class HubStream:
         allow_damage: float = ALLOWED_DAMAGE,
         **load_options: Any,
     ) -> None:
-        self.allow_damage = allow_damage
-        data = HubData(dataset, name, **load_options | {"streaming": True})
-        self.name, self.data, self.drop_empty = data.name, data, drop_empty
-        if not data.grounded and data.names is None:
+        super().__init__(dataset, name, **load_options | {"streaming": True})
+        if self.names is None:
             raise ValueError(f"{self.name}: a streamed detection set needs names=, the names of its classes 0, 1, ...")
-        self.dataset = data.dataset.cast_column(data.columns.image, require("datasets").Image(decode=False))
-        self.captions = data.captions
-        self.names = {} if data.grounded else dict(enumerate(data.names, start=1))
-        self.tally = Tally()
+        self.dataset = self.dataset.cast_column(self.columns.image, require("datasets").Image(decode=False))
+        self.drop_empty, self.allow_damage, self.tally = drop_empty, allow_damage, Tally()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -360,11 +359,10 @@ class HubStream:
 
     def check(self, rows: int = 64) -> None:
         """Refuse damaged data by the first rows: a DamagedData error if too few of their boxes can be used."""
-        collected = Columns(self.name, grounded=self.data.grounded)
+        collected, tally = Columns(self.name, grounded=self.grounded), Tally()
         for number, row in enumerate(itertools.islice(self.dataset, rows)):
-            self.data.add(collected, row, number)
-        collected.finish(None if self.data.grounded else self.names)
-        tally = Tally()
+            self.add(collected, row, number)
+        collected.finish(self.labels)
         tally.count(collected)
         for note in tally.notes:
             logger.warning(f"{self.name}: {note}")
@@ -372,12 +370,11 @@ class HubStream:
 
     def records(self, dataset: Any) -> Iterator[Record]:
         """Records of the rows of `dataset`, this one or a part of it; DamagedData when too many boxes are lost."""
-        labels = None if self.data.grounded else {label: label for label in self.names}
         for number, row in enumerate(dataset):
-            collected = Columns(self.name, grounded=self.data.grounded)
-            self.data.add(collected, row, number)
+            collected = Columns(self.name, grounded=self.grounded)
+            self.add(collected, row, number)
             known = set(self.dropped)
-            table = sound_table(collected, self.tally, labels, labels, self.drop_empty)
+            table = collected.sound_table(self.tally, self.labels, self.drop_empty)
             for kind in self.dropped.keys() - known:
                 logger.warning(f"{self.name}: what is damaged like this is left out: {self.tally.examples[kind]}")
             if self.tally.listed >= 100:
@@ -386,7 +383,7 @@ class HubStream:
             if len(table):
                 values = table.to_pylist()[0] | {"offset": -1, "length": -1}
                 try:
-                    image = self.data.images.encoded(row[self.data.columns.image])
+                    image = self.images.encoded(row[self.columns.image])
                 except (OSError, ValueError) as error:
                     self.dropped["broken_image"] = self.dropped.get("broken_image", 0) + 1
                     broken.append(f"{values['path']}, image {values['image_id']!r}: {error}")

@@ -18,7 +18,7 @@ from ...values_glip import quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
 from ..records import ImageRef
-from .base import Captions, Source, sound_table
+from .base import Captions, Source
 
 CHUNK_ROWS = 20_000
 
@@ -155,7 +155,7 @@ def read_tsv(
         ids = {index: index for index in labels.values()}
         stored = []  # row numbers of the label file, in the order of the table
         for columns, numbers in parse_tsv(parts, labels):
-            writer.write(sound_table(columns, tally, None, ids, strict=strict, by_id=False))
+            writer.write(columns.sound_table(tally, ids, strict=strict, by_id=False))
             stored += numbers
         if parts["linelist"]:
             writer.write_rows(_line_list(parts, np.array(stored, dtype=np.int64)))

@@ -84,7 +84,7 @@ def loader(folder: Path, annotations: Path, config: GlipConfig, arguments: Any, 
     recipe = Recipe(data=data, run=RunRecipe(seed=arguments.seed))
     processor = demo_processor()
     dataset = build_dataset(recipe, processor, config)
-    batches = dataset_batches(dataset, recipe, processor.tokenizer.pad_token_id, rank=0, processes=1)
+    batches = dataset_batches(dataset, recipe, rank=0, processes=1)
     return batches.batches(0)
 
 

@@ -161,12 +161,7 @@ def build_dataset(
 
 
 def dataset_batches(
-    dataset: GroundingDataset,
-    recipe: Recipe,
-    pad_token_id: int,
-    rank: int,
-    processes: int,
-    incomplete: str | None = None,
+    dataset: GroundingDataset, recipe: Recipe, rank: int, processes: int, incomplete: str | None = None
 ) -> Batches:
     """Batches of a data set in an order drawn from the seed, or one after the other where the recipe names no sources.
 
@@ -186,7 +181,7 @@ def dataset_batches(
         )
     else:
         sampler = SequentialBatchSampler(size, rank=rank, world_size=processes, epoch_samples=data.scenes)
-    return Batches(dataset, sampler, NamedCollator(pad_token_id), data.workers)
+    return Batches(dataset, sampler, NamedCollator(dataset.maker.tokenizer.pad_token_id), data.workers)
 
 
 def recipe_batches(
@@ -205,15 +200,14 @@ def recipe_batches(
         config: of the model to train.
         sources: `recipe_sources`, if they were built already.
     """
-    data, pad_token_id = recipe.data, processor.tokenizer.pad_token_id
+    data = recipe.data
     sources = recipe_sources(recipe) if sources is None else sources
     if isinstance(sources, Mixture):
-        dataset = build_dataset(recipe, processor, config, sources)
-        return dataset_batches(dataset, recipe, pad_token_id, rank, processes)
+        return dataset_batches(build_dataset(recipe, processor, config, sources), recipe, rank, processes)
     stream = StreamingBatches(
         sources,
         sample_maker(recipe, processor, config),
-        NamedCollator(pad_token_id),
+        NamedCollator(processor.tokenizer.pad_token_id),
         per_process(data.batch_size, recipe.run.gradient_accumulation, processes),
         seed=recipe.run.seed,
         rank=rank,

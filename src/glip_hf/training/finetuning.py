@@ -427,14 +427,7 @@ def tuning_batches(
     on_error = ON_ERROR[data.on_broken]
     dataset = GroundingDataset(mixture, maker, seed=recipe.run.seed, on_error=on_error, max_replaced=data.max_broken)
     # "wrap": with few images each one counts, and none is dropped because too few share its aspect.
-    return dataset_batches(
-        dataset,
-        recipe,
-        processor.tokenizer.pad_token_id,
-        accelerator.process_index,
-        accelerator.num_processes,
-        incomplete="wrap",
-    )
+    return dataset_batches(dataset, recipe, accelerator.process_index, accelerator.num_processes, incomplete="wrap")
 
 
 def _prepare(

@@ -52,7 +52,7 @@ def test_formats_are_told_from_the_path(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     assert guess_source("a.json", "photos") == {"format": "coco", "annotations": "a.json", "images": "photos"}
     assert guess_source("voc/../a.jsonl") == {"format": "odvg", "annotations": "voc/../a.jsonl", "images": "voc/.."}
-    assert guess_source("a.yaml", split="val") == {"format": "yolo", "annotations": "a.yaml", "split": "val"}
+    assert guess_source("a.yaml") == {"format": "yolo", "annotations": "a.yaml"}
     assert guess_source("set") == {"format": "yolo", "annotations": "set"}
     assert guess_source("voc", "photos") == {"format": "voc", "annotations": "voc", "images": "photos"}
     (tmp_path / "train.coco").write_text('\n  {"images": []}')

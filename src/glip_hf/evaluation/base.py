@@ -266,11 +266,10 @@ class DetectionEvaluator(Evaluator):
         """Predictions in the order of the images."""
         return {i: self._predictions[i] for i in self.image_ids if i in self._predictions}
 
-    def results(self, decimals: int | None = 3) -> Iterator[dict[str, Any]]:
-        """Entries of a COCO result file, image by image; boxes to a thousandth of a pixel, or (None) as they are."""
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Entries of a COCO result file, image by image; boxes to a thousandth of a pixel."""
         for image_id, found in self._ordered().items():
-            boxes = found.boxes if decimals is None else found.boxes.round(decimals)
-            for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
+            for box, score, label in zip(found.boxes.round(3).tolist(), found.scores.tolist(), found.labels.tolist()):
                 category_id = self.category_ids[label]
                 yield {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
 

@@ -146,13 +146,12 @@ def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def guess_source(path: str | Path, images: str | Path | None = None, split: str | None = None) -> dict[str, Any]:
+def guess_source(path: str | Path, images: str | Path | None = None) -> dict[str, Any]:
     """What `build_source` takes, from a path alone: a `.json` is COCO's, a `.yaml` (or a folder with `data.yaml`)
     YOLO's, a `.jsonl` ODVG's, a folder with XML files Pascal VOC's, and any other file COCO's if it begins with `{`.
 
     Args:
         images: folder of the images; default where the format has them, for JSON the file's folder.
-        split: of a YOLO or VOC set, see `read_yolo` and `read_voc`.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -178,8 +177,6 @@ def guess_source(path: str | Path, images: str | Path | None = None, split: str 
             "Pascal VOC files (.xml)."
         )
     spec: dict[str, Any] = {"format": format, "annotations": str(path)}
-    if format in ("voc", "yolo") and split is not None:
-        spec["split"] = split
     if images is not None or format in ("coco", "odvg"):
         spec["images"] = str(path.parent if images is None else images)
     return spec

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +175,9 @@ def check_data(
         except (OSError, ValueError, KeyError, TypeError) as error:
             # What stops the reading of a whole set: a missing annotation file, a YAML without its parts, ...
             report.add(Problem("unreadable", name, "data set", f"{type(error).__name__}: {error}"))
-    with tempfile.TemporaryDirectory(prefix="glip-check-") as cache, _silence(sources_logger):  # the report has it all
+    with tempfile.TemporaryDirectory(prefix="glip-check-") as cache:
+        level = sources_logger.level
+        sources_logger.setLevel(logging.ERROR)  # the report has it all
         try:
             if start is None:
                 mixture = build_mixture(specs, data_root, cache, length=1, allow_damage=allow_damage)
@@ -186,18 +187,10 @@ def check_data(
                 start(cache)
         except (OSError, ValueError, KeyError, TypeError) as error:
             report.refusal = str(error)
+        finally:
+            sources_logger.setLevel(level)
     report.seconds = time.monotonic() - begun
     return report
-
-
-@contextmanager
-def _silence(logger: logging.Logger) -> Iterator[None]:
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 Piece = tuple[Columns, Collection[int] | None, Callable[[ImageRef], ImageRef] | None]

@@ -368,12 +368,6 @@ class Columns:
         """[M] bool: annotations without damage."""
         return ~np.any(list(self.damage.values()), axis=0)
 
-    def _where(self, row: int) -> str:
-        given = self.ann_ids[row]
-        if row in self._other_ids:
-            return f"annotation {quote(self._other_ids[row])}"
-        return f"annotation {given}" if given >= 0 else f"annotation number {-1 - given}"
-
     def spans_of(self, row: int) -> list[tuple[int, int]]:
         """The character spans of annotation `row`."""
         return pairs(self.spans[self.span_ends[row - 1] if row else 0 : self.span_ends[row]])
@@ -474,7 +468,10 @@ class Columns:
 
     def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
         """The finding that annotation `row` has damage `kind`; `detail` replaces the default one."""
-        image = self.ann_images[row]
+        image, given = self.ann_images[row], self.ann_ids[row]
+        where = f"annotation {given}" if given >= 0 else f"annotation number {-1 - given}"
+        if row in self._other_ids:
+            where = f"annotation {quote(self._other_ids[row])}"
         if detail is None and kind == "unknown_image":
             detail = f"image_id {quote(self._waiting[row])}"
         elif detail is None and kind == "unknown_category":
@@ -486,10 +483,9 @@ class Columns:
             box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
             size = f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 and self.widths[image] else ""
             detail = f"box {box}{size}"
-        owner = ""
         if image >= 0:
-            owner = f" of image {quote(os.path.basename(self.paths[image]) if self.by_file else self.ids[image])}"
-        return Problem(kind, self.file, self._where(row) + owner, detail)
+            where += f" of image {quote(os.path.basename(self.paths[image]) if self.by_file else self.ids[image])}"
+        return Problem(kind, self.file, where, detail)
 
     # -- to Arrow ---------------------------------------------------------------------------------------
 

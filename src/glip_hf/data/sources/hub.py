@@ -256,7 +256,9 @@ class HubData:
             try:
                 box, spans = thing.get(c.box), self._spans(thing, caption) if self.grounded else ()
                 if c.box_format != "xywh":
-                    box = _as_xywh(read_box(box), c.box_format, width, height)
+                    scale = (width, height) if c.box_format == "xyxy_relative" else (1, 1)
+                    x, y, right, bottom = (side * pixels for side, pixels in zip(read_box(box), scale * 2))
+                    box = [x, y, right - x, bottom - y]
                 category = 1 if self.grounded else self._category(thing.get(c.category))
             except (KeyError, ValueError, TypeError) as error:
                 kind = "unknown_category" if isinstance(error, _UnknownCategory) else "malformed"
@@ -423,11 +425,3 @@ def _objects(value: Any) -> tuple[list[dict[str, Any]], str]:
     if not all(isinstance(thing, Mapping) for thing in objects):
         return [{}] * len(objects), f"its objects are {quote(objects)}, without the names of fields"
     return objects, ""
-
-
-def _as_xywh(box: Sequence[float], box_format: BoxFormat, width: int, height: int) -> list[float]:
-    """Corners, in pixels or relative to the size, as x, y, width, height in pixels."""
-    x, y, right, bottom = box
-    if box_format == "xyxy_relative":
-        x, right, y, bottom = x * width, right * width, y * height, bottom * height
-    return [x, y, right - x, bottom - y]

@@ -107,6 +107,10 @@ def test_reading_what_datasets_writes(tmp_path: Path) -> None:
     assert (pair.key, pair.image, pair.caption) == ("7", b"x", "a cat")
     (pair,) = read_pairs(str(tmp_path / "a.parquet"), "text")
     assert pair.caption == "a cat"
+    ids = ["7", "7", None, None, "8"]  # an image with two captions, and rows without an id
+    write_parquet(tmp_path / "b.parquet", [rows[0] | {"image_id": own} for own in ids])
+    keys = [pair.key for pair in read_pairs(str(tmp_path / "b.parquet"))]
+    assert keys == ["7", "7-00000001", "00000002", "00000003", "8"]
     with pytest.raises(ValueError, match="no column of captions: one of words is needed, there are image, text"):
         list(read_pairs(str(tmp_path / "a.parquet"), "words"))
 
@@ -151,6 +155,14 @@ def test_what_is_written_is_what_pre_training_reads(format: str, tmp_path: Path)
     assert record.boxes.tolist() == [[10, 20, 39, 59], [1, 2, 50, 61]]
     assert record.spans == [[(0, 8)], [(0, 8), (12, 23)]]
     assert record.image.load().size == (128, 96)
+
+
+def test_dots_in_ids_do_not_end_the_keys_of_a_tar_file(tmp_path: Path) -> None:
+    objects = [{"bbox": [10.0, 20.0, 30.0, 40.0], "tokens_positive": [[0, 8]], "score": 0.9}]
+    pairs = [GroundedPair(Pair(f"s.v2-{i}.jpg", png(), CAPTION), 128, 96, objects) for i in range(2)]
+    write_grounded(str(tmp_path / "s.v2.tar"), pairs)
+    source = build_source(reader_spec(str(tmp_path), "tar"), cache_dir=tmp_path / "cache")
+    assert [record.image_id for record in source] == ["s-v2-0-jpg", "s-v2-1-jpg"]
 
 
 # -- labelling -------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ A shard is a Parquet file or a WebDataset tar. Paths may be local or anything `f
 `huggingface_hub`.
 
 * Parquet: a column of images, `image`, `jpg`, `png` or `webp`, holds bytes, or `{"bytes", "path"}` as `datasets`
-  stores them; captions are in `caption`, `text` or `txt`, ids in `image_id`, `key` or `__key__` (default: the row).
+  stores them; captions are in `caption`, `text` or `txt`, ids in `image_id`, `key` or `__key__` (default: the row;
+  the row too where an id occurred before, as that of an image with several captions).
 * tar: members `KEY.jpg`, `.jpeg`, `.png` or `.webp` are images; captions are in `KEY.txt`, `KEY.caption.txt`, or
   under `caption` or `text` in `KEY.json`.
 
@@ -162,7 +163,7 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
     image = _column(names, IMAGE_COLUMNS, "column of images", path)
     caption = _column(names, (caption_column,) if caption_column else CAPTION_COLUMNS, "column of captions", path)
     key = next((name for name in ID_COLUMNS if name in names), None)
-    number = 0
+    number, known = 0, set()
     batches = table.iter_batches(ROWS_PER_READ, columns=[name for name in (image, caption, key) if name])
     while True:
         try:
@@ -184,7 +185,10 @@ def _read_parquet(file: Any, path: str, caption_column: str | None) -> Iterator[
                     f"{path}: row {number}: column {caption!r} holds {row[caption]!r:.60}, a caption is text: name "
                     "another column, or make a row of each caption."
                 )
-            yield Pair(str(row[key]) if key else f"{number:08d}", value, row[caption])
+            name = f"{number:08d}" if key is None or row[key] is None else str(row[key])
+            name = f"{name}-{number:08d}" if name in known else name
+            known.add(name)
+            yield Pair(name, value, row[caption])
             number += 1
 
 
@@ -310,11 +314,14 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
     with tarfile.open(local, "w") as tar:
         for grounded in pairs:
             pair = grounded.pair
-            objects = json.dumps(grounded.objects, ensure_ascii=False)
+            objects, key = (
+                json.dumps(grounded.objects, ensure_ascii=False),
+                pair.key.replace(".", "-"),
+            )  # it ends at a dot
             # All images under one extension, which makes one column; decoders look at the content.
             members = {"jpg": pair.image, "caption.txt": pair.caption.encode(), "objects.json": objects.encode()}
             for extension, content in members.items():
-                info = tarfile.TarInfo(f"{pair.key}.{extension}")
+                info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
 

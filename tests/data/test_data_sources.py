@@ -464,6 +464,17 @@ def test_hub_stream_gives_the_stored_records(tmp_path, grounded):
         assert a.image.encoded() == b.image.encoded()
 
 
+@pytest.mark.parametrize("format", ["numpy", "torch", "arrow"])
+def test_hub_rows_in_any_format(tmp_path, format):
+    """Of rows as arrays no object was found, in silence."""
+    dataset = hub_dataset()
+    expected = [record.boxes.tolist() for record in read_hub(dataset, cache_dir=tmp_path)]
+    formatted = dataset.with_format(format)
+    assert [record.boxes.tolist() for record in read_hub(formatted, cache_dir=tmp_path)] == expected
+    stream = HubStream(dataset.to_iterable_dataset().with_format(format), "x")
+    assert [record.boxes.tolist() for record in stream] == expected
+
+
 # -- specs ----------------------------------------------------------------------------------------------------------
 
 

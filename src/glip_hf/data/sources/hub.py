@@ -155,6 +155,8 @@ class HubData:
             folders = _folders(dataset, load_options)
             finders = [ImageFinder(folder, allow_outside) for folder in folders]
             dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
+        self.fingerprint: str | None = getattr(dataset, "_fingerprint", None)  # of what is stored; None for a stream
+        dataset = dataset.with_format(None)  # rows as Python's own lists and dictionaries
         if not isinstance(columns, HubColumns):
             known = HubColumns.__dataclass_fields__
             if unknown := [key for key in columns or {} if key not in known]:
@@ -301,7 +303,7 @@ def read_hub(
     Class 0 of the data set has the number 1 here; `category_ids` leads back.
     """
     data = HubData(dataset, name, **load_options)
-    if not hasattr(data.dataset, "_fingerprint"):
+    if data.fingerprint is None:
         raise ValueError(f"{data.name} is a stream: read it with HubStream, or as the single source of a recipe.")
     data.require_allowed()
 
@@ -313,7 +315,7 @@ def read_hub(
 
     key = {
         "reader": "hub",
-        "data": data.dataset._fingerprint,
+        "data": data.fingerprint,
         "columns": vars(data.columns),
         "names": None if data.names is None else list(data.names.values()),
         "drop_empty": drop_empty,

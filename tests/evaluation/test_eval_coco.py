@@ -133,6 +133,11 @@ def test_errors_name_the_value(change, message):
         CocoEvaluator(TRUTH).update([record | change])
 
 
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend='coco' is unknown: choose one of faster_coco_eval, pycocotools"):
+        CocoEvaluator(TRUTH, backend="coco")
+
+
 def test_malformed_files(tmp_path):
     (tmp_path / "a.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="unreadable JSON at character 0"):

@@ -85,6 +85,12 @@ def test_predictions_that_are_none(flickr_case, change, message):
     good = {"image_id": "21327638", "sentence_id": 0, "boxes": [[]]}
     with pytest.raises(ValueError, match=message):
         evaluator.update([{**good, **change} | {"boxes": change.get("boxes", [[]]) * number}])
+    for change, message in (
+        ({"boxes": None}, "sentence 0 of image 21327638: boxes None are not a list of lists"),
+        ({"sentence_id": float("inf")}, "sentence_id inf of image '21327638' is not an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator.load_results([good | change])
     with pytest.raises(ValueError, match="entry 0 has no sentence_id, boxes"):
         evaluator.load_results([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}])
 

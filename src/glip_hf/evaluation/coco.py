@@ -49,6 +49,8 @@ class CocoEvaluator(DetectionEvaluator):
         self.plus = plus
         installed = (name for name in BACKENDS if importlib.util.find_spec(name))
         self.backend = backend or next(installed, "pycocotools")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")
         coco_module, eval_module, eval_name = BACKENDS[self.backend]
         self._truth = require(coco_module, "eval").COCO()
         self._eval_class = getattr(require(eval_module, "eval"), eval_name)

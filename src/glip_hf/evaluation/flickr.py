@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..values_glip import quote
 from .base import MISSING, Evaluator, GalleryItem, iou_xyxy, to_array
 from .files import check_records, numbers
 
@@ -299,6 +300,10 @@ class FlickrEvaluator(PhraseEvaluator):
                 continue  # another subset, or nothing in the sentence to find
             if not self._is_new(key):
                 continue
+            if not isinstance(prediction["boxes"], Sequence):
+                raise ValueError(
+                    f"sentence {key[1]} of image {key[0]}: boxes {quote(prediction['boxes'])} are not a list of lists."
+                )
             if len(prediction["boxes"]) != len(self.truth[key]):
                 raise PredictionError(
                     f"got {len(prediction['boxes'])} predictions, expected {len(self.truth[key])} for sentence "
@@ -341,5 +346,5 @@ class FlickrEvaluator(PhraseEvaluator):
 def _key(image_id: int | str, sentence_id: int | str) -> Key:
     try:
         return str(image_id), int(sentence_id)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"sentence_id {sentence_id!r} of image {image_id!r} is not an integer.") from None

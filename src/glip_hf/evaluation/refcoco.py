@@ -118,10 +118,14 @@ class RefCocoEvaluator(PhraseEvaluator):
         Raises:
             ValueError: for an expression that the annotations do not have, and predictions of another form.
         """
-        for prediction in predictions:
-            if "sentence_id" in prediction:  # the boxes end with a box that makes no list empty
-                boxes, scores = prediction["boxes"][0][:-1], prediction["scores"][0]
-                prediction = {"image_id": prediction["sentence_id"], "boxes": boxes, "scores": scores}
+        for one in predictions:
+            if "sentence_id" in one:  # the boxes end with a box that makes no list empty
+                boxes, scores = one["boxes"][0][:-1], one["scores"][0]
+                one = {"image_id": one["sentence_id"], "boxes": boxes, "scores": scores}
+            self.load_results([one])
+
+    def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        for prediction in entries:
             check_records([prediction], ("image_id", "boxes", "scores"), "the predictions")
             number = prediction["image_id"]
             if number not in self._keys:
@@ -135,8 +139,6 @@ class RefCocoEvaluator(PhraseEvaluator):
                 raise ValueError(f"expression {number!r}: {len(boxes)} boxes and {len(scores)} scores.")
             order = np.argsort(-scores, kind="stable")
             self._predictions[key] = {"boxes": [boxes[order]], "scores": scores[order]}
-
-    load_results = update
 
     def boxes(self) -> np.ndarray:
         """[K, 4] float64 xywh, of all predictions."""

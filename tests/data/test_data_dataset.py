@@ -90,6 +90,8 @@ def test_mixture_of_shares(coco, grounded):
     assert weighted.lengths == [2, 6]
     with pytest.raises(ValueError, match="positive number of copies"):
         Mixture([coco()], [0])
+    with pytest.raises(ValueError, match="0.1 copies of 4 images are none in an epoch: give it a larger share"):
+        Mixture([grounded, coco()], [1, 0.1])
 
 
 def test_build_mixture(coco_set, mdetr_set, tmp_path):
@@ -205,6 +207,7 @@ def test_a_sample_depends_on_its_key_alone(coco, maker):
         same(forwards[key], backwards[key])
     drawn = {(str(s["input_ids"]), s["pixel_values"].shape, float(s["boxes"].sum())) for s in forwards.values()}
     assert len(drawn) > 6
+    assert len(list(two)) == len(two)
     two.set_epoch(2)
     same(two[1], forwards[2, 1])
     other = GroundingDataset(coco(captions="sampled"), maker(), seed=6)

@@ -326,6 +326,9 @@ def test_tsv_boxes_at_once_are_those_taken_one_by_one(tsv_set, monkeypatch):
 def test_tsv_line_list(build, tsv_set):
     source = build({"format": "tsv", "yaml_file": str(tsv_set / "train.yaml")})
     assert [r.image_id for r in source] == [20, 22, 22, 25]
+    (tsv_set / "lines.tsv").write_text("0\t1\t2\n")
+    with pytest.raises(ValueError, match="a line list has one or two integers per line"):
+        build({"format": "tsv", "yaml_file": str(tsv_set / "train.yaml")})
     (tsv_set / "lines.tsv").write_text("0\n9\n")
     with pytest.raises(ValueError, match="row 9 was asked for, there are 6"):
         build({"format": "tsv", "yaml_file": str(tsv_set / "train.yaml")})

@@ -62,6 +62,8 @@ def test_cosine_with_a_restart() -> None:
     multiplier = lr_multiplier(recipe, 100)
     values = [multiplier(step) for step in (0, 50, 60, 80, 100)]
     assert values == pytest.approx([1, 0.5, 0.5, 0.25, 0])
+    late = ScheduleRecipe(name="cosine", warmup_steps=0, restarts=[0.99])
+    assert lr_multiplier(late, 10)(10) == pytest.approx(0.1)  # it is asked for after the last update, too
     assert multiplier(59) == pytest.approx(lr_multiplier(ScheduleRecipe(name="cosine", warmup_steps=0), 100)(59))
 
 

@@ -50,6 +50,12 @@ class Mixture:
                 f"and copies={self.copies}."
             )
         self.lengths = [round(len(s) * c) for s, c in zip(self.sources, self.copies, strict=True)]
+        for source, copies, length in zip(self.sources, self.copies, self.lengths):
+            if not length:
+                raise ValueError(
+                    f"{source.name}: {copies:.3g} copies of {len(source)} images are none in an epoch: give it a "
+                    "larger share (copies or weight), or a longer epoch."
+                )
         self.first = np.cumsum([0, *self.lengths])
         self._subsets: dict[tuple[int, int], np.ndarray] = {}
 
@@ -255,6 +261,7 @@ class GroundingDataset(Dataset):
 
     def __getitem__(self, key: int | Key) -> dict[str, Any]:
         epoch, index = self._key(key)
+        self.mixture.locate(epoch, index)  # an IndexError ends a loop over the data set
         failed: list[str] = []
         for step in range(len(self)):
             position = (index + step) % len(self)

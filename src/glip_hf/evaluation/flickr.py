@@ -300,7 +300,7 @@ class FlickrEvaluator(PhraseEvaluator):
                 continue  # another subset, or nothing in the sentence to find
             if not self._is_new(key):
                 continue
-            if not isinstance(prediction["boxes"], Sequence):
+            if not hasattr(prediction["boxes"], "__len__"):
                 raise ValueError(
                     f"sentence {key[1]} of image {key[0]}: boxes {quote(prediction['boxes'])} are not a list of lists."
                 )

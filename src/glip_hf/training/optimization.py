@@ -62,7 +62,7 @@ def lr_multiplier(recipe: ScheduleRecipe, max_steps: int) -> Callable[[int], flo
         if recipe.name == "cosine":
             passed = [start for start in restarts if start <= step]
             begin = max(passed, default=0)
-            arc = 0.5 * (1 + math.cos(math.pi * min((step - begin) / (max_steps - begin), 1.0)))
+            arc = 0.5 * (1 + math.cos(math.pi * min((step - begin) / max(max_steps - begin, 1), 1.0)))
             return warmup * recipe.gamma ** len(passed) * arc
         return warmup
 

@@ -188,11 +188,11 @@ def read_line_list(path: Path, first: np.ndarray) -> np.ndarray:
     the number in `first`."""
     columns = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
     try:
-        lines = np.array(columns, dtype=np.int64)
+        lines = np.array(columns or np.empty((0, 1)), dtype=np.int64)
+        if lines.shape[1] > 2:
+            raise ValueError
     except ValueError:
         raise ValueError(f"{path}: a line list has one or two integers per line.") from None
-    if lines.size == 0:
-        return np.zeros(0, dtype=np.int64)
     if lines.shape[1] == 1:
         return lines[:, 0]
     if len(wrong := lines[(lines[:, 0] < 0) | (lines[:, 0] >= len(first) - 1), 0]):

@@ -492,6 +492,12 @@ def test_specs_name_what_is_wrong(tmp_path):
         read_coco("nowhere.json", "images", data_root=tmp_path)
 
 
+def test_values_as_yaml_has_them(build, coco_set):
+    """A name of digits is a number there, and `shots: null` is all images."""
+    assert len(build(coco_set | {"name": 2017, "shots": None})) == len(build(coco_set))
+    assert build(coco_set | {"name": 2017})[0].source == "2017"
+
+
 def test_catalogue_specs_can_be_changed():
     spec = resolve_spec({"name": "coco_2017_train", "captions": "sampled"})
     assert spec["format"] == "coco" and spec["captions"] == "sampled"
@@ -732,6 +738,7 @@ def test_damaged_files_of_a_tsv_set_are_named(tmp_path, name, text, message):
         ({"length": "x"}, "scenes: length='x' must be a whole number of at least 1"),
         ({"length": 0}, "scenes: length=0 must be a whole number of at least 1"),
         ({"seed": -1}, "scenes: seed=-1 must be a whole number of at least 0"),
+        ({"seed": 2**32}, "scenes: seed=4294967296 must be a whole number of at least 0, below 2.32"),
     ],
 )
 def test_options_of_scenes_are_checked_before_a_run(option, message):

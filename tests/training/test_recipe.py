@@ -131,6 +131,9 @@ def test_bad_file(tmp_path: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(RecipeError, match="must hold sections"):
         load_recipe(path)
+    path.write_text("1: 2")
+    with pytest.raises(RecipeError, match=re.escape("[1]=1: Keys should be strings")):
+        load_recipe(path)
     path.write_text("data: coco")
     with pytest.raises(RecipeError, match=re.escape("data='coco' must be a mapping of data.* keys.")):
         load_recipe(path)

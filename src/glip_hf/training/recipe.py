@@ -262,7 +262,7 @@ def _in_other_section(key: str) -> str | None:
 def _error_lines(error: dict[str, Any]) -> list[str]:
     """One of pydantic's errors: the key, its value, and what is allowed."""
     path, kind = error["loc"], error["type"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     if kind == "value_error":  # from a validator above, which names the key itself
         return str(error["ctx"]["error"]).splitlines()
     if kind == "extra_forbidden":

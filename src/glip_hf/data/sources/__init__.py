@@ -109,7 +109,9 @@ def build_source(
     given, resolved = spec, resolve_spec(spec)
     reader = READERS[resolved.pop("format")]
     few_shot = {}
-    if reader is not read_odinw and resolved.get("shots") is not None:
+    if resolved.get("name") is not None:
+        resolved["name"] = str(resolved["name"])  # YAML reads 2017 as a number
+    if reader is not read_odinw and "shots" in resolved:
         few_shot = {key: resolved.pop(key) for key in ("shots", "shuffle_seed") if key in resolved}
     known = [name for name in inspect.signature(reader).parameters if name != "load_options"]
     for key in resolved:
@@ -126,7 +128,7 @@ def build_source(
     except TypeError as error:
         raise ValueError(f"Data set {given!r:.200}: {error}.") from None
     source = reader(**resolved)
-    return source.few_shot(**few_shot) if few_shot else source
+    return source if few_shot.get("shots") is None else source.few_shot(**few_shot)
 
 
 def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:

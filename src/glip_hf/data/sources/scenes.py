@@ -61,6 +61,6 @@ def read_scenes(split: str = "train", length: int = 64_000, seed: int = 0, name:
     if split not in SPLITS:
         raise ValueError(f"{name}: split={quote(split)} is unknown: choose one of {', '.join(SPLITS)}.")
     for what, value, least in (("length", length, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: {what}={quote(value)} must be a whole number of at least {least}.")
+        if not isinstance(value, int) or not least <= value < STREAM_LENGTH:
+            raise ValueError(f"{name}: {what}={quote(value)} must be a whole number of at least {least}, below 2^32.")
     return SceneSource(split, length, seed, name=name)

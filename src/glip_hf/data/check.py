@@ -247,16 +247,13 @@ def _check_annotations(columns: Columns) -> Iterator[Problem]:
     """What is wrong with annotations, by themselves and against the sizes of their images."""
     yield from columns.problems
     sound, boxes = columns.sound, columns.xyxy()
-    for kind, mask in columns.damage.items():
-        yield from (columns.describe(kind, int(row)) for row in np.flatnonzero(mask))
     # With both corners inside, the last pixel is width - 1; one more pixel is rounding in the annotation.
     overhang = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > columns.limits()).any(1)
-    yield from (columns.describe("box_overhang", int(row)) for row in np.flatnonzero(sound & overhang))
-    for row in np.flatnonzero(sound & columns.bad_areas()):
-        yield columns.describe("bad_area", int(row), f"area {columns.areas[row]:g}")
+    found = columns.damage | {"box_overhang": sound & overhang, "bad_area": sound & columns.bad_areas()}
     if columns.grounded:
-        counts = np.diff(columns.array("span_ends"), prepend=0)
-        yield from (columns.describe("no_phrase", int(row)) for row in np.flatnonzero(sound & (counts == 0)))
+        found["no_phrase"] = sound & (np.diff(columns.array("span_ends"), prepend=0) == 0)
+    for kind, mask in found.items():
+        yield from (columns.describe(kind, int(row)) for row in np.flatnonzero(mask))
 
 
 def _check_tsv(parts: Mapping[str, Any]) -> Iterator[Problem]:

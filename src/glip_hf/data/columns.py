@@ -466,20 +466,22 @@ class Columns:
         outside[owners[leaves & known[owners]]] = True
         return {"span_empty": empty & ~outside, "span_outside": outside}
 
-    def describe(self, kind: str, row: int, detail: str | None = None) -> Problem:
-        """The finding that annotation `row` has damage `kind`; `detail` replaces the default one."""
+    def describe(self, kind: str, row: int) -> Problem:
+        """The finding that annotation `row` has damage `kind`."""
         image, given = self.ann_images[row], self.ann_ids[row]
         where = f"annotation {given}" if given >= 0 else f"annotation number {-1 - given}"
         if row in self._other_ids:
             where = f"annotation {quote(self._other_ids[row])}"
-        if detail is None and kind == "unknown_image":
+        if kind == "unknown_image":
             detail = f"image_id {quote(self._waiting[row])}"
-        elif detail is None and kind == "unknown_category":
+        elif kind == "unknown_category":
             detail = f"category {quote(self.category_ids.values[self.categories[row]])}"
-        elif detail is None and kind.startswith("span"):
+        elif kind == "bad_area":
+            detail = f"area {self.areas[row]:g}"
+        elif kind.startswith("span"):
             spans = [list(span) for span in self.spans_of(row)]
             detail = f"spans {quote(spans)}, caption of {len(self.captions[image] or '')} characters"
-        elif detail is None:
+        else:
             box = [round(value, 3) for value in self.boxes[4 * row : 4 * row + 4]]
             size = f" in {self.widths[image]} x {self.heights[image]}" if image >= 0 and self.widths[image] else ""
             detail = f"box {box}{size}"

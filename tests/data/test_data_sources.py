@@ -343,6 +343,9 @@ def test_tsv_needs_the_image_index(build, tsv_set):
     (tsv_set / "img.lineidx").unlink()
     with pytest.raises(FileNotFoundError, match="img.lineidx"):
         build({"format": "tsv", "yaml_file": str(tsv_set / "all.yaml")})
+    (tsv_set / "img.lineidx").write_text("0\nx\n")
+    with pytest.raises(ValueError, match="img.lineidx is not a list of byte offsets"):
+        build({"format": "tsv", "yaml_file": str(tsv_set / "all.yaml")})
 
 
 def test_tsv_damaged_rows_are_left_out(build, tsv_set):
@@ -490,6 +493,16 @@ def test_specs_name_what_is_wrong(tmp_path):
         build_source({"format": "coco", "annotations": "a", "imagess": "b"})
     with pytest.raises(FileNotFoundError, match="Give data_root"):
         read_coco("nowhere.json", "images", data_root=tmp_path)
+
+
+def test_hub_data_that_datasets_cannot_load(build, tmp_path):
+    """`datasets` says that an error occurred, and not which."""
+    (tmp_path / "a.jsonl").write_text('{"image": "a"\n')
+    spec = {"format": "hub", "dataset": "json", "data_files": str(tmp_path / "a.jsonl")}
+    with pytest.raises(ValueError, match="json: datasets cannot load it: .*Missing a comma"):
+        build(spec)
+    with pytest.raises(ValueError, match="json: datasets cannot load it: .*unexpected keyword argument 'namess'"):
+        build(spec, namess=["cat"])
 
 
 def test_values_as_yaml_has_them(build, coco_set):
@@ -738,7 +751,7 @@ def test_damaged_files_of_a_tsv_set_are_named(tmp_path, name, text, message):
         ({"length": "x"}, "scenes: length='x' must be a whole number of at least 1"),
         ({"length": 0}, "scenes: length=0 must be a whole number of at least 1"),
         ({"seed": -1}, "scenes: seed=-1 must be a whole number of at least 0"),
-        ({"seed": 2**32}, "scenes: seed=4294967296 must be a whole number of at least 0, below 2.32"),
+        ({"seed": 2**32}, "scenes: seed=4294967296 must be a whole number of at least 0, below 2^32"),
     ],
 )
 def test_options_of_scenes_are_checked_before_a_run(option, message):

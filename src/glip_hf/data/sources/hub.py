@@ -154,7 +154,12 @@ class HubData:
         if isinstance(dataset, str):
             folders = _folders(dataset, load_options)
             finders = [ImageFinder(folder, allow_outside) for folder in folders]
-            dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
+            try:
+                dataset = require("datasets").load_dataset(dataset, split=split, **load_options)
+            except (ImportError, OSError):  # which say what is not there
+                raise
+            except Exception as error:  # its own error has the reason as its cause
+                raise ValueError(f"{self.name}: datasets cannot load it: {error.__cause__ or error}") from error
         self.fingerprint: str | None = getattr(dataset, "_fingerprint", None)  # of what is stored; None for a stream
         dataset = dataset.with_format(None)  # rows as Python's own lists and dictionaries
         if not isinstance(columns, HubColumns):

@@ -70,7 +70,10 @@ def line_index(path: Path, make: bool = True) -> np.ndarray:
     """
     index = path.with_suffix(".lineidx")
     if index.is_file():
-        return np.array(index.read_text().split(), dtype=np.int64)
+        try:
+            return np.array(index.read_text().split(), dtype=np.int64)
+        except ValueError:
+            raise ValueError(f"{index} is not a list of byte offsets, one per row of {path.name}.") from None
     if not make:
         raise FileNotFoundError(f"{path} needs its index {index.name} beside it (a byte offset per row).")
     with open(path, "rb") as file:

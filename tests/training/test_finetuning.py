@@ -507,16 +507,20 @@ def test_another_run_is_refused_by_name(coco: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_best_weights_are_what_is_saved(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.1, 0.5, 0.3, 0.2, 0.5])
-    monkeypatch.setattr(Validation, "__call__", lambda self, model: {"AP": next(scores)})
+    scores = iter([0.1, 0.5, 0.3, 0.2, None, 0.5])
+    monkeypatch.setattr(Validation, "__call__", lambda self, model: {"AP": next(scores) + 0})
     taken = {}
     monkeypatch.setattr(BestWeights, "take", spy(BestWeights.take, taken))
     model, out = small_model(tmp_path / "model"), tmp_path / "out"
     options = ["--model", str(model), "--train", str(coco), "--images", str(coco.parent), "--mode", "linear"]
     options += ["--max-steps", "9", "--output-dir", str(out)]
     early = ["run.evaluate_every=1", "tuning.early_stopping=2"]
-    assert finetune(monkeypatch, *options, "--set", *FAST, *early) == 0
+    # What follows the last step fails: nothing of the run is lost.
+    assert finetune(monkeypatch, *options, "--set", *FAST, *early) == 1
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000004"]
     assert list(taken) == [1, 2]  # steps 3 and 4 were no better, and the run stopped
+    taken = dict(taken)
+    assert finetune(monkeypatch, *options, "--resume", "latest", "--set", *FAST, *early) == 0
     saved = load_file(out / "final" / "model.safetensors")
     assert torch.equal(saved["head.bias0"], taken[2]["head.bias0"])
     assert not torch.equal(saved["head.bias0"], taken[1]["head.bias0"])

@@ -568,13 +568,12 @@ class TuningRun(Run):
                 put(self.best.weights[name], value)
         return state
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self) -> None:
         before = self.progress.best
-        stop = super()._evaluate()
+        super()._evaluate()
         if self.progress.best > before:
             with self.averaged():
                 self.best.take(self.progress.step, self._trained())
-        return stop
 
     def _evaluate_final(self) -> None:
         if self.evaluate is None:

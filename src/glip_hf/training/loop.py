@@ -549,7 +549,7 @@ class Run:
         bar = tqdm(total=self.max_steps, initial=progress.step, disable=not is_main, desc="train", unit="step")
         batches = self.batches.batches(progress.step * settings.gradient_accumulation)
         with bar, contextlib.closing(batches) as micro_batches:
-            while progress.step < self.max_steps:
+            while not self._is_over:
                 started = time.monotonic()
                 losses, count = self._update(micro_batches)
                 progress.step += 1
@@ -560,15 +560,15 @@ class Run:
                 if due(settings.log_every):
                     self._log(window, images, time.monotonic() - since, bar)
                     window, images, since = [], 0, time.monotonic()
-                at_end = progress.step == self.max_steps
-                if due(settings.evaluate_every) and not at_end and self._evaluate():
-                    self.accelerator.print(f"no better AP for {progress.evaluations_without_gain} evaluations")
-                    break
+                if due(settings.evaluate_every) and progress.step < self.max_steps:
+                    self._evaluate()
                 stop = self._any(self._stop.raised)
-                if due(settings.checkpoint_every) or stop or at_end:
+                if due(settings.checkpoint_every) or stop or self._is_over:
                     checkpoint = self.save()
                     if stop:
                         return checkpoint
+        if progress.step < self.max_steps:
+            self.accelerator.print(f"no better AP for {progress.evaluations_without_gain} evaluations")
         return None
 
     def _log(self, window: list[dict[str, float]], images: int, seconds: float, bar: tqdm) -> None:
@@ -579,11 +579,17 @@ class Run:
         bar.set_postfix({BAR_NAMES.get(k, k.removeprefix("loss_")): f"{value:.3g}" for k, value in values.items()})
         self.accelerator.log(values, step=self.progress.step)
 
-    def _evaluate(self) -> bool:
-        """Evaluate; True if it is time to stop early."""
-        if self.evaluate is None:
-            return False
+    @property
+    def _is_over(self) -> bool:
+        """Whether the last step is done, or too many evaluations were without a better AP."""
         progress, patience = self.progress, self.recipe.tuning.early_stopping
+        return progress.step >= self.max_steps or 0 < patience <= progress.evaluations_without_gain
+
+    def _evaluate(self) -> None:
+        """Evaluate the weights of this step."""
+        if self.evaluate is None:
+            return
+        progress = self.progress
         self.model.eval()
         with self.averaged() as model:
             metrics = self.evaluate(model)
@@ -594,11 +600,10 @@ class Run:
         score = metrics.get("AP", math.nan)
         if not score >= 0:  # -1, and NaN, say that there was nothing to measure
             self.accelerator.print(f"step {progress.step}: no AP was measured, so this evaluation decides nothing")
-            return False
+            return
         self.schedule.report(score)
         progress.evaluations_without_gain = 0 if score > progress.best else progress.evaluations_without_gain + 1
         progress.best = max(progress.best, score)
-        return bool(patience) and progress.evaluations_without_gain >= patience
 
     def _evaluate_final(self) -> None:
         """Evaluate the weights that are about to be saved."""

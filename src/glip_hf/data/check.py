@@ -199,7 +199,7 @@ Piece = tuple[Columns, Collection[int] | None, Callable[[ImageRef], ImageRef] | 
 def _pieces(reader: str, spec: dict[str, Any], data_root: str | Path | None, report: DataReport) -> Iterator[Piece]:
     """A data set as columns, whole or in pieces: with the known categories, and how to find an image's bytes."""
     if reader == "tsv":
-        parts = load_tsv_yaml(find_path(spec["yaml_file"], data_root))
+        parts = load_tsv_yaml(find_path(spec["yaml_file"], spec.get("data_root", data_root)))
         labels = load_labelmap(parts["labelmap"])
         report.add(_check_tsv(parts))
         yield from ((columns, None, None) for columns, _ in parse_tsv(parts, labels))

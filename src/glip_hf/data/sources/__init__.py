@@ -117,12 +117,9 @@ def build_source(
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")
-    if reader is read_tsv and "yaml_file" in resolved:
-        resolved["yaml_file"] = find_path(resolved["yaml_file"], data_root)
-    elif "data_root" in known:
-        resolved.setdefault("data_root", data_root)
-    if "cache_dir" in known:
-        resolved.setdefault("cache_dir", cache_dir)
+    for key, value in (("data_root", data_root), ("cache_dir", cache_dir)):
+        if key in known:
+            resolved.setdefault(key, value)
     try:
         inspect.signature(reader).bind(**resolved)
     except TypeError as error:

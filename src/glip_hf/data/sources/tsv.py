@@ -18,7 +18,7 @@ from ...values_glip import quote
 from ..cache import TableWriter, convert_once
 from ..columns import Columns, Tally
 from ..records import ImageRef
-from .base import Captions, Source
+from .base import Captions, Source, find_path
 
 CHUNK_ROWS = 20_000
 
@@ -132,16 +132,17 @@ def read_tsv(
     drop_empty: bool = False,
     captions: Captions = "sampled",
     strict: bool = False,
+    data_root: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> Source:
     """A detection set in the TSV files that a YAML lists (`load_tsv_yaml`).
 
-    For the other arguments see `CocoFile.read`; by default images without boxes stay.
+    For the other arguments see `coco_file` and `CocoFile.read`; by default images without boxes stay.
 
     With `imageid2idx` the original reports height = width for every image, which breaks aspect-ratio batches; here
     sizes are those of the `hw` row with the image's key, or of the image itself.
     """
-    yaml_file = Path(yaml_file).absolute()
+    yaml_file = find_path(yaml_file, data_root)
     parts = load_tsv_yaml(yaml_file)
     name = name or yaml_file.stem
     files = [p for key in ("label", "hw") for p in parts[key] or []]

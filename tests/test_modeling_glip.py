@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny import lively, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
+from tiny import lively, make_processor, tiny_bert, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipImageProcessor, GlipModel
@@ -128,6 +128,13 @@ def test_image_features_take_all_that_the_image_processor_gives(whole) -> None:
     expected = model.get_image_features(inputs["pixel_values"], inputs["pixel_mask"])
     assert torch.equal(features.pooler_output, expected.pooler_output)
     assert torch.equal(features.image_sizes, expected.image_sizes)
+
+
+@torch.no_grad()
+def test_the_base_model_takes_all_that_the_processor_gives() -> None:
+    model = tiny_model(text_config=tiny_bert(vocab_size=2000)).model
+    inputs = make_processor()(torch.rand(3, 40, 60), ["cat", "dog"], chunk_size=1, return_tensors="pt")
+    assert model(**inputs).last_hidden_state.shape[0] == len(inputs["label_ids"]) == 2
 
 
 @torch.no_grad()

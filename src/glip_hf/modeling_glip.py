@@ -659,6 +659,9 @@ class GlipModel(GlipPreTrainedModel):
         text_features: GlipTextFeatures | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
+        original_sizes: Tensor | None = None,
+        positive_map: Tensor | None = None,
+        label_ids: Tensor | None = None,
     ) -> GlipModelOutput:
         r"""
         Args:
@@ -668,6 +671,8 @@ class GlipModel(GlipPreTrainedModel):
                 See [`GlipModel.get_text_features`]; or `text_features` in their place.
             image_indices (`torch.LongTensor` of shape `(num_captions,)`, *optional*):
                 The image of each caption; see `outputs_glip.pair_captions`.
+            original_sizes, positive_map, label_ids:
+                Without effect; accepted so that all outputs of the processor may be passed.
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -847,15 +852,9 @@ class GlipForGrounding(GlipPreTrainedModel):
             shapes = [feature_map.shape[-2:] for feature_map in image_features.feature_maps]
             anchors = self._anchors(shapes, predictions["logits"].device)
             level_sizes = [height * width for height, width in shapes]
+            raw = [predictions[name] for name in ("logits", "bbox_regression", "centerness_logits")]
             loss, loss_dict = self.loss_function(
-                predictions["logits"],
-                predictions["bbox_regression"],
-                predictions["centerness_logits"],
-                anchors,
-                level_sizes,
-                outputs.attention_mask,
-                labels,
-                self.config,
+                *raw, anchors, level_sizes, outputs.attention_mask, labels, self.config
             )
             if self.auxiliary is not None:
                 extra = self.auxiliary(

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
@@ -224,7 +225,7 @@ class GlipProcessor(GlipHubProcessorMixin):
         for name, part in parts.items():
             refuse_unknown(name, kwargs.get(name) or {}, set(part.__annotations__) - _OTHER_TEXTS)
         options = self.prompt_options | {name: kwargs.pop(name) for name in PROMPT_OPTIONS if name in kwargs}
-        validate_typed_dict(GlipPromptKwargs, options)  # also those that were saved
+        _check_prompt_options(options)  # also those that were saved
         merged = self._merge_kwargs(_PartKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)
@@ -358,6 +359,17 @@ class GlipProcessor(GlipHubProcessorMixin):
 
 
 # -- helpers ---------------------------------------------------------------------------------------
+
+
+def _check_prompt_options(options: dict[str, Any]) -> None:
+    """Raise a TypeError for the first option of another type, a ValueError for a negative class name without text."""
+    for name, value in options.items():
+        try:
+            validate_typed_dict(GlipPromptKwargs, {name: value})
+        except StrictDataclassFieldValidationError:
+            raise TypeError(f"{name}={quote(value)} must be {GlipPromptKwargs.__annotations__[name]}.") from None
+    if not all(name.strip() for name in options["negative_names"] or ()):  # it would be one more separator
+        raise ValueError(f"negative_names={quote(options['negative_names'])} has an empty name: leave it out.")
 
 
 def _warn_of_lost_rows(

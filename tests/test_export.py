@@ -523,6 +523,9 @@ def test_what_a_file_does_not_take(stand_in, processor, photo) -> None:
         glip(**glip.prepare(photo, ["fish"]) | dict(processor(text=["fish"] * 4, return_tensors="pt")))
     with pytest.raises(ValueError, match="no processor: OnnxGlip"):
         stand_in(processor=None).detect(photo, ["fish"])
+    for images, text, name in ((None, ["fish"], "images"), (photo, None, "text")):
+        with pytest.raises(ValueError, match=f"{name} is None: detect needs both"):
+            glip.detect(images, text)
     with pytest.raises(ValueError, match="not written by glip export"):
         stand_in(ours=False)
 

@@ -672,6 +672,8 @@ class OnnxGlip:
         Returns:
             One dictionary per image, best first; see `GlipProcessor.post_process_grounded_object_detection`.
         """
+        if images is None or text is None:
+            raise ValueError(f"{'text' if text is None else 'images'} is None: detect needs both.")
         engine = GroundingEngine(self, self._processor(), GroundingOptions(threshold=threshold))
         return engine.ground_inputs(self.prepare(images, text, **options))
 

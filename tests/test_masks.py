@@ -156,6 +156,12 @@ def test_no_boxes_any_image_and_one_encoding(sam, image, tmp_path) -> None:
         assert torch.equal(segmenter(same, BOXES), masks)
 
 
+def test_boxes_that_are_none(sam, image) -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="box 1 is .*: its corners must be finite"):
+            BoxSegmenter.from_pretrained(sam)(image, [BOXES[0], [0, 0, value, 9]])
+
+
 def test_deep_grey_images_are_seen_as_glip_sees_them(sam, image) -> None:
     segmenter, grey = BoxSegmenter.from_pretrained(sam), image.convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)  # PIL's own conversion makes it white

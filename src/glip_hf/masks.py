@@ -71,9 +71,15 @@ class BoxSegmenter:
 
         Returns:
             [K, H, W] bool, on the CPU: K x H x W bytes.
+
+        Raises:
+            ValueError: for boxes that are NaN or infinite.
         """
         image = as_seen(open_upright(image))
         boxes = torch.as_tensor(boxes, dtype=torch.float32).cpu().reshape(-1, 4)
+        if not boxes.isfinite().all():
+            row = int((~boxes.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"box {row} is {boxes[row].tolist()}: its corners must be finite, in pixels.")
         masks = torch.zeros(len(boxes), image.height, image.width, dtype=torch.bool)
         if not len(boxes):
             return masks

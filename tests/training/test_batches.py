@@ -65,6 +65,9 @@ def test_a_prompt_table_has_one_caption(photos: Path) -> None:
     for sources in (f"[{COCO % ', captions: sampled'}]", f"[{COCO % ''}, {{format: scenes, length: 4}}]", "[]"):
         with pytest.raises(RecipeError, match="tuning.mode=prompt: a prompt table belongs to one caption"):
             made(sources, "tuning.mode=prompt", root=photos)
+    write_stream(photos)
+    with pytest.raises(RecipeError, match="tuning.mode=prompt: a prompt table belongs to one caption"):
+        made(streamed(photos), "tuning.mode=prompt", "schedule.max_steps=5", root=photos)
 
 
 def test_greenlight_map_comes_with_the_models_loss(photos: Path) -> None:

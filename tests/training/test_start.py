@@ -121,6 +121,11 @@ def test_frozen_stages(stages: int) -> None:
     assert frozen == (expected if starts else set())
 
 
+def test_more_frozen_stages_than_there_are() -> None:
+    with pytest.raises(RecipeError, match="model.frozen_stages=5: this backbone has 4 stages"):
+        freeze_stages(random_model(), 5)
+
+
 @pytest.mark.parametrize(
     ("size", "limits", "larger"),
     [

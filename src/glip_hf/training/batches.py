@@ -143,19 +143,9 @@ def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
 def build_dataset(
     recipe: Recipe, processor: GlipProcessor, config: GlipConfig, mixture: Mixture | None = None
 ) -> GroundingDataset:
-    """The recipe's sources (`recipe_sources`, if they were built already) as one data set of training samples.
-
-    Raises:
-        RecipeError: if a prompt table is to be trained on more than one caption.
-    """
+    """The recipe's sources (`recipe_sources`, if they were built already) as one data set of training samples."""
     data, seed = recipe.data, recipe.run.seed
     mixture = recipe_sources(recipe) if mixture is None else mixture
-    first = mixture.sources[0].names
-    if recipe.tuning.mode == "prompt" and any((one.captions, one.names) != ("all", first) for one in mixture.sources):
-        raise RecipeError(
-            "tuning.mode=prompt: a prompt table belongs to one caption of all class names, so that data.sources need "
-            "the same classes and captions: all."
-        )
     maker = sample_maker(recipe, processor, config)
     return GroundingDataset(mixture, maker, seed=seed, on_error=ON_ERROR[data.on_broken], max_replaced=data.max_broken)
 
@@ -199,9 +189,18 @@ def recipe_batches(
     Args:
         config: of the model to train.
         sources: `recipe_sources`, if they were built already.
+
+    Raises:
+        RecipeError: if a prompt table is to be trained on more than one caption.
     """
     data = recipe.data
     sources = recipe_sources(recipe) if sources is None else sources
+    parts = sources.sources if isinstance(sources, Mixture) else [sources]
+    if recipe.tuning.mode == "prompt" and any((one.captions, one.names) != ("all", parts[0].names) for one in parts):
+        raise RecipeError(
+            "tuning.mode=prompt: a prompt table belongs to one caption of all class names, so that data.sources need "
+            "the same classes and captions: all."
+        )
     if isinstance(sources, Mixture):
         return dataset_batches(build_dataset(recipe, processor, config, sources), recipe, rank, processes)
     stream = StreamingBatches(

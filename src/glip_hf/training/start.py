@@ -86,10 +86,16 @@ def load_text_weights(text_model: nn.Module, source: str) -> None:
 
 
 def freeze_stages(model: GlipForGrounding, frozen_stages: int) -> None:
-    """Freeze Swin's patch embedding (from 0 on) and its first `frozen_stages` stages; -1 freezes nothing."""
+    """Freeze Swin's patch embedding (from 0 on) and its first `frozen_stages` stages; -1 freezes nothing.
+
+    Raises:
+        RecipeError: for more stages than there are.
+    """
     if frozen_stages < 0:
         return
     swin = model.model.backbone.swin
+    if frozen_stages > (stages := len(swin["encoder"]["layers"])):
+        raise RecipeError(f"model.frozen_stages={frozen_stages}: this backbone has {stages} stages.")
     for module in (swin["embeddings"], *swin["encoder"]["layers"][:frozen_stages]):
         module.requires_grad_(False)
 

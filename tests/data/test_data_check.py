@@ -256,6 +256,7 @@ def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys
 
 WRONG = [
     ("imagess: x", "knows no 'imagess'"), ("captions: sometimes", "captions='sometimes'"), ("captions: given", "given"),
+    ("drop_empty: maybe", "drop_empty='maybe' must be true or false"),
     ("shots: 0", "shots=0"), ("copies: 0", "copies"), ("categories: []", None), ("strict: true", None),
     ("copies: two", "'two'"), ("shots: many", "shots='many'"), ("images: [a]", "not a path"),
     ("format: tsv", "read_tsv knows no"), ("categories: [cat]", "category None"), ("prompts: [cat]", "'name'"),

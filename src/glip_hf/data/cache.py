@@ -142,7 +142,7 @@ def _build(folder: Path, build: Callable[[TableWriter], dict[str, Any]]) -> None
         if not writer.rows:
             raise ValueError(
                 f"{info['file']}: no usable image is left: {Tally(**info['tally']).describe()}. `glip check-data` "
-                "names what is wrong. (Images without boxes stay with drop_empty=False.)"
+                "names what is wrong. (In recipes, `drop_empty: false` keeps images without boxes.)"
             )
         (work / "info.json").write_text(json.dumps(info))
         os.replace(work, folder)

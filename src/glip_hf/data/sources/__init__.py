@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...values_glip import quote
 from .base import Source, find_path, require_images
 from .coco import CocoFile, coco_annotations, read_coco, read_lvis, read_mdetr
 from .hub import HubColumns, HubStream, read_hub
@@ -117,6 +118,9 @@ def build_source(
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")
+    for key, parameter in inspect.signature(reader).parameters.items():
+        if isinstance(parameter.default, bool) and not isinstance(resolved.get(key, False), bool):
+            raise ValueError(f"Data set {given!r:.200}: {key}={quote(resolved[key])} must be true or false.")
     for key, value in (("data_root", data_root), ("cache_dir", cache_dir)):
         if key in known:
             resolved.setdefault(key, value)

@@ -54,6 +54,7 @@ from .values_glip import check_number, quote
 
 CAPTIONS_PER_PASS = 16  # of the text encoder on an accelerator; on a CPU one: more cost memory and save nothing
 MEMORY_SHARE = 0.8  # of the free memory that pairs may fill; the rest is for fragmentation and for the next images
+LARGEST_SCALE = 10_000  # in pixels: of a square image 100 megapixels
 READER_THREAD = "glip-read"  # name prefix of the threads that read images
 NO_LIMIT = sys.maxsize
 _CAPTION_OPTIONS = ("aggregation", "nms_threshold", "score_threshold", "features")
@@ -146,6 +147,8 @@ class GroundingOptions:
         for name, sides in (("scales", self.scales), ("size", (self.size or {}).values())):
             for side in sides:
                 check_number(name, side, least=1, whole=True)
+        if (most := max(self.scales, default=0)) > LARGEST_SCALE:
+            raise ValueError(f"scales={most}: no memory holds such images, {LARGEST_SCALE:,} is the largest scale.")
 
 
 @dataclass(frozen=True)

@@ -574,6 +574,7 @@ def test_category_ids_not_places(detect, image_folder, tmp_path):
         ({"vote_threshold": float("nan")}, "vote_threshold=nan must be a number"),
         ({"aggregation": "sum"}, "aggregation='sum' is not known"),
         ({"scales": (0,)}, "scales=0 must be at least 1"),
+        ({"scales": (800, 100_000)}, "scales=100000: no memory holds such images, 10,000 is the largest scale"),
         ({"max_size": 0}, "max_size=0 must be at least 1"),
         ({"size": {"shortest_edge": -5}}, "size=-5 must be at least 1"),
     ],

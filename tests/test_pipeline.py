@@ -554,6 +554,9 @@ def test_texts_per_image_of_a_single_image(detector, photo) -> None:
     for several in ({"candidate_labels": [["cat"], ["dog"]]}, {"caption": ["a cat", "a dog"]}):
         with pytest.raises(ValueError, match="2 entries for 1 images: give one each"):
             detector(photo, **several)
+    for stream in (Photos([photo, photo]), iter([photo, photo])):
+        with pytest.raises(ValueError, match=r"have it give \{'image', 'candidate_labels'\}"):
+            detector(stream, candidate_labels=[["cat"], ["dog"]])
     assert detector(photo, [["cat"]], threshold=0.0) == detector(photo, ["cat"], threshold=0.0)
     assert detector(photo, caption=["a cat"], threshold=0.0) == detector(photo, caption="a cat", threshold=0.0)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ZeroShotObjectDetectionPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
@@ -376,6 +376,8 @@ def _spread(images: list[Any], text: dict[str, Any]) -> tuple[list[Any], dict[st
     if not each:
         return images, text
     for name in each:
+        if isinstance(images[0], Dataset | Iterator):
+            raise ValueError(f"{name} for each image of a data set or iterator: have it give {{'image', {name!r}}}.")
         if len(text[name]) != len(images):
             raise ValueError(f"{name} has {len(text[name])} entries for {len(images)} images: give one each.")
     if any(isinstance(image, Mapping) for image in images):

@@ -148,14 +148,17 @@ def test_backends_agree_bit_for_bit():
         assert torch.equal(one[key], other[key]), key
 
 
-@needs_torchvision
-def test_results_go_to_the_device():
+@pytest.mark.parametrize("kind", [GlipImageProcessorPil, pytest.param(GlipImageProcessor, marks=needs_torchvision)])
+def test_results_go_to_the_device(kind):
     annotation = {"image_id": 1, "annotations": [{"bbox": [1, 1, 5, 5], "category_id": 1}]}
-    batch = GlipImageProcessor(size=SMALL)(make_rgb(), annotation, return_tensors="pt", device="meta")
+    batch = kind(size=SMALL)(make_rgb(), annotation, return_tensors="pt", device="meta")
     assert batch.pixel_values.shape == (1, 3, 64, 64)
     tensors = [*batch["labels"][0].values(), *(batch[key] for key in batch if key != "labels")]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    # a tensor that is on a device already is resized there
+
+
+@needs_torchvision
+def test_tensors_are_resized_where_they_are():
     on_device = torch.zeros(3, 48, 64, dtype=torch.uint8, device="meta")
     batch = GlipImageProcessor(size=SMALL)(on_device, return_tensors="pt", do_pad=False)
     assert batch.pixel_values.shape == (1, 3, 40, 53)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import resize as pil_resize
 from transformers.image_utils import ChannelDimension, PILImageResampling, torch_pil_interpolation_mapping
 from transformers.processing_utils import Unpack
@@ -40,14 +39,6 @@ class GlipImageProcessor(GlipImageProcessorMixin, TorchvisionBackend):
         layout = {"data_format": ChannelDimension.FIRST, "input_data_format": ChannelDimension.FIRST}
         resample = torch_pil_interpolation_mapping.get(resample, resample)
         return torch.from_numpy(pil_resize(image.numpy(), size, resample, **layout))
-
-    def _preprocess(self, *args: Any, device: torch.device | str | None = None, **kwargs: Any) -> BatchFeature:
-        batch = super()._preprocess(*args, device=device, **kwargs)
-        if device is not None:
-            batch.to(device)
-            for target in batch.get("labels", ()):
-                target.to(device)
-        return batch
 
     def _to_network_values(
         self, image: torch.Tensor, device: torch.device | str | None = None, **kwargs: Any

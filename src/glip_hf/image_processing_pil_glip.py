@@ -685,6 +685,9 @@ class GlipImageProcessorMixin(GlipHubMixin):
         if annotations is not None:
             targets = map(resize_target, targets, sizes)
             batch["labels"] = [BatchFeature(target, tensor_type=return_tensors) for target in targets]
+        if kwargs.get("device") is not None:
+            for part in (batch, *batch.get("labels", ())):
+                part.to(kwargs["device"])
         return batch
 
     def resize(

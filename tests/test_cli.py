@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,37 @@ def test_photos_and_videos_come_in_their_turn(folder, model, monkeypatch) -> Non
     assert main([*words, "--output", "found.jsonl", "--model", model, *ANYTHING]) == 0
     lines = [json.loads(line) for line in Path("found.jsonl").read_text().splitlines()]
     assert [line["file_name"] for line in lines] == ["more/b.png", "clip.mp4/000000.jpg", "photo.jpg"]
+
+
+def test_an_interruption_keeps_what_is_done(model, folder, capsys, monkeypatch) -> None:
+    """Of three images the third is interrupted; what other formats and no format at all do is the same."""
+    detect, done = GroundingEngine.detect, []
+
+    def interrupted(*arguments):
+        done.append(0)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return detect(*arguments)
+
+    monkeypatch.setattr(GroundingEngine, "detect", interrupted)
+    images = ["ground", "more/b.png", "more/photo.jpg", "photo.jpg", "cat", "--model", model, *ANYTHING]
+    for output in (["--format", "coco", "--output", "found.json"], ["--json", "photos.json"]):
+        assert main([*images, *output]) == 130
+        assert "2 of 3 images done\nglip ground: interrupted" in capsys.readouterr().err
+        done.clear()
+    assert len(json.loads(Path("found.json").read_text())["images"]) == 2
+    assert ["detections" in one for one in json.loads(Path("photos.json").read_text())["photos"]] == [True, True]
+    done += [0, 0]
+    assert main([*images, "--json", "nothing.json"]) == 130 and not Path("nothing.json").exists()
+
+
+def test_an_image_may_come_through_a_pipe(model, folder, capsys) -> None:
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(Path("photo.jpg").read_bytes()))
+    writer.start()
+    assert main(["ground", "pipe", "cat", "--model", model, *ANYTHING]) == 0
+    writer.join()
+    assert "pipe (160x120)" in capsys.readouterr().out
 
 
 def test_an_image_that_the_model_fails_at_loses_itself_alone(folder, model, monkeypatch, capsys) -> None:

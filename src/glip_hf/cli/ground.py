@@ -189,10 +189,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(first_line(error)) from None
 
     records: list[dict[str, Any]] = []
+    interrupts: list[KeyboardInterrupt] = []
 
     def detect_all() -> Iterator[ImageDetections]:
         """The detections of one image after the other, which are printed in passing. They are drawn and saved by
-        threads while the model works on the next ones."""
+        threads while the model works on the next ones. An interruption ends it with those that are done."""
         asked = {"text": text, "phrases": arguments.phrases, "keep_image": bool(arguments.save or segmenter)}
         requests, waiting = (Request(path, **asked) for path in paths if not _is_video(path)), deque()
         results = engine.ground(requests, skip_broken=True, in_order=True, skip_failed=True)
@@ -228,22 +229,34 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 if _is_video(path):
                     yield None  # after the photos before it
+                    if interrupts:
+                        return records.remove(record)
                     yield from _ground_video(engine, text, arguments, target, file_name, record)
                 else:
                     yield from of_photo(path, target, file_name, record)
             except CliError as error:  # does not stop the other images
                 record["error"] = str(error)
                 tqdm.write(f"glip ground: {error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                records.remove(record)
+                raise
 
         with closing(results), ThreadPoolExecutor(arguments.workers, thread_name_prefix="glip-save") as savers:
             # disable=None: a bar only on a terminal
-            for one in tqdm(todo, unit="image", disable=None if len(paths) > 1 else True):
-                waiting.append(steps(*one))
-                next(waiting[-1], None)
-                if len(waiting) > arguments.workers:
+            try:
+                for one in tqdm(todo, unit="image", disable=None if len(paths) > 1 else True):
+                    waiting.append(steps(*one))
+                    next(waiting[-1], None)
+                    if len(waiting) > arguments.workers:
+                        yield from waiting.popleft()
+                while waiting:
                     yield from waiting.popleft()
-            for last in waiting:
-                yield from last
+            except KeyboardInterrupt as error:
+                interrupts.append(error)
+                for last in waiting:
+                    yield from last
+        if interrupts and not records:
+            raise interrupts[0]
 
     if arguments.format is None:
         deque(detect_all(), maxlen=0)
@@ -263,6 +276,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             write_json(json_file, document)
             print(f"-> {json_file}")
+    if interrupts:
+        print(f"glip ground: {len(records)} of {counted(len(paths), 'image')} done", file=sys.stderr)
+        raise interrupts[0]
     return 1 if any("error" in record for record in records) else 0
 
 

@@ -136,7 +136,8 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     is_base64 = len(name) > 100 and name.startswith(_BASE64_BEGINNINGS) and not os.path.isfile(name[:4096])
     is_data = name.startswith("data:image/") or is_base64
     # A data URI or pasted text can be longer than the system allows a path to be.
-    if not (is_url or is_data) and (len(name) > 4096 or "\0" in name or not os.path.isfile(name)):
+    is_path = len(name) <= 4096 and "\0" not in name and os.path.exists(name) and not os.path.isdir(name)  # a pipe, too
+    if not (is_url or is_data or is_path):
         raise FileNotFoundError(
             f"There is no image file {quoted}, nor is it an http(s) URL, a data:image/ URI or base64."
         )

@@ -394,7 +394,7 @@ def _is_image(word: str) -> bool:
 
 def _expand(word: str) -> list[str]:
     """The images a word stands for, in order: itself, the matches of a glob, the images of a directory."""
-    if word.startswith(URL_PREFIXES) or os.path.isfile(word):
+    if word.startswith(URL_PREFIXES) or (os.path.exists(word) and not os.path.isdir(word)):  # a file or a pipe
         return [word]
     if os.path.isdir(word):
         files = [p for p in sorted(Path(word).iterdir()) if p.is_file() and not p.name.startswith(".")]

@@ -32,14 +32,8 @@ def setting(name: str, default: float) -> float:
 
 
 def fetch(url: str, timeout: float | None = None) -> bytes:
-    """The content of an http(s) URL.
-
-    Args:
-        timeout: seconds for everything, redirects included; default `GLIP_URL_TIMEOUT`.
-
-    Raises:
-        OSError, ValueError, http.client.HTTPException: for what cannot be fetched or exceeds a limit, which is named.
-    """
+    """The content of an http(s) URL; an OSError, ValueError or http.client.HTTPException for what cannot be fetched or
+    exceeds a limit, which is named. `timeout` is in seconds for everything, redirects included."""
     megabytes = setting("GLIP_URL_MAX_MB", 100)
     seconds = setting("GLIP_URL_TIMEOUT", 60) if timeout is None else timeout
     limit = int(megabytes * 1e6)

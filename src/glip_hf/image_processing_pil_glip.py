@@ -417,10 +417,8 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
     As in GLIP's COCO reader, crowd regions are left out, boxes are clipped to the image and those without extent
     (x2 <= x1 or y2 <= y1 after clipping) dropped, together with their class. `area` defaults to w * h, `iscrowd` to 0.
 
-    Numbers and ids may be spelt as text, as tensors or with a fraction of zero; None is a missing value.
-
-    Raises:
-        ValueError: if a key is missing, an id is not an integer or a box is not four finite numbers.
+    Numbers and ids may be spelt as text, as tensors or with a fraction of zero; None is a missing value. A ValueError
+    if a key is missing, an id is not an integer or a box is not four finite numbers.
     """
     if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= set(annotation):
         raise ValueError(

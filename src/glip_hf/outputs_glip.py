@@ -262,10 +262,8 @@ def pair_captions(
     """Which image and which caption each pair takes; None stands for "all, in order".
 
     One image goes with every caption, one caption with every image, equal numbers pair one to one, and
-    `image_indices` [N] gives them explicitly.
-
-    Raises:
-        ValueError: where the counts fit none of these, or an index is that of no image.
+    `image_indices` [N] gives them explicitly. A ValueError where the counts fit none of these, or an index is that of
+    no image.
     """
     if not is_traced() and not (num_images and num_captions):
         raise ValueError(f"{num_captions} captions for {num_images} images: give at least one of each.")

@@ -250,14 +250,10 @@ def check_unicode(text: str) -> None:
 
 
 def find_phrase(caption: str, phrase: str, occurrence: int | None = None) -> Span:
-    """The span of `phrase` in `caption`, character for character (case and spaces matter).
+    """The span of `phrase` in `caption`, character for character (case and spaces matter); a ValueError if it is empty,
+    does not occur, or is ambiguous.
 
-    Args:
-        occurrence: which one, counted from 0 over all occurrences (overlapping and inside words too); may be left out
-            where there is only one.
-
-    Raises:
-        ValueError: if the phrase is empty, does not occur, or is ambiguous.
+    `occurrence` counts from 0 over all (overlapping and inside words too); it may be left out where there is only one.
     """
     if not phrase:
         raise ValueError(f"an empty phrase was given for the caption {quote(caption)}: leave it out.")

@@ -103,6 +103,14 @@ def test_score_only_coco(tmp_path):
     assert [metrics[name] for name in case["expected"]["stat_names"]] == pytest.approx(expected["stats"], abs=1e-6)
 
 
+def test_score_only_leaves_the_metrics_of_a_run(coco_run, image_folder, capsys):
+    before = (coco_run / "metrics.json").read_bytes()
+    files = ["--score-only", f"{coco_run}/predictions.json", "--annotations", f"{image_folder}/annotations.json"]
+    assert evaluate(["coco", *files, "--output", str(coco_run)]) == 2
+    assert "holds a run, whose metrics would be replaced" in capsys.readouterr().err
+    assert (coco_run / "metrics.json").read_bytes() == before
+
+
 @pytest.mark.filterwarnings("ignore:multiple predictions")
 @pytest.mark.parametrize(("flags", "key"), [([], "test_separate"), (["--protocol", "merged"], "test_merged")])
 def test_score_only_flickr(tmp_path, flickr_case, flags, key):

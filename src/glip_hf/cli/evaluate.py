@@ -36,7 +36,7 @@ from ..evaluation.run import (
 )
 from ..evaluation.tasks import Task, detection_task, flickr_task, odinw_sets, refcoco_task, sentence_keys
 from ..inference import GroundingEngine
-from ..runs import file_digest
+from ..runs import MANIFEST, RunFolderError, file_digest
 from ..values_glip import counted
 from .common import UsageError, grounding_options, load_model
 from .evaluate_options import DEFAULTS
@@ -67,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.score_only and not is_main:
         return 0  # one process is enough
     tasks = [task.limited(arguments.limit) for task in _tasks(arguments)]
+    folders = [output / task.name if is_odinw else output for task in tasks]
+    if arguments.score_only and (held := [folder for folder in folders if (folder / MANIFEST).exists()]):
+        raise RunFolderError(f"{held[0]} holds a run, whose metrics would be replaced: choose another --output.")
     require_boxes(tasks, arguments.allow_damage, needed=is_odinw)
     engine = None
     if not arguments.score_only:  # all data sets are looked at before the first is computed
@@ -81,8 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             if task.names:
                 engine.tokenize(task.names)  # a name that no caption can hold
     results = {}
-    for task in tasks:
-        folder = output / task.name if is_odinw else output
+    for task, folder in zip(tasks, folders):
         results[task.name] = (
             _score(arguments, task, folder) if engine is None else _evaluate(arguments, engine, task, folder)
         )

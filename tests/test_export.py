@@ -639,6 +639,8 @@ def test_three_graphs_in_onnx_runtime(three_graphs, capfd) -> None:
     assert sorted(file.name for file in path.iterdir()) == [
         f"{part}.onnx{suffix}" for part in sorted(PARTS) for suffix in ("", ".data")
     ]
+    head = pytest.importorskip("onnx").load(path / "head.onnx", load_external_data=False)
+    assert not any(node.metadata_props for node in head.graph.node), "where nodes were traced: megabytes"
     capfd.readouterr()
     glip = OnnxGlip(path, threads=1)
     assert_parts_equal_model(model, glip)

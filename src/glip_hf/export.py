@@ -436,8 +436,9 @@ def export_onnx(
                 program, _ = exporter.OnnxExporter().export_program(graph, own, config)
         finally:
             _deform_conv.reset(chosen)
-        # ONNX Runtime would warn of each unused constant at each load.
-        require("onnx_ir.passes.common", "export").RemoveUnusedNodesPass()(program)
+        # ONNX Runtime would warn of each unused constant at each load; where each node was traced takes megabytes.
+        for name in ("RemoveUnusedNodesPass", "ClearMetadataAndDocStringPass"):
+            getattr(require("onnx_ir.passes.common", "export"), name)()(program)
         _name_axes(program.graph, ir)
         if weights == "float16":
             _halve_weights(program.graph, ir)

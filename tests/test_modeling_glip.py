@@ -7,11 +7,13 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from random_glip import load_photo, random_model, random_processor
 from tiny import lively, make_processor, tiny_bert, tiny_config, tiny_inputs, tiny_labels, tiny_model, tiny_swin
 from transformers import ConvNextConfig, Dinov2Config, ResNetConfig
 
 from glip_hf import GlipForGrounding, GlipImageProcessor, GlipModel
 from glip_hf._compat import enable_checkpointing
+from glip_hf.inference import GroundingEngine, GroundingOptions, Request
 from glip_hf.modeling_glip import GlipFeaturePyramid, drop_block
 from glip_hf.outputs_glip import pair_captions
 
@@ -556,6 +558,22 @@ def test_offloaded_to_disk(tmp_path) -> None:
     )
     assert {p.device.type for p in loaded.parameters()} == {"meta"}
     assert_same(loaded(**inputs), model(**inputs))
+
+
+def test_an_engine_over_weights_on_the_disk(tmp_path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed: device_map cannot be tested")
+    model, requests = random_model(), [Request(load_photo(), ["cat", "sofa"]), Request(load_photo(), ["lamp"])]
+    model.save_pretrained(tmp_path)
+    loaded = GlipForGrounding.from_pretrained(tmp_path, device_map={"": "disk"})
+    assert loaded.device.type == "meta"
+    found = []
+    for one in (model, loaded):
+        engine = GroundingEngine(one, random_processor(96), GroundingOptions(threshold=0.05))
+        assert engine.device.type == "cpu"
+        found.append([result.detections[0]["scores"] for result in engine.ground(requests)])
+    for expected, scores in zip(*found, strict=True):
+        assert len(expected)
+        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -476,7 +476,7 @@ class GroundingEngine:
     ) -> None:
         self.model, self.processor, self.options = model.eval(), processor, options or GroundingOptions()
         self.views = make_views(self.options.scales, self.options.flip)
-        self.budget = PairBudget(model.device, self.options.pairs)
+        self.budget = PairBudget(self.device, self.options.pairs)
         self.max_kept_captions = max_kept_captions
         self._texts: OrderedDict[str, Captions] = OrderedDict()
         self._text_state: list[Any] = []
@@ -496,6 +496,15 @@ class GroundingEngine:
                 stacklevel=2,
             )
         return inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes, also with weights that Accelerate holds on the disk."""
+        if (device := self.model.device).type != "meta":
+            return device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.model.modules())
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(own) for own in devices if own is not None), device)
 
     @property
     def table_names(self) -> list[str] | None:
@@ -534,7 +543,7 @@ class GroundingEngine:
 
     @torch.inference_mode()
     def _encode(self, inputs: Any) -> Captions:
-        inputs = copy.copy(inputs).to(self.model.device)  # `to` would move the caller's
+        inputs = copy.copy(inputs).to(self.device)  # `to` would move the caller's
         count = len(inputs["input_ids"])
         queries = inputs["image_indices"].tolist() if "image_indices" in inputs else range(count)
         captions, of_queries = Captions(text_labels=inputs.text_labels), {}
@@ -550,7 +559,7 @@ class GroundingEngine:
                 caption.several_prompts = repeats
         kept = captions if self.max_kept_captions is None else captions[: self.max_kept_captions]
         lengths, states = [len(caption.input_ids) for caption in kept], None
-        per_pass = 1 if self.model.device.type == "cpu" else CAPTIONS_PER_PASS
+        per_pass = 1 if self.device.type == "cpu" else CAPTIONS_PER_PASS
         for start in range(0, len(kept), per_pass):
             rows = kept[start : start + per_pass]
             hidden = self.model.get_text_features(**pad_tokens(rows), return_dict=True).last_hidden_state
@@ -675,7 +684,7 @@ class GroundingEngine:
                 raise
             kind = ValueError if isinstance(error, ValueError | OSError) else RuntimeError  # not the image's fault
             raise kind(f"{name}: {error}" if name else str(error)) from error
-        if self.model.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
+        if self.device.type == "cuda":  # pinned memory, which a GPU copies from asynchronously
             made |= {name: made[name].pin_memory() for name in ("pixel_values", "pixel_mask")}
         return _Shown(index, request, view, views, whole.size, dict(made), whole if request.keep_image else None)
 
@@ -763,7 +772,7 @@ class GroundingEngine:
             pixels: what the image processor gives for B images: `pixel_values`, `pixel_mask`, `original_sizes`.
             captions: of each image, from `encode`. A pass holds pairs of as few captions as possible.
         """
-        device = self.model.device
+        device = self.device
         pinned = device.type == "cuda"
         values, mask = (pixels[name].to(device, non_blocking=pinned) for name in ("pixel_values", "pixel_mask"))
         try:

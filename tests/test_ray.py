@@ -148,6 +148,12 @@ def test_rows_of_any_data_set(folder: Path, tmp_path: Path) -> None:
     detector.engine, detector.text, detector.image, detector.text_column = engine, given[1], "image", None
     (batch,) = pixels.iter_batches(batch_size=None, batch_format="pyarrow")
     assert detector(batch).sort_by("path")["boxes"].to_pylist() == [found[0]["boxes"], found[2]["boxes"]]
+    # A text of a row that cannot be asked for costs that row alone.
+    detector.text_column = "text"
+    texts = ["cat. lamp", "   ", None]
+    answers = detector(pa.table({"image": [images[0]] * len(texts), "text": texts}))
+    assert [bool(error) for error in answers["error"].to_pylist()] == [False, True, True]
+    assert [bool(scores) for scores in answers["scores"].to_pylist()] == [True, False, False]
 
 
 @pytest.mark.parametrize("given", [{}, {"text": ""}, {"text": []}, {"text": ["cat"], "text_column": "names"}])
@@ -155,6 +161,23 @@ def test_what_to_find_is_said_once(given: dict) -> None:
     """Of an empty text every row would say that a column of the name None has no text."""
     with pytest.raises(ValueError, match="exactly one of them says what to find"):
         glip_ray.DetectObjects("model", **given)
+
+
+@pytest.mark.parametrize("captions", [[5], [["a cat"]], [{"a": "a cat"}]])
+def test_captions_that_are_no_text(captions: list) -> None:
+    labeller = glip_ray.LabelCaptions.__new__(glip_ray.LabelCaptions)
+    labeller.columns = "image", "caption"
+    with pytest.raises(ValueError, match=r"column 'caption' holds .*, a caption is text: name another column"):
+        labeller(pa.table({"image": [png()], "caption": captions}))
+
+
+def test_the_reason_is_ours_not_the_advice_of_ray() -> None:
+    def fail(rows: pa.Table) -> pa.Table:
+        raise ValueError("a.parquet has changed.")
+
+    with pytest.raises(ray.exceptions.RayError) as error:
+        ray.data.from_items([{"a": 1}]).map_batches(fail, batch_format="pyarrow").take_all()
+    assert glip_ray.reason(error.value) == "a.parquet has changed."
 
 
 def test_a_worker_without_the_model(folder: Path, tmp_path: Path) -> None:

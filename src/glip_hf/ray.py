@@ -120,7 +120,11 @@ class LabelCaptions(_Actor):
 
     def __call__(self, rows: Any) -> Any:
         """The rows, a `pyarrow.Table`, with `LABELS`."""
-        images, captions = (_column(rows, name) for name in self.columns)
+        images, captions = _images(rows, self.columns[0]), _column(rows, self.columns[1])
+        if wrong := [cell for cell in captions if not isinstance(cell, str | None)]:
+            raise ValueError(
+                f"column {self.columns[1]!r} holds {shown(wrong[0])}, a caption is text: name another column."
+            )
         pairs = [Pair(str(number), image, caption) for number, (image, caption) in enumerate(zip(images, captions))]
         added: dict[str, list[Any]] = {name: [] for name in LABELS}
         for outcome, grounded, remark in self.labeller.label(pairs):
@@ -166,11 +170,12 @@ class DetectObjects(_Actor):
         self.text, self.image, self.text_column = text, image, text_column
 
     def __call__(self, rows: Any) -> Any:
-        images = _column(rows, self.image)
+        images = _images(rows, self.image)
         texts = [self.text] * len(images) if self.text_column is None else _column(rows, self.text_column)
         added: dict[str, list[Any]] = {name: [None] * len(images) for name in DETECTIONS}
-        asked = [row for row, text in enumerate(texts) if text]
-        added["error"] = [None if text else f"no text in the column {self.text_column}" for text in texts]
+        if self.text_column is not None:
+            added["error"] = [self._fault(text) for text in texts]
+        asked = [row for row, fault in enumerate(added["error"]) if fault is None]
         requests = (Request(b"" if images[row] is None else images[row], texts[row]) for row in asked)
         for result in self.engine.ground(requests, skip_broken=True):
             row = asked[result.index]
@@ -184,15 +189,29 @@ class DetectObjects(_Actor):
                 added[name][row] = value
         return _with_columns(rows, added, DETECTIONS)
 
+    def _fault(self, text: Any) -> str | None:
+        """Why the text of a row cannot be asked for; None if it can."""
+        if not text:
+            return f"no text in the column {self.text_column}"
+        try:
+            self.engine.tokenize(text)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return None
+
 
 def _column(rows: Any, name: str) -> list[Any]:
-    """The cells of a column, of an image that is held its bytes or pixels; a ValueError if there is none."""
+    """The cells of a column; a ValueError if there is none."""
     if not isinstance(rows, pa.Table):
         raise ValueError(f"rows came as {type(rows).__name__}: give map_batches batch_format='pyarrow'.")
     if name not in rows.column_names:
         raise ValueError(f"there is no column {name!r}, but {', '.join(rows.column_names)}: name another.")
-    cells = rows.column(name).to_pylist()
-    return [cell.get("bytes") if isinstance(cell, Mapping) else cell for cell in cells]
+    return rows.column(name).to_pylist()
+
+
+def _images(rows: Any, name: str) -> list[Any]:
+    """The cells of a column of images: bytes, or pixels."""
+    return [cell.get("bytes") if isinstance(cell, Mapping) else cell for cell in _column(rows, name)]
 
 
 def _with_columns(rows: Any, columns: Mapping[str, list[Any]], types: Mapping[str, Any]) -> Any:
@@ -356,5 +375,8 @@ class LabelParts(_Actor):
 
 def reason(error: BaseException) -> str:
     """What failed in a worker, in one line: the end of its traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = str(error)
+    if "UserCodeException: " in text:  # Ray adds one of its own, which ends with advice
+        text = text.rpartition("\n\nThe above exception was the direct cause")[0] or text
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1].strip())

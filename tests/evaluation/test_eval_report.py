@@ -397,6 +397,8 @@ SCORE = ["coco", "--score-only", "nowhere.json", "--annotations", "none.json"]
         ([*SCORE, "--protocol", "merged"], 2, "--protocol is of flickr, refcoco"),
         ([*SCORE, "--prompts", "glip"], 2, "--prompts is of odinw"),
         ([*SCORE, "--subset", "test"], 2, "--subset is of flickr"),
+        (["flickr", *SCORE[1:], "--suppress", "cat"], 2, "--suppress is of coco, lvis, odinw, not of flickr"),
+        (["refcoco", *SCORE[1:], "--chunk-size", "4"], 2, "--chunk-size is of coco, lvis, odinw, not of refcoco"),
         ([*SCORE, "--overlap", "0.5"], 2, "--overlap does nothing without --tile: add it, or leave this out"),
         ([*SCORE, "--max-size", "600", "--flip"], 2, "--max-size does nothing without --scales"),
         ([*SCORE, "--vote", "0.5"], 2, "--vote does nothing without --scales or --flip or --tile"),

@@ -47,6 +47,7 @@ WITH_SPLITS = "coco of YOLO or VOC"
 
 # Option -> the benchmarks that have it
 OWNERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("chunk_size", "separator", "prefix", "suffix", "negative_names"), ("coco", "lvis", "odinw")),
     **dict.fromkeys(("entities", "subset"), ("flickr",)),
     **dict.fromkeys(("config", "prompts"), ("odinw",)),
     **dict.fromkeys(("tokens", "giou"), DATA_SETS),
@@ -108,16 +109,21 @@ def _check(arguments: argparse.Namespace) -> None:
         own.add(WITH_SPLITS)
     for name, owners in OWNERS.items():
         if getattr(arguments, name) not in (DEFAULTS.get(name), None, False) and own.isdisjoint(owners):
-            raise UsageError(f"--{name} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
+            raise UsageError(f"{_option(name)} is of {', '.join(owners)}, not of {arguments.benchmark}: leave it out.")
     for name, needed in NEEDS.items():
         if getattr(arguments, name) != DEFAULTS.get(name) and not any(getattr(arguments, one) for one in needed):
-            option = name.removesuffix("_threshold").replace("_", "-")
-            raise UsageError(f"--{option} does nothing without --{' or --'.join(needed)}: add it, or leave this out.")
+            others = " or ".join(map(_option, needed))
+            raise UsageError(f"{_option(name)} does nothing without {others}: add it, or leave this out.")
     needed = ["config"] if arguments.benchmark == "odinw" else ["annotations"]
     if not arguments.score_only:
         needed += ["model"] if arguments.benchmark == "odinw" or _has_images(arguments) else ["model", "images"]
     if missing := [name for name in needed if getattr(arguments, name) is None]:
         raise UsageError(f"{arguments.benchmark} needs {', '.join(f'--{name}' for name in missing)}.")
+
+
+def _option(name: str) -> str:
+    """The option whose value has this name."""
+    return "--" + {"negative_names": "suppress", "vote_threshold": "vote"}.get(name, name).replace("_", "-")
 
 
 def _has_images(arguments: argparse.Namespace) -> bool:

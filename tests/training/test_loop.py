@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from forked import Forked
+from tensorboard.backend.event_processing import event_accumulator
 
 from glip_hf import GlipForGrounding
 from glip_hf.data import SequentialBatchSampler
@@ -204,7 +205,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     options = ["schedule.max_steps=3", "run.ema_decay=0.9"]
     one = run(tmp_path / "one", *options, NO_DROPOUT="1")
     # with a tracker, whose end is also the end of what processes can say to each other
-    two = run(tmp_path / "two", *options, "run.trackers=[tensorboard]", processes=2, NO_DROPOUT="1")
+    two = run(tmp_path / "two", *options, "run.trackers=[tensorboard]", "run.log_every=1", processes=2, NO_DROPOUT="1")
     (whole,) = (json.loads(path.read_text()) for path in (tmp_path / "one").glob("losses_*.json"))
     parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "two").glob("losses_*.json"))]
     assert len(parts) == 2  # really two processes
@@ -214,6 +215,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for name, value in step.items():
             # The norm is that of the reduced gradient, the same on both; a loss is the mean of the two shares.
             assert sum(share[name] for share in shares) / 2 == pytest.approx(value, rel=2e-4), name
+    logged = event_accumulator.EventAccumulator(str(next((tmp_path / "two").rglob("events.*")))).Reload()
+    assert [event.value for event in logged.Scalars("loss")] == pytest.approx(
+        [step["loss"] for step in whole], rel=2e-4
+    )
     for name, value in one["model"].items():
         # Adam's first steps are sign-like: rounding of a near-zero gradient moves a weight by up to the learning rate.
         close = (value - two["model"][name]).abs() <= 1e-5

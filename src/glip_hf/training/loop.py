@@ -32,7 +32,7 @@ from ..boxes_glip import make_anchors
 from ..configuration_glip import PYRAMID_STRIDES
 from ..data import GroundingDataset
 from ..data.sources import Source
-from ..evaluation.distributed import broadcast
+from ..evaluation.distributed import broadcast, gather
 from ..kernels.cpu_linear import settle_library
 from ..loss_glip import match_labels, mean_over_processes
 from ..modeling_glip import GlipForGrounding
@@ -572,7 +572,10 @@ class Run:
         return None
 
     def _log(self, window: list[dict[str, float]], images: int, seconds: float, bar: tqdm) -> None:
-        values = {name: sum(w.get(name, 0.0) for w in window) / len(window) for name in window[-1]}
+        """Losses are means over the steps of the window and over the processes, each of which has a part of a batch."""
+        own = {name: sum(w.get(name, 0.0) for w in window) / len(window) for name in window[-1]}
+        parts = gather(own)
+        values = {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for name in own}
         values["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         values["images_per_second"] = images * self.accelerator.num_processes / seconds
         values["memory_gb"] = peak_memory_gb()

@@ -284,9 +284,8 @@ def _write_folder(output: str | Path, files: Mapping[str, str]) -> None:
 
 def write_json(output: str | Path, document: Any) -> None:
     """A file of one line."""
-    with replacing_text(output) as file:
-        json.dump(document, file, ensure_ascii=False)
-        file.write("\n")
+    with replacing_text(output) as file:  # `json.dump` takes three times as long
+        file.write(json.dumps(document, ensure_ascii=False) + "\n")
 
 
 def check_output(output: str | Path, is_folder: bool) -> None:

@@ -648,7 +648,8 @@ class GroundingEngine:
         if not asked:
             return [[] for _ in batch]
         views = [batch[row].pixels for row in asked]
-        pixels = {name: _stack([view[name][0] for view in views]) for name in ("pixel_values", "pixel_mask")}
+        take = dict.__getitem__ if skip_failed and len(batch) > 1 else dict.pop  # to try the images one by one
+        pixels = {name: _stack([take(view, name)[0] for view in views]) for name in ("pixel_values", "pixel_mask")}
         pixels["original_sizes"] = torch.cat([view["original_sizes"] for view in views])
         try:
             found = dict(zip(asked, self.detect(pixels, [captions[row] for row in asked])))

@@ -162,7 +162,7 @@ def test_dots_in_ids_do_not_end_the_keys_of_a_tar_file(tmp_path: Path) -> None:
     pairs = [GroundedPair(Pair(f"s.v2-{i}.jpg", png(), CAPTION), 128, 96, objects) for i in range(2)]
     write_grounded(str(tmp_path / "s.v2.tar"), pairs)
     source = build_source(reader_spec(str(tmp_path), "tar"), cache_dir=tmp_path / "cache")
-    assert [record.image_id for record in source] == ["s-v2-0-jpg", "s-v2-1-jpg"]
+    assert [record.image_id for record in source] == ["s%2Ev2-0%2Ejpg", "s%2Ev2-1%2Ejpg"]
 
 
 # -- labelling -------------------------------------------------------------------------------------

@@ -314,7 +314,7 @@ def _write_tar(local: Path, pairs: Sequence[GroundedPair]) -> None:
     with tarfile.open(local, "w") as tar:
         for grounded in pairs:
             pair = grounded.pair
-            key = pair.key.replace(".", "-")  # a key ends at the first dot
+            key = pair.key.replace(".", "%2E")  # a key ends at the first dot
             objects = json.dumps(grounded.objects, ensure_ascii=False)
             # All images under one extension, which makes one column; decoders look at the content.
             members = {"jpg": pair.image, "caption.txt": pair.caption.encode(), "objects.json": objects.encode()}

@@ -230,7 +230,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if _is_video(path):
                     yield None  # after the photos before it
                     if interrupts:
-                        return records.remove(record)
+                        records.remove(record)
+                        return
                     yield from _ground_video(engine, text, arguments, target, file_name, record)
                 else:
                     yield from of_photo(path, target, file_name, record)

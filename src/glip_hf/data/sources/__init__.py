@@ -114,18 +114,19 @@ def build_source(
         resolved["name"] = str(resolved["name"])  # YAML reads 2017 as a number
     if reader is not read_odinw and "shots" in resolved:
         few_shot = {key: resolved.pop(key) for key in ("shots", "shuffle_seed") if key in resolved}
-    known = [name for name in inspect.signature(reader).parameters if name != "load_options"]
+    signature = inspect.signature(reader)
+    known = [name for name in signature.parameters if name != "load_options"]
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")
-    for key, parameter in inspect.signature(reader).parameters.items():
+    for key, parameter in signature.parameters.items():
         if isinstance(parameter.default, bool) and not isinstance(resolved.get(key, False), bool):
             raise ValueError(f"Data set {given!r:.200}: {key}={quote(resolved[key])} must be true or false.")
     for key, value in (("data_root", data_root), ("cache_dir", cache_dir)):
         if key in known:
             resolved.setdefault(key, value)
     try:
-        inspect.signature(reader).bind(**resolved)
+        signature.bind(**resolved)
     except TypeError as error:
         raise ValueError(f"Data set {given!r:.200}: {error}.") from None
     source = reader(**resolved)

@@ -275,8 +275,10 @@ class HubData:
 
     def _category(self, value: Any) -> Any:
         """The category, 1..N, of a class name or a number 0..N-1."""
-        if isinstance(value, str) and value in self.names.values():
-            return next(label for label, name in self.names.items() if name == value)
+        if isinstance(value, str):
+            for label, name in self.names.items():
+                if name == value:
+                    return label
         number = integer(value)
         if number is not None and 0 <= number < len(self.names):
             return number + 1

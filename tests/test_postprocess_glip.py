@@ -357,6 +357,15 @@ def test_an_image_without_captions_has_no_detections() -> None:
         }
 
 
+def test_the_last_image_without_captions_has_no_detections() -> None:
+    made = outputs(at((0, 0, 0.9)), ONE_TOKEN_EACH, image_indices=torch.tensor([0]))
+    for sizes in ([SIZE, SIZE], torch.tensor([SIZE, SIZE])):
+        one, none = post_process_grounding(made, target_sizes=sizes)
+        assert one["labels"].tolist() == [0] and none["scores"].shape == (0,) and none["boxes"].shape == (0, 4)
+    with pytest.raises(ValueError, match="target_sizes=5 must have"):
+        post_process_grounding(made, target_sizes=5)
+
+
 @pytest.mark.parametrize("limit", [-1, 1.5, None])
 def test_merging_with_a_limit_that_makes_no_sense(limit) -> None:
     part = {"scores": torch.tensor([0.9, 0.5, 0.1])}

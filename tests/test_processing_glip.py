@@ -507,6 +507,23 @@ def outputs_of(inputs, found):
     )
 
 
+def test_the_last_image_without_a_caption_has_no_detections(processor):
+    inputs = processor([IMAGE] * 3, [["cat"], ["dog"], ["fox"]], return_tensors="pt")
+    names, kept = inputs.text_labels[:2] + [[]], torch.tensor([0, 1])
+    text = ("input_ids", "attention_mask", "token_type_ids", "positive_map", "label_ids")
+    inputs.update({name: inputs[name][kept] for name in text} | {"image_indices": kept})
+    outputs = outputs_of(inputs, [(0, 0), (1, 0)])
+    post = processor.post_process_grounded_object_detection
+    for sizes in ({"inputs": inputs}, {"inputs": dict(inputs)}, {"target_sizes": [(40, 60)] * 3}):
+        results = post(outputs, text_labels=names, **sizes)
+        assert [result["text_labels"] for result in results] == [["cat"], ["dog"], []]
+    assert len(post(outputs)) == 2  # nothing tells of the third
+    with pytest.raises(ValueError, match="2 lists of names for 3 images"):
+        post(outputs, inputs, text_labels=names[:2])
+    with pytest.raises(ValueError, match="target_sizes has 1 entries for 2 images"):
+        post(outputs, target_sizes=[(40, 60)])
+
+
 def test_post_processing_returns_text_labels(processor):
     names = ["cat", "Hot Dog", "dog"]
     inputs = processor(IMAGE, names, return_tensors="pt")

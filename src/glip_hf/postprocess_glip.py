@@ -265,8 +265,6 @@ def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> 
             f"{name}={quote(target_sizes)} must have (height, width) in pixels for each image; for one image, "
             "[(480, 640)]."
         )
-    if len(sizes) != len(captions):
-        raise ValueError(f"{name} has {len(sizes)} entries for {len(captions)} images: give one per image.")
     return sizes
 
 
@@ -285,7 +283,8 @@ def post_process_grounding(
         outputs: a `GlipGroundingOutput`, or any object with its fields as attributes.
         threshold: score threshold: detections whose final score is above it are kept. See `Threshold`.
         target_sizes: (height, width) of each original image, [B, 2]; default: the sizes that came with the outputs, and
-            where there are none, boxes relative to the unpadded image (0..1).
+            where there are none, boxes relative to the unpadded image (0..1). Where captions have `image_indices`, it
+            also tells the number of images, of which the last may have no caption.
         text_labels: the class names, one list for all images or a list for each, where thresholds name them.
         merge: merge the captions of an image; else there is one result per caption, and no NMS but that within rows.
         kwargs: see [`GlipPostProcessKwargs`].
@@ -326,6 +325,11 @@ def post_process_grounding(
             [n for n, owner in enumerate(indices) if owner == image] for image in range(max(indices, default=-1) + 1)
         ]
     sizes = _image_sizes(target_sizes, outputs, captions)
+    if sizes is not None:
+        if image_indices is not None and merge:  # the last images may have no caption
+            captions += [[] for _ in sizes[len(captions) :]]
+        if len(sizes) != len(captions):
+            raise ValueError(f"target_sizes has {len(sizes)} entries for {len(captions)} images: give one per image.")
     names = [()] * len(captions) if text_labels is None else names_of_images(text_labels, len(captions))
     if isinstance(options["threshold"], Mapping):
         if text_labels is None:

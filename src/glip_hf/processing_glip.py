@@ -306,7 +306,8 @@ class GlipProcessor(GlipHubProcessorMixin):
                 num_tokens)`.
             threshold: score threshold: detections above it are kept. Or thresholds of class names, `{"cat": 0.4, None:
                 0.3}`, where None stands for all others (default: 0.25).
-            target_sizes: (height, width) of each original image; default: those that came with the outputs.
+            target_sizes: (height, width) of each original image; default: those that came with the outputs. They also
+                tell the number of images where the last ones have no caption, as do the `original_sizes` of `inputs`.
             text_labels: the class names, one list for all images or a list for each. By default those of `inputs`, and
                 failing these the text decoded from `input_ids` under `positive_map` (lower case, spaces around signs).
             kwargs: `aggregation`, `nms_threshold`, `class_agnostic_nms`, `max_detections`, `score_threshold`,
@@ -327,6 +328,9 @@ class GlipProcessor(GlipHubProcessorMixin):
             raise TypeError(f"inputs={quote(inputs)} must be what the processor returned; names are text_labels=[...].")
         if text_labels is None:
             text_labels = getattr(inputs, "text_labels", None)
+        has_sizes = all(getattr(outputs, name, None) is not None for name in ("original_sizes", "image_indices"))
+        if target_sizes is None and has_sizes and isinstance(inputs, Mapping):
+            target_sizes = inputs.get("original_sizes")  # the same, but also of images without a caption
         threshold = {None: 0.25, **threshold} if isinstance(threshold, Mapping) else threshold
         results = post_process_grounding(outputs, threshold, target_sizes, text_labels, **kwargs)
         text_labels = None if text_labels is None else names_of_images(text_labels, len(results))
@@ -364,6 +368,8 @@ class GlipProcessor(GlipHubProcessorMixin):
 def _check_prompt_options(options: dict[str, Any]) -> None:
     """Raise a TypeError for the first option of another type, a ValueError for a negative class name without text."""
     for name, value in options.items():
+        if value is None:  # as all may be, and most are
+            continue
         try:
             validate_typed_dict(GlipPromptKwargs, {name: value})
         except StrictDataclassFieldValidationError:

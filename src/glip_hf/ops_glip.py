@@ -228,8 +228,9 @@ def _deform_conv2d(
     channels-last, so a corner is one contiguous read, and one matrix product follows. Positions are joined and split as
     *last* dimension: beside channels, `torch.export` confuses a symbolic side of one cell with a factor of theirs.
     """
-    if torch.is_autocast_enabled(features.device.type):
-        with torch.autocast(features.device.type, enabled=False):
+    device_type = features.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # which "meta" does not know
+        with torch.autocast(device_type, enabled=False):
             return _deform_conv2d.plain(*(x.float() for x in (features, offset, mask, weight, bias)), stride)
     batch, channels, height, width = features.shape
     out_height, out_width = offset.shape[-2:]

@@ -126,9 +126,10 @@ def test_fused_training_equals_the_attention_module(height, width, shift, qkv_bi
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "reason", ["hook", "adapter", "dropout", "half precision", "eager", "autocast", "mlp adapter", "mlp hook"]
-)
+REASONS = ["hook", "adapter", "dropout", "half precision", "eager", "autocast", "mlp adapter", "mlp hook"]
+
+
+@pytest.mark.parametrize("reason", [*REASONS, "dropout hook", "drop_path hook"])
 def test_otherwise_the_layer_runs_as_written(reason) -> None:
     layer = make_layer(2, attention_probs_dropout_prob=0.1 if reason == "dropout" else 0.0).train()
     attention = layer.attention
@@ -146,6 +147,8 @@ def test_otherwise_the_layer_runs_as_written(reason) -> None:
         layer.mlp.fc2 = torch.nn.Sequential(layer.mlp.fc2)
     elif reason == "mlp hook":
         layer.mlp.fc1.register_forward_hook(lambda *_: None)
+    elif reason.startswith("drop") and reason.endswith("hook"):
+        layer.get_submodule(reason.split()[0]).register_forward_hook(lambda *_: None)
     with torch.autocast("cpu", torch.bfloat16, enabled=reason == "autocast"):
         assert select_kernel("swin_layer", layer, x) is None
         layer(x)

@@ -18,7 +18,7 @@ from ..ops_glip import once_differentiable, register_kernel, shape_constants
 from ..swin_glip import GlipSwinLayer, pattern_of_window, shift_mask, shift_patterns
 from .cpu_int8 import Int8Weight, join, read_weight
 from .cpu_linear import ROW_UNIT, PackedWeight, apply_function, even_blocks, linear, pack, product_over_rows
-from .guards import is_cpu_float, parts_are_plain
+from .guards import is_cpu_float, is_watched, parts_are_plain
 
 # Values that inference holds at a time, in the widest part of a layer: 4 MiB in float32 stay in a CPU's cache
 BLOCK_VALUES = 2**20
@@ -48,6 +48,7 @@ PARTS = {
     "attention.v_proj": nn.Linear,
     "attention.o_proj": nn.Linear,
     "attention.relative_position_bias": SwinRelativePositionBias,
+    "dropout": nn.Dropout,
 }
 
 
@@ -421,6 +422,7 @@ def _accepts(layer: GlipSwinLayer, hidden_states: Tensor) -> bool:
         # Backward passes in place are written for these dtypes.
         and not (torch.is_grad_enabled() and hidden_states.dtype not in (torch.float32, torch.float64))
         and parts_are_plain(layer, PARTS)
+        and not is_watched(layer.drop_path)
         and attention.config._attn_implementation == "sdpa"
         and not (layer.training and (attention.attention_dropout > 0 or layer.dropout.p > 0))
     )

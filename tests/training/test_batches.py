@@ -116,6 +116,14 @@ def test_a_stream_goes_on_where_it_was(photos: Path, workers: int) -> None:
     assert made(streamed(photos), "schedule.max_steps=5", "data.workers=9", root=photos).workers == 2
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("flag", ["drop_empty", "allow_outside", "allow_urls"])
+def test_text_is_not_true(photos: Path, flag: str, streaming: str) -> None:
+    source = f"[{{format: hub, streaming: {streaming}, dataset: parquet, data_files: a.parquet, {flag}: 'no'}}]"
+    with pytest.raises(ValueError, match=f"{flag}='no' must be true or false"):
+        made(source, "schedule.max_steps=5", root=photos)
+
+
 def test_processes_share_a_stream(photos: Path) -> None:
     write_stream(photos)
     parts = [made(streamed(photos), "schedule.max_steps=5", root=photos, rank=r, processes=2) for r in (0, 1)]

@@ -73,6 +73,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("model.config={mlm_los_weight: 1}", "did you mean model.config.mlm_loss_weight?"),
         ("data.sources=[{name: flickr30k_train, weight: 2}]", "set data.epoch_samples"),
         ("data.sources=[{format: coco, streaming: true}]", "only a single source of format hub"),
+        ("data.sources=[{format: hub, streaming: 'no'}]", "data.sources[0].streaming='no' must be true or false"),
     ],
 )
 def test_refusals(override: str, message: str) -> None:

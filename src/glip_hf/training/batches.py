@@ -30,7 +30,7 @@ from ..data import (
     build_mixture,
 )
 from ..data.loading import read_batches
-from ..data.sources import NOT_READ, require_images
+from ..data.sources import NOT_READ, check_flags, require_images
 from ..data.sources.scenes import SceneSource
 from ..processing_glip import GlipProcessor
 from .recipe import Recipe, RecipeError
@@ -131,6 +131,7 @@ def recipe_sources(recipe: Recipe) -> Mixture | HubStream:
         return Mixture([SceneSource(seed=seed)], seed=seed)
     if data.sources[0].get("streaming"):
         options = {key: value for key, value in data.sources[0].items() if key not in NOT_READ}
+        check_flags(options, HubStream)
         stream = HubStream(**options, allow_damage=data.allow_damage)
         stream.check()
         return stream

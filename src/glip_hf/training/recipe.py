@@ -214,6 +214,8 @@ class Recipe(Section):
                     f"data.sources[{index}]={source} has neither `format`, the name of its reader, nor `name`, a known "
                     "data set (see glip_hf.data.CATALOGUE)."
                 )
+            if not isinstance(streaming := source.get("streaming", False), bool):
+                errors.append(f"data.sources[{index}].streaming={streaming!r} must be true or false.")
         if any("weight" in source for source in sources) and not self.data.epoch_samples:
             errors.append("data.sources with a weight share out an epoch: set data.epoch_samples, its images.")
         streamed = [source for source in sources if source.get("streaming")]

@@ -10,7 +10,7 @@ from typing import Any
 from ...values_glip import quote
 from .base import Source, find_path, require_images
 from .coco import CocoFile, coco_annotations, read_coco, read_lvis, read_mdetr
-from .hub import HubColumns, HubStream, read_hub
+from .hub import HubColumns, HubData, HubStream, read_hub
 from .joined import JoinedSource
 from .odinw import read_odinw
 from .odvg import read_odvg
@@ -28,6 +28,7 @@ __all__ = [
     "JoinedSource",
     "Source",
     "build_source",
+    "check_flags",
     "coco_annotations",
     "find_path",
     "guess_file",
@@ -119,9 +120,7 @@ def build_source(
     for key in resolved:
         if key not in known and reader is not read_hub:
             raise ValueError(f"Data set {given!r}: {reader.__name__} knows no {key!r}{_nearest(key, known)}.")
-    for key, parameter in signature.parameters.items():
-        if isinstance(parameter.default, bool) and not isinstance(resolved.get(key, False), bool):
-            raise ValueError(f"Data set {given!r:.200}: {key}={quote(resolved[key])} must be true or false.")
+    check_flags(resolved, reader)
     for key, value in (("data_root", data_root), ("cache_dir", cache_dir)):
         if key in known:
             resolved.setdefault(key, value)
@@ -131,6 +130,14 @@ def build_source(
         raise ValueError(f"Data set {given!r:.200}: {error}.") from None
     source = reader(**resolved)
     return source if few_shot.get("shots") is None else source.few_shot(**few_shot)
+
+
+def check_flags(options: Mapping[str, Any], reader: Callable[..., Any]) -> None:
+    """Raise a ValueError for an option that the reader takes for true or false and that is another value, as `"no"`."""
+    readers = [reader, HubData] if reader in (read_hub, HubStream) else [reader]
+    for key, parameter in [item for one in readers for item in inspect.signature(one).parameters.items()]:
+        if isinstance(parameter.default, bool) and not isinstance(options.get(key, False), bool):
+            raise ValueError(f"Data set {dict(options)!r:.200}: {key}={quote(options[key])} must be true or false.")
 
 
 def resolve_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -267,6 +267,7 @@ NAN = float("nan")
         ({"aggregation": None}, ValueError, "aggregation=None is not known"),
         ({"aggregation": ["mean"]}, ValueError, "aggregation=.* is not known"),
         ({"box_threshold": 0.4}, TypeError, "'box_threshold': here it is 'threshold'"),
+        ({"iou_threshold": 0.4}, TypeError, "'iou_threshold': here it is 'nms_threshold'"),
         ({"text_threshold": 0.25}, TypeError, "'text_threshold': leave it out"),
         *[
             ({"target_sizes": sizes}, ValueError, r"target_sizes=.* must have \(height, width\)")

@@ -56,6 +56,15 @@ LISTS = {
     "red light, yellow light, green light": ["red light", "yellow light", "green light"],
     "person with helmet. person without helmet.": ["person with helmet", "person without helmet"],
     "person wearing a helmet; person not wearing a helmet": ["person wearing a helmet", "person not wearing a helmet"],
+    "person wearing a hard hat. person not wearing a hard hat.": [
+        "person wearing a hard hat", "person not wearing a hard hat",
+    ],
+    "hand holding a phone. person talking on a mobile phone. empty hand.": [
+        "hand holding a phone", "person talking on a mobile phone", "empty hand",
+    ],
+    "человек в защитной каске без сигнального жилета. человек в каске.": [
+        "человек в защитной каске без сигнального жилета", "человек в каске",
+    ],
     "person is smoking. person is drinking.": ["person is smoking", "person is drinking"],
     "cat. dog. smoking. drinking.": ["cat", "dog", "smoking", "drinking"],
     "up arrow; down arrow": ["up arrow", "down arrow"],
@@ -89,7 +98,7 @@ LISTS = {
     "猫，狗、鸟。": ["猫", "狗", "鸟"],
     "قطة، كلب": ["قطة", "كلب"],
     "trash_can; fire_hydrant": ["trash_can", "fire_hydrant"],
-}
+}  # fmt: skip
 CAPTIONS = {
     "two cats on a pink sofa": ["two cats", "a pink sofa"],
     "cat on sofa": ["cat", "sofa"],
@@ -104,6 +113,9 @@ CAPTIONS = {
     "a man in a blue and red\nshirt and a dog": ["a man", "a blue and red\nshirt", "a dog"],
     "a dog runs": ["a dog"],
     "a large, shaggy dog sleeps under the kitchen table": ["a large, shaggy dog", "the kitchen table"],
+    "Two dogs in the snow near a fence. A man.": ["Two dogs", "the snow", "a fence", "A man"],
+    "the man with the red hat runs. a dog.": ["the man", "the red hat", "a dog"],
+    "a man in a red hat, walking his dog on the beach": ["a man", "a red hat", "his dog", "the beach"],
     "a bowl of oranges, two bananas and a knife on the counter": [
         "a bowl of oranges", "two bananas", "a knife", "the counter",
     ],

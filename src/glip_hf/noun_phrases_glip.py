@@ -427,6 +427,7 @@ def noun_phrases(text: str) -> list[tuple[int, int]]:
 # -- lists -----------------------------------------------------------------------------------------
 
 MAX_ITEM_WORDS = 5  # most words of an item of a list; what is longer is prose
+MAX_STOPPED_WORDS = 8  # the same of an item of its own between full stops, in lower case, as nobody begins a sentence
 
 # Where a text breaks into sentences and these into pieces; and, before that, what holds such a sign but no break:
 # parentheses, numbers, initials ("U.S.") and abbreviations ("St. Bernard").
@@ -463,7 +464,9 @@ def read_phrases(text: str) -> tuple[list[tuple[int, int]], bool]:
     for begin, end in sentences:
         items = _items(text, begin, end)
         alone, several = len(sentences) == len(items) == 1, len(items) > 1
-        prose = any(_is_prose(text[first:last], alone, several) for first, last in items)
+        stopped = not alone and not several and "\n" not in text and not text[begin].isupper()
+        most = MAX_STOPPED_WORDS if stopped else MAX_ITEM_WORDS
+        prose = any(_is_prose(text[first:last], alone, several, most) for first, last in items)
         phrases = noun_phrases(text[begin:end]) if prose else ()
         spans += [(begin + first, begin + last) for first, last in phrases] if prose else items
         is_list = is_list and not prose
@@ -497,9 +500,10 @@ def _items(text: str, begin: int, end: int) -> list[tuple[int, int]]:
     return pieces + (parts if joined else [(first, last)])
 
 
-def _is_prose(piece: str, alone: bool, enumerated: bool) -> bool:
-    """Whether a piece (`alone` all of the text, or `enumerated` between commas) is not an item, but of a sentence."""
-    if not 1 < len(piece.split()) <= MAX_ITEM_WORDS:
+def _is_prose(piece: str, alone: bool, enumerated: bool, most: int) -> bool:
+    """Whether a piece (`alone` all of the text, or `enumerated` between commas) is not an item, of at most so many
+    words, but of a sentence."""
+    if not 1 < len(piece.split()) <= most:
         return len(piece.split()) > 1
     words = _tag(piece)
     classes = [_closed_class(word.text) for word in words]

@@ -67,6 +67,9 @@ def counted(number: int, noun: str) -> str:
 # Of other models that ground text, and what they are here
 _OTHERS_ARGUMENTS = {
     "box_threshold": "here it is 'threshold', the lowest score of a detection.",
+    "conf": "here it is 'threshold', the lowest score of a detection.",
+    "iou": "here it is 'nms_threshold', the IoU above which NMS suppresses.",
+    "iou_threshold": "here it is 'nms_threshold', the IoU above which NMS suppresses.",
     "text_threshold": "leave it out: a detection's label is the class name or phrase that it scored for, whole.",
 }
 

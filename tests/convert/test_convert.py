@@ -297,8 +297,13 @@ def test_released_sizes_are_recognised_by_shape(name):
 
 def test_other_sizes_need_a_config_and_it_must_fit(tmp_path):
     original = small_state()
-    with pytest.raises(VariantError, match="num_attention_heads and fusion_heads.*--config"):
+    with pytest.raises(VariantError, match="num_attention_heads and fusion_heads.*--config") as refused:
         build_config(original)
+    # what the message infers is a config but for the two fields that it names
+    fields = json.loads(str(refused.value).partition("shapes: ")[2])
+    fields["text_config"]["num_attention_heads"] = fields["fusion_heads"] = 4
+    (tmp_path / "inferred.json").write_text(json.dumps(fields))
+    assert build_config(original, tmp_path / "inferred.json")[0].fusion_heads == 4
     with pytest.raises(VariantError, match=r"d_model: the tensors say 64, the config says 256"):
         build_config(original, recorded_config("glip_tiny_model_o365"))
     with pytest.raises(VariantError, match=r"backbone\.body\.patch_embed\.proj\.weight is \[24"):

@@ -56,7 +56,7 @@ TEXT_RULE = """\
 A list of texts is a list of class names: each is looked for as it is written.
 A single text of short pieces between full stops, semicolons or commas is such a list, too: "stop sign. orange." is two.
 Any other text is a caption: its noun phrases are looked for, "two cats" and "a pink sofa" in "two cats on a pink sofa".
-Short means at most five words and not a sentence; a text of one piece that holds several noun phrases is a caption.
+Short: at most five words (eight in lower case between full stops), no sentence; a piece alone has one noun phrase only.
 Underscores are spaces, and an explanation as in "bow_(weapon)" is left out; nothing else is changed.
 """
 

@@ -70,6 +70,7 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "window_size": (round(tables[0][0] ** 0.5) + 1) // 2,
             "mlp_ratio": mlp[0] / mlp[1],
             "qkv_bias": f"{block.format(0, 0)}.attn.qkv.bias" in tensors,
+            "out_indices": [2, 3, 4],
         },
         "text_config": {
             "model_type": "bert",

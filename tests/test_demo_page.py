@@ -112,6 +112,25 @@ def test_errors_say_what_is_wrong(engine, path, text, message) -> None:
         find(engine, path, text)
 
 
+def test_an_error_names_the_file_not_the_folder_of_the_server(engine, tmp_path) -> None:
+    (tmp_path / "notes.jpg").write_text("hello", encoding="utf-8")
+    with pytest.raises((OSError, ValueError), match=r"'notes\.jpg'") as raised:
+        find(engine, str(tmp_path / "notes.jpg"), "fish")
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_what_the_command_line_notes_is_said_below_the_image(engine) -> None:
+    notes = describe(find(engine, str(DEMO_IMAGE), "fish, fish, \N{FISH}"), 0.4)
+    assert "read the same" in notes and "cannot spell" in notes
+
+
+def test_a_long_text_is_cut_in_the_summary(engine) -> None:
+    found = find(engine, str(DEMO_IMAGE), "word " * 1000)
+    assert len(describe(found, 0.4)) < 800
+    several = ", ".join(f"thing {number}" for number in range(30))
+    assert "thing 19 and 10 more." in describe(find(engine, str(DEMO_IMAGE), several), 0.4)
+
+
 def detections(boxes: list[list[float]], labels: list[int], names: list[str]) -> dict[str, Any]:
     return {
         "scores": torch.linspace(0.9, 0.5, len(boxes)),
@@ -141,7 +160,9 @@ def test_the_summary_is_escaped_and_says_what_to_do() -> None:
     assert describe(found, 0.5) == "<p><b>1 found</b> in 0.1 s, looking for: &lt;b&gt;cat&lt;/b&gt;.</p>"
     assert "The best is &lt;b&gt;cat&lt;/b&gt; with a score of 0.90: lower the threshold" in describe(found, 0.95)
     nothing = Found("a.png", image.size, image, detections([], [], []), ["cat"] * 30, 0.12)
-    assert describe(nothing, 0.5) == f"<p><b>0 found</b> in 0.1 s, looking for: {', '.join(['cat'] * 20)}, ....</p>"
+    assert (
+        describe(nothing, 0.5) == f"<p><b>0 found</b> in 0.1 s, looking for: {', '.join(['cat'] * 20)} and 10 more.</p>"
+    )
 
 
 def test_a_fresh_scene_comes_with_its_caption() -> None:
@@ -396,13 +417,22 @@ def test_a_caption_of_an_uploaded_photo(visit, address, tmp_path) -> None:
 
 
 @needs_browser
-def test_errors_are_read_and_text_is_text(visit, address) -> None:
+def test_errors_are_read_and_text_is_text(visit, address, tmp_path) -> None:
     page = visit(address)
     press(page, "<b>fish</b>, star")  # found in the summary as it was typed
     page.get_by_label("What to look for").fill("  ")
     page.get_by_role("button", name="Find").click()
     page.get_by_text("There is nothing to look for: type class names or a caption.").wait_for()
     look(page, "demo-error")
+    (tmp_path / "notes.jpg").write_text("hello", encoding="utf-8")
+    page.get_by_role("button", name="Clear").or_(page.get_by_label("Remove Image")).first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "notes.jpg")
+    page.locator("img[src*='notes']").wait_for(state="attached")
+    page.get_by_label("What to look for").fill("fish")
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text("Cannot read the image 'notes.jpg'").wait_for()
+    page.reload()
+    page.get_by_label("What to look for").wait_for()
     press(page, "fish")
     assert legend(page) == ["fish"]
 

@@ -11,10 +11,13 @@ import html
 import random
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +59,7 @@ class Found:
         detections: of scores from `LOWEST` on; boxes in pixels of `size`.
         looked_for: class names or phrases.
         seconds: that the model took.
+        notes: what the processor warns of in the text.
     """
 
     file_name: str
@@ -64,6 +68,7 @@ class Found:
     detections: Detections
     looked_for: list[str]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def above(self, threshold: float) -> Detections:
         """The detections whose score is at least `threshold`: the first ones."""
@@ -89,14 +94,20 @@ def find(engine: GroundingEngine, path: str | None, text: str | None, reading: s
         raise ValueError("There is nothing to look for: type class names or a caption.")
     asked: Any = {"class names": split_names(text), "caption": [text]}.get(reading, text)
     phrases = [None] if reading == "caption" else None
-    image = upright(load_image(path))
+    try:
+        image = upright(load_image(path))
+    except (OSError, ValueError) as error:  # visitors need not know the folders of this machine
+        raise ValueError(str(error).replace(path, Path(path).name)) from None
     began = time.perf_counter()
     (grounded,) = engine.ground([Request(image, asked, phrases)])
     seconds = time.perf_counter() - began
     shown = as_seen(image)
     shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    looked_for = engine.encode(asked, phrases).text_labels[0]
-    return Found(Path(path).name, image.size, shown, grounded.detections[0], looked_for, seconds)
+    with warnings.catch_warnings(record=True) as caught:  # of each request: the engine keeps texts that it has read
+        warnings.simplefilter("always")
+        looked_for = engine.tokenize(asked, phrases).text_labels[0]
+    notes = tuple(str(warning.message) for warning in caught)
+    return Found(Path(path).name, image.size, shown, grounded.detections[0], looked_for, seconds, notes)
 
 
 def annotations(size: tuple[int, int], shown: Detections) -> tuple[list[tuple[np.ndarray, str]], dict[str, str]]:
@@ -136,11 +147,15 @@ def rows(shown: Detections) -> list[list[Any]]:
 def describe(found: Found, threshold: float) -> str:
     """A paragraph of HTML: what was looked for, how much of it is shown, and what to do if that is nothing."""
     number, (names, scores) = len(found.above(threshold)["boxes"]), map(found.detections.get, ("text_labels", "scores"))
-    looked_for = ", ".join(found.looked_for[:20]) + (", ..." if len(found.looked_for) > 20 else "")
+    cut = partial(shorten, width=100, placeholder=" ...")
+    looked_for = ", ".join(map(cut, found.looked_for[:20]))
+    looked_for += f" and {len(found.looked_for) - 20} more" if len(found.looked_for) > 20 else ""
     text = f"<b>{number} found</b> in {found.seconds:.1f} s, looking for: {html.escape(looked_for)}."
     if names and not number:
-        text += f" The best is {html.escape(names[0])} with a score of {scores[0]:.2f}: lower the threshold to see it."
-    return f"<p>{text}</p>"
+        text += (
+            f" The best is {html.escape(cut(names[0]))} with a score of {scores[0]:.2f}: lower the threshold to see it."
+        )
+    return f"<p>{text}</p>" + "".join(f"<p>Note: {html.escape(note)}</p>" for note in found.notes)
 
 
 def draw_scene() -> tuple[Image.Image, str]:
@@ -161,6 +176,14 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
     """
     gr = require("gradio", "demo")
     engine = GroundingEngine(model, processor, GroundingOptions(threshold=LOWEST, workers=1), KEPT_CAPTIONS)
+
+    class ImageFile(gr.Image):
+        """Hands the file on as it is: Gradio opens it first, and tells visitors "Error" of one that it cannot read."""
+
+        is_template = True  # in the browser a gr.Image
+
+        def preprocess(self, payload: Any) -> str | None:
+            return payload.path if payload and payload.path else super().preprocess(payload)
 
     def show(found: Found | None, threshold: float) -> Iterator[Any]:
         if found is None:
@@ -195,7 +218,7 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
         with gr.Row():
             with gr.Column():
                 first_image, first_text = (str(DEMO_IMAGE), ", ".join(DEMO_NAMES)) if scenes else (None, None)
-                image = gr.Image(first_image, type="filepath", image_mode=None, label="Image", height=400)
+                image = ImageFile(first_image, type="filepath", label="Image", height=400)
                 hint = "cat, remote control   or   two cats on a pink sofa"
                 text = gr.Textbox(first_text, label="What to look for", placeholder=hint)
                 button = gr.Button("Find", variant="primary")

@@ -193,8 +193,15 @@ def test_names_that_look_like_a_protocol_and_images_of_any_mode(clip) -> None:
 def test_videos_that_cannot_be_read_or_written(clip, tmp_path) -> None:
     data = clip("clip.avi", 40, (160, 160)).read_bytes()
     Path("cut.avi").write_bytes(data[: len(data) * 4 // 5])
+    data = clip("clip.mkv", 40, (160, 160)).read_bytes()  # does not tell how many frames it has
+    assert len(list(Video("clip.mkv"))) == 40
+    Path("cut.mkv").write_bytes(data[: len(data) * 19 // 20])
     Path("page.mp4").write_text("<html>404</html>")
-    for name, message in (("cut.avi", "breaks off after .* frames of 40"), ("page.mp4", "not a readable video")):
+    for name, message in (
+        ("cut.avi", "breaks off after .* frames of 40"),
+        ("cut.mkv", r"breaks off after [\d.]+ of 4.0 seconds"),
+        ("page.mp4", "not a readable video"),
+    ):
         with pytest.raises(ValueError, match=f"{name}: .*{message}"):
             list(Video(name))
     with pytest.raises(FileNotFoundError, match=r"none.mp4: no such file"):

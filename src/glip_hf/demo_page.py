@@ -177,14 +177,6 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
     gr = require("gradio", "demo")
     engine = GroundingEngine(model, processor, GroundingOptions(threshold=LOWEST, workers=1), KEPT_CAPTIONS)
 
-    class ImageFile(gr.Image):
-        """Hands the file on as it is: Gradio opens it first, and tells visitors "Error" of one that it cannot read."""
-
-        is_template = True  # in the browser a gr.Image
-
-        def preprocess(self, payload: Any) -> str | None:
-            return payload.path if payload and payload.path else super().preprocess(payload)
-
     def show(found: Found | None, threshold: float) -> Iterator[Any]:
         if found is None:
             yield [gr.skip() for _ in outputs]
@@ -218,7 +210,9 @@ def build_page(model: Any, processor: Any, scenes: bool = False) -> "gradio.Bloc
         with gr.Row():
             with gr.Column():
                 first_image, first_text = (str(DEMO_IMAGE), ", ".join(DEMO_NAMES)) if scenes else (None, None)
-                image = ImageFile(first_image, type="filepath", label="Image", height=400)
+                image = gr.Image(first_image, type="filepath", image_mode=None, label="Image", height=400)
+                # Gradio opens the file first, and of one that it cannot read visitors are told "Error" alone.
+                image.preprocess = lambda given: given and given.path
                 hint = "cat, remote control   or   two cats on a pink sofa"
                 text = gr.Textbox(first_text, label="What to look for", placeholder=hint)
                 button = gr.Button("Find", variant="primary")

@@ -139,14 +139,17 @@ class Video:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         with self._open() as stream:
-            count = 0
+            count, end = 0, 0.0
             for frame in stream.container.decode(stream):
-                count += 1
+                count, end = count + 1, max(end, frame.time or 0.0)
                 # FFmpeg's angle and numpy's quarter turns both count against the clock.
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
             # FFmpeg ends quietly with a file that was cut; the first and last frames may be left out on purpose.
             if count < max(0.9 * self.count, 1):
                 raise ValueError(f"{self.path}: the video breaks off after {counted(count, 'frame')} of {self.count}")
+            hours, minutes, seconds = map(float, stream.metadata.get("DURATION", "0:0:0").split(":"))  # Matroska, WebM
+            if end + 1 / self.rate < 0.9 * (duration := 3600 * hours + 60 * minutes + seconds):
+                raise ValueError(f"{self.path}: the video breaks off after {end:.1f} of {duration:.1f} seconds")
 
 
 @contextmanager

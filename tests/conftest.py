@@ -6,6 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+
+gc.disable()  # until all is collected: nearly all that imports make is kept, and the collector takes a quarter of them
+
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ def pytest_collection_finish() -> None:
     """Collections of garbage pass over what imports made: 0.4 s each otherwise, and benchmarks ask for many."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ environment, working directory and output, and ends by itself, by an exception o
 fresh interpreter does differently (its imports and options) is not seen here: tests/test_lazy.py starts fresh ones.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 PATHS = [TESTS.parent / "src", TESTS, TESTS.parent]
 PRELOADED = [
+    "no_collector",
     "glip_hf.evaluation.run",
     "glip_hf.training.finetuning",
     "glip_hf.training.loop",
@@ -95,6 +97,8 @@ def _execute(script: str, arguments: list[str], environment: dict[str, str], cwd
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (open(descriptor, "w", encoding="utf-8", closefd=False) for descriptor in (1, 2))
+    gc.freeze()  # what the server imported is kept
+    gc.enable()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import python
 from locations import FIXTURES
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -262,11 +263,7 @@ options = argparse.Namespace(memory_runs=1, threads=1, device="cpu")
 taken = peak_memory({"64": Variant(lambda: torch.ones(2**24)), "0": Variant(lambda: None)}, options)
 print(*(taken[name].peak - taken[name].before for name in ("64", "0")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, cwd=BENCHMARKS.parent
-    )
-    assert done.returncode == 0, done.stderr
-    some, none = map(float, done.stdout.split())
+    some, none = map(float, python(code, cwd=BENCHMARKS.parent).split())
     assert 64 <= some < 80 and none < 8
 
 

@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import os
-import subprocess
 import sys
 import textwrap
 import threading
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fresh import python
 from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
@@ -498,9 +498,7 @@ def test_pil_class_works_without_torchvision():
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "(1, 3, 800, 1088)"
+    assert python(script, environment=environment) == "(1, 3, 800, 1088)"
 
 
 # --- annotations

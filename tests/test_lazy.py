@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fresh import python
 from transformers.utils.import_utils import is_torch_greater_or_equal
 
 import glip_hf
@@ -52,12 +53,6 @@ ROUTES = {
     "the package's modules alone": ("from glip_hf.modeling_glip import GlipModel as Auto", "modeling_glip.GlipModel"),
 }
 """Imports that end with a class `Auto`, and what it loads."""
-
-
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_help_and_usage_errors_import_nothing_slow() -> None:

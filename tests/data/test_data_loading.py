@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fresh import BEGIN
 from torch.utils.data import Dataset
 
 from glip_hf.data import loading
@@ -126,7 +127,7 @@ def killed(method: str) -> None:
 @pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_workers_of_a_killed_process_end(method: str) -> None:
     """They hold its connections open: while they live, the other processes of the run wait for it."""
-    run = [sys.executable, "-c", f"from test_data_loading import killed; killed({method!r})"]
+    run = [sys.executable, "-c", f"{BEGIN}from test_data_loading import killed; killed({method!r})"]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""), *sys.path])
     ended = subprocess.run(run, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
     workers = ended.stdout.split()

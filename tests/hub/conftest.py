@@ -2,12 +2,12 @@
 """A saved model, and Python processes that have glip_hf, or have not."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh import python
 from random_glip import random_model, random_processor
 
 import glip_hf
@@ -63,15 +63,7 @@ def run_python(tmp_path_factory) -> Callable[..., str]:
             flags = ["-I", "-S"]
             folders = [path for path in sys.path if path.endswith("site-packages")]
             code = WITHOUT_GLIP_HF.format(site_packages=folders) + code
-        process = subprocess.run(
-            [sys.executable, *flags, "-c", code, *map(str, arguments)],
-            env={**inherited, **fresh, **(env or {})},
-            cwd=directory,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert process.returncode == 0, process.stdout + process.stderr
-        return process.stdout
+        environment = {**inherited, **fresh, **(env or {})}
+        return python(code, *arguments, flags=flags, environment=environment, cwd=directory)
 
     return run

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fresh import python
 from transformers.utils import is_triton_available
 
 try:
@@ -184,6 +185,4 @@ def test_imports_without_triton() -> None:
     code = "import sys; sys.modules['triton'] = None\n"
     code += "import transformers.utils as u; u.is_triton_available = lambda: False\n"
     code += "from glip_hf.kernels.triton_deform_conv import deform_conv2d_triton"
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": "src"}, cwd=CASES.parents[2]
-    )
+    python(code, environment=os.environ | {"PYTHONPATH": "src"}, cwd=CASES.parents[2])

@@ -3,13 +3,12 @@
 
 import os
 import re
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import python
 from tiny import tiny_inputs, tiny_labels, tiny_model
 from torch import Tensor, nn
 
@@ -153,20 +152,23 @@ def test_overlapping_disables_do_not_undo_each_other() -> None:
     assert not any(seen) and len(seen) == 800 and not ops_glip._disabled
 
 
-@pytest.mark.parametrize(("value", "forms"), [("0", {"plain"}), ("1", {"cpu_dyconv"})])
-def test_environment_variable(value, forms) -> None:
-    code = "from tiny import tiny_inputs, tiny_model\nfrom glip_hf import kernels\n"
-    code += "print(kernels.report(tiny_model(), tiny_inputs())['dyconv'])"
+def test_environment_variable() -> None:
+    """Read when the package is first imported, here by two children of a process that has imported Transformers."""
+    code = """
+import os
+import transformers.modeling_utils
+for value in ("0", "1"):
+    if not os.fork():
+        os.environ["GLIP_KERNELS"] = value
+        from tiny import tiny_inputs, tiny_model
+        from glip_hf import kernels
+        print(kernels.report(tiny_model(), tiny_inputs())["dyconv"], flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests.parent / "src")])
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"GLIP_KERNELS": value, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() in forms
+    assert python(code, environment=os.environ | {"PYTHONPATH": path}).split() == ["plain", "cpu_dyconv"]
 
 
 def test_a_kernel_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

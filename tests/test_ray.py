@@ -154,6 +154,8 @@ def test_rows_of_any_data_set(folder: Path, tmp_path: Path) -> None:
     answers = detector(pa.table({"image": [images[0]] * len(texts), "text": texts}))
     assert [bool(error) for error in answers["error"].to_pylist()] == [False, True, True]
     assert [bool(scores) for scores in answers["scores"].to_pylist()] == [True, False, False]
+    (error,) = detector(pa.table({"image": [list(images[0])], "text": ["cat"]}))["error"].to_pylist()
+    assert error.startswith("[137, 80, 78") and len(error) < 200  # bytes as a list
 
 
 @pytest.mark.parametrize("given", [{}, {"text": ""}, {"text": []}, {"text": ["cat"], "text_column": "names"}])
@@ -161,6 +163,14 @@ def test_what_to_find_is_said_once(given: dict) -> None:
     """Of an empty text every row would say that a column of the name None has no text."""
     with pytest.raises(ValueError, match="exactly one of them says what to find"):
         glip_ray.DetectObjects("model", **given)
+
+
+def test_models_and_options_of_another_kind() -> None:
+    for given in ({"model": None}, {"model": "m", "options": {"threshold": 0.1}}):
+        with pytest.raises(TypeError, match="model=None must be a directory|options=.* must be .* GroundingOptions"):
+            glip_ray.DetectObjects(text=["cat"], **given)
+    with pytest.raises(TypeError, match="options=.* must be glip_hf's LabelOptions"):
+        glip_ray.LabelCaptions("m", {"threshold": 0.1})
 
 
 @pytest.mark.parametrize("captions", [[5], [["a cat"]], [{"a": "a cat"}]])

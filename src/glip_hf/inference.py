@@ -680,7 +680,8 @@ class GroundingEngine:
         except MemoryError:
             raise
         except Exception as error:
-            name = "" if isinstance(image, bytes | Image.Image) or hasattr(image, "shape") else str(image)
+            unnamed = isinstance(image, bytes | list | Image.Image) or hasattr(image, "shape")
+            name = "" if unnamed else str(image)
             if name in str(error) and isinstance(error, ValueError | FileNotFoundError):
                 raise
             kind = ValueError if isinstance(error, ValueError | OSError) else RuntimeError  # not the image's fault

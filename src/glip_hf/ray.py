@@ -76,7 +76,11 @@ DETECTIONS = {
 class _Actor:
     """A model on the device that Ray gave this process; a ValueError names the machine that cannot load it."""
 
-    def __init__(self, model: str, dtype: str) -> None:
+    def __init__(self, model: str, dtype: str, options: Any, kind: type) -> None:
+        if not isinstance(model, str):
+            raise TypeError(f"model={shown(model)} must be a directory or Hub id.")
+        if not isinstance(options, kind | None):
+            raise TypeError(f"options={shown(options)} must be glip_hf's {kind.__name__}(...).")
         context = require("ray").get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU")
         self.cpus = int(context.get_assigned_resources().get("CPU", 1))
@@ -114,7 +118,7 @@ class LabelCaptions(_Actor):
         caption: str = "caption",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(teacher, dtype)
+        super().__init__(teacher, dtype, options, LabelOptions)
         options = replace(options or LabelOptions(), batch_size=1)
         self.labeller, self.columns = CaptionLabeller(self.model, self.processor, options), (image, caption)
 
@@ -162,9 +166,9 @@ class DetectObjects(_Actor):
             raise ValueError(
                 f"text={shown(text)}, text_column={shown(text_column)}: exactly one of them says what to find."
             )
-        if options is not None and options.allow_padding:
+        if getattr(options, "allow_padding", False):
             raise ValueError("allow_padding=True lets a result depend on other rows: leave it out.")
-        super().__init__(model, dtype)
+        super().__init__(model, dtype, options, GroundingOptions)
         self.engine = GroundingEngine(self.model, self.processor, options)
         self._use_cpus(self.engine)
         self.text, self.image, self.text_column = text, image, text_column
@@ -331,7 +335,7 @@ class LabelParts(_Actor):
         dtype: str = "float32",
         expected: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(teacher, dtype)
+        super().__init__(teacher, dtype, options, LabelOptions)
         self.labeller = CaptionLabeller(self.model, self.processor, options)
         self._use_cpus(self.labeller.engine)
         self.output, self.format = output, format

@@ -103,8 +103,11 @@ def test_predictions_of_another_form():
     ):
         with pytest.raises(ValueError, match=message):
             evaluator.load_results([one | change])
-    with pytest.raises(ValueError, match="entry 0 is not a JSON object but 11"):
-        evaluator.load_results([11])
+    for add in (evaluator.load_results, evaluator.update):
+        with pytest.raises(ValueError, match="entry 0 is not a JSON object but 11"):
+            add([11])
+        with pytest.raises(ValueError, match="entry 2 has no boxes, scores"):
+            add([FOUND[4], FOUND[4], {"image_id": 11}])
     with pytest.raises(ValueError, match="entry 0 has no scores"):  # a result file of Flickr30k
         evaluator.load_results([{"image_id": 11, "sentence_id": 0, "boxes": []}])
     with pytest.raises(ValueError, match="entry 0 has no scores"):

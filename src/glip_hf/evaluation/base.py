@@ -207,8 +207,8 @@ class DetectionEvaluator(Evaluator):
             ValueError: for an image or category that the annotations do not have, lengths that differ, or values that
                 are not finite.
         """
-        for prediction in predictions:
-            check_records([prediction], ("image_id", "boxes", "scores", "labels"), "the predictions")
+        for index, prediction in enumerate(predictions):
+            check_records([prediction], ("image_id", "boxes", "scores", "labels"), "the predictions", index)
             where = f"image {prediction['image_id']!r}:"
             boxes, scores, labels = prediction["boxes"], prediction["scores"], prediction["labels"]
             numbers(boxes, 4, f"{where} box")

@@ -22,11 +22,12 @@ def read_json(source: str | Path | Mapping[str, Any]) -> Any:
             raise ValueError(f"{source} is not valid JSON: {error}") from None
 
 
-def check_records(records: Any, needed: Sequence[str], what: str) -> None:
-    """Raise a ValueError unless `records` is a list of mappings that have all of `needed`; `what` names the list."""
+def check_records(records: Any, needed: Sequence[str], what: str, first: int = 0) -> None:
+    """Raise a ValueError unless `records` is a list of mappings that have all of `needed`; `what` names the list, and
+    `first` is the index in it of the first record."""
     if not isinstance(records, Sequence) or isinstance(records, str):
         raise ValueError(f"{what}: a JSON list is needed, this is a {type(records).__name__}.")
-    for index, record in enumerate(records):
+    for index, record in enumerate(records, first):
         if not isinstance(record, Mapping):
             raise ValueError(f"{what}: entry {index} is not a JSON object but {quote(record)}.")
         if missing := [key for key in needed if key not in record]:

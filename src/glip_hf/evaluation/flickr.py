@@ -293,8 +293,8 @@ class FlickrEvaluator(PhraseEvaluator):
             PredictionError: if there are not as many lists as phrases.
             ValueError: for predictions of another form.
         """
-        for prediction in predictions:
-            check_records([prediction], ("image_id", "sentence_id", "boxes"), "the predictions")
+        for index, prediction in enumerate(predictions):
+            check_records([prediction], ("image_id", "sentence_id", "boxes"), "the predictions", index)
             key = _key(prediction["image_id"], prediction["sentence_id"])
             if key not in self.truth:
                 continue  # another subset, or nothing in the sentence to find

@@ -118,15 +118,18 @@ class RefCocoEvaluator(PhraseEvaluator):
         Raises:
             ValueError: for an expression that the annotations do not have, and predictions of another form.
         """
-        for one in predictions:
-            if "sentence_id" in one:  # the boxes end with a box that makes no list empty
-                boxes, scores = one["boxes"][0][:-1], one["scores"][0]
-                one = {"image_id": one["sentence_id"], "boxes": boxes, "scores": scores}
-            self.load_results([one])
+
+        def of_expression(one: Any) -> Any:
+            if not isinstance(one, Mapping) or "sentence_id" not in one:
+                return one
+            boxes, scores = one["boxes"][0][:-1], one["scores"][0]  # they end with a box that makes no list empty
+            return {"image_id": one["sentence_id"], "boxes": boxes, "scores": scores}
+
+        self.load_results(map(of_expression, predictions))
 
     def load_results(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        for prediction in entries:
-            check_records([prediction], ("image_id", "boxes", "scores"), "the predictions")
+        for index, prediction in enumerate(entries):
+            check_records([prediction], ("image_id", "boxes", "scores"), "the predictions", index)
             number = prediction["image_id"]
             if number not in self._keys:
                 raise ValueError(f"expression {number!r} is not in the annotations: wrong file, or wrong ids?")

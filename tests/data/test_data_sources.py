@@ -718,6 +718,17 @@ def test_flat_spans_of_hub_rows_are_pairs(tmp_path):
         assert read_hub(dataset, cache_dir=tmp_path)[0].spans == [[(2, 5)]]
 
 
+@pytest.mark.parametrize(("digits", "kept"), [(400, 2), (5000, 1)])
+def test_a_key_of_many_digits_costs_its_row_at_most(tmp_path, digits, kept):
+    image = base64.b64encode(encoded_image(40, 30)).decode()
+    write_tsv(tmp_path / "images.tsv", [("1", image)] * 2)
+    things = json.dumps([{"class": "cat", "rect": [1, 1, 20, 20]}])
+    write_tsv(tmp_path / "labels.tsv", [("1", things), ("7" * digits, things)])
+    (tmp_path / "labels.json").write_text('{"cat": 1}')
+    (tmp_path / "set.yaml").write_text("img: images.tsv\nlabel: labels.tsv\nlabelmap: labels.json\n")
+    assert len(tsv.read_tsv(tmp_path / "set.yaml", cache_dir=tmp_path / "cache")) == kept
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -227,6 +227,9 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
             image_row = number if image_rows is None else int(image_rows[str(entry["img_id"])])
             path, offset, length = image_files.locate(image_row)
             height, width = sizes.find(number, image_row)
+            # Several files may use the same keys.
+            has_id = len(label_files.paths) == 1 and key.isascii() and key.removeprefix("-").isdigit()
+            image_id = int(key) if has_id else number
         except LookupError as error:
             missing = f"no {error} in imageid2idx" if isinstance(error, KeyError) else str(error)
             columns.note("unknown_image", where, missing, len(objects))
@@ -234,9 +237,6 @@ def parse_tsv(parts: Mapping[str, Any], labels: Mapping[str, int]) -> Iterator[t
         except (ValueError, TypeError, FileNotFoundError) as error:
             columns.note("unreadable", where, str(error), max(len(objects), 1))
             continue
-        # Several files may use the same keys.
-        has_id = len(label_files.paths) == 1 and key.isascii() and key.removeprefix("-").isdigit()
-        image_id = int(key) if has_id else number
         if image_id in seen:
             columns.note("duplicate_image", where, f"key {key}", len(objects))
             continue

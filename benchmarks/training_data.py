@@ -118,12 +118,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         annotations = write_images(folder, max(IMAGES, arguments.batch), arguments.seed)
         size = statistics.mean(path.stat().st_size for path in folder.glob("*.jpg"))
         figures: dict[str, Any] = {"short_side": arguments.short_side, "batch": arguments.batch}
-        figures["picture_kib"] = size / 1024
+        figures["image_kib"] = size / 1024
         most = max(arguments.workers)
         for workers in arguments.workers:
             batches = loader(folder, annotations, model.config, arguments, workers)
             of_loader = images_per_second(batches, arguments.batch, arguments.batches)
-            figures[f"loader_pictures_a_second_{workers}"] = of_loader
+            figures[f"loader_images_a_second_{workers}"] = of_loader
             del batches  # its workers end
         batches = loader(folder, annotations, model.config, arguments, most)
         next(batches)
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tokens.append(inputs["input_ids"].shape[1])
         del batches
     rate = arguments.batch / statistics.median(alone)
-    of_a_worker = figures[f"loader_pictures_a_second_{most}"] / max(most, 1)
+    of_a_worker = figures[f"loader_images_a_second_{most}"] / max(most, 1)
     figures |= {
         "tokens": statistics.mean(tokens),
         "step_seconds": statistics.median(alone),
         "step_and_loader_seconds": statistics.median(both),
         "waiting_share": sum(waiting) / sum(both),
-        "step_pictures_a_second": rate,
+        "step_images_a_second": rate,
         "workers_that_keep_up": rate / of_a_worker,
     }
     harness.finish(arguments, "training_data", [figures], figures)

@@ -2,7 +2,7 @@
 """Ground class names or a caption in an image, in a few lines.
 
 Cost:    seconds on a CPU (GLIP-T at 800 x 1066 pixels: see benchmarks/README.md), no GPU needed.
-Command: python examples/ground_photo.py --model DIR --photo photo.jpg --text cat "remote control"
+Command: python examples/ground_photo.py --model DIR --image photo.jpg --text cat "remote control"
          python examples/ground_photo.py       # without a model: the shipped one, which knows generated scenes
 Result:  the detections on stdout and an annotated image.
 """
@@ -18,7 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=model_name, default="demo", help="converted model: a directory or a Hub id (%(default)s)")
-    add("--photo", help="an image (default: a generated scene)")
+    add("--image", help="an image (default: a generated scene)")
     add("--text", nargs="+", help="class names, or one text: a list of them or a caption (default: a caption)")
     add("--threshold", type=float, default=0.4, help="lowest score (%(default)s)")
     add("--save", default="out/grounded.png", help="annotated image (%(default)s)")
@@ -39,7 +39,7 @@ def ground(arguments: argparse.Namespace) -> None:
     model = GlipForGrounding.from_pretrained(directory).eval()
     processor = GlipProcessor.from_pretrained(directory)
 
-    image = load_image(arguments.photo or DEMO_IMAGE)
+    image = load_image(arguments.image or DEMO_IMAGE)
     text = arguments.text or [DEMO_CAPTION]
     # One text alone is read as a caption, or as a list of class names: "cat. remote control."
     inputs = processor(images=image, text=text[0] if len(text) == 1 else text, return_tensors="pt")

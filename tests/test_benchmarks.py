@@ -160,8 +160,8 @@ def test_training(tmp_path, capsys) -> None:
 def test_training_data(tmp_path, capsys) -> None:
     options = ["--short-side", "64", "--workers", "0", "1", "--batches", "3"]
     figures = run("training_data", tmp_path, capsys, *options)
-    assert 0 <= figures["waiting_share"] < 1 and 10 < figures["picture_kib"] < 300 and figures["tokens"] > 10
-    rates = ["loader_pictures_a_second_0", "loader_pictures_a_second_1", "step_pictures_a_second"]
+    assert 0 <= figures["waiting_share"] < 1 and 10 < figures["image_kib"] < 300 and figures["tokens"] > 10
+    rates = ["loader_images_a_second_0", "loader_images_a_second_1", "step_images_a_second"]
     assert all(math.isfinite(figures[key]) and figures[key] > 0 for key in rates)
     assert rows(tmp_path / "training_data.csv")[0]["batch"] == "2"
 

@@ -236,6 +236,8 @@ def code_of(capsys, *arguments):
 def test_the_exit_code_says_whether_a_run_would_start(coco_set, tmp_path, capsys, caplog):
     given = [coco_set["annotations"], "--images", coco_set["images"]]
     assert code_of(capsys, *given)[0] == 0
+    assert main(["check-data", *map(str, given), "--pictures", "none"]) == 0
+    assert "--pictures is --check-images now" in capsys.readouterr().err
     content = coco_content()
     content["annotations"][0]["bbox"] = None
     (tmp_path / "instances.json").write_text(json.dumps(content))

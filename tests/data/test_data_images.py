@@ -252,7 +252,7 @@ def save_turned(path, width, height, orientation=6):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_turned_photos_are_in_the_frame_of_their_boxes(suffix, tmp_path):
+def test_turned_images_are_in_the_frame_of_their_boxes(suffix, tmp_path):
     save_turned(tmp_path / f"p.{suffix}", 40, 30)
     for annotated, shown in (((40, 30), (40, 30)), ((30, 40), (30, 40)), (None, (30, 40)), ((80, 60), (30, 40))):
         image = ImageRef(str(tmp_path / f"p.{suffix}"), size=annotated).load()
@@ -292,7 +292,7 @@ def test_upright_is_what_pillow_makes_of_it(orientation, tmp_path):
 def test_a_check_finds_what_a_run_refuses(coco_set, tmp_path):
     folder = Path(coco_set["images"])
     save_turned(folder / "0.png", 40, 30)
-    assert check_data(coco_set).counts == {"turned_photo": 1} and not check_data(coco_set).refusal
+    assert check_data(coco_set).counts == {"turned_image": 1} and not check_data(coco_set).refusal
     (folder / "1.png").unlink()
     report = check_data(coco_set)
     assert report.counts["missing_image"] == 1 and "1 of 4 images are missing" in report.refusal

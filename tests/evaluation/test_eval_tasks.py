@@ -84,7 +84,7 @@ def test_images_outside_the_folder(tmp_path):
     assert problem == "image 9: the file name 5 is not valid: give the name of the image file as text"
 
 
-def test_turned_photos_are_in_the_frame_of_the_annotations(tmp_path):
+def test_turned_images_are_in_the_frame_of_the_annotations(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "7.jpg", exif=exif)

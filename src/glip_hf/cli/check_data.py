@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from .._extras import require
@@ -40,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-outside", action="store_true", help="images may lie outside that folder")
     add("--recipe", metavar="YAML", help="check a recipe's sources in place of FILE")
     add("--data-root", metavar="DIR", help="folder that relative paths are resolved against")
-    add("--pictures", choices=("decode", "header", "none"), default="decode", help="how far to read (%(default)s)")
+    depths = ("decode", "header", "none")
+    add("--check-images", choices=depths, default="decode", help="how far to read images (%(default)s)")
+    add("--pictures", choices=depths, help=argparse.SUPPRESS)  # its former name, kept for one release
     add("--tokenizer", metavar="DIR|HUB", help="also find captions and phrases that are cut off")
     add("--allow-damage", type=fraction, metavar="SHARE", help="of a file's boxes that may be lost (default 0.5)")
     add("--examples", type=count, default=20, metavar="N", help="findings of each kind to list (%(default)s)")
@@ -54,7 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.check import check_data
     from ..data.sources import guess_source
 
-    root, options = arguments.data_root, {"images": arguments.pictures}
+    if arguments.pictures:
+        print(
+            "glip check-data: --pictures is --check-images now: this name goes with the next release", file=sys.stderr
+        )
+        arguments.check_images = arguments.pictures
+    root, options = arguments.data_root, {"images": arguments.check_images}
     if (arguments.annotations is None) == (arguments.recipe is None):
         raise UsageError("name a file of annotations, or a --recipe.")
     if arguments.annotations and arguments.format is None:

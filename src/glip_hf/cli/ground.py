@@ -8,8 +8,9 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = engine.ground(requests, skip_broken=True, in_order=True, skip_failed=True)
         todo = list(zip(paths, targets, file_names))
 
-        def of_photo(path: str, target: Path | None, file_name: str, record: dict[str, Any]) -> Iterator[Any]:
+        def of_image(path: str, target: Path | None, file_name: str, record: dict[str, Any]) -> Iterator[Any]:
             """None once it is grounded, and its detections once it is saved, too."""
             found = next(results)
             if found.error is not None:
@@ -224,17 +225,17 @@ def run(arguments: argparse.Namespace) -> int:
             yield ImageDetections(file_name, found.width, found.height, result)
 
         def steps(path: str, target: Path | None, file_name: str) -> Iterator[ImageDetections | None]:
-            record: dict[str, Any] = {"photo": path}
+            record: dict[str, Any] = {"image": path}
             records.append(record)
             try:
                 if _is_video(path):
-                    yield None  # after the photos before it
+                    yield None  # after the images before it
                     if interrupts:
                         records.remove(record)
                         return
                     yield from _ground_video(engine, text, arguments, target, file_name, record)
                 else:
-                    yield from of_photo(path, target, file_name, record)
+                    yield from of_image(path, target, file_name, record)
             except CliError as error:  # does not stop the other images
                 record["error"] = str(error)
                 tqdm.write(f"glip ground: {error}", file=sys.stderr)
@@ -259,10 +260,24 @@ def run(arguments: argparse.Namespace) -> int:
         if interrupts and not records:
             raise interrupts[0]
 
+    def keep(write: Callable[..., Any], *given: Any) -> Any:
+        """Do it, again if an interruption comes between: what is found is not lost. A second one ends the program."""
+        try:
+            return write(*given)
+        except KeyboardInterrupt as error:
+            if interrupts:
+                raise
+            interrupts.append(error)
+            return write(*given)
+
     if arguments.format is None:
         deque(detect_all(), maxlen=0)
     else:
-        FORMATS[arguments.format](arguments.output, detect_all(), text_labels)
+        write = FORMATS[arguments.format]
+        if segmenter is None:
+            keep(write, arguments.output, list(detect_all()), text_labels)
+        else:  # masks are large: the writer encodes those of an image before the next one
+            write(arguments.output, detect_all(), text_labels)
         if not arguments.output.startswith("/dev/"):  # stdout may be the output itself
             print(f"-> {arguments.output}")
     if arguments.json:
@@ -271,11 +286,11 @@ def run(arguments: argparse.Namespace) -> int:
             if caption is None
             else {"caption": caption, "phrases": text_labels}
         )
-        document = {"model": arguments.model, **asked, "photos": records}
+        document = {"model": arguments.model, **asked, "images": records}
         if json_file is None:
-            print(json.dumps(document, ensure_ascii=False))
+            print(keep(partial(json.dumps, ensure_ascii=False), document))
         else:
-            write_json(json_file, document)
+            keep(write_json, json_file, document)
             print(f"-> {json_file}")
     if interrupts:
         print(f"glip ground: {len(records)} of {counted(len(paths), 'image')} done", file=sys.stderr)
@@ -504,7 +519,7 @@ def _ground_video(
 
     track, stride, errors, index = None, arguments.stride, [], -1
     try:
-        video = Video(record["photo"])
+        video = Video(record["image"])
         if arguments.track:
             scores = dict.fromkeys(("track_activation_threshold", "high_conf_det_threshold"), arguments.threshold)
             track = (
@@ -529,7 +544,7 @@ def _ground_video(
                     record.setdefault("frames", []).append(frame)
                     if not arguments.json:
                         _print_detections(
-                            {**record, **frame, "photo": f"{record['photo']} frame {index}"}, arguments.threshold
+                            {**record, **frame, "image": f"{record['image']} frame {index}"}, arguments.threshold
                         )
                 if write is not None:
                     write(draw_detections(image, result))
@@ -547,7 +562,7 @@ def _ground_video(
 
 
 def _print_detections(record: dict[str, Any], threshold: float) -> None:
-    print(f"{record['photo']} ({record['width']}x{record['height']})")
+    print(f"{record['image']} ({record['width']}x{record['height']})")
     if not record["detections"]:
         print(f"  nothing with a score above {threshold}; try a lower --threshold")
     for found in record["detections"]:

@@ -4,8 +4,8 @@ Data: random images of 64 x 64 with one box each; every second half of a global 
 two processes one of them never sees any. Environment: KILL_AT=n kills the process (as kill -9 does) during step n;
 TERM_AT=n sends it SIGTERM then; NAN_AT=n puts NaN into an image of step n; STRAY=1 draws random numbers between the
 steps; BREAK_AT=n makes the gradient of step n infinite; WORKERS=n reads with so many; FAIL_AT=n raises an error at the
-last image of step n; HANG_AT=n never gives that image. Every process leaves the losses of its steps in
-OUTPUT/losses_RANK.json.
+last image of step n; HANG_AT=n never gives that image; WRAP_ONLY=1 has a compiled
+model run as it is. Every process leaves the losses of its steps in OUTPUT/losses_RANK.json.
 """
 
 import json
@@ -86,6 +86,8 @@ def main() -> None:
     output, *overrides = sys.argv[1:]
     if "NO_ONEDNN" in os.environ:
         torch.backends.mkldnn.set_flags(False)
+    if "WRAP_ONLY" in os.environ:
+        torch.compiler.set_stance("force_eager")
     recipe = load_recipe(
         None,
         [

@@ -1,7 +1,7 @@
 """`run_worker.py` with parameters sharded as FSDP2 does, on CPU processes: `python sharded_worker.py OUTPUT [...]`.
 
-Where there is no GPU, accelerate makes plain processes of `examples/launch/fsdp.yaml`; so this does what it does with
-that file elsewhere: it wraps the same classes, and gathers the same way.
+Where there is no GPU, accelerate has no FSDP; so this does what it does with `examples/launch/fsdp.yaml` elsewhere:
+it wraps the same classes, and gathers the same way.
 """
 
 from pathlib import Path

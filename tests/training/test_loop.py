@@ -172,6 +172,48 @@ def test_a_changed_order_of_samples_is_refused(uninterrupted: tuple[Path, dict])
     assert process.returncode != 0 and "data.batch_size=4, this one has 8" in text
 
 
+def test_the_recipe_holds_where_the_launcher_differs(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    """accelerate would update the weights in every second step only, and count all of them."""
+    asked = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    process = start(tmp_path, "run.precision=no", **asked)
+    text = finish(process)
+    assert process.returncode == 0, text
+    assert "run.precision=no, not ACCELERATE_MIXED_PRECISION=bf16" in text
+    assert "run.gradient_accumulation=1, not ACCELERATE_GRADIENT_ACCUMULATION_STEPS=2" in text
+    assert_equal(torch.load(tmp_path / "end_6.pt"), uninterrupted[1])
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator does what is asked for")
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "the launcher asks for FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "the launcher asks for DEEPSPEED"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs an accelerator"),
+    ],
+)
+def test_what_a_cpu_would_silently_not_do_is_refused(tmp_path: Path, variable: str, value: str, message: str) -> None:
+    process = start(tmp_path, **{variable: value})
+    text = finish(process)
+    assert process.returncode == 2 and message in text and "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_the_precision_of_its_launcher(tmp_path: Path) -> None:
+    run(tmp_path, "schedule.max_steps=2", ACCELERATE_MIXED_PRECISION="bf16")
+    process = start(tmp_path, "run.resume=latest")
+    text = finish(process)
+    assert process.returncode != 0 and "run.precision=bf16, this one has auto" in text
+
+
+def test_a_compiled_run_saves_the_plain_model(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:
+    """Names of its checkpoints, too: a run may be resumed with the compiler or without it."""
+    compiled = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "WRAP_ONLY": "1"}
+    run(tmp_path, "schedule.max_steps=4", "schedule.milestones=[]", **compiled)
+    (tmp_path / "end_4.pt").unlink()
+    run(tmp_path, "schedule.milestones=[]", "run.resume=latest")
+
+
 def test_trackers_and_schedules_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     def started(*overrides: str) -> None:
         recipe = load_recipe(None, [f"run.output_dir={tmp_path}", *overrides])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, send_to_device, set_seed
 from huggingface_hub import HfApi
 from pydantic import NonNegativeInt
 from tqdm.auto import tqdm
@@ -44,7 +44,7 @@ from .batches import Batches, per_process
 from .card import write_card
 from .checkpoints import CheckpointError, find_checkpoints
 from .optimization import ExponentialAverage, Schedule, ScheduleState, accumulation_weights, build_optimizer
-from .recipe import Recipe, RecipeError, Section, dump_recipe
+from .recipe import Recipe, RecipeError, RunRecipe, Section, dump_recipe
 from .stopping import StopRequest
 
 SHARDED = ("FSDP", "DEEPSPEED")
@@ -108,6 +108,29 @@ def check_trackers(names: list[str]) -> None:
         )
 
 
+def check_sharding_launch() -> None:
+    """Raise a RecipeError where the launcher shards and there is no accelerator: accelerate would shard nothing."""
+    if torch.accelerator.is_available():
+        return
+    for name in SHARDED:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise RecipeError(
+                f"the launcher asks for {name}, which accelerate has on accelerators only, and PyTorch finds none: "
+                "launch with examples/launch/cpu.yaml, or mend the driver (torch.accelerator.is_available())."
+            )
+
+
+def overruled(settings: RunRecipe) -> list[str]:
+    """What the launcher asks for and the recipe has otherwise; "no", the launcher's default, asks for nothing."""
+    variables = {"precision": "MIXED_PRECISION", "gradient_accumulation": "GRADIENT_ACCUMULATION_STEPS"}
+    found = []
+    for key, name in variables.items():
+        own, asked = str(getattr(settings, key)), os.environ.get(f"ACCELERATE_{name}", "no")
+        if own != "auto" and asked not in ("no", "auto", own):
+            found.append(f"run.{key}={own}, not ACCELERATE_{name}={asked}")
+    return found
+
+
 class Run:
     """One training run, of which `train()` does everything.
 
@@ -136,15 +159,24 @@ class Run:
                 "schedule.name=plateau and tuning.early_stopping follow a validation AP, and this run has none: use "
                 "schedule.name=multistep and tuning.early_stopping=0, or examples/finetune.py."
             )
+        check_sharding_launch()
         self.accelerator = Accelerator(
             # Explicitly: several processes that find no accelerator would otherwise not form a group.
             cpu=not torch.accelerator.is_available(),
             mixed_precision=None if settings.precision == "auto" else settings.precision,
-            gradient_accumulation_steps=accumulation,
+            # As a plugin: ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace the plain argument.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
             log_with=settings.trackers or None,
             project_dir=str(self.output),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        if kept := ", ".join(overruled(settings)):
+            self.accelerator.print(f"note: the recipe holds where the launcher differs: {kept}")
+        if self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "fp16":
+            raise RecipeError(
+                f"run.precision={settings.precision}: fp16 needs an accelerator, on a CPU accelerate would train in "
+                "float32: use bf16 or no, here or in the launcher's mixed_precision."
+            )
         warn_if_alone(self.accelerator.num_processes)
         follow_launcher()
         if self.accelerator.device.type == "cpu":
@@ -197,8 +229,8 @@ class Run:
 
     @property
     def unwrapped(self) -> GlipForGrounding:
-        """The model without the wrapper of its device or processes."""
-        return self.accelerator.unwrap_model(self.model)
+        """The model without the wrappers of its processes and of the compiler."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Parameters that change in training: the only tensors worth averaging."""
@@ -239,6 +271,8 @@ class Run:
             settings["data.sources"] = [{k: s[k] for k in kept if k in s} for s in settings["data.sources"]]
         elif settings["data.sources"]:  # a stream, whose order depends on its readers
             settings["data.workers"] = self.batches.workers
+        if self.accelerator.mixed_precision != "no":  # which `auto` leaves to the launcher
+            settings["run.precision"] = self.accelerator.mixed_precision
         for name in ("start_from", "backbone_weights", "text_weights", "tokenizer"):
             path = settings[key := f"model.{name}"]
             if path and Path(path).exists():

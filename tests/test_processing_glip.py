@@ -443,13 +443,22 @@ def test_targets_that_make_no_sense(processor, change, words):
         processor(IMAGE, ["cat"], annotations=boxes, return_tensors="pt")
 
 
-def test_normalised_boxes_are_told(processor, monkeypatch):
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ([0.1, 0.2, 0.5, 0.5], "between 0 and 1"),
+        ([500, 500, 20, 20], "outside"),
+        ([15, 15, -10, 20], "outside"),
+        ([5, 5, 1, 20], "one pixel"),
+    ],
+)
+def test_boxes_that_are_left_out_are_told(processor, monkeypatch, box, words):
     told = []
     monkeypatch.setattr("glip_hf.image_processing_pil_glip.logger.warning_once", told.append)
-    for box in ([5, 5, 20, 20], [0.1, 0.2, 0.5, 0.5]):
+    for bbox in ([5, 5, 20, 20], box):
         assert not told
-        processor(IMAGE, ["cat"], annotations=record({"bbox": box, "category_id": 0}), return_tensors="pt")
-    assert "pixels" in told[0]
+        processor(IMAGE, ["cat"], annotations=record({"bbox": bbox, "category_id": 0}), return_tensors="pt")
+    assert words in told[0] and "pixels" in told[0]
 
 
 @pytest.mark.parametrize(

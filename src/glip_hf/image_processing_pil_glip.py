@@ -439,10 +439,12 @@ def coco_to_target(annotation: Mapping[str, Any], height: int, width: int) -> di
             areas.append(w * h if area is None else _finite(where, "'area' must be a number", read_number, area))
 
     xywh = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    if len(xywh) and ((xywh >= 0) & (xywh <= 1)).all() and min(height, width) > 2:
-        logger.warning_once("Boxes between 0 and 1 are left out: 'bbox' is x, y, width and height in pixels.")
     far_corners = xywh[:, :2] + np.clip(xywh[:, 2:] - np.float32(1), 0, None)
     clipped, keep = clip_and_drop(np.concatenate([xywh[:, :2], far_corners], axis=1), height, width)
+    if not keep.all():
+        normalised = ((xywh >= 0) & (xywh <= 1)).all() and min(height, width) > 2
+        kind = "between 0 and 1" if normalised else "outside their image, or with a side of at most one pixel,"
+        logger.warning_once(f"Boxes {kind} are left out: 'bbox' is x, y, width and height in pixels.")
     return {
         "boxes": clipped[keep],
         "class_labels": np.array(classes, dtype=np.int64)[keep],

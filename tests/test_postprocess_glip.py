@@ -273,6 +273,7 @@ NAN = float("nan")
             ({"target_sizes": sizes}, ValueError, r"target_sizes=.* must have \(height, width\)")
             for sizes in (
                 (480, 640),
+                ["48"],
                 torch.tensor([480, 640]),
                 480,
                 "ab",
@@ -331,6 +332,12 @@ def test_nan_where_nobody_looks_does_not_matter() -> None:
         ({"label_ids": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, r"label_ids \(1, 3\) do not fit"),
         ({"image_indices": torch.tensor([-1])}, ValueError, "image_indices=.* must not be negative"),
         ({"image_sizes": torch.tensor([[0, 0]])}, ValueError, "Image 0 has no pixels"),
+        ({"image_sizes": torch.tensor([[-8, -8]])}, ValueError, "Image 0 has no pixels"),
+        ({"image_sizes": torch.tensor(SIZE)}, ValueError, r"image_sizes \(2,\) do not fit logits"),
+        ({"image_indices": torch.tensor([0, 0])}, ValueError, r"image_indices \(2,\) do not fit .* must be \(1,\)"),
+        ({"pred_boxes": torch.zeros(1, 3, 4)}, ValueError, r"pred_boxes \(1, 3, 4\) do not fit logits"),
+        ({"centerness_logits": torch.zeros(1, 3)}, ValueError, r"centerness_logits \(1, 3\) do not fit logits"),
+        ({"spatial_shapes": torch.tensor([[[2, 2]]])}, ValueError, "spatial_shapes have 4 locations, the logits"),
         ({"original_sizes": torch.tensor([[0, 0]])}, ValueError, "original_sizes"),
     ],
 )

@@ -193,6 +193,8 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
             "overflowed in float16, where bfloat16 or float32 helps."
         )
     threshold, sizes = options["threshold"], outputs.spatial_shapes[index].prod(-1).tolist()
+    if sum(sizes) != len(class_scores):
+        raise ValueError(f"spatial_shapes have {sum(sizes)} locations, the logits {len(class_scores)}.")
     lowest = min({None: 0.0, **threshold}.values()) if isinstance(threshold, Mapping) else threshold
     # NMS need not see what is not above the threshold: it would suppress nothing that is.
     scores, locations, classes = _top_candidates(class_scores, centerness, sizes, lowest, options)
@@ -257,7 +259,7 @@ def _image_sizes(target_sizes: Any, outputs: Any, captions: list[list[int]]) -> 
             return None
         name, target_sizes = "original_sizes", [original_sizes[rows[0]] if rows else (1, 1) for rows in captions]
     try:
-        sizes = [[float(side) for side in size] for size in target_sizes]
+        sizes = [[] if isinstance(size, str) else [float(side) for side in size] for size in target_sizes]
     except (TypeError, ValueError):
         sizes = [[]]
     if any(len(size) != 2 or not all(0 < side < math.inf for side in size) for size in sizes):
@@ -307,7 +309,7 @@ def post_process_grounding(
         raise TypeError(
             f"outputs are a {type(outputs).__name__} without 'logits': give what GlipForGrounding returned."
         )
-    (count, _, tokens), maps, labels = (
+    (count, locations, tokens), maps, labels = (
         tuple(getattr(outputs, name).shape) for name in ("logits", "positive_map", "label_ids")
     )
     if maps != (*labels, tokens) or labels[:1] != (count,):
@@ -315,8 +317,12 @@ def post_process_grounding(
             f"positive_map {maps} and label_ids {labels} do not fit {count} captions of {tokens} tokens: their shapes "
             "must be (captions, classes, tokens) and (captions, classes)."
         )
-    captions = [[n] for n in range(count)]
     image_indices = getattr(outputs, "image_indices", None)
+    shapes = {"centerness_logits": (count, locations), "pred_boxes": (count, locations, 4), "image_sizes": (count, 2)}
+    for name, shape in (shapes | ({} if image_indices is None else {"image_indices": (count,)})).items():
+        if (given := tuple(getattr(outputs, name).shape)) != shape:
+            raise ValueError(f"{name} {given} do not fit logits {tuple(outputs.logits.shape)}: it must be {shape}.")
+    captions = [[n] for n in range(count)]
     if image_indices is not None and merge:
         indices = image_indices.tolist()
         if min(indices, default=0) < 0:
@@ -341,7 +347,7 @@ def post_process_grounding(
         limit = options["max_detections"] if rows else 0  # an image without captions
         rows = rows or [0]
         height, width = outputs.image_sizes[rows[0]].tolist()
-        if not height * width:
+        if min(height, width) <= 0:
             raise ValueError(f"Image {image} has no pixels: its pixel_mask is 0 everywhere.")
         agnostic = options["class_agnostic_nms"]
         with_nms = merge and (agnostic or has_repeats(outputs.label_ids[rows]))

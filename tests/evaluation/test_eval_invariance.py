@@ -77,7 +77,7 @@ def test_batch_size_with_several_views(detector, scenes, task, benchmark):
     """Sizes and mirrored images, joined by voting, of a vocabulary and of sentences."""
     sentences = scenes / "final_flickr_separateGT_test.json"
     asked = task if benchmark == "coco" else flickr_task(sentences, scenes)
-    views = {"scales": (64, 96), "flip": True, "chunk_size": 20}
+    views = {"scales": (96, 128), "flip": True, "chunk_size": 20}
     alone = list(predictions(detector(**views), asked))
     together = list(predictions(detector(**views, batch_size=3, pairs=4, workers=3), asked))
     assert_same_predictions(together, alone, image_sizes(scenes))

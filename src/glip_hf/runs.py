@@ -95,6 +95,7 @@ class Manifest:
         return found + [
             f"{name}={shown(one)}, this one has {shown(other)}"
             for name, one, other in _unequal(before["settings"], after["settings"])
+            if (name, one) != ("run.precision", "auto")  # manifests once had that in place of what it came to
         ]
 
     def notes(self, now: "Manifest") -> list[str]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -203,7 +204,10 @@ def test_a_run_keeps_the_precision_of_its_launcher(tmp_path: Path) -> None:
     run(tmp_path, "schedule.max_steps=2", ACCELERATE_MIXED_PRECISION="bf16")
     process = start(tmp_path, "run.resume=latest")
     text = finish(process)
-    assert process.returncode != 0 and "run.precision=bf16, this one has auto" in text
+    assert process.returncode != 0 and "run.precision=bf16, this one has no" in text
+    manifest = Manifest.from_json(json.loads((tmp_path / "run.json").read_text()))
+    before = replace(manifest, settings={**manifest.settings, "run.precision": "auto"})
+    assert not before.differences(manifest), "a run of an earlier version, whose manifest says auto, goes on"
 
 
 def test_a_compiled_run_saves_the_plain_model(uninterrupted: tuple[Path, dict], tmp_path: Path) -> None:

@@ -271,8 +271,7 @@ class Run:
             settings["data.sources"] = [{k: s[k] for k in kept if k in s} for s in settings["data.sources"]]
         elif settings["data.sources"]:  # a stream, whose order depends on its readers
             settings["data.workers"] = self.batches.workers
-        if self.accelerator.mixed_precision != "no":  # which `auto` leaves to the launcher
-            settings["run.precision"] = self.accelerator.mixed_precision
+        settings["run.precision"] = self.accelerator.mixed_precision  # which `auto` leaves to the launcher
         for name in ("start_from", "backbone_weights", "text_weights", "tokenizer"):
             path = settings[key := f"model.{name}"]
             if path and Path(path).exists():

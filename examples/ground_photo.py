@@ -18,7 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=model_name, default="demo", help="converted model: a directory or a Hub id (%(default)s)")
-    add("--image", help="an image (default: a generated scene)")
+    add("--image", "--photo", help="an image (default: a generated scene)")
     add("--text", nargs="+", help="class names, or one text: a list of them or a caption (default: a caption)")
     add("--threshold", type=float, default=0.4, help="lowest score (%(default)s)")
     add("--save", default="out/grounded.png", help="annotated image (%(default)s)")

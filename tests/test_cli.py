@@ -149,17 +149,17 @@ def test_ground_json_of_several_images(folder, model, capsys) -> None:
     assert main([*arguments, "--model", model, *ANYTHING]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["model"] == model and document["names"] == ["cat", "sofa"]
-    assert [record["image"] for record in document["images"]] == [
+    assert [record["photo"] for record in document["photos"]] == [
         "photo.jpg",
         "more/b.png",
         "more/photo.jpg",
     ]
-    assert [record["saved"] for record in document["images"]] == [
+    assert [record["saved"] for record in document["photos"]] == [
         "found/photo.png",
         "found/b.png",
         "found/photo-2.png",
     ]
-    for record in document["images"]:
+    for record in document["photos"]:
         assert (record["width"], record["height"]) == (160, 120)
         assert len(record["detections"]) >= 3
         for found in record["detections"]:
@@ -178,13 +178,13 @@ def test_a_folder_gives_what_each_image_gives(folder, model, capsys) -> None:
 
     def found(*words: str) -> list[dict]:
         main(["ground", *words, "--names", "cat", "sofa", "--model", model, "--json", *ANYTHING])
-        return json.loads(capsys.readouterr().out)["images"]
+        return json.loads(capsys.readouterr().out)["photos"]
 
     alone = [found(f"more/{name}")[0] for name in ("a.png", "b.png")]
     for speed in (["--workers", "1"], ["--batch-size", "2", "--workers", "3"]):
         together = found("more", *speed)
-        assert [record["image"] for record in together] == [f"more/{name}" for name in names]
-        assert "d.jpg" in together[3].pop("error") and set(together.pop(3)) == {"image"}
+        assert [record["photo"] for record in together] == [f"more/{name}" for name in names]
+        assert "d.jpg" in together[3].pop("error") and set(together.pop(3)) == {"photo"}
         for one, expected in zip(together, [*alone, alone[0], None]):
             if expected is None:  # a JPEG of other pixels
                 assert one["detections"]
@@ -252,7 +252,7 @@ def test_an_interruption_keeps_what_is_done(model, folder, capsys, monkeypatch) 
         assert "2 of 3 images done\nglip ground: interrupted" in capsys.readouterr().err
         done.clear()
     assert len(json.loads(Path("found.json").read_text())["images"]) == 2
-    assert ["detections" in one for one in json.loads(Path("photos.json").read_text())["images"]] == [True, True]
+    assert ["detections" in one for one in json.loads(Path("photos.json").read_text())["photos"]] == [True, True]
     done += [0, 0]
     assert main([*images, "--json", "nothing.json"]) == 130 and not Path("nothing.json").exists()
 
@@ -277,7 +277,7 @@ def test_an_interruption_while_it_is_written_keeps_all(model, folder, capsys, mo
             assert main([*images, *output]) == 130
             assert "glip ground: interrupted" in capsys.readouterr().err
             assert Path(output[-1]).exists() == (times == 1)
-    assert len(json.loads(Path("images1.json").read_text())["images"]) == 1
+    assert len(json.loads(Path("images1.json").read_text())["photos"]) == 1
 
 
 def test_an_image_may_come_through_a_pipe(model, folder, capsys) -> None:
@@ -299,9 +299,9 @@ def test_an_image_that_the_model_fails_at_loses_itself_alone(folder, model, monk
 
     monkeypatch.setattr(GroundingEngine, "detect", failing)
     assert main(["ground", "more", "--names", "cat", "--model", model, "--json", *ANYTHING]) == 1
-    first, second = json.loads(capsys.readouterr().out)["images"]
-    assert first == {"image": "more/b.png", "error": "the scores are NaN"}
-    assert second["image"] == "more/photo.jpg" and second["detections"]
+    first, second = json.loads(capsys.readouterr().out)["photos"]
+    assert first == {"photo": "more/b.png", "error": "the scores are NaN"}
+    assert second["photo"] == "more/photo.jpg" and second["detections"]
 
 
 def test_an_image_that_fails_its_batch_loses_itself_alone(folder, model, monkeypatch, capsys) -> None:
@@ -318,8 +318,8 @@ def test_an_image_that_fails_its_batch_loses_itself_alone(folder, model, monkeyp
     monkeypatch.setattr(GroundingEngine, "detect", failing)
     words = ["ground", "more", "--names", "cat", "--batch-size", "2", "--model", model, "--json", *ANYTHING]
     assert main(words) == 1
-    records = {Path(record["image"]).name: record for record in json.loads(capsys.readouterr().out)["images"]}
-    assert records.pop("c.png") == {"image": "more/c.png", "error": "the scores are NaN"}
+    records = {Path(record["photo"]).name: record for record in json.loads(capsys.readouterr().out)["photos"]}
+    assert records.pop("c.png") == {"photo": "more/c.png", "error": "the scores are NaN"}
     assert list(records) == ["a.png", "b.png", "photo.jpg"] and all(one["detections"] for one in records.values())
 
 
@@ -330,7 +330,7 @@ def test_ground_a_caption_and_given_phrases(folder, model, capsys) -> None:
     assert document["caption"] == caption
     phrases = ["--caption", caption, "--phrases", "pink sofa"]
     assert main(["ground", "photo.jpg", *phrases, "--model", model, "--json", *ANYTHING]) == 0
-    (record,) = json.loads(capsys.readouterr().out)["images"]
+    (record,) = json.loads(capsys.readouterr().out)["photos"]
     assert {found["text_label"] for found in record["detections"]} == {"pink sofa"}
 
 
@@ -338,7 +338,7 @@ def test_chunks_keep_the_labels_of_the_names(folder, model, capsys) -> None:
     names = ["cat", "sofa", "lamp", "plant", "window"]
     options = ["--chunk-size", "2", "--threshold", "0", "--max-detections", "300", "--json"]
     assert main(["ground", "photo.jpg", "--names", *names, "--model", model, *options]) == 0
-    (record,) = json.loads(capsys.readouterr().out)["images"]
+    (record,) = json.loads(capsys.readouterr().out)["photos"]
     assert {found["label"] // 2 for found in record["detections"]} == {0, 1, 2}  # every caption found something
     assert all(found["text_label"] == names[found["label"]] for found in record["detections"])
 
@@ -367,7 +367,7 @@ def test_a_broken_image_does_not_stop_the_others(folder, model, capsys) -> None:
     ]
     assert main(arguments) == 1
     output = capsys.readouterr()
-    half, page, fine = json.loads(output.out)["images"]
+    half, page, fine = json.loads(output.out)["photos"]
     assert "half.jpg" in half["error"] and "page.png" in page["error"] and "error" not in fine
     assert len(output.err.strip().splitlines()) == 2
 
@@ -383,7 +383,7 @@ def test_a_tuned_model_knows_what_to_look_for(folder, model, tmp_path, capsys) -
         assert main(["ground", *words, "--model", str(tuned), "--json", *ANYTHING]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert [document["names"] for document in found] == [["a=b|cat", "sofa"]] * 2 + [["dog"]]
-    assert len(found[1]["images"]) == 2 and found[0]["images"][0]["detections"]
+    assert len(found[1]["photos"]) == 2 and found[0]["photos"][0]["detections"]
     assert main(["info", str(tuned)]) == 0
     assert "class names:          a=b|cat, sofa" in capsys.readouterr().out
     (tuned / "processor_config.json").write_text("{")
@@ -496,7 +496,7 @@ def test_a_prompt_table_is_a_model_on_the_command_line(folder, model, capsys) ->
     found = {}
     for source in (model, "table"):
         assert main(["ground", "photo.jpg", "cat", "--model", source, "--json", *ANYTHING]) == 0
-        found[source] = json.loads(capsys.readouterr().out)["images"]
+        found[source] = json.loads(capsys.readouterr().out)["photos"]
     assert found[model] != found["table"]
     loaded, _ = load_model("table")
     assert torch.equal(loaded.model.prompt_table, tuned.model.prompt_table)
@@ -631,7 +631,7 @@ def test_json_may_name_a_file(folder, model, capsys, arguments) -> None:
     assert main(["ground", *arguments, "--model", model, *ANYTHING]) == 0
     assert capsys.readouterr().out == "-> out.json\n"
     document = json.loads((folder / "out.json").read_text())
-    assert document["names"] == ["cat"] and [photo["image"] for photo in document["images"]] == ["photo.jpg"]
+    assert document["names"] == ["cat"] and [photo["photo"] for photo in document["photos"]] == ["photo.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_command(shipped, tmp_path, capsys) -> None:
     assert main([*line, *options]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["names"] == ["cross", "fish"] and document["prompts"]["cross"] == ["cross", "yellow cross"]
-    found = document["images"][0]["detections"]
+    found = document["photos"][0]["detections"]
     thresholds = {"fish": 0.5, None: 0.2}
     text = {"cross": ["cross", "yellow cross"], "fish": ["fish"]}
     expected = grounded(shipped, text, threshold=thresholds, class_agnostic_nms=True)

@@ -196,7 +196,7 @@ def test_pipeline(sam) -> None:
 def test_command_writes_masks(sam, tmp_path, capsys) -> None:
     command = ["ground", str(DEMO_IMAGE), "--names", *DEMO_NAMES, "--model", "demo", "--masks", sam]
     assert main([*command, "--json", "--save", str(tmp_path / "drawn.png")]) == 0
-    (photo,) = json.loads(capsys.readouterr().out)["images"]
+    (photo,) = json.loads(capsys.readouterr().out)["photos"]
     found = photo["detections"]
     masks = BoxSegmenter.from_pretrained(sam)(DEMO_IMAGE, [one["box"] for one in found])
     assert len(found) >= 4

@@ -310,7 +310,7 @@ def test_command(scene, strip, tmp_path, capsys) -> None:
     image.save(tmp_path / "scene.png")
     command = ["ground", str(tmp_path / "scene.png"), "--names", *scene.names, "--model", "demo", "--tile", "160"]
     assert main([*command, "--overlap", "0.25", "--json"]) == 0
-    (photo,) = json.loads(capsys.readouterr().out)["images"]
+    (photo,) = json.loads(capsys.readouterr().out)["photos"]
     assert [one["text_label"] for one in photo["detections"]] == found["text_labels"]
     assert [one["score"] for one in photo["detections"]] == pytest.approx(found["scores"].tolist(), abs=1e-3)
 

@@ -229,7 +229,7 @@ def test_ground_a_clip(clip, capsys) -> None:
     pytest.importorskip("trackers", reason="trackers is not installed (make adapters): no object is tracked")
     command = ["ground", str(clip("clip.mp4")), "yellow cross", "fish", "--model", "demo", "--stride", "2"]
     assert main([*command, "--track", "--save", "found.mp4", "--json"]) == 0
-    (record,) = json.loads(capsys.readouterr().out)["images"]
+    (record,) = json.loads(capsys.readouterr().out)["photos"]
     assert (record["width"], record["height"], record["frame_rate"], record["saved"]) == (400, 400, 10, "found.mp4")
     assert [(frame["frame"], frame["time"]) for frame in record["frames"]] == [(0, 0.0), (2, 0.2), (4, 0.4)]
     second, third = ({found["track_id"]: found for found in frame["detections"]} for frame in record["frames"][1:])

@@ -292,7 +292,7 @@ def test_upright_is_what_pillow_makes_of_it(orientation, tmp_path):
 def test_a_check_finds_what_a_run_refuses(coco_set, tmp_path):
     folder = Path(coco_set["images"])
     save_turned(folder / "0.png", 40, 30)
-    assert check_data(coco_set).counts == {"turned_image": 1} and not check_data(coco_set).refusal
+    assert check_data(coco_set).counts == {"turned_photo": 1} and not check_data(coco_set).refusal
     (folder / "1.png").unlink()
     report = check_data(coco_set)
     assert report.counts["missing_image"] == 1 and "1 of 4 images are missing" in report.refusal

@@ -225,7 +225,7 @@ def run(arguments: argparse.Namespace) -> int:
             yield ImageDetections(file_name, found.width, found.height, result)
 
         def steps(path: str, target: Path | None, file_name: str) -> Iterator[ImageDetections | None]:
-            record: dict[str, Any] = {"image": path}
+            record: dict[str, Any] = {"photo": path}
             records.append(record)
             try:
                 if _is_video(path):
@@ -286,7 +286,7 @@ def run(arguments: argparse.Namespace) -> int:
             if caption is None
             else {"caption": caption, "phrases": text_labels}
         )
-        document = {"model": arguments.model, **asked, "images": records}
+        document = {"model": arguments.model, **asked, "photos": records}
         if json_file is None:
             print(keep(partial(json.dumps, ensure_ascii=False), document))
         else:
@@ -519,7 +519,7 @@ def _ground_video(
 
     track, stride, errors, index = None, arguments.stride, [], -1
     try:
-        video = Video(record["image"])
+        video = Video(record["photo"])
         if arguments.track:
             scores = dict.fromkeys(("track_activation_threshold", "high_conf_det_threshold"), arguments.threshold)
             track = (
@@ -544,7 +544,7 @@ def _ground_video(
                     record.setdefault("frames", []).append(frame)
                     if not arguments.json:
                         _print_detections(
-                            {**record, **frame, "image": f"{record['image']} frame {index}"}, arguments.threshold
+                            {**record, **frame, "photo": f"{record['photo']} frame {index}"}, arguments.threshold
                         )
                 if write is not None:
                     write(draw_detections(image, result))
@@ -562,7 +562,7 @@ def _ground_video(
 
 
 def _print_detections(record: dict[str, Any], threshold: float) -> None:
-    print(f"{record['image']} ({record['width']}x{record['height']})")
+    print(f"{record['photo']} ({record['width']}x{record['height']})")
     if not record["detections"]:
         print(f"  nothing with a score above {threshold}; try a lower --threshold")
     for found in record["detections"]:

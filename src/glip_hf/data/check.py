@@ -29,7 +29,7 @@ from .sources.tsv import TsvFiles, load_labelmap, load_tsv_yaml, parse_tsv, read
 
 KINDS = DAMAGE | {
     "wrong_size": "an image has another size than annotated",
-    "turned_image": "a photo is annotated as it is stored, not upright as its EXIF orientation shows it, and used so",
+    "turned_photo": "a photo is annotated as it is stored, not upright as its EXIF orientation shows it, and used so",
     "key_mismatch": "rows of image and label files do not belong together",
     "box_overhang": "a box reaches more than a pixel out of the image and is clipped",
     "caption_too_long": "a caption is cut at the model's limit",
@@ -294,7 +294,7 @@ def _check_images(
         elif sizes[0] != annotated:
             (width, height), stored = sizes
             detail = f"it has {width} x {height} pixels, annotated are {annotated[0]} x {annotated[1]}"
-            yield Problem("turned_image" if stored == annotated else "wrong_size", columns.file, where, detail)
+            yield Problem("turned_photo" if stored == annotated else "wrong_size", columns.file, where, detail)
 
 
 def _check_captions(columns: Columns, tokenizer: Any, limit: int) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 """`import glip_hf` and the help of the command line import neither torch nor Transformers; GLIP is registered still."""
 
 import copy
+import gc
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from fresh import python
 from transformers.utils.import_utils import is_torch_greater_or_equal
 
 import glip_hf
-from glip_hf import cli
+from glip_hf import _lazy, cli
 from glip_hf.cli import COMMANDS, check_data, common, convert, evaluate_options, quick
 from glip_hf.compilation import MODES
 from glip_hf.conversion import WRAPPING_CHOICES
@@ -220,3 +221,16 @@ def test_what_was_left_out_is_there_when_something_asks_for_it() -> None:
     assert python(DISTRIBUTED) == "AutoModel DTensor False"
     lines = ["DeferredCompiler True module", "module 2.0", "module 3 AutoModel"]
     assert python(COMPILE).splitlines() == lines
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_collections_of_garbage_wait_for_imports(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for one that fails; and they stay off where they were off."""
+    monkeypatch.setattr(_lazy, "import_module", lambda _: 1 / gc.isenabled())
+    gc.enable() if collects else gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            _lazy.load("GlipConfig")
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()

@@ -560,20 +560,6 @@ def test_offloaded_to_disk(tmp_path) -> None:
     assert_same(loaded(**inputs), model(**inputs))
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_shapes_on_the_meta_device(dtype) -> None:
-    """Of counters of FLOPs and estimates of memory, whose autocast does not know this device."""
-    with torch.device("meta"):
-        model = GlipForGrounding(tiny_config()).eval()
-    inputs = {name: value.to("meta") for name, value in tiny_inputs().items()}
-    with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        outputs = model(**inputs)
-    assert outputs.logits.device.type == "meta" and outputs.logits.shape == (2, LOCATIONS, 9)
-    assert outputs.pred_boxes.shape == (2, LOCATIONS, 4)
-    outputs.logits.sum().backward()
-    assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
-
-
 def test_an_engine_over_weights_on_the_disk(tmp_path) -> None:
     pytest.importorskip("accelerate", reason="accelerate is not installed: device_map cannot be tested")
     model, requests = random_model(), [Request(load_photo(), ["cat", "sofa"]), Request(load_photo(), ["lamp"])]

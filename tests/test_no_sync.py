@@ -13,6 +13,8 @@ from benchmarks.launches import Launches
 from glip_hf import GlipForGrounding
 from glip_hf.modeling_glip import GlipTextFeatures
 
+LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1  # of the pyramid of an image of 64 x 96
+
 
 def on_meta(images):
     with torch.device("meta"):
@@ -26,6 +28,19 @@ asks_for_masks = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.15"),
     reason=f"Transformers {transformers.__version__} asks whether a mask masks anything (before 5.15)",
 )
+
+
+@asks_for_masks
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_shapes_on_the_meta_device(dtype) -> None:
+    """Of counters of FLOPs and estimates of memory, whose autocast does not know this device."""
+    model, inputs, tokens = on_meta(2)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        outputs = model.eval()(**inputs, **tokens)
+    assert outputs.logits.device.type == "meta" and outputs.logits.shape == (2, LOCATIONS, 9)
+    assert outputs.pred_boxes.shape == (2, LOCATIONS, 4)
+    outputs.logits.sum().backward()
+    assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
 
 
 @asks_for_masks

@@ -337,7 +337,6 @@ def test_nan_where_nobody_looks_does_not_matter() -> None:
         ({"image_indices": torch.tensor([0, 0])}, ValueError, r"image_indices \(2,\) do not fit .* must be \(1,\)"),
         ({"pred_boxes": torch.zeros(1, 3, 4)}, ValueError, r"pred_boxes \(1, 3, 4\) do not fit logits"),
         ({"centerness_logits": torch.zeros(1, 3)}, ValueError, r"centerness_logits \(1, 3\) do not fit logits"),
-        ({"spatial_shapes": torch.tensor([[[2, 2]]])}, ValueError, "spatial_shapes have 4 locations, the logits"),
         ({"original_sizes": torch.tensor([[0, 0]])}, ValueError, "original_sizes"),
     ],
 )

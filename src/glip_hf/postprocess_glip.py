@@ -193,8 +193,6 @@ def _detect(outputs: Any, index: int, options: GlipPostProcessKwargs) -> dict[st
             "overflowed in float16, where bfloat16 or float32 helps."
         )
     threshold, sizes = options["threshold"], outputs.spatial_shapes[index].prod(-1).tolist()
-    if sum(sizes) != len(class_scores):
-        raise ValueError(f"spatial_shapes have {sum(sizes)} locations, the logits {len(class_scores)}.")
     lowest = min({None: 0.0, **threshold}.values()) if isinstance(threshold, Mapping) else threshold
     # NMS need not see what is not above the threshold: it would suppress nothing that is.
     scores, locations, classes = _top_candidates(class_scores, centerness, sizes, lowest, options)
